@@ -1,0 +1,12 @@
+'''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
+from . import functional  # noqa: F401 (registers the split forms)
+from .canonizers import SplitCanonizer
+from .composites import SplitCAM, SplitGrad, SplitLRP
+from .recentering import Scaling, Shifting
+from .split import SplitTensor, split_form
+
+
+__all__ = [
+    'Scaling', 'Shifting', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'split_form',
+]
+__version__ = '0.1.0'

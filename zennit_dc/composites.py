@@ -1,0 +1,267 @@
+'''Composites: SplitLRP, SplitGrad and SplitCAM.'''
+from collections.abc import Mapping
+
+from zennit.composites import LayerMapComposite, register_composite
+from zennit.types import BatchNorm, Linear
+
+from .canonizers import SplitCanonizer, require_choice, require_split_rule
+from .recentering import Scaling
+from .rules import ShiftedSensitivity, SplitEpsilon
+from .streams import ActivatedSensitivity, Relevance, Sensitivity
+
+
+class SplitComposite(LayerMapComposite):
+    '''Base class of the composites for models in split form.
+
+    Parameters
+    ----------
+    readout : :py:class:`zennit_dc.streams.Difference`
+        What enters at the output, and the map it makes.
+    rule : :py:class:`zennit_dc.rules.SplitRule`
+        The rule for affine layers, and for all operations outside of them.
+    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]] or None
+        A mapping from module types to rules, prepended to that of the composite.
+    canonizers : list[:py:class:`zennit.canonizers.Canonizer`] or None
+        Canonizers to be applied before the model is split.
+    **kwargs
+        Parameters of :py:class:`~zennit_dc.SplitCanonizer`.
+    '''
+    def __init__(self, readout, rule, layer_map, canonizers, **kwargs):
+        layer_map = [] if layer_map is None else list(layer_map)
+        for types, hook in layer_map:
+            require_split_rule(hook, f'the layer_map\'s entry for {types}')
+        self.readout = readout
+        super().__init__(
+            layer_map + [((Linear, BatchNorm), rule)],
+            canonizers=[*(canonizers or []), SplitCanonizer(readout, rule, **kwargs)],
+        )
+
+    @property
+    def saliency(self):
+        '''The last map at the layer, of shape (batch, height, width) (and the like for other numbers of axes) at the
+        layer's resolution, or None if there was none yet.'''
+        return self.readout.saliency
+
+    def register(self, module):
+        '''Bring a model into split form and register the rules, or leave it as it was if that fails.
+
+        Parameters
+        ----------
+        module : :py:class:`torch.nn.Module`
+            The model.
+        '''
+        try:
+            super().register(module)
+        except BaseException:
+            self.remove()
+            raise
+
+
+@register_composite('split_lrp')
+class SplitLRP(SplitComposite):
+    '''Layer-wise relevance propagation with the epsilon rule on both streams of the split network (section 4.2).
+
+    The gradient of the model's output is the relevance of the chosen stream at the input, in the input's shape; or, for
+    a layer, that at the output of the named module, summed over channels: ``saliency`` holds it at the layer's
+    resolution, and the gradient is its bilinear upsampling, divided evenly among the input's channels.
+
+    Parameters
+    ----------
+    epsilon : float, optional
+        The stabilizer of the epsilon rule (equation 9).
+    stream : {'positive', 'negative', 'combined'}, optional
+        :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
+    layer : str, optional
+        The name of the module at whose output relevance is read. Default is the model's input.
+    pooling : {'wta', 'convex'}, optional
+        The form of max-pooling in the forward pass; relevance always goes to the winner.
+    input_split : {'relu', 'half'}, optional
+        How the input is split.
+    recentering : callable or None, optional
+        The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
+    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
+        A mapping from module types to rules, which is prepended to that of the composite.
+    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
+        Canonizers to be applied before the model is split. None is needed for batch norms: each is merged into the
+        affine layer that it follows, in the order of execution.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not one of its values.
+    TypeError
+        If a rule in ``layer_map`` is not one for split pairs.
+    FloatingPointError
+        In the backward pass, if the map is not finite.
+    '''
+    def __init__(
+        self, epsilon=1e-6, stream='combined', layer=None, pooling='wta', input_split='relu', recentering=Scaling(),
+        layer_map=None, canonizers=None
+    ):
+        require_choice('stream', stream, Relevance.streams)
+        super().__init__(
+            Relevance(stream), SplitEpsilon(epsilon), layer_map, canonizers,
+            layer=layer, pooling=pooling, input_split=input_split, recentering=recentering
+        )
+
+
+class SensitivityComposite(SplitComposite):
+    '''Base class of SplitGrad and SplitCAM, which differ in the readout.
+
+    Parameters
+    ----------
+    readout : type
+        The class of the readout.
+    alpha : float, mapping or callable
+        The shift of the local sensitivities.
+    stream : str
+        The stream.
+    layer_map, canonizers, **kwargs
+        See :py:class:`SplitComposite`.
+    '''
+    def __init__(self, readout, alpha, stream, layer_map, canonizers, **kwargs):
+        require_choice('stream', stream, readout.streams)
+        self.alpha = dict(alpha) if type(alpha) is dict else alpha
+        rule = ShiftedSensitivity(self.alpha_of(''))
+        self.own_layers = len(layer_map or [])
+        super().__init__(readout(stream, rule.damping), rule, layer_map, canonizers, **kwargs)
+
+    def alpha_of(self, name):
+        '''The shift for the module of a name.'''
+        if isinstance(self.alpha, Mapping):
+            try:
+                return self.alpha[name]
+            except KeyError:
+                what = f'module {name!r}' if name else 'the output, under the name \'\' of the model itself'
+                raise ValueError(f'alpha has no value for {what}') from None
+        return self.alpha(name) if callable(self.alpha) else self.alpha
+
+    def mapping(self, ctx, name, module):
+        '''Get the rule of a module: the given one of its type, or that with the module's own alpha.
+
+        Parameters
+        ----------
+        ctx : dict
+            A context dictionary, unused.
+        name : str
+            Name of the module.
+        module : :py:class:`torch.nn.Module`
+            The module.
+
+        Returns
+        -------
+        :py:class:`~zennit_dc.rules.SplitRule` or None
+            The rule, or None if there is none for this module.
+        '''
+        if not (isinstance(self.alpha, Mapping) or callable(self.alpha)):
+            return super().mapping(ctx, name, module)
+        if name == '' and isinstance(self.alpha, Mapping):
+            unknown = set(self.alpha) - {child for child, _ in module.named_modules()}
+            if unknown:
+                raise ValueError(f'alpha has values for modules that the model does not have: {sorted(unknown)}')
+        for types, hook in self.layer_map[:self.own_layers]:
+            if isinstance(module, types):
+                return hook
+        if any(parameter is not None for parameter in module._parameters.values()):
+            return ShiftedSensitivity(self.alpha_of(name))
+        return None
+
+
+@register_composite('split_grad')
+class SplitGrad(SensitivityComposite):
+    '''The shifted sensitivity of a stream of the split network (section 4.1).
+
+    The gradient of the model's output is the sensitivity of the chosen stream at the input, in the input's shape; or,
+    for a layer, its mean over the channels of the named module's output: ``saliency`` holds it at the layer's
+    resolution, and the gradient is its bilinear upsampling, divided evenly among the input's channels.
+
+    Parameters
+    ----------
+    alpha : float, mapping or callable, optional
+        The shift :math:`\\alpha \\in [0, 0.5]` of the local sensitivities (equations 36 to 41), once at the input of
+        each affine layer and once at the output: 0 for the true gradient of the split network, 0.5 for half of the
+        original gradient. Or a mapping from the names of modules to numbers, or a callable of the name; that of the
+        output, and of affine operations outside of modules with parameters, has the name ``''``.
+    stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
+        The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
+    layer : str, optional
+        The name of the module at whose output the sensitivity is read. Default is the model's input.
+    pooling : {'wta', 'convex'}, optional
+        The form of max-pooling.
+    input_split : {'relu', 'half'}, optional
+        How the input is split.
+    recentering : callable or None, optional
+        The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None. No
+        sensitivity depends on it (theorem 6), so that the sum of the streams is not even computed.
+    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
+        A mapping from module types to rules, which is prepended to that of the composite.
+    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
+        Canonizers to be applied before the model is split.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not one of its values.
+    TypeError
+        If a rule in ``layer_map`` is not one for split pairs.
+    FloatingPointError
+        In the backward pass, if the map is not finite.
+    '''
+    def __init__(
+        self, alpha=0.4, stream='g', layer=None, pooling='wta', input_split='relu', recentering=Scaling(),
+        layer_map=None, canonizers=None
+    ):
+        super().__init__(
+            Sensitivity, alpha, stream, layer_map, canonizers,
+            layer=layer, pooling=pooling, input_split=input_split, recentering=recentering
+        )
+
+
+@register_composite('split_cam')
+class SplitCAM(SensitivityComposite):
+    '''The product of a stream's shifted sensitivity and its activation at a layer, summed over channels and not
+    rectified (section 4.1, equations 6 and 7).
+
+    ``saliency`` holds the map at the layer's resolution; the gradient of the model's output is its bilinear upsampling
+    to the input's size, divided evenly among the input's channels. Nothing below the layer is differentiated.
+
+    Parameters
+    ----------
+    layer : str
+        The name of the module at whose output the map is computed.
+    alpha : float, mapping or callable, optional
+        The shift of the local sensitivities, see :py:class:`SplitGrad`.
+    stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
+        The sensitivity of g or h to the positive or the negative stream, times this stream's activation; or that to
+        the difference of both, times the original activation.
+    pooling : {'wta', 'convex'}, optional
+        The form of max-pooling.
+    input_split : {'relu', 'half'}, optional
+        How the input is split.
+    recentering : callable or None, optional
+        The forward stabilisation, on which the maps of the positive and negative stream depend:
+        :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
+    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
+        A mapping from module types to rules, which is prepended to that of the composite.
+    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
+        Canonizers to be applied before the model is split.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not one of its values.
+    TypeError
+        If a rule in ``layer_map`` is not one for split pairs.
+    FloatingPointError
+        In the backward pass, if the map is not finite.
+    '''
+    def __init__(
+        self, layer, alpha=0.4, stream='g', pooling='wta', input_split='relu', recentering=Scaling(),
+        layer_map=None, canonizers=None
+    ):
+        if layer is None:
+            raise ValueError('SplitCAM needs the name of a layer')
+        super().__init__(
+            ActivatedSensitivity, alpha, stream, layer_map, canonizers,
+            layer=layer, pooling=pooling, input_split=input_split, recentering=recentering
+        )

@@ -1,0 +1,456 @@
+'''The split form of each torch function. Modules, methods, operators and functional calls all end up here.'''
+import torch
+from torch.nn import functional as F
+
+from .operations import (
+    Dense, Layer, SplitReLU, activation, add, affine, align, as_pair, batch_norm_parameters, finish_affine, linear,
+    pool, require_batch, route, to_dtype, weighted, window_counts, window_sums
+)
+from .split import SplitTensor, called_in, pairs_in, split_form, unsupported
+
+
+NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
+DENSE = Dense()
+
+
+def overloads(*names):
+    '''All the functions and methods that torch has under the given names.'''
+    found = (getattr(space, name, None) for name in names for space in NAMESPACES)
+    return {function for function in found if callable(function)}
+
+
+def torch_form(*names, inplace=()):
+    '''Register a split form for all functions and methods of torch with these names, and, as an in-place operation, for
+    those of other names.'''
+    def register(form):
+        def in_place(target, *args, **kwargs):
+            if not isinstance(target, SplitTensor):
+                raise unsupported(
+                    f'{inplace[0]} on a plain tensor', (args, kwargs), ', as it would have to become a split pair'
+                )
+            return target.assign(form(target, *args, **kwargs))
+
+        split_form(*overloads(*names))(form)
+        split_form(*overloads(*inplace))(in_place)
+        return form
+    return register
+
+
+def plain(obj):
+    '''Replace split pairs in arguments by their difference, as values.'''
+    if isinstance(obj, SplitTensor):
+        return obj.difference.detach()
+    if isinstance(obj, (tuple, list)):
+        return type(obj)(plain(element) for element in obj) if type(obj) in (tuple, list) else obj
+    if isinstance(obj, dict):
+        return {key: plain(value) for key, value in obj.items()}
+    return obj
+
+
+# what is read off the tensor: shape and kind, and values for comparisons and control flow
+
+for getter in (
+    'shape', 'dtype', 'device', 'ndim', 'layout', 'is_cuda', 'is_cpu', 'is_mps', 'is_sparse', 'is_quantized', 'is_meta',
+    'is_mkldnn', 'is_nested', 'is_xpu', 'itemsize', 'nbytes',
+):
+    @split_form(getattr(torch.Tensor, getter).__get__)
+    def read(pair, *args, getter=getter):
+        return getattr(pair.difference, getter)
+
+
+@split_form(torch.Tensor.requires_grad.__get__)
+def requires_grad(pair, *args):
+    return pair.difference.requires_grad or pair._stream_sum.requires_grad
+
+
+for function in overloads(
+    'size', 'dim', 'ndimension', 'numel', 'nelement', 'is_floating_point', 'is_complex', 'is_contiguous', 'stride',
+    'get_device', 'element_size', '__len__', 'is_signed', 'is_same_size', 'zeros_like', 'ones_like', 'full_like',
+    'empty_like', 'rand_like', 'randn_like', 'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor',
+    '__bool__', '__float__', '__int__', '__index__', 'item', 'tolist', 'gt', 'ge', 'lt', 'le', 'eq', 'ne', 'greater',
+    'greater_equal', 'less', 'less_equal', 'not_equal', 'equal', 'allclose', 'isclose', 'isnan', 'isinf', 'isfinite',
+    'argmax', 'argmin', 'signbit', 'any', 'all', 'count_nonzero', 'is_nonzero',
+):
+    @split_form(function)
+    def value(*args, function=function, **kwargs):
+        return function(*plain(args), **plain(kwargs))
+
+
+# affine layers
+
+def convolution(pair, weight, bias, name, transposed, stride, padding, dilation, groups, output_padding=None):
+    '''Any convolution.'''
+    axes = weight.ndim - 2
+    require_batch(pair, axes + 2, name)
+    function, reverse = getattr(F, name), getattr(torch.nn.grad, f'conv{axes}d_input')
+    if isinstance(padding, str):
+        pair, padding = explicit_padding(pair, padding, weight.shape[2:], dilation)
+
+    def apply(input, weight, bias):
+        if transposed:
+            return function(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return function(input, weight, bias, stride, padding, dilation, groups)
+
+    def transpose(gradient, weight, shape):
+        if transposed:
+            return getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
+        return reverse(shape, weight, gradient, stride, padding, dilation, groups)
+
+    return affine(pair, Layer(apply, transpose, axes), weight, bias)
+
+
+def explicit_padding(pair, padding, kernel, dilation):
+    '''Turn the paddings 'valid' and 'same' into numbers, with one more behind where 'same' is odd.'''
+    if padding == 'valid':
+        return pair, 0
+    dilation = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * len(kernel)
+    total = [width * (size - 1) for width, size in zip(dilation, kernel)]
+    if any(amount % 2 for amount in total):
+        edges = [edge for amount in reversed(total) for edge in (0, amount % 2)]
+        pair = pair.map(lambda tensor: F.pad(tensor, edges))
+    return pair, [amount // 2 for amount in total]
+
+
+def register_convolutions(axes):
+    '''Register the convolution of a number of axes, and its transpose.'''
+    @torch_form(f'conv{axes}d')
+    def conv(pair, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        refuse_pairs(f'conv{axes}d', weight, bias)
+        return convolution(pair, weight, bias, f'conv{axes}d', False, stride, padding, dilation, groups)
+
+    @torch_form(f'conv_transpose{axes}d')
+    def conv_transpose(pair, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+        refuse_pairs(f'conv_transpose{axes}d', weight, bias)
+        return convolution(
+            pair, weight, bias, f'conv_transpose{axes}d', True, stride, padding, dilation, groups, output_padding
+        )
+
+
+for number in (1, 2, 3):
+    register_convolutions(number)
+
+
+def refuse_pairs(name, *parameters):
+    '''Raise where a parameter is itself a split pair: that is a product of pairs.'''
+    if any(pairs_in(parameters)):
+        raise unsupported(name, parameters, ' for a weight or a bias that depends on the input')
+
+
+@torch_form('linear')
+def dense(pair, weight, bias=None):
+    refuse_pairs('linear', weight, bias)
+    require_batch(pair, 2, 'linear')
+    return affine(pair, DENSE, weight, bias)
+
+
+@torch_form('matmul', 'mm', 'bmm', '__matmul__', '__rmatmul__')
+def matmul(left, right):
+    if isinstance(left, SplitTensor) and isinstance(right, SplitTensor):
+        raise unsupported('matmul of two split pairs', (left,))
+    if isinstance(left, SplitTensor):
+        require_batch(left, 2, 'matmul')
+        return affine(left, Layer(lambda input, weight, bias: input @ weight), right)
+    raise_if_mixing_samples(right)
+    return affine(right, Layer(lambda input, weight, bias: weight @ input), left)
+
+
+def raise_if_mixing_samples(pair):
+    '''Raise where a product from the left would mix samples.'''
+    if pair.difference.ndim < 3:
+        raise unsupported('a matrix product from the left', (pair,), ' for an input of fewer than three axes: it would'
+                          ' mix the samples of the batch')
+
+
+@torch_form('addmm')
+def addmm(bias, pair, weight, *, beta=1, alpha=1):
+    if not isinstance(pair, SplitTensor) or isinstance(bias, SplitTensor) or beta != 1 or alpha != 1:
+        raise unsupported('addmm', (bias, pair, weight), ' other than of a constant, a split pair and a matrix')
+    refuse_pairs('addmm', weight)
+    return affine(pair, Layer(lambda input, weight, bias: torch.addmm(bias, input, weight)), weight, bias)
+
+
+@torch_form('batch_norm')
+def batch_norm(
+    pair, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *args
+):
+    '''A batch norm behind an affine layer belongs to this layer; any other is an affine layer itself.'''
+    if training or running_mean is None or running_var is None:
+        raise RuntimeError(
+            f'batch_norm, called in {called_in(pair.form)}, uses the statistics of the batch, with which the map of an'
+            ' image would depend on the others: call .eval() on the model (and track running statistics)'
+        )
+    require_batch(pair, 2, 'batch_norm')
+    scale, shift = (
+        parameter.reshape(1, -1, *(1,) * (pair.difference.ndim - 2))
+        for parameter in batch_norm_parameters(running_mean, running_var, weight, bias, eps)
+    )
+
+    def normalize(input, *parameters):
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+
+    layer = Layer(
+        lambda input, scale, shift: torch.addcmul(shift, input, scale) if shift is not None else input * scale,
+        lambda gradient, scale, shape: gradient * scale,
+    )
+    rule = pair.form.rule
+    if pair.layer is None:
+        return finish_affine(weighted(rule.before_affine(pair), layer, scale, shift, normalize), shift)
+    if not rule.merges_batch_norm:
+        return finish_affine(weighted(pair, layer, scale, shift, normalize), shift)
+    raw, before = pair.layer
+    if before is None:
+        return finish_affine(weighted(raw, layer, scale, shift, normalize), shift)
+    unbiased = raw.like(raw.difference, raw._stream_sum - before.abs())
+    merged = scale * before + shift
+    return finish_affine(weighted(unbiased, layer, scale, merged, normalize), merged)
+
+
+# linear operations without weights
+
+for name in (
+    'avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d',
+    'mean', 'sum', 'nanmean', 'cumsum',
+):
+    for function in overloads(name):
+        @split_form(function)
+        def average(pair, *args, function=function, **kwargs):
+            return linear(pair, lambda tensor: function(tensor, *args, **kwargs))
+
+
+@torch_form('interpolate', 'upsample')
+def interpolate(pair, *args, **kwargs):
+    mode = kwargs.get('mode', args[2] if len(args) > 2 else 'nearest')
+    if mode == 'bicubic' or kwargs.get('antialias'):
+        raise unsupported('interpolate', (pair,), ' for negative coefficients (bicubic) or antialias')
+    return linear(pair, lambda tensor: F.interpolate(tensor, *args, **kwargs))
+
+
+def constant_operand(first, other):
+    '''The pair and the constant of two operands.'''
+    return (first, other) if isinstance(first, SplitTensor) else (other, first)
+
+
+def magnitude_of(constant):
+    '''The absolute value of a number or a tensor.'''
+    return constant.abs() if isinstance(constant, torch.Tensor) else abs(constant)
+
+
+@torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
+def addition(first, other, *, alpha=1):
+    if isinstance(first, SplitTensor) and isinstance(other, SplitTensor):
+        if alpha != 1:
+            other = multiplication(other, alpha)
+        return add((first, other), torch.add)
+    pair, constant = constant_operand(first, other)
+    weight = alpha if pair is other else 1
+    size = magnitude_of(constant) * (1 if pair is other else abs(alpha))
+    return linear(
+        pair,
+        lambda tensor: torch.add(*((tensor, other) if pair is first else (first, tensor)), alpha=alpha),
+        lambda tensor: (tensor if weight == 1 else tensor * abs(weight)) + size,
+    )
+
+
+@torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))
+def subtraction(first, other, *, alpha=1):
+    return addition(first, negation(other) if isinstance(other, SplitTensor) else -other, alpha=alpha)
+
+
+@torch_form('rsub', '__rsub__')
+def reverse_subtraction(other, first, *, alpha=1):
+    return subtraction(first, other, alpha=alpha)
+
+
+@torch_form('neg', 'negative', '__neg__', inplace=('neg_', 'negative_'))
+def negation(pair):
+    return linear(pair, torch.neg, lambda tensor: tensor.view_as(tensor))
+
+
+@torch_form('mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'))
+def multiplication(first, other):
+    pair, constant = constant_operand(first, other)
+    if isinstance(constant, SplitTensor):
+        raise unsupported('the product of two split pairs', (pair,))
+    return linear(pair, lambda tensor: tensor * constant, lambda tensor: tensor * magnitude_of(constant))
+
+
+@torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))
+def division(pair, other, *, rounding_mode=None):
+    if isinstance(other, SplitTensor) or rounding_mode is not None:
+        raise unsupported('division by a split pair or with a rounding mode', (pair, other))
+    return linear(pair, lambda tensor: tensor / other, lambda tensor: tensor / magnitude_of(other))
+
+
+# nonlinear functions
+
+@torch_form('relu', inplace=('relu_',))
+def relu(pair, inplace=False):
+    output = activation(pair, lambda difference, total: SplitReLU.apply(difference, total, pair.form.sums == 'values'))
+    return pair.assign(output) if inplace else output
+
+
+def register_max_pooling(axes):
+    '''Register max-pooling and adaptive max-pooling over a number of axes, both also with indices.'''
+    def winners(indices):
+        def pick(tensor):
+            return tensor.flatten(-axes).gather(-1, indices.flatten(-axes)).view_as(indices)
+        return pick
+
+    def numbers(value):
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+
+    @torch_form(f'max_pool{axes}d_with_indices')
+    def with_indices(
+        pair, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
+    ):
+        stride = kernel_size if stride is None or stride == [] else stride
+        difference, indices = getattr(F, f'max_pool{axes}d_with_indices')(
+            pair.difference, kernel_size, stride, padding, dilation, ceil_mode
+        )
+        geometry = [numbers(value) for value in (kernel_size, stride, padding, dilation)]
+
+        def window_sum(tensor):
+            return window_sums(tensor, *geometry, difference.shape[-axes:])
+
+        return pool(pair, difference, winners(indices), window_sum), indices
+
+    @torch_form(f'max_pool{axes}d')
+    def max_pool(
+        pair, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
+    ):
+        output, indices = with_indices(pair, kernel_size, stride, padding, dilation, ceil_mode)
+        return (output, indices) if return_indices else output
+
+    @torch_form(f'adaptive_max_pool{axes}d_with_indices')
+    def adaptive_with_indices(pair, output_size, return_indices=True):
+        difference, indices = getattr(F, f'adaptive_max_pool{axes}d_with_indices')(pair.difference, output_size)
+
+        def window_sum(tensor):
+            sums = getattr(F, f'adaptive_avg_pool{axes}d')(tensor, difference.shape[-axes:])
+            for axis in range(-axes, 0):
+                counts = window_counts(tensor.shape[axis], difference.shape[axis], tensor.device)
+                sums = sums * counts.to(sums.dtype).reshape(-1, *(1,) * (-axis - 1))
+            return sums
+
+        return pool(pair, difference, winners(indices), window_sum), indices
+
+    @torch_form(f'adaptive_max_pool{axes}d')
+    def adaptive_max_pool(pair, output_size, return_indices=False):
+        output, indices = adaptive_with_indices(pair, output_size)
+        return (output, indices) if return_indices else output
+
+
+for number in (1, 2, 3):
+    register_max_pooling(number)
+
+
+@torch_form('amax')
+def amax(pair, dim=(), keepdim=False):
+    '''Global max-pooling over axes.'''
+    ndim = pair.difference.ndim
+    axes = sorted(axis % ndim for axis in ((dim,) if isinstance(dim, int) else dim)) or list(range(ndim))
+    if 0 in axes:
+        raise unsupported('a maximum over the batch axis', (pair,))
+    rest = [axis for axis in range(ndim) if axis not in axes]
+
+    def windows(tensor):
+        return tensor.permute(*rest, *axes).flatten(len(rest))
+
+    def restore(tensor):
+        return tensor.reshape([1 if axis in axes else pair.shape[axis] for axis in range(ndim)]) if keepdim else tensor
+
+    difference, places = windows(pair.difference).max(-1)
+    return pool(
+        pair, restore(difference), lambda tensor: restore(windows(tensor).gather(-1, places[..., None])[..., 0]),
+        lambda tensor: restore(windows(tensor).sum(-1)),
+    )
+
+
+for name in (
+    'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', 'feature_dropout',
+):
+    @torch_form(name)
+    def dropout(pair, p=0.5, training=None, inplace=False, name=name):
+        # as in torch.nn.functional, whose dropouts are on where nothing is said, but for the alpha dropouts
+        if (name not in ('alpha_dropout', 'feature_alpha_dropout') if training is None else training) and p > 0:
+            raise RuntimeError(
+                f'{name}, called in {called_in(pair.form)}, is in training mode: call .eval() on the model'
+            )
+        return pair
+
+
+# routing
+
+for name in (
+    'flatten', 'unflatten', 'reshape', 'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis',
+    't', 'unsqueeze', 'squeeze', 'expand', 'narrow', 'select', 'contiguous', 'clone', 'flip', 'roll', 'repeat', 'tile',
+    'repeat_interleave', 'index_select', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', '__getitem__',
+    'reshape_as', 'expand_as', 'broadcast_to', 'detach', 'ravel', 'unfold', 'native_channel_shuffle',
+    'fliplr', 'flipud', 'rot90', 'diagonal', 'take_along_dim', 'gather', 'masked_select', 'alias_copy',
+):
+    for function in overloads(name):
+        @split_form(function)
+        def routing(pair, *args, function=function, **kwargs):
+            return route(pair, lambda tensor: function(tensor, *plain(args), **plain(kwargs)))
+
+
+@split_form(torch.Tensor.view, torch.Tensor.view_as)
+def view(pair, *shape):
+    difference = pair.difference.view(*shape) if not isinstance(shape[0], torch.Tensor) else (
+        pair.difference.view(shape[0].shape)
+    )
+    # the sum may lie in memory in another order than the difference
+    return pair.like(difference, pair._stream_sum.reshape(difference.shape))
+
+
+for getter in ('T', 'mT', 'H', 'mH'):
+    @split_form(getattr(torch.Tensor, getter).__get__)
+    def transposed(pair, *args, getter=getter):
+        return route(pair, lambda tensor: getattr(tensor, getter))
+
+
+for name in ('chunk', 'split', 'tensor_split', 'unbind', 'unsafe_chunk', 'unsafe_split', 'split_with_sizes'):
+    for function in overloads(name):
+        @split_form(function)
+        def pieces(pair, *args, function=function, **kwargs):
+            return tuple(
+                pair.like(difference, stream_sum) for difference, stream_sum in zip(
+                    function(pair.difference, *args, **kwargs), function(pair._stream_sum, *args, **kwargs)
+                )
+            )
+
+
+@split_form(torch.Tensor.__iter__)
+def iterate(pair):
+    return iter(pair.unbind(0))
+
+
+for name in ('to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as'):
+    for function in overloads(name):
+        @split_form(function)
+        def conversion(pair, *args, function=function, **kwargs):
+            return to_dtype(pair, lambda tensor: function(tensor, *plain(args), **plain(kwargs)))
+
+
+for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack'):
+    for function in overloads(name):
+        @split_form(function)
+        def joining(tensors, *args, function=function, **kwargs):
+            form = next(pairs_in(tensors)).form
+            pairs = [tensor if isinstance(tensor, SplitTensor) else as_pair(tensor, form) for tensor in tensors]
+            aligned = align([pair for pair, tensor in zip(pairs, tensors) if pair is tensor])
+            first = aligned[0]
+            places = iter(aligned)
+            pairs = [next(places) if pair is tensor else pair for pair, tensor in zip(pairs, tensors)]
+            return first.like(
+                function([pair.difference for pair in pairs], *args, **kwargs),
+                function([pair._stream_sum for pair in pairs], *args, **kwargs),
+            )
+
+
+@split_form(F.pad)
+def pad(pair, pad, mode='constant', value=None):
+    return pair.like(
+        F.pad(pair.difference, pad, mode, value),
+        F.pad(pair._stream_sum, pad, mode, None if value is None else abs(value)),
+    )

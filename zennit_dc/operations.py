@@ -1,0 +1,415 @@
+'''The kinds of operation on split pairs, of which every split form is made: affine, linear, activation, routing,
+max-pooling and addition.'''
+import math
+
+import torch
+
+from .split import SplitTensor, called_in, input_sum, sum_dtype, unsupported
+
+
+CHUNK = 2 ** 18
+
+
+class ScaleGradient(torch.autograd.Function):
+    '''The identity, whose gradient is multiplied by a factor.'''
+    @staticmethod
+    def forward(ctx, input, factor):
+        ctx.factor = factor
+        return input.view_as(input)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.factor, None
+
+
+class Replace(torch.autograd.Function):
+    '''Another value for a tensor, with the gradient of the tensor (theorem 6).'''
+    @staticmethod
+    def forward(ctx, input, value):
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class SplitReLU(torch.autograd.Function):
+    '''ReLU of the pair, :math:`(\\max(d, 0), s + \\max(-d, 0))` (equation 1), with the mask of the original
+    pre-activations, :math:`d \\geq 0` (equation 48). Where the sum is not computed, it is passed on.'''
+    @staticmethod
+    def forward(ctx, difference, stream_sum, evaluate):
+        ctx.save_for_backward(difference >= 0)
+        output = torch.relu(difference)
+        return output, stream_sum + (output - difference) if evaluate else stream_sum.view_as(stream_sum)
+
+    @staticmethod
+    def backward(ctx, gradient, sum_gradient):
+        mask, = ctx.saved_tensors
+        # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
+        through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask.to(gradient.dtype))
+        return through, sum_gradient, None
+
+
+class Magnitude(torch.autograd.Function):
+    '''The way of the sum through an affine layer, :math:`|W| s + |b|`. The absolute values live only as long as they
+    are needed, and nothing but the layer's own weights is kept for the backward pass.'''
+    @staticmethod
+    def forward(ctx, stream_sum, weight, bias, layer, shape):
+        ctx.layer, ctx.shape = layer, stream_sum.shape
+        ctx.save_for_backward(weight)
+        if shape is not None:
+            return stream_sum.new_zeros(()).expand(shape)
+        with torch.autocast(stream_sum.device.type, enabled=False):
+            return layer.magnitude(stream_sum, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        weight, = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            return ctx.layer.transposed_magnitude(gradient, weight, ctx.shape), None, None, None, None
+
+
+class Layer:
+    '''An affine layer with weights.
+
+    Parameters
+    ----------
+    apply : callable
+        The layer, a function ``(input, weight, bias) -> output``.
+    transpose : callable, optional
+        The transpose of its linear part, a function ``(gradient, weight, input_shape) -> gradient``. Without it, the
+        gradient is left to autograd, which keeps the weights' absolute values in memory.
+    axes : int, optional
+        The number of axes behind that of the channels, to which the bias belongs.
+    '''
+    def __init__(self, apply, transpose=None, axes=0):
+        self.apply = apply
+        self.transpose = transpose
+        self.axes = axes
+
+    def magnitude(self, stream_sum, weight, bias):
+        '''Apply the layer with the absolute values of its parameters.'''
+        return self.apply(stream_sum, magnitude(weight, stream_sum), magnitude(bias, stream_sum))
+
+    def transposed_magnitude(self, gradient, weight, shape):
+        '''Apply the transpose of the layer with the absolute values of its weights.'''
+        return self.transpose(gradient, magnitude(weight, gradient), shape)
+
+
+class Dense(Layer):
+    '''A fully connected layer. Its weights are many and used once, so that their absolute values are taken in chunks
+    that fit into the processor's cache.'''
+    def __init__(self):
+        super().__init__(torch.nn.functional.linear, lambda gradient, weight, shape: gradient @ weight)
+
+    def magnitude(self, stream_sum, weight, bias):
+        if not self.in_chunks(weight):
+            return super().magnitude(stream_sum, weight, bias)
+        output = torch.cat([stream_sum @ rows.T for _, rows in self.chunks(weight, stream_sum)], -1)
+        return output if bias is None else output + magnitude(bias, stream_sum)
+
+    def transposed_magnitude(self, gradient, weight, shape):
+        if not self.in_chunks(weight):
+            return super().transposed_magnitude(gradient, weight, shape)
+        output = gradient.new_zeros(shape)
+        for place, rows in self.chunks(weight, gradient):
+            output += gradient[..., place] @ rows
+        return output
+
+    @staticmethod
+    def in_chunks(weight):
+        '''Whether to take the weights in chunks: on the CPU, unless a graph of the gradient is asked for.'''
+        return weight.device.type == 'cpu' and weight.numel() > CHUNK and not torch.is_grad_enabled()
+
+    @staticmethod
+    def chunks(weight, like):
+        '''Yield slices of rows, and the absolute values of these.'''
+        step = max(CHUNK // weight.shape[1], 1)
+        for start in range(0, weight.shape[0], step):
+            yield slice(start, start + step), magnitude(weight[start:start + step], like)
+
+
+def magnitude(tensor, like):
+    '''The absolute value of a tensor, if it is one, in the dtype of another.'''
+    return None if tensor is None else tensor.abs().to(like.dtype)
+
+
+def affine(pair, layer, weight, bias=None):
+    '''The split form of an affine layer with weights, :math:`(W d + b, |W| s + |b|)`.
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The layer's input, of shape (batch, ...).
+    layer : :py:class:`Layer`
+        The layer.
+    weight : :py:class:`torch.Tensor`
+        Its weight.
+    bias : :py:class:`torch.Tensor`, optional
+        Its bias.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The layer's output.
+    '''
+    raw = weighted(pair.form.rule.before_affine(pair), layer, weight, bias)
+    return finish_affine(raw, bias.reshape(-1, *(1,) * layer.axes) if bias is not None and layer.axes else bias)
+
+
+def finish_affine(raw, bias):
+    '''Place the rule behind an affine layer and re-center its output, which remembers the layer in case that a batch
+    norm follows.'''
+    output = recenter(raw.form.rule.behind(raw))
+    output.layer = (raw, bias)
+    return output
+
+
+def weighted(pair, layer, weight, bias, difference_layer=None):
+    '''Apply an affine layer to both tensors of the pair.'''
+    form = pair.form
+    difference = (difference_layer or layer.apply)(pair.difference, weight, bias)
+    stream_sum = pair._stream_sum
+    if form.sums == 'growth':
+        bias = None
+    if layer.transpose is None or form.rule.quantity is None:
+        with torch.autocast(stream_sum.device.type, enabled=False):
+            stream_sum = Layer.magnitude(layer, stream_sum, weight, bias)
+    else:
+        unevaluated = difference.shape if form.sums == 'unevaluated' else None
+        stream_sum = Magnitude.apply(stream_sum, weight, bias, layer, unevaluated)
+    output = pair.like(difference, stream_sum)
+    return count_growth(pair, output) if form.sums == 'growth' else output
+
+
+def count_growth(pair, output):
+    '''Scale the gradients of an affine layer's output by a power of two for each sample, that is about by how much the
+    layer will let the sum's gradient grow, and count the powers.'''
+    growth = sample_means(output._stream_sum) / sample_means(pair._stream_sum) * pair.form.rule.damping
+    exponent = torch.ceil(torch.log2(growth)).clamp(min=0.)
+    scaled = scale_gradients(output, torch.exp2(-exponent))
+    scaled.exponent = pair.exponent + exponent
+    return scaled
+
+
+def recenter(pair):
+    '''Choose a new sum. Gradients do not see it (theorem 6), unless the map itself is to be differentiated.'''
+    form = pair.form
+    if form.sums == 'unevaluated' or (form.recentering is None and form.sums == 'values'):
+        return pair.like(pair.difference, pair._stream_sum)
+    if form.sums == 'growth':
+        new = pair._stream_sum.detach() / broadcast(sample_means(pair._stream_sum), pair)
+    elif form.recorded is not None:
+        return pair.like(pair.difference, form.recentering(pair.difference, pair._stream_sum))
+    else:
+        new = form.recentering(pair.difference.detach(), pair._stream_sum.detach())
+    return pair.like(pair.difference, Replace.apply(pair._stream_sum, new))
+
+
+def sample_means(tensor):
+    '''The mean of each sample.'''
+    return tensor.detach().reshape(tensor.shape[0], -1).mean(1)
+
+
+def broadcast(values, pair):
+    '''Make one value per sample broadcast over a pair.'''
+    return values.reshape(-1, *(1,) * (pair.difference.ndim - 1))
+
+
+def scale_gradients(pair, factors):
+    '''Multiply the gradients of both tensors by one factor per sample.'''
+    factors = broadcast(factors, pair)
+    return pair.like(
+        ScaleGradient.apply(pair.difference, factors.to(pair.difference.dtype)),
+        ScaleGradient.apply(pair._stream_sum, factors.to(pair._stream_sum.dtype)),
+    )
+
+
+def align(pairs):
+    '''Give pairs that will be joined the same power of two.'''
+    if pairs[0].form.sums != 'growth':
+        return pairs
+    highest = torch.stack([pair.exponent for pair in pairs]).amax(0)
+    aligned = [scale_gradients(pair, torch.exp2(pair.exponent - highest)) for pair in pairs]
+    for pair in aligned:
+        pair.exponent = highest
+    return aligned
+
+
+def linear(pair, function, sum_function=None):
+    '''The split form of a linear operation without weights (averages, sums, constants to add or multiply).
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The operation's input.
+    function : callable
+        The operation on the difference.
+    sum_function : callable, optional
+        The operation on the sum. Default is the same, which is right where no coefficient is negative.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The operation's output.
+    '''
+    require_pair(pair)
+    rule = pair.form.rule
+    pair = rule.before_linear(pair)
+    return rule.behind(pair.like(function(pair.difference), (sum_function or function)(pair._stream_sum)))
+
+
+def activation(pair, function):
+    '''The split form of an elementwise nonlinear function.
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The function's input.
+    function : callable
+        A function ``(difference, stream_sum) -> (difference, stream_sum)``. Sensitivities pass through its gradient;
+        relevance passes unchanged.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The function's output.
+    '''
+    return pair.form.rule.activation(
+        lambda operand: operand.like(*function(operand.difference, operand._stream_sum)), pair
+    )
+
+
+def route(pair, function):
+    '''The split form of an operation that only moves values: the same for both tensors.
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The operation's input.
+    function : callable
+        The operation, which returns a tensor.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The operation's output, which is ``pair`` itself where the operation returns its very argument.
+    '''
+    require_pair(pair)
+    difference = function(pair.difference)
+    return pair if difference is pair.difference else pair.like(difference, function(pair._stream_sum))
+
+
+def add(pairs, function):
+    '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly.
+
+    Parameters
+    ----------
+    pairs : tuple of :py:class:`~zennit_dc.split.SplitTensor`
+        The summands.
+    function : callable
+        The addition of tensors.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The sum of the pairs.
+    '''
+    pairs = pairs[0].form.rule.summands(*align(pairs))
+    return pairs[0].like(
+        function(*(pair.difference for pair in pairs)), function(*(pair._stream_sum for pair in pairs))
+    )
+
+
+def pool(pair, difference, winners, window_sum):
+    '''The split form of max-pooling (section 3.4).
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The input.
+    difference : :py:class:`torch.Tensor`
+        The largest difference of each window.
+    winners : callable
+        A function that picks the values at the places of these from a tensor of the input's shape.
+    window_sum : callable
+        A function that sums such a tensor over each window.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The output: the sum at the winner's place, or, for ``pooling='convex'``, the largest difference plus the
+        window's sum of :math:`s - d`.
+    '''
+    winner = winners(pair._stream_sum)
+    if pair.form.pooling == 'wta':
+        return pair.like(difference, winner)
+    change = difference - window_sum(pair.difference)
+    if pair.form.sums != 'values':
+        change = Replace.apply(change, torch.zeros_like(change))
+    return pair.like(difference, pair.form.rule.pooling(winner, window_sum(pair._stream_sum) + change))
+
+
+def as_pair(tensor, form):
+    '''A constant as a split pair.'''
+    return SplitTensor(tensor, input_sum(tensor, 'relu'), form)
+
+
+def require_pair(operand):
+    '''Raise if an operation's first operand is no split pair, as where a pair is an index or a parameter.'''
+    if not isinstance(operand, SplitTensor):
+        raise NotImplementedError(
+            f'a function, called in {called_in(None)}, has a split pair for another argument than its first, for which'
+            ' it has no split form'
+        )
+
+
+def require_batch(pair, dimensions, name):
+    '''Raise if the pair lacks its batch axis.'''
+    if pair.difference.ndim < dimensions:
+        raise unsupported(
+            name, (pair,), f' for an input of shape {tuple(pair.difference.shape)} without a batch axis'
+        )
+
+
+def batch_norm_parameters(mean, variance, weight, bias, eps):
+    '''The scale and the shift that a batch norm in eval mode amounts to.'''
+    scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def window_counts(size, windows, device):
+    '''The number of entries in each window of adaptive pooling along one axis.'''
+    places = torch.arange(windows, device=device)
+    return ((places + 1) * size + windows - 1) // windows - places * size // windows
+
+
+def window_sums(tensor, kernel, stride, padding, dilation, shape):
+    '''Sum a tensor over the windows of a pooling whose output has the given spatial shape.'''
+    axes = len(kernel)
+    spatial = tensor.shape[-axes:]
+    # what ceil_mode needs behind the last window, from the last axis on as torch.nn.functional.pad counts
+    behind = [
+        max((windows - 1) * step + width * (size - 1) + 1 - length - pad, pad)
+        for windows, step, width, size, length, pad in zip(shape, stride, dilation, kernel, spatial, padding)
+    ]
+    edges = [edge for pad, end in zip(reversed(padding), reversed(behind)) for edge in (pad, end)]
+    padded = torch.nn.functional.pad(tensor.reshape(-1, 1, *spatial), edges)
+    convolution = getattr(torch.nn.functional, f'conv{axes}d')
+    sums = convolution(padded, padded.new_ones(1, 1, *kernel), stride=stride, dilation=dilation)
+    sums = sums[(..., *(slice(windows) for windows in shape))]
+    return sums.reshape(*tensor.shape[:-axes], *shape)
+
+
+def largest_power(exponent, magnitude, dtype):
+    '''The largest power of two, up to the given one, that numbers up to a magnitude can be scaled by in a dtype.'''
+    top = math.frexp(torch.finfo(dtype).max)[1] - 2
+    return torch.minimum(exponent, top - torch.frexp(magnitude.double())[1]).clamp(min=0.)
+
+
+def to_dtype(pair, function):
+    '''Change the dtype or the device of a pair; the sum stays in at least float32.'''
+    difference = function(pair.difference)
+    if difference is pair.difference:
+        return pair
+    return pair.like(difference, pair._stream_sum.to(difference.device, sum_dtype(difference.dtype)))

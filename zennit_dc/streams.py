@@ -1,0 +1,134 @@
+'''What is read off the streams: which gradients enter at the output, and which map they make at the input or a layer.'''
+import torch
+
+
+class Difference:
+    '''The gradient of the difference: that of the original network.'''
+    name = 'Gradient'
+    needs_sum = False
+    uses_values = False
+    advice = 'check the input and the weights'
+
+    def __init__(self):
+        self.saliency = None
+
+    def seed(self, gradient, sum_dtype):
+        '''The gradients of the output's difference and sum.
+
+        Parameters
+        ----------
+        gradient : :py:class:`torch.Tensor`
+            The gradient, or relevance, at the model's output.
+        sum_dtype : :py:class:`torch.dtype`
+            The dtype of the sum.
+
+        Returns
+        -------
+        tuple of :py:class:`torch.Tensor`
+            The gradient of the difference and that of the sum.
+        '''
+        return gradient, torch.zeros_like(gradient, dtype=sum_dtype)
+
+    def combine(self, gradient, sum_gradient):
+        '''The map per entry, from the gradients of the difference and the sum.'''
+        return gradient
+
+    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+        '''The map of a layer's output, reduced over channels: their sum.'''
+        return self.combine(gradient, sum_gradient).sum(1)
+
+
+class Sensitivity(Difference):
+    '''The sensitivity of a stream (section 3.3), with :math:`\\delta^+ = \\partial g / \\partial d + \\partial g /
+    \\partial s`, :math:`\\delta^- = \\partial g / \\partial s - \\partial g / \\partial d` and
+    :math:`\\delta = \\partial g / \\partial d` (equation 46), and the same for h.
+
+    Parameters
+    ----------
+    stream : {'+g', '-g', 'g', '+h', '-h', 'h'}
+        Whether the output's g or h is explained, and the sensitivity to the positive or negative stream, or to their
+        difference.
+    damping : float
+        :math:`1 - 2 \\alpha^{(L)}`, the factor of the sum's gradient at the output.
+    '''
+    name = 'SplitGrad'
+    advice = 'try a larger alpha or an input in float64'
+    streams = ('+g', '-g', 'g', '+h', '-h', 'h')
+
+    def __init__(self, stream, damping):
+        super().__init__()
+        self.sign, self.output = (stream[0], stream[1]) if len(stream) == 2 else ('', stream)
+        self.damping = damping
+
+    def seed(self, gradient, sum_dtype):
+        '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
+        gradient is shifted.'''
+        half = gradient / 2
+        return half if self.output == 'g' else -half, half.abs().to(sum_dtype) * self.damping
+
+    def combine(self, gradient, sum_gradient):
+        '''The local sensitivities.'''
+        if self.sign == '+':
+            return sum_gradient + gradient
+        if self.sign == '-':
+            return sum_gradient - gradient
+        return gradient
+
+    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+        '''The sensitivities' mean over channels.'''
+        return self.combine(gradient, sum_gradient).mean(1)
+
+
+class ActivatedSensitivity(Sensitivity):
+    '''The product of a stream's sensitivity and its activation (equations 6 and 7).
+
+    Parameters
+    ----------
+    stream : {'+g', '-g', 'g', '+h', '-h', 'h'}
+        The stream, see :py:class:`Sensitivity`.
+    damping : float
+        The factor of the sum's gradient at the output.
+    '''
+    name = 'SplitCAM'
+    uses_values = True
+
+    def __init__(self, stream, damping):
+        super().__init__(stream, damping)
+        self.needs_sum = self.sign != ''
+
+    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+        '''The sum over channels of sensitivity times activation, which is not rectified.'''
+        if self.sign == '+':
+            activation = (stream_sum + difference) / 2
+        elif self.sign == '-':
+            activation = (stream_sum - difference) / 2
+        else:
+            activation = difference
+        return (self.combine(gradient, sum_gradient) * activation).sum(1)
+
+
+class Relevance(Difference):
+    '''The relevance of a stream (section 4.2). At the output, all relevance is in the positive stream.
+
+    Parameters
+    ----------
+    stream : {'positive', 'negative', 'combined'}
+        :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
+    '''
+    name = 'SplitLRP'
+    needs_sum = True
+    uses_values = True
+    advice = 'try recentering=Scaling() or an input in float64'
+    streams = ('positive', 'negative', 'combined')
+
+    def __init__(self, stream):
+        super().__init__()
+        self.stream = stream
+
+    def combine(self, gradient, sum_gradient):
+        '''The relevances, which the gradients of difference and sum stand for.'''
+        if self.stream == 'positive':
+            return gradient
+        if self.stream == 'negative':
+            return sum_gradient
+        return gradient - sum_gradient
