@@ -1,6 +1,7 @@
 '''Canonizers: a model into split form and back.'''
 import functools
 import warnings
+from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -249,16 +250,20 @@ class SplitRun:
                 f' the input of shape {tuple(self.input.shape)}: choose a layer before the spatial axes are reduced'
             )
         self.captured = True
+        affine = None if output.layer is None else replace(output.layer, is_read=True)
         if self.recorded is not None:
             self.recorded.append((output.difference, output._stream_sum))
+            output.layer = affine
             return output
         values = self.form.values(output)
         self.form.sums = self.above_layer
         stream_sum = torch.ones_like(output._stream_sum) if self.form.sums == 'growth' else output._stream_sum
         torch.set_grad_enabled(self.graph)
-        return output.like(
+        output = output.like(
             *AtLayer.apply(self.input, output.difference.detach(), stream_sum.detach(), *values, self)
         )
+        output.layer = affine
+        return output
 
     def input_map(self, gradient, sum_gradient):
         '''The map at the input.'''
@@ -319,7 +324,7 @@ class SplitRun:
         if (power < exponent).any():
             warnings.warn(
                 f'the map of {self.readout.name} is too large for {map.dtype}: it is scaled, image by image, by'
-                f' two to the power of {(power - exponent).int().tolist()}; a larger alpha avoids this'
+                f' two to the power of {(power - exponent).int().tolist()}; a larger alpha avoids this', stacklevel=2
             )
         half = torch.floor(power / 2)
         shape = (-1, *(1,) * (map.ndim - 1))

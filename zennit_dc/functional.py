@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from .operations import (
     Dense, Layer, SplitReLU, activation, add, affine, align, as_pair, batch_norm_parameters, finish_affine, linear,
-    pool, require_batch, route, to_dtype, weighted, window_counts, window_sums
+    pool, recenter, require_batch, route, to_dtype, weighted, window_counts, window_sums
 )
 from .split import SplitTensor, called_in, pairs_in, split_form, unsupported
 
@@ -192,17 +192,19 @@ def batch_norm(
         lambda input, scale, shift: torch.addcmul(shift, input, scale) if shift is not None else input * scale,
         lambda gradient, scale, shape: gradient * scale,
     )
-    rule = pair.form.rule
-    if pair.layer is None:
+    rule, before = pair.form.rule, pair.layer
+    if before is None:
         return finish_affine(weighted(rule.before_affine(pair), layer, scale, shift, normalize), shift)
     if not rule.merges_batch_norm:
         return finish_affine(weighted(pair, layer, scale, shift, normalize), shift)
-    raw, before = pair.layer
-    if before is None:
-        return finish_affine(weighted(raw, layer, scale, shift, normalize), shift)
-    unbiased = raw.like(raw.difference, raw._stream_sum - before.abs())
-    merged = scale * before + shift
-    return finish_affine(weighted(unbiased, layer, scale, merged, normalize), merged)
+    raw = before.raw
+    if before.bias is not None:
+        raw = raw.like(raw.difference, raw._stream_sum - before.bias.abs())
+        shift = scale * before.bias + shift
+    if before.is_read:
+        merged = weighted(raw, layer, scale, shift, normalize)
+        return recenter(activation(pair, lambda *_: (merged.difference, merged._stream_sum)))
+    return finish_affine(weighted(raw, layer, scale, shift, normalize), shift)
 
 
 # linear operations without weights

@@ -1,6 +1,7 @@
 '''The kinds of operation on split pairs, of which every split form is made: affine, linear, activation, routing,
 max-pooling and addition.'''
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -67,6 +68,15 @@ class Magnitude(torch.autograd.Function):
         weight, = ctx.saved_tensors
         with torch.autocast(gradient.device.type, enabled=False):
             return ctx.layer.transposed_magnitude(gradient, weight, ctx.shape), None, None, None, None
+
+
+@dataclass(frozen=True)
+class AffineOutput:
+    '''What a pair remembers that is the very output of an affine layer: the pair before rule and re-centering, the
+    bias, and whether the map is read here, so that there is no layer any more into which to merge a batch norm.'''
+    raw: SplitTensor
+    bias: torch.Tensor | None
+    is_read: bool = False
 
 
 class Layer:
@@ -161,7 +171,7 @@ def finish_affine(raw, bias):
     '''Place the rule behind an affine layer and re-center its output, which remembers the layer in case that a batch
     norm follows.'''
     output = recenter(raw.form.rule.behind(raw))
-    output.layer = (raw, bias)
+    output.layer = AffineOutput(raw, bias)
     return output
 
 

@@ -151,7 +151,9 @@ class SplitTensor(torch.Tensor):
         if not difference.is_floating_point():
             raise TypeError(f'a split pair needs floating point tensors, not {difference.dtype}')
         if difference.shape != stream_sum.shape:
-            raise ValueError(f'difference and sum differ in shape: {tuple(difference.shape)} and {tuple(stream_sum.shape)}')
+            raise ValueError(
+                f'difference and sum differ in shape: {tuple(difference.shape)} and {tuple(stream_sum.shape)}'
+            )
         return torch.Tensor._make_wrapper_subclass(
             cls, difference.shape, dtype=difference.dtype, device=difference.device
         )

@@ -1,4 +1,4 @@
-'''What is read off the streams: which gradients enter at the output, and which map they make at the input or a layer.'''
+'''What is read off the streams: which gradients enter at the output, and which map they make at input or layer.'''
 import torch
 
 

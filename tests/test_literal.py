@@ -1,0 +1,107 @@
+'''Equality with the paper's equations, word by word in float64.'''
+import pytest
+import torch
+from literal import Network
+
+from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
+
+STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
+ALPHAS = (0., .1, .3, .4, .5)
+LAYERS = ('conv1', 'norm1', 'pool', 'conv2', 'norm2', 'conv3', 'conv4', 'mean')
+UNIT = 2
+# scaling is triggered in this network by a threshold of 1
+RECENTERINGS = {'none': (None, None), 'scaling': (Scaling(.1, 1.), (.1, 1.)), 'shifting': (Shifting(), 'shifting')}
+
+
+@pytest.fixture(scope='module', name='network')
+def fixture_network():
+    return Network()
+
+
+@pytest.fixture(scope='module', name='image')
+def fixture_image():
+    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def explain(composite, network, image, unit=UNIT):
+    image = image.clone().requires_grad_()
+    with composite.context(network):
+        output = network(image)
+        gradient, = torch.autograd.grad(output[:, unit].sum(), image)
+    assert torch.equal(output, network(image))
+    return gradient
+
+
+def assert_close(actual, expected):
+    # both sides are sums of at most some thousand float64 products of like magnitude: 1e-12 is attained
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10 * expected.abs().max().item())
+
+
+def local_sensitivity(deltas, stream):
+    plus, minus = deltas
+    return {'+': plus, '-': minus}.get(stream[0], (plus - minus) / 2)
+
+
+def activation(streams, stream):
+    plus, minus = streams
+    return {'+': plus, '-': minus}.get(stream[0], plus - minus)
+
+
+@pytest.mark.parametrize('input_split', ['relu', 'half'])
+@pytest.mark.parametrize('pooling', ['wta', 'convex'])
+@pytest.mark.parametrize('alpha', ALPHAS)
+def test_sensitivity_at_input(network, image, alpha, pooling, input_split):
+    literal = network.literal(pooling)
+    literal.forward(image, input_split)
+    for stream in STREAMS:
+        expected = local_sensitivity(literal.sensitivities(UNIT, stream[-1], alpha)['input'], stream)
+        composite = SplitGrad(alpha, stream, pooling=pooling, input_split=input_split)
+        assert_close(explain(composite, network, image), expected)
+
+
+@pytest.mark.parametrize('recentering', RECENTERINGS)
+@pytest.mark.parametrize('input_split', ['relu', 'half'])
+@pytest.mark.parametrize('pooling', ['wta', 'convex'])
+@pytest.mark.parametrize('alpha', ALPHAS)
+def test_sensitivities_at_layers(network, image, alpha, pooling, input_split, recentering):
+    recentering, literal_recentering = RECENTERINGS[recentering]
+    literal = network.literal(pooling)
+    literal.forward(image, input_split, literal_recentering)
+    kwargs = {'pooling': pooling, 'input_split': input_split, 'recentering': recentering}
+    for stream in STREAMS:
+        deltas = literal.sensitivities(UNIT, stream[-1], alpha)
+        for layer in LAYERS:
+            delta = local_sensitivity(deltas[layer], stream)
+            grad = SplitGrad(alpha, stream, layer, **kwargs)
+            explain(grad, network, image)
+            assert_close(grad.saliency, delta.mean(1))
+            cam = SplitCAM(layer, alpha, stream, **kwargs)
+            explain(cam, network, image)
+            assert_close(cam.saliency, (delta * activation(literal.streams[layer], stream)).sum(1))
+
+
+@pytest.mark.parametrize('recentering', RECENTERINGS)
+@pytest.mark.parametrize('input_split', ['relu', 'half'])
+@pytest.mark.parametrize('pooling', ['wta', 'convex'])
+@pytest.mark.parametrize('epsilon', [1e-6, .1])
+def test_relevance(network, image, epsilon, pooling, input_split, recentering):
+    recentering, literal_recentering = RECENTERINGS[recentering]
+    literal = network.literal(pooling, merged=True)
+    output = literal.forward(image, input_split, literal_recentering)[0]
+    seed = torch.zeros_like(output)
+    seed[:, UNIT] = 1.
+    relevances = literal.relevances(seed, epsilon)
+    kwargs = {'pooling': pooling, 'input_split': input_split, 'recentering': recentering}
+    for stream in ('positive', 'negative', 'combined'):
+        def read(name, stream=stream):
+            plus, minus = relevances[name]
+            return {'positive': plus, 'negative': minus}.get(stream, plus - minus)
+
+        assert_close(explain(SplitLRP(epsilon, stream, **kwargs), network, image), read('input'))
+        for layer in LAYERS:
+            composite = SplitLRP(epsilon, stream, layer, **kwargs)
+            explain(composite, network, image)
+            # the output of a convolution into which a batch norm is merged is that of the batch norm
+            merged = {'conv1': 'norm1', 'conv2': 'norm2'}.get(layer, layer)
+            assert_close(composite.saliency, read(merged).sum(1))
