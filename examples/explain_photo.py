@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from zennit.attribution import Gradient
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonGammaBox
-from zennit.image import imgify, imsave
+from zennit.image import get_cmap, imgify, imsave
 from zennit.torchvision import ResNetCanonizer
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
@@ -127,6 +127,12 @@ def caption(probabilities, target, categories):
     return '\n'.join(lines)
 
 
+def color(saliency):
+    '''Color a map from blue over white, where it is zero, to red. (The palettes of imgify do not work with Pillow 13.)'''
+    largest = saliency.abs().max().clamp(min=torch.finfo(saliency.dtype).tiny)
+    return imgify(get_cmap('bwr')((saliency / largest).numpy() / 2 + .5), vmin=0., vmax=1.)
+
+
 def draw(rows, titles, path):
     '''Draw rows of one photograph and its maps each.
 
@@ -145,7 +151,7 @@ def draw(rows, titles, path):
         first.imshow(photo)
         first.set_title(text, fontsize='medium')
         for saliency, axis in zip(maps, others, strict=True):
-            axis.imshow(imgify(saliency, symmetric=True).convert('RGB'))
+            axis.imshow(color(saliency))
     for title, axis in zip(titles, axes[0, 1:], strict=True):
         axis.set_title(title)
     for axis in axes.flat:
@@ -176,7 +182,7 @@ def explain(args):
         relevance = torch.nn.functional.one_hot(torch.tensor([target]), len(categories)).to(input)
         maps = {title: function(input, relevance)[0].detach().cpu() for title, function in functions.items()}
         for title, saliency in maps.items():
-            imsave(folder / f'{name}_{title.replace("γ", "gamma")}.png', saliency, symmetric=True)
+            imsave(folder / f'{name}_{title.replace("γ", "gamma")}.png', color(saliency))
         photo = input[0].detach().cpu().permute(1, 2, 0) * torch.tensor(preprocessing.std)
         photo = (photo + torch.tensor(preprocessing.mean)).clamp(0., 1.)
         rows.append((caption(probabilities, target, categories), photo, list(maps.values())))

@@ -320,7 +320,10 @@ class SplitRun:
         if not self.growth:
             return map
         exponent = self.exponent
-        power = largest_power(exponent, map.detach().abs().reshape(len(map), -1).amax(1), map.dtype)
+        largest = map.detach().abs().reshape(len(map), -1).amax(1)
+        if (largest == 0).any():
+            raise FloatingPointError(f'the map of {self.readout.name} underflows: {self.readout.advice}')
+        power = largest_power(exponent, largest, map.dtype)
         if (power < exponent).any():
             warnings.warn(
                 f'the map of {self.readout.name} is too large for {map.dtype}: it is scaled, image by image, by'

@@ -189,50 +189,40 @@ def weighted(pair, layer, weight, bias, difference_layer=None):
         unevaluated = difference.shape if form.sums == 'unevaluated' else None
         stream_sum = Magnitude.apply(stream_sum, weight, bias, layer, unevaluated)
     output = pair.like(difference, stream_sum)
-    return count_growth(pair, output) if form.sums == 'growth' else output
+    return count_growth(output) if form.sums == 'growth' else output
 
 
-def count_growth(pair, output):
-    '''Scale the gradients of an affine layer's output by a power of two for each sample, that is about by how much the
-    layer will let the sum's gradient grow, and count the powers.'''
-    growth = sample_means(output._stream_sum) / sample_means(pair._stream_sum) * pair.form.rule.damping
-    exponent = torch.ceil(torch.log2(growth)).clamp(min=0.)
-    scaled = scale_gradients(output, torch.exp2(-exponent))
-    scaled.exponent = pair.exponent + exponent
+def count_growth(output):
+    '''Divide the sum behind an affine layer by a power of two for each sample where its mean is above one, multiply
+    both gradients by the same, and count the powers. A sum that starts as one at the input and goes through the
+    network without biases and activations grows forward as its gradient does backward, so that the gradients stay
+    representable in networks of any depth.'''
+    samples = output._stream_sum.shape[0]
+    mean = output._stream_sum.detach().reshape(samples, -1).mean(1)
+    exponent = torch.ceil(torch.log2(mean)).clamp(min=0.)
+    scaled = scale(output, torch.exp2(-exponent))
+    scaled.exponent = output.exponent + exponent
     return scaled
+
+
+def scale(pair, factors):
+    '''Multiply the sum, and the gradients of difference and sum, by one factor per sample.'''
+    factors = factors.reshape(-1, *(1,) * (pair.difference.ndim - 1))
+    return pair.like(
+        ScaleGradient.apply(pair.difference, factors.to(pair.difference.dtype)),
+        pair._stream_sum * factors.to(pair._stream_sum.dtype),
+    )
 
 
 def recenter(pair):
     '''Choose a new sum. Gradients do not see it (theorem 6), unless the map itself is to be differentiated.'''
     form = pair.form
-    if form.sums == 'unevaluated' or (form.recentering is None and form.sums == 'values'):
+    if form.sums != 'values' or form.recentering is None:
         return pair.like(pair.difference, pair._stream_sum)
-    if form.sums == 'growth':
-        new = pair._stream_sum.detach() / broadcast(sample_means(pair._stream_sum), pair)
-    elif form.recorded is not None:
+    if form.recorded is not None:
         return pair.like(pair.difference, form.recentering(pair.difference, pair._stream_sum))
-    else:
-        new = form.recentering(pair.difference.detach(), pair._stream_sum.detach())
+    new = form.recentering(pair.difference.detach(), pair._stream_sum.detach())
     return pair.like(pair.difference, Replace.apply(pair._stream_sum, new))
-
-
-def sample_means(tensor):
-    '''The mean of each sample.'''
-    return tensor.detach().reshape(tensor.shape[0], -1).mean(1)
-
-
-def broadcast(values, pair):
-    '''Make one value per sample broadcast over a pair.'''
-    return values.reshape(-1, *(1,) * (pair.difference.ndim - 1))
-
-
-def scale_gradients(pair, factors):
-    '''Multiply the gradients of both tensors by one factor per sample.'''
-    factors = broadcast(factors, pair)
-    return pair.like(
-        ScaleGradient.apply(pair.difference, factors.to(pair.difference.dtype)),
-        ScaleGradient.apply(pair._stream_sum, factors.to(pair._stream_sum.dtype)),
-    )
 
 
 def align(pairs):
@@ -240,7 +230,7 @@ def align(pairs):
     if pairs[0].form.sums != 'growth':
         return pairs
     highest = torch.stack([pair.exponent for pair in pairs]).amax(0)
-    aligned = [scale_gradients(pair, torch.exp2(pair.exponent - highest)) for pair in pairs]
+    aligned = [scale(pair, torch.exp2(pair.exponent - highest)) for pair in pairs]
     for pair in aligned:
         pair.exponent = highest
     return aligned

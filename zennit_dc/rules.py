@@ -77,6 +77,8 @@ class ShiftedSensitivity(SplitRule):
 
     def before_affine(self, pair):
         '''Shift the local sensitivities of the layer's input.'''
+        if pair.form.sums == 'growth':
+            return pair.like(pair.difference, pair._stream_sum * self.damping)
         return pair.like(pair.difference, ScaleGradient.apply(pair._stream_sum, self.damping))
 
     def copy(self):
