@@ -3,8 +3,9 @@
     python explain_photo.py dog.jpg cat.jpg --out figure.png
     python explain_photo.py dog.jpg --model vgg16 --layer features.26 --alpha 0.3 --out figure.png
 
-Red speaks for the class and blue against it. Each map is scaled on its own, so that its largest absolute value has the
-full color, and is also saved as an image of its own in a folder next to the figure.
+Red speaks for the class and blue against it; with SplitLRP, red is relevance in the positive stream and blue in the
+negative one. Each map is colored by its own largest absolute value, and is also saved as an image of its own, in a
+folder next to the figure. Without a photograph, a cup of coffee is explained.
 '''
 import argparse
 import sys
@@ -30,20 +31,7 @@ USUAL_PREPROCESSING = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transform
 
 
 def load_model(name, weights):
-    '''Build a classifier of torchvision.
-
-    Parameters
-    ----------
-    name : str
-        The model's name in torchvision.
-    weights : str
-        ``'DEFAULT'`` for the weights of torchvision, or the path of a state dict.
-
-    Returns
-    -------
-    tuple
-        The model, the preprocessing of its images, and the names of its classes.
-    '''
+    '''A model with the weights of torchvision (``'DEFAULT'``) or of a file, its preprocessing and class names.'''
     if name not in torchvision.models.list_models(module=torchvision.models):
         raise ValueError(f'torchvision has no classifier named {name!r}')
     default = torchvision.models.get_model_weights(name).DEFAULT
@@ -53,14 +41,15 @@ def load_model(name, weights):
     try:
         model.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
     except Exception as error:
-        raise ValueError(f'{weights} holds no weights for {name}: {error}') from error
+        raise ValueError(f'{weights} cannot be loaded into {name}: {error}') from error
     return model, USUAL_PREPROCESSING, default.meta['categories']
 
 
 def read_photo(path):
     '''Read an image file as RGB, the right way up.'''
     try:
-        return ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert('RGB')
     except Exception as error:
         raise ValueError(f'{path} cannot be read as an image: {error}') from error
 
@@ -71,17 +60,18 @@ def attribute(model, composite, input, relevance):
     return attribution.sum(1)
 
 
+def canonizers(model):
+    '''Zennit's canonizers for a model of torchvision.'''
+    if isinstance(model, torchvision.models.DenseNet):
+        return []  # its batch norms stand before the convolutions
+    return [ResNetCanonizer() if isinstance(model, torchvision.models.ResNet) else SequentialMergeBatchNorm()]
+
+
 def lrp_gamma(model, preprocessing, input, relevance):
     '''Layer-wise relevance propagation with the gamma rule, as Zennit has it.'''
     mean, std = (input.new_tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     low, high = (((value - mean) / std).expand_as(input) for value in (0., 1.))
-    if isinstance(model, torchvision.models.DenseNet):
-        canonizers = []  # its batch norms stand before the convolutions
-    elif isinstance(model, torchvision.models.ResNet):
-        canonizers = [ResNetCanonizer()]
-    else:
-        canonizers = [SequentialMergeBatchNorm()]
-    return attribute(model, EpsilonGammaBox(low=low, high=high, canonizers=canonizers), input, relevance)
+    return attribute(model, EpsilonGammaBox(low=low, high=high, canonizers=canonizers(model)), input, relevance)
 
 
 def layer_cam(model, layer, input, relevance):
@@ -94,7 +84,7 @@ def layer_cam(model, layer, input, relevance):
 
     handle = model.get_submodule(layer).register_forward_hook(hook)
     try:
-        output = model(input.requires_grad_())
+        output = model(input.detach().requires_grad_())
     finally:
         handle.remove()
     if len(activations) != 1 or activations[0].ndim != 4:
@@ -105,16 +95,16 @@ def layer_cam(model, layer, input, relevance):
     return torch.nn.functional.interpolate(saliency, input.shape[2:], mode='bilinear')[:, 0]
 
 
-def methods(model, preprocessing, layer, alpha, stream, at_layer):
+def methods(model, preprocessing, args):
     '''The methods: a dictionary from titles to functions of the input and the output's relevance.'''
-    where = layer if at_layer else None
+    split_layer = args.layer if args.at_layer else None
     return {
         'Gradient': partial(attribute, model, None),
-        'LayerCAM': partial(layer_cam, model, layer),
+        'LayerCAM': partial(layer_cam, model, args.layer),
         'LRP-γ': partial(lrp_gamma, model, preprocessing),
-        'SplitGrad': partial(attribute, model, SplitGrad(alpha, stream, layer=where)),
-        'SplitCAM': partial(attribute, model, SplitCAM(layer, alpha, stream)),
-        'SplitLRP': partial(attribute, model, SplitLRP(layer=where)),
+        'SplitGrad': partial(attribute, model, SplitGrad(args.alpha, args.stream, layer=split_layer)),
+        'SplitCAM': partial(attribute, model, SplitCAM(args.layer, args.alpha, args.stream)),
+        'SplitLRP': partial(attribute, model, SplitLRP(layer=split_layer)),
     }
 
 
@@ -123,40 +113,28 @@ def caption(probabilities, target, categories):
     predicted = int(probabilities.argmax())
     lines = [f'{categories[predicted]}, {probabilities[predicted]:.0%}']
     if target != predicted:
-        lines.append(f'explained: {categories[target]}, {probabilities[target]:.0%}')
+        lines.append(f'explained: {categories[target]}, {probabilities[target]:.1%}')
     return '\n'.join(lines)
 
 
 def color(saliency):
-    '''Color a map from blue over white, where it is zero, to red. (The palettes of imgify do not work with Pillow 13.)'''
+    '''Color a map: blue below zero, white at zero, red above. (The palettes of imgify do not work with Pillow 13.)'''
     largest = saliency.abs().max().clamp(min=torch.finfo(saliency.dtype).tiny)
     return imgify(get_cmap('bwr')((saliency / largest).numpy() / 2 + .5), vmin=0., vmax=1.)
 
 
-def draw(rows, titles, path):
-    '''Draw rows of one photograph and its maps each.
-
-    Parameters
-    ----------
-    rows : list[tuple[str, object, list[:py:class:`torch.Tensor`]]]
-        For each row: the caption, the photograph as an array, and the maps.
-    titles : list[str]
-        The titles of the columns of maps.
-    path : :py:class:`pathlib.Path`
-        Where to save the figure.
-    '''
-    figure = Figure(figsize=(2.2 * (len(titles) + 1), 2.5 * len(rows)), layout='constrained')
-    axes = figure.subplots(len(rows), len(titles) + 1, squeeze=False)
-    for (text, photo, maps), (first, *others) in zip(rows, axes, strict=True):
-        first.imshow(photo)
-        first.set_title(text, fontsize='medium')
-        for saliency, axis in zip(maps, others, strict=True):
-            axis.imshow(color(saliency))
-    for title, axis in zip(titles, axes[0, 1:], strict=True):
-        axis.set_title(title)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=110)
+def draw(rows, heading):
+    '''A figure of rows, each of which is a caption, a photograph and a dictionary from titles to colored maps.'''
+    columns = 1 + len(rows[0][2])
+    figure = Figure(figsize=(2.2 * columns, 2.5 * len(rows) + .4), layout='constrained')
+    figure.suptitle(heading)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for (text, photo, maps), row in zip(rows, axes, strict=True):
+        for axis, title, image in zip(row, [text, *maps], [photo, *maps.values()], strict=True):
+            axis.imshow(image)
+            axis.set_title(title, fontsize='medium')
+            axis.set(xticks=[], yticks=[])
+    return figure
 
 
 def explain(args):
@@ -167,10 +145,10 @@ def explain(args):
         raise ValueError(f'{args.model} has no layer named {args.layer!r}')
     if args.target is not None and not 0 <= args.target < len(categories):
         raise ValueError(f'there is no class {args.target}, but those from 0 to {len(categories) - 1}')
+    functions = methods(model, preprocessing, args)
     stems = [path.stem for path in args.images]
     names = [stem if stems.count(stem) == 1 else f'{stem}-{index}' for index, stem in enumerate(stems, 1)]
     inputs = [preprocessing(read_photo(path))[None].to(args.device) for path in args.images]
-    functions = methods(model, preprocessing, args.layer, args.alpha, args.stream, args.at_layer)
     folder = args.out.with_name(f'{args.out.stem}_maps')
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -179,14 +157,14 @@ def explain(args):
         with torch.no_grad():
             probabilities = model(input).softmax(1)[0]
         target = int(probabilities.argmax()) if args.target is None else args.target
-        relevance = torch.nn.functional.one_hot(torch.tensor([target]), len(categories)).to(input)
-        maps = {title: function(input, relevance)[0].detach().cpu() for title, function in functions.items()}
-        for title, saliency in maps.items():
-            imsave(folder / f'{name}_{title.replace("γ", "gamma")}.png', color(saliency))
-        photo = input[0].detach().cpu().permute(1, 2, 0) * torch.tensor(preprocessing.std)
-        photo = (photo + torch.tensor(preprocessing.mean)).clamp(0., 1.)
-        rows.append((caption(probabilities, target, categories), photo, list(maps.values())))
-    draw(rows, list(functions), args.out)
+        relevance = torch.eye(len(categories))[[target]].to(input)
+        maps = {title: color(function(input, relevance)[0].cpu()) for title, function in functions.items()}
+        for title, image in maps.items():
+            imsave(folder / f'{name}_{title.replace("γ", "gamma")}.png', image)
+        photo = input[0].cpu().permute(1, 2, 0) * torch.tensor(preprocessing.std) + torch.tensor(preprocessing.mean)
+        rows.append((caption(probabilities, target, categories), photo.clamp(0., 1.), maps))
+    split = 'CAMs, SplitGrad and SplitLRP' if args.at_layer else 'CAMs'
+    draw(rows, f'{args.model}, {split} at {args.layer}, α = {args.alpha}, {args.stream}').savefig(args.out, dpi=110)
 
 
 def main():

@@ -220,24 +220,31 @@ class LiteralNetwork:
             if isinstance(operation, Add):
                 contributions = [(share * plus, share * minus)] * 2
             else:
-                contributions = [step(operation, plus, minus)]
+                contributions = [step(name, operation, plus, minus)]
             for source, (new_plus, new_minus) in zip(sources, contributions):
                 old_plus, old_minus = arrived.get(source, (0., 0.))
                 arrived[source] = old_plus + new_plus, old_minus + new_minus
         return arrived
 
     def sensitivities(self, unit, stream, alpha):
-        '''The shifted local sensitivities at each node of output unit's g or h.'''
+        '''The shifted local sensitivities at each node of output unit's g or h; alpha may be one for each name.'''
         plus, minus = (torch.zeros_like(self.streams[self.nodes[-1][0]][0]) for _ in range(2))
         (plus if stream == 'g' else minus)[:, unit] = 1.
-        shift = alpha * (plus + minus)
-        return self.backward(plus - shift, minus - shift, lambda node, *deltas: node.sensitivities(*deltas, alpha))
+        def of(name):
+            return alpha.get(name) if isinstance(alpha, dict) else alpha
+
+        shift = of('') * (plus + minus)
+        return self.backward(
+            plus - shift, minus - shift, lambda name, node, *deltas: node.sensitivities(*deltas, of(name))
+        )
 
     def relevances(self, output_relevance, epsilon):
         '''The relevances at each node.'''
         return self.backward(
             output_relevance, torch.zeros_like(output_relevance),
-            lambda node, *relevances: node.relevance(*relevances, epsilon), share=.5
+            lambda name, node, *relevances: node.relevance(
+                *relevances, epsilon[name] if isinstance(epsilon, dict) else epsilon
+            ), share=.5
         )
 
 

@@ -1,9 +1,13 @@
 '''Equality with the paper's equations, word by word in float64.'''
 import pytest
 import torch
+from helpers import assert_close, explain, random_image
 from literal import Network
 
+from zennit.composites import MixedComposite, NameMapComposite
+
 from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc.rules import SplitEpsilon
 
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 ALPHAS = (0., .1, .3, .4, .5)
@@ -20,22 +24,7 @@ def fixture_network():
 
 @pytest.fixture(scope='module', name='image')
 def fixture_image():
-    return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def explain(composite, network, image, unit=UNIT):
-    image = image.clone().requires_grad_()
-    with composite.context(network):
-        output = network(image)
-        gradient, = torch.autograd.grad(output[:, unit].sum(), image)
-    assert torch.equal(output, network(image))
-    return gradient
-
-
-def assert_close(actual, expected):
-    # both sides are sums of at most some thousand float64 products of like magnitude: 1e-12 is attained
-    assert expected.abs().max() > 0
-    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10 * expected.abs().max().item())
+    return random_image(3, 3, 16, 16)
 
 
 def local_sensitivity(deltas, stream):
@@ -105,3 +94,27 @@ def test_relevance(network, image, epsilon, pooling, input_split, recentering):
             # the output of a convolution into which a batch norm is merged is that of the batch norm
             merged = {'conv1': 'norm1', 'conv2': 'norm2'}.get(layer, layer)
             assert_close(composite.saliency, read(merged).sum(1))
+
+
+def test_alpha_of_each_layer(network, image):
+    alphas = {'': .05, 'conv1': .1, 'norm1': .2, 'conv2': .3, 'norm2': .4, 'conv3': .35, 'conv4': .5, 'dense': .25}
+    literal = network.literal()
+    literal.forward(image)
+    # the network's norms belong to the convolutions before them: their alpha is not applied
+    expected = literal.sensitivities(UNIT, 'g', alphas)
+    for alpha in (alphas, alphas.get):
+        gradient = explain(SplitGrad(alpha, 'g'), network, image)
+        assert_close(gradient, local_sensitivity(expected['input'], 'g'))
+
+
+def test_epsilon_of_one_layer_in_a_mixed_composite(network, image):
+    literal = network.literal(merged=True)
+    output = literal.forward(image, recentering=(.1, 10.))[0]
+    seed = torch.zeros_like(output)
+    seed[:, UNIT] = 1.
+    epsilons = dict.fromkeys([name for name, *_ in literal.nodes], 1e-6) | {'conv4': .5}
+    composite = MixedComposite([NameMapComposite([(['conv4'], SplitEpsilon(.5))]), SplitLRP(stream='positive')])
+    assert_close(explain(composite, network, image), literal.relevances(seed, epsilons)['input'][0])
+    by_type = SplitLRP(stream='positive', layer_map=[(torch.nn.Linear, SplitEpsilon(.5))])
+    epsilons.update(conv4=1e-6, dense=.5)
+    assert_close(explain(by_type, network, image), literal.relevances(seed, epsilons)['input'][0])

@@ -265,7 +265,7 @@ def reverse_subtraction(other, first, *, alpha=1):
 
 @torch_form('neg', 'negative', '__neg__', inplace=('neg_', 'negative_'))
 def negation(pair):
-    return linear(pair, torch.neg, lambda tensor: tensor.view_as(tensor))
+    return pair.form.rule.negation(pair)
 
 
 @torch_form('mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'))

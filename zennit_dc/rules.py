@@ -141,6 +141,10 @@ class SplitEpsilon(SplitRule):
         '''Give relevance to the winner.'''
         return Replace.apply(winner, convex.detach())
 
+    def negation(self, pair):
+        '''Exchange the relevances with the streams.'''
+        return pair.like(*Exchange.apply(pair.difference, pair._stream_sum))
+
     def summands(self, *pairs):
         '''Share relevance evenly.'''
         return [pair.map(lambda tensor: ScaleGradient.apply(tensor, 1 / len(pairs))) for pair in pairs]
@@ -200,6 +204,18 @@ class TimesInput(torch.autograd.Function):
         positive = (stream_sum + difference) * (sum_gradient + gradient)
         negative = (stream_sum - difference) * (sum_gradient - gradient)
         return (positive * .5).to(difference.dtype), negative * .5, None, None
+
+
+class Exchange(torch.autograd.Function):
+    '''Exchange the streams, and their relevances on the way back.'''
+    @staticmethod
+    def forward(ctx, difference, stream_sum):
+        ctx.dtypes = difference.dtype, stream_sum.dtype
+        return -difference, stream_sum.view_as(stream_sum)
+
+    @staticmethod
+    def backward(ctx, positive, negative):
+        return negative.to(ctx.dtypes[0]), positive.to(ctx.dtypes[1])
 
 
 def stabilize(denominator, epsilon):

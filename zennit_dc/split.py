@@ -65,6 +65,10 @@ class TrueGradient:
         '''Return the sum of a convex max-pooling, given the sum at the winner's place, and the convex one.'''
         return convex
 
+    def negation(self, pair):
+        '''Exchange the streams.'''
+        return pair.like(-pair.difference, pair._stream_sum)
+
     def summands(self, *pairs):
         '''Called on the pairs that will be added to each other.'''
         return pairs

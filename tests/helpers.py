@@ -1,0 +1,32 @@
+'''What several tests need.'''
+import torch
+
+
+def explain(composite, network, image, unit=2, **kwargs):
+    '''The gradient of one output unit in the composite's context, in which the output must be bit-identical.'''
+    with torch.no_grad():
+        expected = network(image)
+    image = image.detach().clone().requires_grad_()
+    with composite.context(network):
+        output = network(image)
+        gradient, = torch.autograd.grad(output[:, unit].sum(), image, **kwargs)
+    assert torch.equal(output, expected)
+    return gradient
+
+
+def random_image(*shape, seed=1, dtype=torch.float64):
+    '''Normally distributed values from a seed.'''
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def assert_close(actual, expected, tolerance=1e-10):
+    '''Equality relative to the largest expected entry: the literal implementation sums up to some thousand float64
+    products of like magnitude, so that both sides differ by some 1e-13 of it.'''
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
+
+
+def gradient_of(network, image, unit=2):
+    '''The plain gradient of one output unit.'''
+    image = image.detach().clone().requires_grad_()
+    return torch.autograd.grad(network(image)[:, unit].sum(), image)[0]

@@ -1,0 +1,232 @@
+'''The paper's theorems, and what else holds for every network, as properties.'''
+import pytest
+import torch
+from helpers import assert_close, explain, gradient_of, random_image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from literal import Network
+
+from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
+from zennit_dc.split import SplitForm
+
+seeds = st.integers(0, 2 ** 31)
+alphas = st.floats(0., .5)
+poolings = st.sampled_from(['wta', 'convex'])
+quickly = settings(max_examples=20, deadline=None)
+
+
+def streams(network, plus, minus, pooling='convex'):
+    '''g and h of a network at a pair of inputs.'''
+    output = network(SplitTensor(plus - minus, plus + minus, SplitForm(pooling)))
+    return output.positive_stream, output.negative_stream
+
+
+def perceptron(widths, seed):
+    '''A network of linear layers with ReLUs between, without bias, and its weights.'''
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for before, behind in zip(widths, widths[1:]):
+        layers += [torch.nn.Linear(before, behind, bias=False), torch.nn.ReLU()]
+        layers[-2].weight.data = torch.randn(behind, before, generator=generator, dtype=torch.float64)
+    return torch.nn.Sequential(*layers[:-1]).eval(), [layer.weight.data for layer in layers[:-1:2]]
+
+
+@quickly
+@given(seeds, poolings)
+def test_theorem_1_difference_of_streams_is_the_network(seed, pooling):
+    network = Network(seed % 5)
+    plus, minus = random_image(2, 3, 16, 16, seed=seed), random_image(2, 3, 16, 16, seed=seed + 1)
+    g, h = streams(network, plus, minus, pooling)
+    # here the streams are of the order of 1e3: their difference loses three of sixteen digits
+    assert_close(g - h, network(plus - minus), 1e-9)
+
+
+@quickly
+@given(seeds)
+def test_streams_are_monotone(seed):
+    network = Network(seed % 5)
+    plus, minus, more, other = (random_image(1, 3, 16, 16, seed=seed + index) for index in range(4))
+    before = streams(network, plus, minus)
+    after = streams(network, plus + more.abs(), minus + other.abs())
+    for low, high in zip(before, after):
+        assert (low <= high + 1e-12 * high.abs()).all()
+
+
+@quickly
+@given(seeds, st.floats(0., 1.))
+def test_streams_are_convex(seed, part):
+    network = Network(seed % 5)
+    one = [random_image(1, 3, 16, 16, seed=seed + index) for index in range(2)]
+    two = [random_image(1, 3, 16, 16, seed=seed + index) for index in range(2, 4)]
+    between = streams(network, *(part * a + (1 - part) * b for a, b in zip(one, two)))
+    for middle, first, second in zip(between, streams(network, *one), streams(network, *two)):
+        chord = part * first + (1 - part) * second
+        assert (middle <= chord + 1e-12 * chord.abs()).all()
+
+
+@quickly
+@given(seeds)
+def test_theorem_6_common_shift(seed):
+    network, weights = perceptron([6, 8, 7, 5], seed)
+    plus, minus, shift = (random_image(3, 6, seed=seed + index).requires_grad_() for index in range(3))
+    product = shift
+    for weight in weights:
+        product = product @ weight.abs().T
+    before, after = streams(network, plus, minus), streams(network, plus + shift, minus + shift)
+    for low, high in zip(before, after):
+        assert_close(high, low + product)
+        for stream in (plus, minus):
+            old, = torch.autograd.grad(low[:, 1].sum(), stream, retain_graph=True)
+            new, = torch.autograd.grad(high[:, 1].sum(), stream, retain_graph=True)
+            assert torch.equal(old, new)
+
+
+@quickly
+@given(seeds, alphas, st.sampled_from('gh'))
+def test_theorem_7_and_claim_2(seed, alpha, output):
+    network, weights = perceptron([6, 8, 7, 5], seed)
+    image = random_image(3, 6, seed=seed)
+    for at in (0., alpha):
+        deltas = [explain(SplitGrad(at, sign + output), network, image) for sign in '+-']
+        product = torch.eye(5, dtype=torch.float64)[2]
+        for weight in reversed(weights):
+            product = product @ weight.abs()
+        expected = (1 - 2 * at) ** (len(weights) + 1) * product
+        torch.testing.assert_close(sum(deltas), expected.expand(3, 6), rtol=1e-10, atol=1e-10)
+
+
+@quickly
+@given(seeds, st.lists(st.floats(0., .5), min_size=4, max_size=4))
+def test_theorem_9_closed_form(seed, alpha):
+    '''Equation 71. The product of the shifts of Q[j + 1] runs from j + 1 to L, as in the proof's equation 82; equation
+    71 itself has it run from j.'''
+    network, weights = perceptron([6, 8, 7, 5], seed)
+    image = random_image(1, 6, seed=seed)
+    names = {'0': alpha[0], '2': alpha[1], '4': alpha[2], '': alpha[3]}
+    unit = torch.eye(5, dtype=torch.float64)[2:3]
+    # masks of the pre-activations; the last layer has no activation, and all of it passes
+    activation, masks = image, []
+    for weight in weights:
+        masks.append((activation @ weight.T >= 0).double())
+        activation = (activation @ weight.T).clamp(min=0)
+    masks[-1] = torch.ones_like(masks[-1])
+
+    def plain(last):
+        product = torch.eye(6, dtype=torch.float64)
+        for weight, mask in zip(weights[:last], masks):
+            product = mask.T * (weight @ product)
+        return product
+
+    delta = unit @ plain(3)
+    total = torch.zeros_like(delta)
+    for j in range(3):
+        absolute = unit
+        for weight in reversed(weights[j + 1:]):
+            absolute = absolute @ weight.abs()
+        shifts = torch.tensor([1 - 2 * value for value in alpha[j + 1:]], dtype=torch.float64).prod()
+        total += shifts * absolute @ ((1 - masks[j]).T * weights[j] @ plain(j))
+    for stream, expected in (('g', (delta - total) / 2), ('h', -(delta + total) / 2)):
+        torch.testing.assert_close(
+            explain(SplitGrad(names, stream), network, image), expected, rtol=1e-10, atol=1e-10
+        )
+
+
+@quickly
+@given(seeds, alphas, poolings)
+def test_equation_4_backward_invariant(seed, alpha, pooling):
+    network, image = Network(seed % 5), random_image(2, 3, 16, 16, seed=seed)
+    g, h = (explain(SplitGrad(alpha, stream, pooling=pooling), network, image) for stream in 'gh')
+    gradient = gradient_of(network, image)
+    # g and h may be larger than the gradient, their difference, by the growth of the weights
+    torch.testing.assert_close(g - h, gradient, rtol=0, atol=1e-13 * (g.abs().max() + gradient.abs().max()).item())
+
+
+@pytest.mark.parametrize('pooling', ['wta', 'convex'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_alpha_one_half_is_half_the_gradient(dtype, pooling):
+    network, image = Network().to(dtype), random_image(2, 3, 16, 16, dtype=dtype)
+    gradient = gradient_of(network, image)
+    for stream, sign in (('g', 1), ('h', -1), ('+g', 1), ('-g', -1)):
+        assert torch.equal(explain(SplitGrad(.5, stream, pooling=pooling), network, image), sign * gradient / 2)
+
+
+@quickly
+@given(seeds, poolings, st.floats(.01, .9), st.floats(.1, 100.))
+def test_scaling_keeps_streams_non_negative(seed, pooling, theta, threshold):
+    network, image = Network(seed % 5), 10 * random_image(2, 3, 16, 16, seed=seed)
+    seen = []
+
+    def check(module, args, output):
+        if isinstance(output, SplitTensor):
+            largest = output.stream_sum.abs().max()
+            assert output.positive_stream.min() >= -1e-15 * largest
+            assert output.negative_stream.min() >= -1e-15 * largest
+            if isinstance(module, torch.nn.Conv2d):
+                excess = output.stream_sum - output.difference.abs()
+                # an entry of the streams is at least half of the excess
+                assert excess.max() <= 2 * threshold * (1 + 1e-9)
+            seen.append(module)
+
+    handles = [module.register_forward_hook(check) for module in network.modules()]
+    composite = SplitLRP(pooling=pooling, recentering=Scaling(theta, threshold))
+    with composite.context(network):
+        network(image)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) > 10
+
+
+def test_shifting_makes_streams_half_of_the_difference():
+    difference, stream_sum = random_image(2, 5), random_image(2, 5, seed=2)
+    assert torch.equal(Shifting()(difference, stream_sum), torch.zeros(2, 5, dtype=torch.float64))
+
+
+def test_scaling_by_hand():
+    difference = torch.tensor([[1., -2.], [1., -2.], [1., -2.], [30., 0.]])
+    stream_sum = torch.tensor([[3., 5.], [30., 5.], [3000., 5.], [30., 1.]])
+    # untouched; excess 29 times 0.1; excess 2999 times 0.001 (299.9 and 29.99 exceed 10); entry 30 at excess 0 and 1
+    expected = torch.tensor([[3., 5.], [3.9, 2.3], [3.999, 2.003], [30., .1]])
+    torch.testing.assert_close(Scaling()(difference, stream_sum), expected)
+
+
+@quickly
+@given(seeds, poolings)
+def test_relevance_is_conserved_without_bias(seed, pooling):
+    network, image = Network(seed % 5, bias=False), random_image(2, 3, 16, 16, seed=seed)
+    relevance = sum(
+        explain(SplitLRP(1e-12, stream, pooling=pooling), network, image) for stream in ('positive', 'negative')
+    )
+    torch.testing.assert_close(relevance.sum((1, 2, 3)), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('stream', ['positive', 'negative'])
+def test_relevance_is_shared_evenly_at_additions(stream):
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([x[:, :2] + x[:, 2:4], x[:, 4:6] - x[:, 6:]], 1)
+
+    image = torch.rand(1, 8).requires_grad_()
+    with SplitLRP(stream=stream).context(model := Branches()):
+        attribution, = torch.autograd.grad(model(image), image, torch.tensor([[3., -5., 7., 2.]]))
+    # what is subtracted has its streams exchanged
+    expected = [1.5, -2.5, 1.5, -2.5, 3.5, 1., 0., 0.] if stream == 'positive' else [0.] * 6 + [3.5, 1.]
+    assert torch.equal(attribution, torch.tensor([expected]))
+
+
+@pytest.mark.parametrize('pooling', ['wta', 'convex'])
+def test_winner_takes_all_relevance(pooling):
+    image = torch.tensor([[[[1., 4., 3., -2.], [2., -5., 1., -1.]]]]).requires_grad_()
+    with SplitLRP(stream='positive', pooling=pooling).context(model := torch.nn.Sequential(torch.nn.MaxPool2d(2))):
+        relevance, = torch.autograd.grad(model(image), image, torch.tensor([[[[7., -2.]]]]))
+    assert torch.equal(relevance, torch.tensor([[[[0., 7., -2., 0.], [0., 0., 0., 0.]]]]))
+
+
+@pytest.mark.parametrize('composite', [
+    SplitGrad(.3), SplitGrad(.3, 'g', 'conv3'), SplitCAM('pool', .3, '+g'), SplitLRP(), SplitLRP(layer='pool'),
+    SplitLRP(pooling='convex'), SplitLRP(recentering=Shifting()),
+])
+def test_maps_do_not_depend_on_the_batch(composite):
+    network, image = Network(), random_image(1, 3, 16, 16)
+    neighbours = torch.cat([1e4 * random_image(1, 3, 16, 16, seed=7), image, 1e-4 * image])
+    # a convolution may sum in another order for another batch size
+    assert_close(explain(composite, network, neighbours)[1:2], explain(composite, network, image), 1e-12)
