@@ -114,7 +114,7 @@ def caption(probabilities, target, categories):
     lines = [f'{categories[predicted]}, {probabilities[predicted]:.0%}']
     if target != predicted:
         lines.append(f'explained: {categories[target]}, {probabilities[target]:.1%}')
-    return '\n'.join(lines)
+    return '\n'.join(textwrap.fill(line, 24) for line in lines)
 
 
 def color(saliency):

@@ -11,7 +11,7 @@ from zennit.core import Hook
 from .operations import largest_power
 from .recentering import Scaling
 from .rules import SplitRule
-from .split import MODULE_FORMS, SplitForm, SplitTensor, TrueGradient, input_sum, pairs_in, sum_dtype
+from .split import MODULE_FORMS, SplitForm, SplitTensor, TrueGradient, has_pairs, input_sum, pairs_in, sum_dtype
 from .streams import Difference
 
 
@@ -145,7 +145,7 @@ class SplitForward:
     def __call__(self, *args, **kwargs):
         refuse_foreign_rules(self.canonizer.root)
         keys = [key for key, value in chain(enumerate(args), kwargs.items()) if is_floating(value)]
-        if any(pairs_in((args, kwargs))):
+        if has_pairs((args, kwargs)):
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         if len(keys) != 1:
             raise NotImplementedError(
@@ -374,7 +374,7 @@ class Leave(torch.autograd.Function):
 
 def split_or_plain(form, module, forward, *args, **kwargs):
     '''Call the split form of a module on split pairs, and its own forward on anything else.'''
-    if any(pairs_in((args, kwargs))):
+    if has_pairs((args, kwargs)):
         return form(module, *args, **kwargs)
     return forward(*args, **kwargs)
 

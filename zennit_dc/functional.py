@@ -3,10 +3,10 @@ import torch
 from torch.nn import functional as F
 
 from .operations import (
-    Dense, Layer, SplitReLU, activation, add, affine, align, as_pair, batch_norm_parameters, finish_affine, linear,
-    pool, recenter, require_batch, route, to_dtype, weighted, window_counts, window_sums
+    Dense, Layer, Replace, SplitReLU, activation, add, affine, align, as_pair, batch_norm_parameters, finish_affine,
+    linear, pool, recenter, require_batch, route, to_dtype, weighted, window_counts, window_sums
 )
-from .split import SplitTensor, called_in, pairs_in, split_form, unsupported
+from .split import SplitTensor, called_in, has_pairs, pairs_in, split_form, unsupported
 
 
 NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
@@ -132,7 +132,7 @@ for number in (1, 2, 3):
 
 def refuse_pairs(name, *parameters):
     '''Raise where a parameter is itself a split pair: that is a product of pairs.'''
-    if any(pairs_in(parameters)):
+    if has_pairs(parameters):
         raise unsupported(name, parameters, ' for a weight or a bias that depends on the input')
 
 
@@ -240,9 +240,7 @@ def magnitude_of(constant):
 @torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
 def addition(first, other, *, alpha=1):
     if isinstance(first, SplitTensor) and isinstance(other, SplitTensor):
-        if alpha != 1:
-            other = multiplication(other, alpha)
-        return add((first, other), torch.add)
+        return add_multiple(first, other, alpha)
     pair, constant = constant_operand(first, other)
     weight = alpha if pair is other else 1
     size = magnitude_of(constant) * (1 if pair is other else abs(alpha))
@@ -251,6 +249,15 @@ def addition(first, other, *, alpha=1):
         lambda tensor: torch.add(*((tensor, other) if pair is first else (first, tensor)), alpha=alpha),
         lambda tensor: (tensor if weight == 1 else tensor * abs(weight)) + size,
     )
+
+
+def add_multiple(first, other, alpha):
+    '''A pair plus a multiple of another. The difference is computed in one step, as torch does it.'''
+    if alpha == 1:
+        return add((first, other), torch.add)
+    total = add((first, multiplication(other, alpha)), torch.add)
+    difference = torch.add(first.difference.detach(), other.difference.detach(), alpha=alpha)
+    return total.like(Replace.apply(total.difference, difference), total._stream_sum)
 
 
 @torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))

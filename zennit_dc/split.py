@@ -297,6 +297,11 @@ def pairs_in(obj):
         yield from pairs_in(list(obj.values()))
 
 
+def has_pairs(obj):
+    '''Whether there is a split pair in nested tuples, lists and dicts.'''
+    return next(pairs_in(obj), None) is not None
+
+
 def called_in(form):
     '''Describe the module in which the running function was called.'''
     frame = sys._getframe(1)
