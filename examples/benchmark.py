@@ -102,10 +102,10 @@ def memory_apart(name, method):
     return int(before), int(peak)
 
 
-def table(name, times, memories):
+def table(name, timings, memories):
     '''The rows of a model.'''
     gradient_before, gradient_peak = memories[BASELINE]
-    for method, (ratio, median) in times.items():
+    for method, (ratio, median) in timings.items():
         before, peak = memories[method]
         yield (
             f'| {name} | {method} | {ratio:.2f} | {median:.4f} | {peak / 2 ** 20:.0f} | {peak / gradient_peak:.2f}'

@@ -5,6 +5,8 @@ from dataclasses import replace
 from itertools import chain
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
@@ -144,6 +146,7 @@ class SplitForward:
 
     def __call__(self, *args, **kwargs):
         refuse_foreign_rules(self.canonizer.root)
+        refuse_training_mode(self.canonizer.root)
         keys = [key for key, value in chain(enumerate(args), kwargs.items()) if is_floating(value)]
         if has_pairs((args, kwargs)):
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
@@ -190,7 +193,7 @@ class SplitRun:
             None if replayed is None else iter(replayed)
         )
         self.form.run = self
-        self.input = self.seed = self.exponent = None
+        self.input = self.start = self.seed = self.exponent = None
         self.graph = False
         self.captured = False
 
@@ -208,10 +211,12 @@ class SplitRun:
         stream_sum = input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
         if self.form.sums == 'growth':
             stream_sum = torch.ones_like(stream_sum)
-        if self.recorded is None and self.canonizer.layer is None:
+        if self.recorded is not None:
+            pair = SplitTensor(input.view_as(input), stream_sum, self.form)
+        elif self.canonizer.layer is None:
             pair = SplitTensor(*Enter.apply(input, stream_sum.detach(), self), self.form)
         else:
-            pair = SplitTensor(input.view_as(input), stream_sum, self.form)
+            pair = SplitTensor(input.detach(), stream_sum.detach(), self.form)
         if self.growth:
             pair.exponent = torch.zeros(len(input), device=input.device)
         with torch.set_grad_enabled(self.graph and (self.recorded is not None or self.canonizer.layer is None)):
@@ -228,8 +233,8 @@ class SplitRun:
         layer = self.canonizer.layer
         if layer is not None and not self.captured:
             raise ValueError(f'module {layer!r} was not called in this forward pass, or not on a split pair')
-        if self.graph and not output.requires_grad:
-            raise ValueError(f'the output does not depend on the output of module {layer!r}')
+        if layer is not None and self.graph and not depends_on(output, self.start):
+            raise ValueError(f'the model\'s output does not depend on the output of module {layer!r}')
         self.exponent = output.exponent
         return Leave.apply(output.difference, output._stream_sum, self)
 
@@ -263,6 +268,7 @@ class SplitRun:
             *AtLayer.apply(self.input, output.difference.detach(), stream_sum.detach(), *values, self)
         )
         output.layer = affine
+        self.start = output.difference.grad_fn
         return output
 
     def input_map(self, gradient, sum_gradient):
@@ -386,6 +392,16 @@ def refuse_foreign_rules(root):
             require_split_rule(getattr(hook, '__self__', None), f'module \'{name}\' ({type(module).__name__})')
 
 
+def refuse_training_mode(root):
+    '''Raise if a module is in training mode whose output then is random or depends on the batch, before it changes its
+    running statistics.'''
+    for name, module in root.named_modules():
+        if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
+            raise RuntimeError(
+                f'module \'{name}\' ({type(module).__name__}) is in training mode: call .eval() on the model'
+            )
+
+
 def require_split_rule(rule, where):
     '''Raise if an object is a Zennit hook but no rule for split pairs.'''
     if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
@@ -403,6 +419,19 @@ def require_choice(name, value, choices):
 def is_floating(value):
     '''Whether a value is a floating point tensor.'''
     return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def depends_on(pair, node):
+    '''Whether a pair's graph contains a node.'''
+    pending, seen = [pair.difference.grad_fn, pair._stream_sum.grad_fn], {None}
+    while pending:
+        current = pending.pop()
+        if current is node:
+            return True
+        if current not in seen:
+            seen.add(current)
+            pending += [following for following, _ in current.next_functions]
+    return False
 
 
 def is_finite(map):

@@ -19,7 +19,7 @@ class SplitRule(Hook, TrueGradient):
         '''Hold from here on for the operations on the pairs of this forward pass.'''
         form = next((pair.form for pair in pairs_in((args, kwargs))), None)
         if form is not None:
-            if self.quantity != form.rules[0].quantity:
+            if form.recorded is None and self.quantity != form.rules[0].quantity:
                 raise TypeError(
                     f'{type(self).__name__} is a rule for {self.quantity}, but module {form.name(module)} runs in a'
                     f' composite for {form.rules[0].quantity or "neither sensitivity nor relevance"}'
