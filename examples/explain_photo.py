@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from zennit.attribution import Gradient
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonGammaBox
-from zennit.image import get_cmap, imgify, imsave
+from zennit.image import imgify, imsave
 from zennit.torchvision import ResNetCanonizer
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
@@ -118,9 +118,8 @@ def caption(probabilities, target, categories):
 
 
 def color(saliency):
-    '''Color a map: blue below zero, white at zero, red above. (The palettes of imgify do not work with Pillow 13.)'''
-    largest = saliency.abs().max().clamp(min=torch.finfo(saliency.dtype).tiny)
-    return imgify(get_cmap('bwr')((saliency / largest).numpy() / 2 + .5), vmin=0., vmax=1.)
+    '''Color a map: blue below zero, white at zero, red above.'''
+    return imgify(saliency, symmetric=True, cmap='bwr')
 
 
 def draw(rows, heading):
@@ -131,7 +130,7 @@ def draw(rows, heading):
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (text, photo, maps), row in zip(rows, axes, strict=True):
         for axis, title, image in zip(row, [text, *maps], [photo, *maps.values()], strict=True):
-            axis.imshow(image)
+            axis.imshow(image.convert('RGB') if isinstance(image, Image.Image) else image)
             axis.set_title(title, fontsize='medium')
             axis.set(xticks=[], yticks=[])
     return figure

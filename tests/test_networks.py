@@ -1,0 +1,121 @@
+'''The networks of torchvision: the output of the split form is the original's, bit by bit, and all maps are finite.'''
+import warnings
+
+import pytest
+import torch
+import torchvision
+from helpers import assert_close, explain, gradient_of
+
+from zennit_dc import SplitCAM, SplitGrad, SplitLRP
+
+# layer, and the size of the image
+NETWORKS = {
+    'vgg11': ('features.13', 64),
+    'vgg16_bn': ('features.23', 64),
+    'resnet18': ('layer3', 64),
+    'resnet50': ('layer3.2', 64),
+    'resnext50_32x4d': ('layer3', 64),
+    'wide_resnet50_2': ('layer2', 64),
+    'densenet121': ('features.denseblock3', 64),
+    'googlenet': ('inception4a', 64),
+    'inception_v3': ('Mixed_6a', 80),
+    'squeezenet1_0': ('features.9', 64),
+    'alexnet': ('features.8', 80),
+    'mnasnet1_0': ('layers.9', 64),
+    'shufflenet_v2_x1_0': ('stage3', 64),
+    'r3d_18': ('layer2', 32),
+}
+
+
+def network_of(name):
+    '''A network with random weights that keep its activations alive, in eval mode.'''
+    torch.manual_seed(0)
+    options = {'init_weights': False, 'transform_input': True} if name in ('googlenet', 'inception_v3') else {}
+    model = torchvision.models.get_model(name, weights=None, **options).eval()
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, (torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)):
+            for tensor, low in (
+                (module.weight.data, .5), (module.bias.data, -.2), (module.running_mean, -.2), (module.running_var, .5)
+            ):
+                tensor.copy_(low + torch.rand(tensor.shape, generator=generator) * (1. if low > 0 else .4))
+    return model
+
+
+def image_for(name, size):
+    shape = (2, 3, 4, size, size) if name == 'r3d_18' else (2, 3, size, size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_networks(name):
+    layer, size = NETWORKS[name]
+    model, image = network_of(name), image_for(name, size)
+    gradient = gradient_of(model, image)
+    # explain() asserts that the output is bit-identical
+    assert_close(explain(SplitGrad(.5), model, image), gradient / 2, 1e-5)
+    for composite in (SplitGrad(), SplitLRP(), SplitLRP(layer=layer), SplitCAM(layer, stream='+g')):
+        attribution = explain(composite, model, image)
+        assert attribution.shape == image.shape
+        assert attribution.abs().flatten(1).sum(1).min() > 0
+
+
+@pytest.mark.parametrize('name', ['resnet152', 'densenet201'])
+def test_depth_alone_makes_no_map_infinite(name):
+    '''The maps in float32 are those in float64, but for a power of two for each image where they are too large.'''
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, weights=None).eval()
+    image = torch.randn(2, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        layer = {'resnet152': 'layer2.3', 'densenet201': 'features.denseblock2'}[name]
+        composites = [
+            make() for make in (SplitGrad, SplitLRP, lambda: SplitCAM(layer), lambda: SplitGrad(0.))
+        ]
+        maps = [explain(composite, model, image) for composite in composites]
+        exact = [explain(composite, model.double(), image.double()) for composite in composites]
+    for single, double in zip(maps, exact):
+        double = double / double.abs().amax((1, 2, 3), keepdim=True)
+        ratio = (single.double() * double).sum((1, 2, 3)) / double.square().sum((1, 2, 3))
+        # some hundred layers in float32
+        assert_close(single.double() / ratio.reshape(-1, 1, 1, 1), double, 1e-4)
+    for scaled in (maps[0], maps[3]):
+        assert scaled.abs().max() < torch.finfo(torch.float32).max
+
+
+def test_scale_is_undone_where_the_map_is_representable():
+    '''In this network the sensitivities of early layers overflow on the way, but not at the input.'''
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 64)]
+    for _ in range(60):
+        layers += [torch.nn.ReLU(), torch.nn.Linear(64, 64)]
+    model = torch.nn.Sequential(*layers)
+    for layer in layers[::2]:
+        torch.nn.init.normal_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.constant_(layers[0].weight, 1e-35)
+    image = torch.randn(3, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        # each layer multiplies the sum's gradient by about 0.24 * 51, and the first by 1e-35
+        single = explain(SplitGrad(.38, '+g'), model, image)
+    double = explain(SplitGrad(.38, '+g'), model.double(), image.double())
+    assert 1e3 < double.abs().max() < 1e38
+    assert_close(single.double(), double, 1e-4)
+
+
+def test_scaled_maps_are_said_to_be_scaled():
+    model = torchvision.models.resnet152(weights=None).eval()
+    image = torch.randn(1, 3, 32, 32)
+    with pytest.warns(UserWarning, match='two to the power of'):
+        explain(SplitGrad(0.), model, image)
+
+
+def test_overflow_without_recentering_is_an_error():
+    model, image = network_of('wide_resnet50_2'), image_for('wide_resnet50_2', 64)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data *= 3.
+    with pytest.raises(FloatingPointError, match='SplitLRP is not finite.*Scaling'):
+        explain(SplitLRP(recentering=None), model, image)
+    explain(SplitLRP(), model, image)
