@@ -1,5 +1,5 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from . import functional  # noqa: F401 (registers the split forms)
+from . import functional, pooling  # noqa: F401 (register the split forms)
 from .canonizers import SplitCanonizer
 from .composites import SplitCAM, SplitGrad, SplitLRP
 from .recentering import Scaling, Shifting

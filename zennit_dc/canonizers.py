@@ -1,7 +1,5 @@
 '''Canonizers: a model into split form and back.'''
 import functools
-import warnings
-from dataclasses import replace
 from itertools import chain
 
 import torch
@@ -10,10 +8,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
-from .operations import largest_power
 from .recentering import Scaling
 from .rules import SplitRule
-from .split import MODULE_FORMS, SplitForm, SplitTensor, TrueGradient, has_pairs, input_sum, pairs_in, sum_dtype
+from .run import SplitRun
+from .split import MODULE_FORMS, TrueGradient, has_pairs, pairs_in
 from .streams import Difference
 
 
@@ -164,220 +162,6 @@ class SplitForward:
         return SplitRun(self.canonizer, call)(kwargs[key] if isinstance(key, str) else args[key])
 
 
-class SplitRun:
-    '''One forward pass in split form, and the map of its backward pass.
-
-    Parameters
-    ----------
-    canonizer : :py:class:`SplitCanonizer`
-        What to compute.
-    call : callable
-        The original forward as a function of the split pair alone.
-    growth : bool
-        Whether to scale gradients by powers of two, where the map of a pass without is not finite.
-    recorded, replayed : list
-        Values that are recorded, or were: see :py:class:`~zennit_dc.split.SplitForm`.
-    '''
-    def __init__(self, canonizer, call, growth=False, recorded=None, replayed=None):
-        self.canonizer = canonizer
-        self.readout = canonizer.readout
-        self.call = call
-        self.growth = growth
-        self.recorded = recorded
-        self.replayed = replayed
-        rule = canonizer.rule if recorded is None else canonizer.rule.unruled()
-        below = 'values' if self.readout.needs_sum or recorded is not None else 'unevaluated'
-        self.form = SplitForm(
-            canonizer.pooling, canonizer.recentering, [rule], canonizer.root,
-            self.above_layer if canonizer.layer is None else below, recorded,
-            None if replayed is None else iter(replayed)
-        )
-        self.form.run = self
-        self.input = self.start = self.seed = self.exponent = None
-        self.graph = False
-        self.captured = False
-
-    @property
-    def above_layer(self):
-        '''What becomes of the sum where the graph is kept.'''
-        if self.recorded is not None or self.canonizer.rule.quantity != 'sensitivity':
-            return 'values'
-        return 'growth' if self.growth else 'unevaluated'
-
-    def __call__(self, input):
-        '''Run the model.'''
-        self.graph = torch.is_grad_enabled() and input.requires_grad
-        self.input = input
-        stream_sum = input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
-        if self.form.sums == 'growth':
-            stream_sum = torch.ones_like(stream_sum)
-        if self.recorded is not None:
-            pair = SplitTensor(input.view_as(input), stream_sum, self.form)
-        elif self.canonizer.layer is None:
-            pair = SplitTensor(*Enter.apply(input, stream_sum.detach(), self), self.form)
-        else:
-            pair = SplitTensor(input.detach(), stream_sum.detach(), self.form)
-        if self.growth:
-            pair.exponent = torch.zeros(len(input), device=input.device)
-        with torch.set_grad_enabled(self.graph and (self.recorded is not None or self.canonizer.layer is None)):
-            output = self.call(pair)
-        return output if self.recorded is not None else self.leave(output)
-
-    def leave(self, output):
-        '''The difference of the output.'''
-        if not isinstance(output, SplitTensor):
-            raise NotImplementedError(
-                f'the output of a model in split form must be one tensor that depends on the input, not'
-                f' {type(output).__name__}'
-            )
-        layer = self.canonizer.layer
-        if layer is not None and not self.captured:
-            raise ValueError(f'module {layer!r} was not called in this forward pass, or not on a split pair')
-        if layer is not None and self.graph and not depends_on(output, self.start):
-            raise ValueError(f'the model\'s output does not depend on the output of module {layer!r}')
-        self.exponent = output.exponent
-        return Leave.apply(output.difference, output._stream_sum, self)
-
-    def at_layer(self, module, output):
-        '''Read the map off a module's output.'''
-        name = self.form.name(module)
-        if not isinstance(output, SplitTensor):
-            raise ValueError(f'the output of module {name} is not one tensor but {type(output).__name__}')
-        if self.captured:
-            raise ValueError(
-                f'module {name} was called more than once in this forward pass, so that there is not one map at its'
-                ' output: choose a module that is called once'
-            )
-        shape, axes = tuple(output.shape), self.input.ndim
-        if output.ndim != axes or axes < 3 or shape[0] != self.input.shape[0]:
-            raise ValueError(
-                f'the output of module {name} has the shape {shape}, without spatial axes that correspond to those of'
-                f' the input of shape {tuple(self.input.shape)}: choose a layer before the spatial axes are reduced'
-            )
-        self.captured = True
-        affine = None if output.layer is None else replace(output.layer, is_read=True)
-        if self.recorded is not None:
-            self.recorded.append((output.difference, output._stream_sum))
-            output.layer = affine
-            return output
-        values = self.form.values(output)
-        self.form.sums = self.above_layer
-        stream_sum = torch.ones_like(output._stream_sum) if self.form.sums == 'growth' else output._stream_sum
-        torch.set_grad_enabled(self.graph)
-        output = output.like(
-            *AtLayer.apply(self.input, output.difference.detach(), stream_sum.detach(), *values, self)
-        )
-        output.layer = affine
-        self.start = output.difference.grad_fn
-        return output
-
-    def input_map(self, gradient, sum_gradient):
-        '''The map at the input.'''
-        again = self.differentiable()
-        if again is not None:
-            return again
-        return self.finite(self.unscaled(self.readout.combine(gradient, sum_gradient))).to(self.input.dtype)
-
-    def layer_map(self, gradient, sum_gradient, difference, stream_sum):
-        '''The map at the layer, upsampled to the input and distributed over its channels.'''
-        again = self.differentiable()
-        if again is not None:
-            return again
-        saliency = self.unscaled(self.readout.at_layer(gradient, sum_gradient, difference, stream_sum))
-        if not self.growth and not is_finite(saliency):
-            return self.finite(saliency)
-        self.readout.saliency = self.finite(saliency)
-        size, channels = self.input.shape[2:], self.input.shape[1]
-        mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[len(size)]
-        upsampled = torch.nn.functional.interpolate(saliency.unsqueeze(1), size, mode=mode, align_corners=False)
-        return (upsampled / channels).expand(self.input.shape).to(self.input.dtype)
-
-    def differentiable(self):
-        '''Where the map itself is to be differentiated and depends on activations: the map with those of another pass,
-        whose gradient is the true one. Else None.'''
-        if not torch.is_grad_enabled() or self.replayed is not None:
-            return None
-        if not (self.readout.uses_values or self.canonizer.rule.uses_values):
-            return None
-        input = self.input.view_as(self.input)
-        recorded = []
-        SplitRun(self.canonizer, self.call, recorded=recorded)(input)
-        return self.again(input, replayed=recorded)
-
-    def finite(self, map):
-        '''The map, computed again with scaled gradients if it is not finite, and an error if that does not help.'''
-        if is_finite(map):
-            return map
-        if not self.growth and self.canonizer.rule.quantity == 'sensitivity':
-            return self.again(self.input if torch.is_grad_enabled() else self.input.detach(), growth=True)
-        raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
-
-    def again(self, input, **kwargs):
-        '''The map of another pass.'''
-        graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            input = input.view_as(input) if graph else input.detach().requires_grad_()
-            run = SplitRun(self.canonizer, self.call, **{'replayed': self.replayed, 'growth': self.growth, **kwargs})
-            map, = torch.autograd.grad(run(input), input, self.seed, create_graph=graph)
-        return map
-
-    def unscaled(self, map):
-        '''Undo the scaling of the gradients as far as the result is representable.'''
-        if not self.growth:
-            return map
-        exponent = self.exponent
-        largest = map.detach().abs().reshape(len(map), -1).amax(1)
-        if (largest == 0).any():
-            raise FloatingPointError(f'the map of {self.readout.name} underflows: {self.readout.advice}')
-        power = largest_power(exponent, largest, map.dtype)
-        if (power < exponent).any():
-            warnings.warn(
-                f'the map of {self.readout.name} is too large for {map.dtype}: it is scaled, image by image, by'
-                f' two to the power of {(power - exponent).int().tolist()}; a larger alpha avoids this', stacklevel=2
-            )
-        half = torch.floor(power / 2)
-        shape = (-1, *(1,) * (map.ndim - 1))
-        return map * torch.exp2(half).to(map.dtype).view(shape) * torch.exp2(power - half).to(map.dtype).view(shape)
-
-
-class Enter(torch.autograd.Function):
-    '''Split the input. The gradient is the map at the input.'''
-    @staticmethod
-    def forward(ctx, input, stream_sum, run):
-        ctx.run = run
-        return input.view_as(input), stream_sum.view_as(stream_sum)
-
-    @staticmethod
-    def backward(ctx, gradient, sum_gradient):
-        return ctx.run.input_map(gradient, sum_gradient), None, None
-
-
-class AtLayer(torch.autograd.Function):
-    '''Continue with a layer's output as if the input were all it depends on. The gradient is the layer's map.'''
-    @staticmethod
-    def forward(ctx, input, difference, stream_sum, difference_value, sum_value, run):
-        ctx.run = run
-        ctx.save_for_backward(difference_value, sum_value)
-        return difference.view_as(difference), stream_sum.view_as(stream_sum)
-
-    @staticmethod
-    def backward(ctx, gradient, sum_gradient):
-        return ctx.run.layer_map(gradient, sum_gradient, *ctx.saved_tensors), None, None, None, None, None
-
-
-class Leave(torch.autograd.Function):
-    '''The difference of the output. Its gradient enters the streams as the readout says.'''
-    @staticmethod
-    def forward(ctx, difference, stream_sum, run):
-        ctx.run, ctx.sum_dtype = run, stream_sum.dtype
-        return difference.view_as(difference)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        ctx.run.seed = gradient
-        return *ctx.run.readout.seed(gradient, ctx.sum_dtype), None
-
-
 def split_or_plain(form, module, forward, *args, **kwargs):
     '''Call the split form of a module on split pairs, and its own forward on anything else.'''
     if has_pairs((args, kwargs)):
@@ -419,21 +203,3 @@ def require_choice(name, value, choices):
 def is_floating(value):
     '''Whether a value is a floating point tensor.'''
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def depends_on(pair, node):
-    '''Whether a pair's graph contains a node.'''
-    pending, seen = [pair.difference.grad_fn, pair._stream_sum.grad_fn], {None}
-    while pending:
-        current = pending.pop()
-        if current is node:
-            return True
-        if current not in seen:
-            seen.add(current)
-            pending += [following for following, _ in current.next_functions]
-    return False
-
-
-def is_finite(map):
-    '''Whether all entries are finite.'''
-    return bool(torch.isfinite(map.detach()).all())

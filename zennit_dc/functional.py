@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from .operations import (
     Dense, Layer, Replace, SplitReLU, activation, add, affine, align, as_pair, batch_norm_parameters, finish_affine,
-    linear, pool, recenter, require_batch, route, to_dtype, weighted, window_counts, window_sums
+    linear, recenter, require_batch, route, to_dtype, weighted
 )
 from .split import SplitTensor, called_in, has_pairs, pairs_in, split_form, unsupported
 
@@ -296,83 +296,6 @@ def division(pair, other, *, rounding_mode=None):
 def relu(pair, inplace=False):
     output = activation(pair, lambda difference, total: SplitReLU.apply(difference, total, pair.form.sums == 'values'))
     return pair.assign(output) if inplace else output
-
-
-def register_max_pooling(axes):
-    '''Register max-pooling and adaptive max-pooling over a number of axes, both also with indices.'''
-    def winners(indices):
-        def pick(tensor):
-            return tensor.flatten(-axes).gather(-1, indices.flatten(-axes)).view_as(indices)
-        return pick
-
-    def numbers(value):
-        return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
-
-    @torch_form(f'max_pool{axes}d_with_indices')
-    def with_indices(
-        pair, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=True
-    ):
-        stride = kernel_size if stride is None or stride == [] else stride
-        difference, indices = getattr(F, f'max_pool{axes}d_with_indices')(
-            pair.difference, kernel_size, stride, padding, dilation, ceil_mode
-        )
-        geometry = [numbers(value) for value in (kernel_size, stride, padding, dilation)]
-
-        def window_sum(tensor):
-            return window_sums(tensor, *geometry, difference.shape[-axes:])
-
-        return pool(pair, difference, winners(indices), window_sum), indices
-
-    @torch_form(f'max_pool{axes}d')
-    def max_pool(
-        pair, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False
-    ):
-        output, indices = with_indices(pair, kernel_size, stride, padding, dilation, ceil_mode)
-        return (output, indices) if return_indices else output
-
-    @torch_form(f'adaptive_max_pool{axes}d_with_indices')
-    def adaptive_with_indices(pair, output_size, return_indices=True):
-        difference, indices = getattr(F, f'adaptive_max_pool{axes}d_with_indices')(pair.difference, output_size)
-
-        def window_sum(tensor):
-            sums = getattr(F, f'adaptive_avg_pool{axes}d')(tensor, difference.shape[-axes:])
-            for axis in range(-axes, 0):
-                counts = window_counts(tensor.shape[axis], difference.shape[axis], tensor.device)
-                sums = sums * counts.to(sums.dtype).reshape(-1, *(1,) * (-axis - 1))
-            return sums
-
-        return pool(pair, difference, winners(indices), window_sum), indices
-
-    @torch_form(f'adaptive_max_pool{axes}d')
-    def adaptive_max_pool(pair, output_size, return_indices=False):
-        output, indices = adaptive_with_indices(pair, output_size)
-        return (output, indices) if return_indices else output
-
-
-for number in (1, 2, 3):
-    register_max_pooling(number)
-
-
-@torch_form('amax')
-def amax(pair, dim=(), keepdim=False):
-    '''Global max-pooling over axes.'''
-    ndim = pair.difference.ndim
-    axes = sorted(axis % ndim for axis in ((dim,) if isinstance(dim, int) else dim)) or list(range(ndim))
-    if 0 in axes:
-        raise unsupported('a maximum over the batch axis', (pair,))
-    rest = [axis for axis in range(ndim) if axis not in axes]
-
-    def windows(tensor):
-        return tensor.permute(*rest, *axes).flatten(len(rest))
-
-    def restore(tensor):
-        return tensor.reshape([1 if axis in axes else pair.shape[axis] for axis in range(ndim)]) if keepdim else tensor
-
-    difference, places = windows(pair.difference).max(-1)
-    return pool(
-        pair, restore(difference), lambda tensor: restore(windows(tensor).gather(-1, places[..., None])[..., 0]),
-        lambda tensor: restore(windows(tensor).sum(-1)),
-    )
 
 
 for name in (

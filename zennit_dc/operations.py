@@ -1,5 +1,5 @@
-'''The kinds of operation on split pairs, of which every split form is made: affine, linear, activation, routing,
-max-pooling and addition.'''
+'''The kinds of operation on split pairs, of which split forms are made: affine, linear, activation, routing and
+addition.'''
 import math
 from dataclasses import dataclass
 
@@ -321,35 +321,6 @@ def add(pairs, function):
     )
 
 
-def pool(pair, difference, winners, window_sum):
-    '''The split form of max-pooling (section 3.4).
-
-    Parameters
-    ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
-        The input.
-    difference : :py:class:`torch.Tensor`
-        The largest difference of each window.
-    winners : callable
-        A function that picks the values at the places of these from a tensor of the input's shape.
-    window_sum : callable
-        A function that sums such a tensor over each window.
-
-    Returns
-    -------
-    :py:class:`~zennit_dc.split.SplitTensor`
-        The output: the sum at the winner's place, or, for ``pooling='convex'``, the largest difference plus the
-        window's sum of :math:`s - d`.
-    '''
-    winner = winners(pair._stream_sum)
-    if pair.form.pooling == 'wta':
-        return pair.like(difference, winner)
-    change = difference - window_sum(pair.difference)
-    if pair.form.sums != 'values':
-        change = Replace.apply(change, torch.zeros_like(change))
-    return pair.like(difference, pair.form.rule.pooling(winner, window_sum(pair._stream_sum) + change))
-
-
 def as_pair(tensor, form):
     '''A constant as a split pair.'''
     return SplitTensor(tensor, input_sum(tensor, 'relu'), form)
@@ -376,29 +347,6 @@ def batch_norm_parameters(mean, variance, weight, bias, eps):
     '''The scale and the shift that a batch norm in eval mode amounts to.'''
     scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
     return scale, -mean * scale if bias is None else bias - mean * scale
-
-
-def window_counts(size, windows, device):
-    '''The number of entries in each window of adaptive pooling along one axis.'''
-    places = torch.arange(windows, device=device)
-    return ((places + 1) * size + windows - 1) // windows - places * size // windows
-
-
-def window_sums(tensor, kernel, stride, padding, dilation, shape):
-    '''Sum a tensor over the windows of a pooling whose output has the given spatial shape.'''
-    axes = len(kernel)
-    spatial = tensor.shape[-axes:]
-    # what ceil_mode needs behind the last window, from the last axis on as torch.nn.functional.pad counts
-    behind = [
-        max((windows - 1) * step + width * (size - 1) + 1 - length - pad, pad)
-        for windows, step, width, size, length, pad in zip(shape, stride, dilation, kernel, spatial, padding)
-    ]
-    edges = [edge for pad, end in zip(reversed(padding), reversed(behind)) for edge in (pad, end)]
-    padded = torch.nn.functional.pad(tensor.reshape(-1, 1, *spatial), edges)
-    convolution = getattr(torch.nn.functional, f'conv{axes}d')
-    sums = convolution(padded, padded.new_ones(1, 1, *kernel), stride=stride, dilation=dilation)
-    sums = sums[(..., *(slice(windows) for windows in shape))]
-    return sums.reshape(*tensor.shape[:-axes], *shape)
 
 
 def largest_power(exponent, magnitude, dtype):
