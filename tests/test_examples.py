@@ -1,4 +1,5 @@
 '''The examples as processes.'''
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,9 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+
+from zennit_dc import SplitTensor
+from zennit_dc.split import FORMS
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 PHOTOGRAPH = EXAMPLES / 'coffee.jpg'
@@ -56,6 +60,22 @@ def test_explain_photo_with_bad_arguments(tmp_path, weights, arguments, message)
     assert result.returncode == 1
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / 'figure.png').exists()
+
+
+def test_code_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (EXAMPLES.parent / 'README.md').read_text()
+    use, own = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    names = {}
+    exec(use.replace("weights='DEFAULT'", 'weights=None'), names)
+    assert names['composite'].saliency.shape == (1, 14, 14)
+    assert Image.open('map.png').size == (224, 224)
+    try:
+        exec(own, names)
+        pair = SplitTensor.of(torch.tensor([[1., 2., 0.], [3., -4., 0.], [0., 0., 0.]]))
+        assert torch.trace(pair).difference == -3 and torch.trace(pair).stream_sum == 5
+    finally:
+        FORMS.pop(torch.trace, None)
 
 
 def test_benchmark():

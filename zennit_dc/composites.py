@@ -182,6 +182,8 @@ class SplitGrad(SensitivityComposite):
         each affine layer and once at the output: 0 for the true gradient of the split network, 0.5 for half of the
         original gradient. Or a mapping from the names of modules to numbers, or a callable of the name; that of the
         output, and of affine operations outside of modules with parameters, has the name ``''``.
+        Too small a value lets that part of the map take over which is the same for all classes, the sooner the deeper
+        the network above the layer is.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
     layer : str, optional
