@@ -1,12 +1,14 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from . import functional, pooling  # noqa: F401 (register the split forms)
+from . import activations, functional, pooling  # noqa: F401 (register the split forms)
 from .canonizers import SplitCanonizer
 from .composites import SplitCAM, SplitGrad, SplitLRP
 from .recentering import Scaling, Shifting
+from .smooth import SmoothReplacement
 from .split import SplitTensor, split_form
 
 
 __all__ = [
-    'Scaling', 'Shifting', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'split_form',
+    'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor',
+    'split_form',
 ]
 __version__ = '0.1.0'

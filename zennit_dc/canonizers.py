@@ -11,7 +11,8 @@ from zennit.core import Hook
 from .recentering import Scaling
 from .rules import SplitRule
 from .run import SplitRun
-from .split import MODULE_FORMS, TrueGradient, has_pairs, pairs_in
+from .smooth import REPLACEMENTS
+from .split import MODULE_FORMS, SumIsNeeded, TrueGradient, has_pairs, pairs_in
 from .streams import Difference
 
 
@@ -63,6 +64,7 @@ class SplitCanonizer(Canonizer):
         self.recentering = recentering
         self.root = None
         self.restore = []
+        self.has_products = False
 
     def copy(self):
         '''Return a copy of this canonizer, which shares the readout.'''
@@ -159,7 +161,17 @@ class SplitForward:
                 return self.forward(*args, **{**kwargs, key: pair})
             return self.forward(*args[:key], pair, *args[key + 1:], **kwargs)
 
-        return SplitRun(self.canonizer, call)(kwargs[key] if isinstance(key, str) else args[key])
+        input = kwargs[key] if isinstance(key, str) else args[key]
+        try:
+            output = SplitRun(self.canonizer, call)(input)
+        except SumIsNeeded:
+            self.canonizer.has_products = True
+            output = SplitRun(self.canonizer, call)(input)
+        replacement = REPLACEMENTS.get(self.canonizer.root)
+        if replacement is not None:
+            with torch.no_grad():
+                replacement.deviation = (output - call(input)).abs().max().item()
+        return output
 
 
 def split_or_plain(form, module, forward, *args, **kwargs):

@@ -1,10 +1,12 @@
 '''The split form of each torch function. Modules, methods, operators and functional calls all end up here.'''
+import functools
+
 import torch
 from torch.nn import functional as F
 
 from .operations import (
     Dense, Layer, Replace, SplitReLU, activation, add, affine, align, as_pair, batch_norm_parameters, finish_affine,
-    linear, recenter, require_batch, route, to_dtype, weighted
+    linear, multiply, recenter, require_batch, route, to_dtype, weighted
 )
 from .split import SplitTensor, called_in, has_pairs, pairs_in, split_form, unsupported
 
@@ -146,7 +148,7 @@ def dense(pair, weight, bias=None):
 @torch_form('matmul', 'mm', 'bmm', '__matmul__', '__rmatmul__')
 def matmul(left, right):
     if isinstance(left, SplitTensor) and isinstance(right, SplitTensor):
-        raise unsupported('matmul of two split pairs', (left,))
+        return multiply(left, right, torch.matmul)
     if isinstance(left, SplitTensor):
         require_batch(left, 2, 'matmul')
         return affine(left, Layer(lambda input, weight, bias: input @ weight), right)
@@ -279,8 +281,35 @@ def negation(pair):
 def multiplication(first, other):
     pair, constant = constant_operand(first, other)
     if isinstance(constant, SplitTensor):
-        raise unsupported('the product of two split pairs', (pair,))
+        return multiply(first, other, torch.mul)
     return linear(pair, lambda tensor: tensor * constant, lambda tensor: tensor * magnitude_of(constant))
+
+
+@torch_form('square', inplace=('square_',))
+def square(pair):
+    return multiply(pair, pair, torch.mul)
+
+
+@torch_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
+def power(pair, exponent):
+    if not isinstance(pair, SplitTensor) or exponent != 2:
+        raise unsupported('pow', (pair, exponent), ' for exponents other than 2')
+    return square(pair)
+
+
+@torch_form('einsum')
+def einsum(equation, *operands):
+    operands = operands[0] if isinstance(operands[0], (tuple, list)) else operands
+    if len(operands) != 2:
+        raise unsupported('einsum', operands, ' for other than two operands')
+    if all(isinstance(operand, SplitTensor) for operand in operands):
+        return multiply(*operands, lambda first, other: torch.einsum(equation, first, other))
+    pair, constant = constant_operand(*operands)
+
+    def apply(input, weight, bias):
+        return torch.einsum(equation, *((input, weight) if pair is operands[0] else (weight, input)))
+
+    return affine(pair, Layer(apply), constant)
 
 
 @torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))
@@ -292,10 +321,19 @@ def division(pair, other, *, rounding_mode=None):
 
 # nonlinear functions
 
+def in_place_or_new(form):
+    '''Give a split form the parameter inplace.'''
+    @functools.wraps(form)
+    def with_inplace(pair, *args, inplace=False, **kwargs):
+        output = form(pair, *args, **kwargs)
+        return pair.assign(output) if inplace else output
+    return with_inplace
+
+
 @torch_form('relu', inplace=('relu_',))
-def relu(pair, inplace=False):
-    output = activation(pair, lambda difference, total: SplitReLU.apply(difference, total, pair.form.sums == 'values'))
-    return pair.assign(output) if inplace else output
+@in_place_or_new
+def relu(pair):
+    return activation(pair, lambda difference, total: SplitReLU.apply(difference, total, pair.form.sums == 'values'))
 
 
 for name in (

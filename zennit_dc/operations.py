@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .split import SplitTensor, called_in, input_sum, sum_dtype, unsupported
+from .split import SplitTensor, SumIsNeeded, called_in, input_sum, sum_dtype, unsupported
 
 
 CHUNK = 2 ** 18
@@ -319,6 +319,46 @@ def add(pairs, function):
     return pairs[0].like(
         function(*(pair.difference for pair in pairs)), function(*(pair._stream_sum for pair in pairs))
     )
+
+
+def multiply(first, other, function):
+    '''The split form of a product of two pairs, :math:`(d_1 d_2, s_1 s_2)` (appendix E, equation 19), or of any other
+    bilinear function of them, as a product of matrices. Relevance is shared evenly among the factors.
+
+    Parameters
+    ----------
+    first : :py:class:`~zennit_dc.split.SplitTensor`
+        The first factor.
+    other : :py:class:`~zennit_dc.split.SplitTensor`
+        The other factor.
+    function : callable
+        The product of two tensors.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The product of the pairs.
+    '''
+    form = first.form
+    if form.sums != 'values':
+        raise SumIsNeeded
+    first, other = form.rule.factors(first, other)
+    if form.recorded is not None:
+        for pair in (first, other):
+            form.recorded.append((pair.difference, pair._stream_sum))
+        product = first.like(
+            function(first.difference, other.difference), function(first._stream_sum, other._stream_sum)
+        )
+    else:
+        # the gradient of each factor is made of the other's value, and not of what rules have made of its gradient
+        product = first.like(*(
+            Replace.apply(function(one, other_value) + function(one_value, two), function(one_value, other_value))
+            for one, two, one_value, other_value in zip(
+                (first.difference, first._stream_sum), (other.difference, other._stream_sum),
+                form.values(first), form.values(other)
+            )
+        ))
+    return recenter(form.rule.behind(product))
 
 
 def as_pair(tensor, form):

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from .functional import torch_form
-from .operations import Replace
-from .split import unsupported
+from .operations import Replace, as_pair
+from .split import SplitTensor, pairs_in, unsupported
 
 
 def pool(pair, difference, winners, window_sum):
@@ -112,6 +112,51 @@ def register_max_pooling(axes):
 
 for number in (1, 2, 3):
     register_max_pooling(number)
+
+
+@torch_form('maximum', 'fmax')
+def maximum(first, other):
+    '''The larger one of two: max-pooling over both (Maxout, equation 17).'''
+    form = next(pairs_in((first, other))).form
+    pairs = [
+        operand if isinstance(operand, SplitTensor) else as_pair(operand, form) for operand in (first, other)
+    ]
+    shape = torch.broadcast_shapes(*(pair.difference.shape for pair in pairs))
+    return amax(torch.stack([pair.expand(shape) for pair in pairs], -1), -1)
+
+
+@torch_form('minimum', 'fmin')
+def minimum(first, other):
+    '''The smaller one of two.'''
+    return -maximum(-first, -other)
+
+
+@torch_form('max')
+def max_of(first, other=None, keepdim=False, *, dim=None):
+    '''The maximum over an axis (Maxout, equation 17) and its places, over everything, or of two.'''
+    if isinstance(first, torch.Tensor) and isinstance(other, torch.Tensor):
+        return maximum(first, other)
+    dim = other if dim is None else dim
+    if dim is None:
+        return amax(first)
+    return torch.return_types.max((amax(first, dim, keepdim), first.difference.argmax(dim, keepdim)))
+
+
+@torch_form('min')
+def min_of(first, other=None, keepdim=False, *, dim=None):
+    '''The minimum over an axis and its places, or of two.'''
+    if isinstance(first, torch.Tensor) and isinstance(other, torch.Tensor):
+        return minimum(first, other)
+    dim = other if dim is None else dim
+    if dim is None:
+        return -amax(-first)
+    return torch.return_types.min((-amax(-first, dim, keepdim), first.difference.argmin(dim, keepdim)))
+
+
+@torch_form('amin')
+def amin(pair, dim=(), keepdim=False):
+    '''The minimum over axes.'''
+    return -amax(-pair, dim, keepdim)
 
 
 @torch_form('amax')

@@ -149,6 +149,10 @@ class SplitEpsilon(SplitRule):
         '''Share relevance evenly.'''
         return [pair.map(lambda tensor: ScaleGradient.apply(tensor, 1 / len(pairs))) for pair in pairs]
 
+    def factors(self, *pairs):
+        '''Share relevance evenly, and multiply each share by the factor.'''
+        return self.summands(*(self.before_linear(pair) for pair in pairs))
+
     def unruled(self):
         '''Return what records the values that this rule asks for.'''
         return Recorder()
@@ -170,6 +174,9 @@ class Recorder(TrueGradient):
         return pair
 
     before_linear = behind = before_affine
+
+    def factors(self, *pairs):
+        return [self.before_linear(pair) for pair in pairs]
 
 
 class OverOutput(torch.autograd.Function):

@@ -30,7 +30,7 @@ class SplitRun:
         self.recorded = recorded
         self.replayed = replayed
         rule = canonizer.rule if recorded is None else canonizer.rule.unruled()
-        below = 'values' if self.readout.needs_sum or recorded is not None else 'unevaluated'
+        below = 'values' if self.readout.needs_sum or recorded is not None or canonizer.has_products else 'unevaluated'
         self.form = SplitForm(
             canonizer.pooling, canonizer.recentering, [rule], canonizer.root,
             self.above_layer if canonizer.layer is None else below, recorded,
@@ -44,7 +44,7 @@ class SplitRun:
     @property
     def above_layer(self):
         '''What becomes of the sum where the graph is kept.'''
-        if self.recorded is not None or self.canonizer.rule.quantity != 'sensitivity':
+        if self.recorded is not None or self.canonizer.rule.quantity != 'sensitivity' or self.canonizer.has_products:
             return 'values'
         return 'growth' if self.growth else 'unevaluated'
 
@@ -104,7 +104,9 @@ class SplitRun:
             self.recorded.append((output.difference, output._stream_sum))
             output.layer = affine
             return output
+        used_values = self.form.used_values
         values = self.form.values(output)
+        self.form.used_values = used_values
         self.form.sums = self.above_layer
         stream_sum = torch.ones_like(output._stream_sum) if self.form.sums == 'growth' else output._stream_sum
         torch.set_grad_enabled(self.graph)
@@ -141,7 +143,7 @@ class SplitRun:
         whose gradient is the true one. Else None.'''
         if not torch.is_grad_enabled() or self.replayed is not None:
             return None
-        if not (self.readout.uses_values or self.canonizer.rule.uses_values):
+        if not (self.readout.uses_values or self.form.used_values):
             return None
         input = self.input.view_as(self.input)
         recorded = []
@@ -152,7 +154,7 @@ class SplitRun:
         '''The map, computed again with scaled gradients if it is not finite, and an error if that does not help.'''
         if is_finite(map):
             return map
-        if not self.growth and self.canonizer.rule.quantity == 'sensitivity':
+        if not self.growth and self.above_layer == 'unevaluated':
             return self.again(self.input if torch.is_grad_enabled() else self.input.detach(), growth=True)
         raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
 

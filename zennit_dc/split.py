@@ -37,6 +37,10 @@ def split_form(*functions):
     return register
 
 
+class SumIsNeeded(Exception):
+    '''Raised where an operation needs the sum of a pair that is not computed, to run again with it.'''
+
+
 class TrueGradient:
     '''The interface of what an operation on split pairs asks of a rule. This one changes nothing: the backward pass
     computes the true gradient of the split network.'''
@@ -71,6 +75,10 @@ class TrueGradient:
 
     def summands(self, *pairs):
         '''Called on the pairs that will be added to each other.'''
+        return pairs
+
+    def factors(self, *pairs):
+        '''Called on the pairs that will be multiplied with each other.'''
         return pairs
 
     def unruled(self):
@@ -108,6 +116,7 @@ class SplitForm:
     recorded: list = None
     replayed: object = None
     run: object = None
+    used_values: bool = False
 
     @property
     def rule(self):
@@ -117,6 +126,7 @@ class SplitForm:
     def values(self, pair):
         '''The pair's tensors as values for a rule's formula, cut off from the pair's own gradient; where the map
         itself is to be differentiated, those that an earlier, unmodified pass has recorded.'''
+        self.used_values = True
         if self.replayed is not None:
             return next(self.replayed)
         return pair.difference.detach(), pair._stream_sum.detach()

@@ -1,0 +1,183 @@
+'''Smooth activations, replaced by piecewise-linear interpolations (section 3.4), and products that they are part of.'''
+import functools
+import math
+import weakref
+
+import torch
+from torch.nn import functional as F
+from zennit.canonizers import Canonizer
+
+from .activations import PiecewiseLinear
+from .functional import in_place_or_new, torch_form
+from .operations import Replace, multiply
+from .split import unsupported
+
+
+REPLACEMENTS = weakref.WeakKeyDictionary()
+
+
+class SmoothReplacement(Canonizer):
+    '''Replace smooth activations by piecewise-linear interpolations in the split form of a model.
+
+    Pass it to a composite among its ``canonizers``. Each activation (ELU, SELU, CELU, SiLU, GELU, Mish, Softplus,
+    Sigmoid, LogSigmoid, Tanh, Tanhshrink; as module or function) becomes the function that interpolates it
+    linearly between knots, which are as far apart as the tolerance allows, and continues with the activation's
+    asymptotes where these are no further away than the tolerance. The model's output changes by this.
+
+    Parameters
+    ----------
+    tolerance : float, optional
+        The largest absolute error of each replaced activation.
+
+    Attributes
+    ----------
+    deviation : float or None
+        The largest absolute difference of the model's output to its original output, in the last forward pass.
+
+    Raises
+    ------
+    ValueError
+        If the tolerance is not positive, or less than 1e-6, for which the knots would be too many.
+    '''
+    def __init__(self, tolerance=1e-2):
+        if not 1e-6 <= tolerance < math.inf:
+            raise ValueError(f'the tolerance must be a number from 1e-6 on, not {tolerance!r}')
+        self.tolerance = tolerance
+        self.deviation = None
+        self.root = None
+
+    def apply(self, root_module):
+        '''Apply this canonizer to a model.
+
+        Parameters
+        ----------
+        root_module : :py:class:`torch.nn.Module`
+            The model, as it is passed to the composite.
+
+        Returns
+        -------
+        list
+            This instance.
+        '''
+        self.register(root_module)
+        return [self]
+
+    def register(self, root_module):
+        '''Replace smooth activations in the split form of a model.'''
+        if root_module in REPLACEMENTS:
+            raise RuntimeError('the smooth activations of this model are replaced already')
+        self.root = root_module
+        REPLACEMENTS[root_module] = self
+
+    def remove(self):
+        '''Replace them no longer.'''
+        REPLACEMENTS.pop(self.root, None)
+        self.root = None
+
+    def copy(self):
+        '''Return a copy of this canonizer.'''
+        return type(self)(self.tolerance)
+
+
+@functools.cache
+def interpolation(name, tolerance, parameters):
+    '''The piecewise-linear interpolation of an activation.
+
+    Parameters
+    ----------
+    name : str
+        A key of :py:data:`SMOOTH`.
+    tolerance : float
+        The largest absolute error.
+    parameters : tuple
+        Pairs of names and values of the activation's parameters.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.activations.PiecewiseLinear`
+        The interpolation.
+    '''
+    function, left, right = SMOOTH[name]
+    parameters = dict(parameters)
+
+    def smooth(places):
+        return function(places, **parameters)
+
+    # the asymptotes are reached where the function stays within the tolerance from there to far outside
+    far = 64. / min(1., abs(parameters.get('beta', 1.)))
+    grid = torch.linspace(-far, far, 2 ** 20 + 1, dtype=torch.float64)
+    values = smooth(grid)
+    first = last_within(values - left * grid, tolerance)
+    last = len(grid) - 1 - last_within((values - right * grid).flip(0), tolerance)
+    knots = [first]
+    while knots[-1] < last:
+        knots.append(furthest(grid, values, knots[-1], max(last, first + 1), tolerance))
+    knots = torch.tensor(knots)
+    slopes = values[knots].diff() / grid[knots].diff()
+    ends = torch.tensor([left], dtype=torch.float64), torch.tensor([right], dtype=torch.float64)
+    return PiecewiseLinear(grid[knots], torch.cat([ends[0], slopes, ends[1]]), values[knots[0]])
+
+
+def last_within(values, tolerance):
+    '''The last index up to which values differ from each other by no more than the tolerance.'''
+    spread = torch.cummax(values, 0).values - torch.cummin(values, 0).values
+    return max(int((spread <= tolerance).sum()) - 1, 0)
+
+
+def furthest(grid, values, start, end, tolerance):
+    '''The furthest index up to which the chord from a start is within the tolerance, by bisection.'''
+    low, high = start + 1, end
+    while low < high:
+        middle = (low + high + 1) // 2
+        inner = slice(start, middle + 1)
+        slope = (values[middle] - values[start]) / (grid[middle] - grid[start])
+        error = values[inner] - values[start] - slope * (grid[inner] - grid[start])
+        low, high = (middle, high) if error.abs().max() <= tolerance else (low, middle - 1)
+    return low
+
+
+# each activation with the slopes of its asymptotes
+SMOOTH = {
+    'elu': (F.elu, 0., 1.),
+    'selu': (F.selu, 0., 1.0507009873554804934193349852946),
+    'celu': (F.celu, 0., 1.),
+    'silu': (F.silu, 0., 1.),
+    'gelu': (F.gelu, 0., 1.),
+    'mish': (F.mish, 0., 1.),
+    'softplus': (F.softplus, 0., 1.),
+    'sigmoid': (torch.sigmoid, 0., 0.),
+    'logsigmoid': (F.logsigmoid, 1., 0.),
+    'tanh': (torch.tanh, 0., 0.),
+    'tanhshrink': (F.tanhshrink, 1., 1.),
+}
+POSITIONS = {'elu': ('alpha',), 'celu': ('alpha',), 'softplus': ('beta', 'threshold')}
+
+
+def register_smooth(name):
+    '''Register the split form of a smooth activation.'''
+    @torch_form(name, *(['expit'] if name == 'sigmoid' else []), inplace=(f'{name}_',))
+    @in_place_or_new
+    def smooth(pair, *args, **kwargs):
+        replacement = REPLACEMENTS.get(pair.form.root)
+        if replacement is None:
+            raise unsupported(
+                name, (pair,), ', as it is smooth: pass canonizers=[zennit_dc.SmoothReplacement()] to the composite to'
+                ' replace it by a piecewise-linear function'
+            )
+        parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
+        function = interpolation(name, replacement.tolerance, tuple(sorted(parameters.items())))
+        return function.split(pair, function)
+
+
+for smooth_name in SMOOTH:
+    register_smooth(smooth_name)
+
+
+@torch_form('hardswish', inplace=('hardswish_',))
+@in_place_or_new
+def hardswish(pair):
+    '''Exact, as the product of the input and its hard sigmoid.'''
+    product = multiply(pair, F.hardsigmoid(pair), torch.mul)
+    return product.like(
+        Replace.apply(product.difference, F.hardswish(pair.difference.detach())), product._stream_sum
+    )
