@@ -394,18 +394,15 @@ def test_layers_that_have_no_map(forward, layer, message):
     assert torch.is_grad_enabled()
 
 
-def test_inputs_and_outputs_that_are_not_one_tensor():
-    class Two(nn.Module):
-        def forward(self, x, y=None):
-            return x, x
+def test_inputs_and_outputs_without_tensors():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return {'out': torch.ones(2)}
 
-    image = torch.randn(2, 3)
-    with SplitGrad().context(model := Two()):
-        with pytest.raises(NotImplementedError, match='tuple'):
-            model(image)
-        with pytest.raises(NotImplementedError, match='called with 2'):
-            model(image, image)
-        with pytest.raises(NotImplementedError, match='called with 0'):
+    with SplitGrad().context(model := Constant()):
+        with pytest.raises(NotImplementedError, match='is a dict without any'):
+            model(torch.randn(2, 3))
+        with pytest.raises(NotImplementedError, match='without a floating point tensor'):
             model(torch.ones(2, 3, dtype=torch.int64))
 
 

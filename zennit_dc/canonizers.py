@@ -5,6 +5,7 @@ from itertools import chain
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
@@ -134,7 +135,7 @@ class SplitCanonizer(Canonizer):
         '''Forward hook of the layer: cut the graph here, and start it anew.'''
         pairs = list(pairs_in(output))
         if pairs:
-            return pairs[0].form.run.at_layer(module, output)
+            return pairs[0].form.run().at_layer(module, output)
         return output
 
 
@@ -147,30 +148,28 @@ class SplitForward:
     def __call__(self, *args, **kwargs):
         refuse_foreign_rules(self.canonizer.root)
         refuse_training_mode(self.canonizer.root)
-        keys = [key for key, value in chain(enumerate(args), kwargs.items()) if is_floating(value)]
         if has_pairs((args, kwargs)):
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
-        if len(keys) != 1:
-            raise NotImplementedError(
-                f'a model in split form takes one floating point tensor, but was called with {len(keys)}'
-            )
-        key, = keys
+        leaves, structure = tree_flatten((args, kwargs))
+        places = [place for place, leaf in enumerate(leaves) if is_floating(leaf)]
+        if not places:
+            raise NotImplementedError('a model in split form was called without a floating point tensor')
 
-        def call(pair):
-            if isinstance(key, str):
-                return self.forward(*args, **{**kwargs, key: pair})
-            return self.forward(*args[:key], pair, *args[key + 1:], **kwargs)
+        def call(inputs):
+            replaced = dict(zip(places, inputs))
+            args, kwargs = tree_unflatten([replaced.get(place, leaf) for place, leaf in enumerate(leaves)], structure)
+            return self.forward(*args, **kwargs)
 
-        input = kwargs[key] if isinstance(key, str) else args[key]
+        inputs = [leaves[place] for place in places]
         try:
-            output = SplitRun(self.canonizer, call)(input)
+            output = SplitRun(self.canonizer, call)(inputs)
         except SumIsNeeded:
             self.canonizer.has_products = True
-            output = SplitRun(self.canonizer, call)(input)
+            output = SplitRun(self.canonizer, call)(inputs)
         replacement = REPLACEMENTS.get(self.canonizer.root)
         if replacement is not None:
             with torch.no_grad():
-                replacement.deviation = (output - call(input)).abs().max().item()
+                replacement.deviation = largest_difference(output, call(inputs))
         return output
 
 
@@ -210,6 +209,14 @@ def require_choice(name, value, choices):
     '''Raise if a parameter is not one of its values.'''
     if value not in choices:
         raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, not {value!r}')
+
+
+def largest_difference(output, original):
+    '''The largest absolute difference of two outputs of the same structure.'''
+    return max(
+        (one - other).abs().max().item()
+        for one, other in zip(tree_flatten(output)[0], tree_flatten(original)[0]) if is_floating(one)
+    )
 
 
 def is_floating(value):

@@ -1,10 +1,12 @@
 '''One forward pass in split form, and the map of its backward pass.'''
 import warnings
+import weakref
 from dataclasses import replace
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .operations import largest_power
+from .operations import align, largest_power
 from .split import SplitForm, SplitTensor, input_sum, sum_dtype
 
 
@@ -16,7 +18,7 @@ class SplitRun:
     canonizer : :py:class:`SplitCanonizer`
         What to compute.
     call : callable
-        The original forward as a function of the split pair alone.
+        The original forward as a function of the list of its floating point inputs alone.
     growth : bool
         Whether to scale gradients by powers of two, where the map of a pass without is not finite.
     recorded, replayed : list
@@ -36,10 +38,10 @@ class SplitRun:
             self.above_layer if canonizer.layer is None else below, recorded,
             None if replayed is None else iter(replayed)
         )
-        self.form.run = self
-        self.input = self.start = self.seed = self.exponent = None
-        self.graph = False
-        self.captured = False
+        self.form.run = weakref.ref(self)
+        self.inputs = self.start = self.backward = None
+        self.seeds, self.exponent = {}, None
+        self.graph = self.captured = False
 
     @property
     def above_layer(self):
@@ -48,39 +50,58 @@ class SplitRun:
             return 'values'
         return 'growth' if self.growth else 'unevaluated'
 
-    def __call__(self, input):
-        '''Run the model.'''
-        self.graph = torch.is_grad_enabled() and input.requires_grad
-        self.input = input
+    def __call__(self, inputs):
+        '''Run the model. The output has the difference in place of each split pair.'''
+        self.graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
+        self.inputs = inputs
+        pairs = [self.enter(index) for index in range(len(inputs))]
+        with torch.set_grad_enabled(self.graph and (self.recorded is not None or self.canonizer.layer is None)):
+            output = self.call(pairs)
+        return output if self.recorded is not None else self.leave(output)
+
+    def enter(self, index):
+        '''Split an input.'''
+        input = self.inputs[index]
         stream_sum = input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
         if self.form.sums == 'growth':
             stream_sum = torch.ones_like(stream_sum)
         if self.recorded is not None:
-            pair = SplitTensor(input.view_as(input), stream_sum, self.form)
-        elif self.canonizer.layer is None:
-            pair = SplitTensor(*Enter.apply(input, stream_sum.detach(), self), self.form)
+            return SplitTensor(input.view_as(input), stream_sum, self.form)
+        if self.canonizer.layer is None:
+            pair = SplitTensor(*Enter.apply(input, stream_sum.detach(), self, index), self.form)
         else:
             pair = SplitTensor(input.detach(), stream_sum.detach(), self.form)
         if self.growth:
             pair.exponent = torch.zeros(len(input), device=input.device)
-        with torch.set_grad_enabled(self.graph and (self.recorded is not None or self.canonizer.layer is None)):
-            output = self.call(pair)
-        return output if self.recorded is not None else self.leave(output)
+        return pair
 
     def leave(self, output):
-        '''The difference of the output.'''
-        if not isinstance(output, SplitTensor):
+        '''The differences of the output.'''
+        leaves, structure = tree_flatten(output)
+        places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)]
+        if not places:
             raise NotImplementedError(
-                f'the output of a model in split form must be one tensor that depends on the input, not'
-                f' {type(output).__name__}'
+                f'the output of a model in split form must have tensors that depend on its input, but is a'
+                f' {type(output).__name__} without any'
             )
         layer = self.canonizer.layer
         if layer is not None and not self.captured:
             raise ValueError(f'module {layer!r} was not called in this forward pass, or not on a split pair')
-        if layer is not None and self.graph and not depends_on(output, self.start):
+        pairs = align([leaves[place] for place in places])
+        if layer is not None and self.graph and not any(depends_on(pair, self.start) for pair in pairs):
             raise ValueError(f'the model\'s output does not depend on the output of module {layer!r}')
-        self.exponent = output.exponent
-        return Leave.apply(output.difference, output._stream_sum, self)
+        self.start = None
+        self.exponent = pairs[0].exponent
+        for index, (place, pair) in enumerate(zip(places, pairs)):
+            leaves[place] = Leave.apply(pair.difference, pair._stream_sum, self, index)
+        return tree_unflatten(leaves, structure)
+
+    def seed(self, index, gradient):
+        '''Keep the gradient of an output for the time of a backward pass.'''
+        backward = torch._C._current_graph_task_id()
+        if backward != self.backward:
+            self.backward, self.seeds = backward, {}
+        self.seeds[index] = gradient
 
     def at_layer(self, module, output):
         '''Read the map off a module's output.'''
@@ -92,11 +113,12 @@ class SplitRun:
                 f'module {name} was called more than once in this forward pass, so that there is not one map at its'
                 ' output: choose a module that is called once'
             )
-        shape, axes = tuple(output.shape), self.input.ndim
-        if output.ndim != axes or axes < 3 or shape[0] != self.input.shape[0]:
+        input = self.inputs[0]
+        shape, axes = tuple(output.shape), input.ndim
+        if output.ndim != axes or axes < 3 or shape[0] != input.shape[0]:
             raise ValueError(
                 f'the output of module {name} has the shape {shape}, without spatial axes that correspond to those of'
-                f' the input of shape {tuple(self.input.shape)}: choose a layer before the spatial axes are reduced'
+                f' the input of shape {tuple(input.shape)}: choose a layer before the spatial axes are reduced'
             )
         self.captured = True
         affine = None if output.layer is None else replace(output.layer, is_read=True)
@@ -111,60 +133,68 @@ class SplitRun:
         stream_sum = torch.ones_like(output._stream_sum) if self.form.sums == 'growth' else output._stream_sum
         torch.set_grad_enabled(self.graph)
         output = output.like(
-            *AtLayer.apply(self.input, output.difference.detach(), stream_sum.detach(), *values, self)
+            *AtLayer.apply(input, output.difference.detach(), stream_sum.detach(), *values, self)
         )
         output.layer = affine
         self.start = output.difference.grad_fn
         return output
 
-    def input_map(self, gradient, sum_gradient):
-        '''The map at the input.'''
-        again = self.differentiable()
+    def input_map(self, index, gradient, sum_gradient):
+        '''The map at an input.'''
+        again = self.differentiable(index)
         if again is not None:
             return again
-        return self.finite(self.unscaled(self.readout.combine(gradient, sum_gradient))).to(self.input.dtype)
+        return self.finite(self.unscaled(self.readout.combine(gradient, sum_gradient)), index).to(
+            self.inputs[index].dtype
+        )
 
     def layer_map(self, gradient, sum_gradient, difference, stream_sum):
-        '''The map at the layer, upsampled to the input and distributed over its channels.'''
-        again = self.differentiable()
+        '''The map at the layer, upsampled to the first input and distributed over its channels.'''
+        again = self.differentiable(0)
         if again is not None:
             return again
         saliency = self.unscaled(self.readout.at_layer(gradient, sum_gradient, difference, stream_sum))
         if not self.growth and not is_finite(saliency):
-            return self.finite(saliency)
-        self.readout.saliency = self.finite(saliency)
-        size, channels = self.input.shape[2:], self.input.shape[1]
+            return self.finite(saliency, 0)
+        self.readout.saliency = self.finite(saliency, 0)
+        input = self.inputs[0]
+        size, channels = input.shape[2:], input.shape[1]
         mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[len(size)]
         upsampled = torch.nn.functional.interpolate(saliency.unsqueeze(1), size, mode=mode, align_corners=False)
-        return (upsampled / channels).expand(self.input.shape).to(self.input.dtype)
+        return (upsampled / channels).expand(input.shape).to(input.dtype)
 
-    def differentiable(self):
+    def differentiable(self, index):
         '''Where the map itself is to be differentiated and depends on activations: the map with those of another pass,
         whose gradient is the true one. Else None.'''
         if not torch.is_grad_enabled() or self.replayed is not None:
             return None
         if not (self.readout.uses_values or self.form.used_values):
             return None
-        input = self.input.view_as(self.input)
+        inputs = [input.view_as(input) for input in self.inputs]
         recorded = []
-        SplitRun(self.canonizer, self.call, recorded=recorded)(input)
-        return self.again(input, replayed=recorded)
+        SplitRun(self.canonizer, self.call, recorded=recorded)(inputs)
+        return self.again(inputs, index, replayed=recorded)
 
-    def finite(self, map):
+    def finite(self, map, index):
         '''The map, computed again with scaled gradients if it is not finite, and an error if that does not help.'''
         if is_finite(map):
             return map
         if not self.growth and self.above_layer == 'unevaluated':
-            return self.again(self.input if torch.is_grad_enabled() else self.input.detach(), growth=True)
+            return self.again(self.inputs, index, growth=True)
         raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
 
-    def again(self, input, **kwargs):
+    def again(self, inputs, index, **kwargs):
         '''The map of another pass.'''
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            input = input.view_as(input) if graph else input.detach().requires_grad_()
+            inputs = [input.view_as(input) if graph else input.detach() for input in inputs]
+            inputs[index].requires_grad_()
             run = SplitRun(self.canonizer, self.call, **{'replayed': self.replayed, 'growth': self.growth, **kwargs})
-            map, = torch.autograd.grad(run(input), input, self.seed, create_graph=graph)
+            leaves = tree_flatten(run(inputs))[0]
+            outputs = [leaf for leaf in leaves if getattr(getattr(leaf, 'grad_fn', None), 'run', None) is run]
+            map, = torch.autograd.grad(
+                [outputs[place] for place in self.seeds], inputs[index], list(self.seeds.values()), create_graph=graph
+            )
         return map
 
     def unscaled(self, map):
@@ -187,15 +217,15 @@ class SplitRun:
 
 
 class Enter(torch.autograd.Function):
-    '''Split the input. The gradient is the map at the input.'''
+    '''Split an input. The gradient is the map at the input.'''
     @staticmethod
-    def forward(ctx, input, stream_sum, run):
-        ctx.run = run
+    def forward(ctx, input, stream_sum, run, index):
+        ctx.run, ctx.index = run, index
         return input.view_as(input), stream_sum.view_as(stream_sum)
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
-        return ctx.run.input_map(gradient, sum_gradient), None, None
+        return ctx.run.input_map(ctx.index, gradient, sum_gradient), None, None, None
 
 
 class AtLayer(torch.autograd.Function):
@@ -212,16 +242,16 @@ class AtLayer(torch.autograd.Function):
 
 
 class Leave(torch.autograd.Function):
-    '''The difference of the output. Its gradient enters the streams as the readout says.'''
+    '''The difference of an output. Its gradient enters the streams as the readout says.'''
     @staticmethod
-    def forward(ctx, difference, stream_sum, run):
-        ctx.run, ctx.sum_dtype = run, stream_sum.dtype
+    def forward(ctx, difference, stream_sum, run, index):
+        ctx.run, ctx.index, ctx.sum_dtype = run, index, stream_sum.dtype
         return difference.view_as(difference)
 
     @staticmethod
     def backward(ctx, gradient):
-        ctx.run.seed = gradient
-        return *ctx.run.readout.seed(gradient, ctx.sum_dtype), None
+        ctx.run.seed(ctx.index, gradient)
+        return *ctx.run.readout.seed(gradient, ctx.sum_dtype), None, None
 
 
 def depends_on(pair, node):
