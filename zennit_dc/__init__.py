@@ -1,5 +1,6 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
 from . import activations, functional, pooling  # noqa: F401 (register the split forms)
+from .attention import DetachedAttention
 from .canonizers import SplitCanonizer
 from .composites import SplitCAM, SplitGrad, SplitLRP
 from .recentering import Scaling, Shifting
@@ -8,7 +9,7 @@ from .split import SplitTensor, split_form
 
 
 __all__ = [
-    'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor',
-    'split_form',
+    'DetachedAttention', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad',
+    'SplitLRP', 'SplitTensor', 'split_form',
 ]
 __version__ = '0.1.0'

@@ -169,7 +169,7 @@ def relu6(pair):
 @torch_form('clamp', 'clip', inplace=('clamp_', 'clip_'))
 def clamp(pair, min=None, max=None):
     if isinstance(min, torch.Tensor) or isinstance(max, torch.Tensor):
-        raise unsupported('clamp', (pair, min, max), ' for bounds that are tensors: use torch.maximum and minimum')
+        raise unsupported('clamp', (pair, min, max), ' for bounds that are tensors', 'use torch.maximum and minimum')
     return clamping(min, max).split(pair, lambda tensor: tensor.clamp(min, max))
 
 
@@ -203,5 +203,6 @@ for name in ('hardshrink', 'threshold', 'threshold_'):
     @torch_form(name)
     def jump(pair, *args, name=name, **kwargs):
         raise unsupported(
-            name, (pair,), ': it jumps, and no difference of convex functions does'
+            name, (pair,), ', as it jumps and no difference of convex functions does',
+            'replace it by a continuous activation'
         )

@@ -13,7 +13,7 @@ from .recentering import Scaling
 from .rules import SplitRule
 from .run import SplitRun
 from .smooth import REPLACEMENTS
-from .split import MODULE_FORMS, SumIsNeeded, TrueGradient, has_pairs, pairs_in
+from .split import MODULE_FORMS, TrueGradient, has_pairs, pairs_in
 from .streams import Difference
 
 
@@ -161,11 +161,7 @@ class SplitForward:
             return self.forward(*args, **kwargs)
 
         inputs = [leaves[place] for place in places]
-        try:
-            output = SplitRun(self.canonizer, call)(inputs)
-        except SumIsNeeded:
-            self.canonizer.has_products = True
-            output = SplitRun(self.canonizer, call)(inputs)
+        output = SplitRun(self.canonizer, call)(inputs)
         replacement = REPLACEMENTS.get(self.canonizer.root)
         if replacement is not None:
             with torch.no_grad():

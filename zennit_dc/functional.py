@@ -147,20 +147,23 @@ def dense(pair, weight, bias=None):
 
 @torch_form('matmul', 'mm', 'bmm', '__matmul__', '__rmatmul__')
 def matmul(left, right):
+    '''A constant on the right is a layer's weight; one on the left mixes tokens, as attention weights do.'''
     if isinstance(left, SplitTensor) and isinstance(right, SplitTensor):
         return multiply(left, right, torch.matmul)
     if isinstance(left, SplitTensor):
         require_batch(left, 2, 'matmul')
         return affine(left, Layer(lambda input, weight, bias: input @ weight), right)
     raise_if_mixing_samples(right)
-    return affine(right, Layer(lambda input, weight, bias: weight @ input), left)
+    return linear(right, lambda tensor: left @ tensor, lambda tensor: left.abs().to(tensor.dtype) @ tensor)
 
 
 def raise_if_mixing_samples(pair):
     '''Raise where a product from the left would mix samples.'''
     if pair.difference.ndim < 3:
-        raise unsupported('a matrix product from the left', (pair,), ' for an input of fewer than three axes: it would'
-                          ' mix the samples of the batch')
+        raise unsupported(
+            'a matrix product from the left', (pair,), ' for an input of fewer than three axes',
+            'it would mix the samples of the batch'
+        )
 
 
 @torch_form('addmm')
@@ -305,11 +308,12 @@ def einsum(equation, *operands):
     if all(isinstance(operand, SplitTensor) for operand in operands):
         return multiply(*operands, lambda first, other: torch.einsum(equation, first, other))
     pair, constant = constant_operand(*operands)
-
-    def apply(input, weight, bias):
-        return torch.einsum(equation, *((input, weight) if pair is operands[0] else (weight, input)))
-
-    return affine(pair, Layer(apply), constant)
+    if pair is operands[0]:
+        return affine(pair, Layer(lambda input, weight, bias: torch.einsum(equation, input, weight)), constant)
+    return linear(
+        pair, lambda tensor: torch.einsum(equation, constant, tensor),
+        lambda tensor: torch.einsum(equation, constant.abs().to(tensor.dtype), tensor)
+    )
 
 
 @torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))

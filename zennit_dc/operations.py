@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .split import SplitTensor, SumIsNeeded, called_in, input_sum, sum_dtype, unsupported
+from .split import SplitTensor, called_in, input_sum, sum_dtype, unsupported
 
 
 CHUNK = 2 ** 18
@@ -184,34 +184,47 @@ def weighted(pair, layer, weight, bias, difference_layer=None):
         bias = None
     if layer.transpose is None or form.rule.quantity is None:
         with torch.autocast(stream_sum.device.type, enabled=False):
-            stream_sum = Layer.magnitude(layer, stream_sum, weight, bias)
+            stream_sum = layer.magnitude(stream_sum, weight, bias)
     else:
         unevaluated = difference.shape if form.sums == 'unevaluated' else None
         stream_sum = Magnitude.apply(stream_sum, weight, bias, layer, unevaluated)
     output = pair.like(difference, stream_sum)
-    return count_growth(output) if form.sums == 'growth' else output
+    return count_growth(pair, output) if form.counts_growth else output
 
 
-def count_growth(output):
-    '''Divide the sum behind an affine layer by a power of two for each sample where its mean is above one, multiply
-    both gradients by the same, and count the powers. A sum that starts as one at the input and goes through the
-    network without biases and activations grows forward as its gradient does backward, so that the gradients stay
-    representable in networks of any depth.'''
-    samples = output._stream_sum.shape[0]
-    mean = output._stream_sum.detach().reshape(samples, -1).mean(1)
-    exponent = torch.ceil(torch.log2(mean)).clamp(min=0.)
-    scaled = scale(output, torch.exp2(-exponent))
-    scaled.exponent = output.exponent + exponent
+def count_growth(pair, output):
+    '''Multiply both gradients behind an affine layer by a power of two for each sample, that is about by how much the
+    layer will let the sum's gradient grow, and count the powers.
+
+    A sum that starts as one at the input and goes through the network without biases and activations grows forward as
+    its gradient does backward. Such a sum is itself divided by the powers. Where products of pairs need the real sum,
+    growth is estimated by how much it changes in its mean.
+    '''
+    mean = sample_means(output._stream_sum)
+    if output.form.sums != 'growth':
+        mean = mean / sample_means(pair._stream_sum) * output.form.rule.damping
+        return raised(output, output.exponent + torch.log2(mean).clamp(min=0.))
+    return raised(output, output.exponent + torch.ceil(torch.log2(mean)).clamp(min=0.))
+
+
+def raised(pair, exponent):
+    '''A pair whose gradients, and whose sum if it only counts growth, are scaled so that the powers are as given.'''
+    factors = torch.exp2(torch.floor(pair.exponent) - torch.floor(exponent))
+    factors = factors.reshape(-1, *(1,) * (pair.difference.ndim - 1))
+    sum_factors = factors.to(pair._stream_sum.dtype)
+    scaled = pair.like(
+        ScaleGradient.apply(pair.difference, factors.to(pair.difference.dtype)),
+        pair._stream_sum * sum_factors if pair.form.sums == 'growth' else ScaleGradient.apply(
+            pair._stream_sum, sum_factors
+        ),
+    )
+    scaled.exponent = exponent
     return scaled
 
 
-def scale(pair, factors):
-    '''Multiply the sum, and the gradients of difference and sum, by one factor per sample.'''
-    factors = factors.reshape(-1, *(1,) * (pair.difference.ndim - 1))
-    return pair.like(
-        ScaleGradient.apply(pair.difference, factors.to(pair.difference.dtype)),
-        pair._stream_sum * factors.to(pair._stream_sum.dtype),
-    )
+def sample_means(tensor):
+    '''The mean of each sample.'''
+    return tensor.detach().reshape(tensor.shape[0], -1).mean(1)
 
 
 def recenter(pair):
@@ -227,13 +240,10 @@ def recenter(pair):
 
 def align(pairs):
     '''Give pairs that will be joined the same power of two.'''
-    if pairs[0].form.sums != 'growth':
+    if not pairs[0].form.counts_growth:
         return pairs
     highest = torch.stack([pair.exponent for pair in pairs]).amax(0)
-    aligned = [scale(pair, torch.exp2(pair.exponent - highest)) for pair in pairs]
-    for pair in aligned:
-        pair.exponent = highest
-    return aligned
+    return [raised(pair, highest) for pair in pairs]
 
 
 def linear(pair, function, sum_function=None):
@@ -341,7 +351,13 @@ def multiply(first, other, function):
     '''
     form = first.form
     if form.sums != 'values':
-        raise SumIsNeeded
+        return Deferred.of(first, other, function(first.difference.detach(), other.difference.detach()))
+    if form.counts_growth:
+        mean = sample_means(function(first._stream_sum.detach(), other._stream_sum.detach()))
+        highest = torch.stack([
+            pair.exponent + torch.log2(mean / sample_means(pair._stream_sum)).clamp(min=0.) for pair in (first, other)
+        ]).amax(0)
+        first, other = raised(first, highest), raised(other, highest)
     first, other = form.rule.factors(first, other)
     if form.recorded is not None:
         for pair in (first, other):
@@ -359,6 +375,26 @@ def multiply(first, other, function):
             )
         ))
     return recenter(form.rule.behind(product))
+
+
+class Deferred(torch.autograd.Function):
+    '''A product of pairs whose sums are not computed. If its gradient is needed, the map of the run is computed again
+    with sums; if not, as where the product goes into attention weights that are constants, they never are.'''
+    @staticmethod
+    def of(first, other, value):
+        '''The product pair.'''
+        tensors = [tensor for pair in (first, other) for tensor in (pair.difference, pair._stream_sum)]
+        return align([first, other])[0].like(*Deferred.apply(value, first.form.run(), *tensors))
+
+    @staticmethod
+    def forward(ctx, value, run, *tensors):
+        ctx.run, ctx.tensors = run, [tensor.new_zeros(()).expand(tensor.shape) for tensor in tensors]
+        return value, tensors[-1].new_zeros(()).expand(value.shape)
+
+    @staticmethod
+    def backward(ctx, *_):
+        ctx.run.sum_is_needed = True
+        return None, None, *ctx.tensors
 
 
 def as_pair(tensor, form):

@@ -39,9 +39,10 @@ class SplitRun:
             None if replayed is None else iter(replayed)
         )
         self.form.run = weakref.ref(self)
+        self.form.counts_growth = growth and canonizer.layer is None
         self.inputs = self.start = self.backward = None
         self.seeds, self.exponent = {}, None
-        self.graph = self.captured = False
+        self.graph = self.captured = self.sum_is_needed = False
 
     @property
     def above_layer(self):
@@ -129,7 +130,7 @@ class SplitRun:
         used_values = self.form.used_values
         values = self.form.values(output)
         self.form.used_values = used_values
-        self.form.sums = self.above_layer
+        self.form.sums, self.form.counts_growth = self.above_layer, self.growth
         stream_sum = torch.ones_like(output._stream_sum) if self.form.sums == 'growth' else output._stream_sum
         torch.set_grad_enabled(self.graph)
         output = output.like(
@@ -141,7 +142,7 @@ class SplitRun:
 
     def input_map(self, index, gradient, sum_gradient):
         '''The map at an input.'''
-        again = self.differentiable(index)
+        again = self.other_pass(index)
         if again is not None:
             return again
         return self.finite(self.unscaled(self.readout.combine(gradient, sum_gradient)), index).to(
@@ -150,7 +151,7 @@ class SplitRun:
 
     def layer_map(self, gradient, sum_gradient, difference, stream_sum):
         '''The map at the layer, upsampled to the first input and distributed over its channels.'''
-        again = self.differentiable(0)
+        again = self.other_pass(0)
         if again is not None:
             return again
         saliency = self.unscaled(self.readout.at_layer(gradient, sum_gradient, difference, stream_sum))
@@ -163,9 +164,13 @@ class SplitRun:
         upsampled = torch.nn.functional.interpolate(saliency.unsqueeze(1), size, mode=mode, align_corners=False)
         return (upsampled / channels).expand(input.shape).to(input.dtype)
 
-    def differentiable(self, index):
-        '''Where the map itself is to be differentiated and depends on activations: the map with those of another pass,
-        whose gradient is the true one. Else None.'''
+    def other_pass(self, index):
+        '''The map of another pass if it can not be that of this one, else None: if a product of pairs needs their sums,
+        or if the map itself is to be differentiated and depends on activations, whose gradient must be the true
+        one.'''
+        if self.sum_is_needed:
+            self.canonizer.has_products = True
+            return self.again(self.inputs, index)
         if not torch.is_grad_enabled() or self.replayed is not None:
             return None
         if not (self.readout.uses_values or self.form.used_values):
@@ -179,7 +184,7 @@ class SplitRun:
         '''The map, computed again with scaled gradients if it is not finite, and an error if that does not help.'''
         if is_finite(map):
             return map
-        if not self.growth and self.above_layer == 'unevaluated':
+        if not self.growth and self.canonizer.rule.quantity == 'sensitivity':
             return self.again(self.inputs, index, growth=True)
         raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
 
@@ -201,7 +206,7 @@ class SplitRun:
         '''Undo the scaling of the gradients as far as the result is representable.'''
         if not self.growth:
             return map
-        exponent = self.exponent
+        exponent = torch.floor(self.exponent)
         largest = map.detach().abs().reshape(len(map), -1).amax(1)
         if (largest == 0).any():
             raise FloatingPointError(f'the map of {self.readout.name} underflows: {self.readout.advice}')

@@ -161,8 +161,9 @@ def register_smooth(name):
         replacement = REPLACEMENTS.get(pair.form.root)
         if replacement is None:
             raise unsupported(
-                name, (pair,), ', as it is smooth: pass canonizers=[zennit_dc.SmoothReplacement()] to the composite to'
-                ' replace it by a piecewise-linear function'
+                name, (pair,), ', as it is smooth',
+                'pass canonizers=[zennit_dc.SmoothReplacement()] to the composite to replace it by a piecewise-linear'
+                ' function'
             )
         parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
         function = interpolation(name, replacement.tolerance, tuple(sorted(parameters.items())))

@@ -37,10 +37,6 @@ def split_form(*functions):
     return register
 
 
-class SumIsNeeded(Exception):
-    '''Raised where an operation needs the sum of a pair that is not computed, to run again with it.'''
-
-
 class TrueGradient:
     '''The interface of what an operation on split pairs asks of a rule. This one changes nothing: the backward pass
     computes the true gradient of the split network.'''
@@ -116,6 +112,7 @@ class SplitForm:
     recorded: list = None
     replayed: object = None
     run: object = None
+    counts_growth: bool = False
     used_values: bool = False
 
     @property
@@ -130,6 +127,17 @@ class SplitForm:
         if self.replayed is not None:
             return next(self.replayed)
         return pair.difference.detach(), pair._stream_sum.detach()
+
+    def constants(self, *tensors):
+        '''Tensors that depend on the input, as constants; where the map itself is to be differentiated, those that an
+        earlier pass has recorded.'''
+        self.used_values = True
+        if self.replayed is not None:
+            return next(self.replayed)
+        if self.recorded is not None:
+            self.recorded.append(tensors)
+            return tensors
+        return tuple(tensor.detach() for tensor in tensors)
 
     def name(self, module):
         '''Describe a module by its name in the model and its type.'''
@@ -323,9 +331,7 @@ def called_in(form):
     return 'no module'
 
 
-def unsupported(name, args, reason=''):
+def unsupported(name, args, reason='', remedy='give it one with zennit_dc.split_form'):
     '''The error for a function which has no split form.'''
     form = next((pair.form for pair in pairs_in(args)), None)
-    return NotImplementedError(
-        f'{name}, called in {called_in(form)}, has no split form{reason}; give it one with zennit_dc.split_form'
-    )
+    return NotImplementedError(f'{name}, called in {called_in(form)}, has no split form{reason}: {remedy}')
