@@ -7,6 +7,7 @@ from helpers import assert_close, explain, gradient_of, random_image
 from literal import Network
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.stateless import _reparametrize_module
 from zennit.attribution import Gradient, SmoothGrad
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import COMPOSITES, EpsilonPlus, MixedComposite, NameMapComposite
@@ -214,17 +215,18 @@ def test_maps_can_be_differentiated(composite):
     seed = random_image(1, 2, seed=9).abs().requires_grad_()
     with composite.context(model):
         assert torch.autograd.gradgradcheck(model, image, seed, atol=1e-6, rtol=1e-6)
+        plain, = torch.autograd.grad(model(image), image, seed.detach())
+        differentiable, = torch.autograd.grad(model(image), image, seed.detach(), create_graph=True)
+    assert_close(differentiable.detach(), plain, 1e-13)
 
 
 def test_maps_can_be_differentiated_by_weights():
     model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
     for composite in (SplitGrad(.3), SplitCAM('conv2', .3, '+g'), SplitLRP(.1)):
         def total(weight, composite=composite):
-            with composite.context(model):
-                attribution, = torch.autograd.grad(
-                    torch.func.functional_call(model, {'conv2.weight': weight}, image)[:, 0].sum(), image,
-                    create_graph=True
-                )
+            # the map is computed while the model has these weights
+            with composite.context(model), _reparametrize_module(model, {'conv2.weight': weight}):
+                attribution, = torch.autograd.grad(model(image)[:, 0].sum(), image, create_graph=True)
             return attribution.square().sum()
 
         weight = model.conv2.weight.detach().clone().requires_grad_()

@@ -1,5 +1,5 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from . import activations, functional, pooling  # noqa: F401 (register the split forms)
+from . import activations, functional, pooling, routing  # noqa: F401 (register the split forms)
 from .attention import DetachedAttention
 from .canonizers import SplitCanonizer
 from .composites import SplitCAM, SplitGrad, SplitLRP

@@ -6,6 +6,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_unflatten
+from torchvision.ops import StochasticDepth
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
@@ -66,6 +67,7 @@ class SplitCanonizer(Canonizer):
         self.root = None
         self.restore = []
         self.has_products = False
+        self.validate = None
 
     def copy(self):
         '''Return a copy of this canonizer, which shares the readout.'''
@@ -85,6 +87,8 @@ class SplitCanonizer(Canonizer):
             The one applied instance.
         '''
         instance = self.copy()
+        instance.validate = self.validate
+        self.readout.saliency = None
         instance.register(root_module)
         return [instance]
 
@@ -102,14 +106,16 @@ class SplitCanonizer(Canonizer):
                     f'module \'{name}\' ({type(module).__name__}) is in split form already: leave the context of the'
                     ' other composite first'
                 )
-        modules = dict(root_module.named_modules())
+        modules = dict(root_module.named_modules(remove_duplicate=False))
         if self.layer is not None and self.layer not in modules:
             raise ValueError(f'there is no module named {self.layer!r}, but {", ".join(list(modules)[1:])}')
         if self.layer == '':
             raise ValueError('the layer must be a module inside of the model, not the model itself')
 
+        if self.validate is not None:
+            self.validate(root_module)
         self.root = root_module
-        for module in modules.values():
+        for module in root_module.modules():
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
             if form is not None:
                 self.replace_forward(module, functools.partial(split_or_plain, form, module, module.forward))
@@ -122,7 +128,7 @@ class SplitCanonizer(Canonizer):
         before = module.__dict__.get('forward')
         module.forward = forward
         if before is None:
-            self.restore.append(lambda: module.__dict__.pop('forward'))
+            self.restore.append(lambda: module.__dict__.pop('forward', None))
         else:
             self.restore.append(lambda: setattr(module, 'forward', before))
 
@@ -187,7 +193,8 @@ def refuse_training_mode(root):
     '''Raise if a module is in training mode whose output then is random or depends on the batch, before it changes its
     running statistics.'''
     for name, module in root.named_modules():
-        if module.training and isinstance(module, (_BatchNorm, _DropoutNd)):
+        random = isinstance(module, _DropoutNd) and module.p > 0 or isinstance(module, StochasticDepth) and module.p > 0
+        if module.training and (random or isinstance(module, _BatchNorm)):
             raise RuntimeError(
                 f'module \'{name}\' ({type(module).__name__}) is in training mode: call .eval() on the model'
             )

@@ -42,6 +42,19 @@ class SplitComposite(LayerMapComposite):
         layer's resolution, or None if there was none yet.'''
         return self.readout.saliency
 
+    def inactive(self):
+        '''Not to be had: the gradient of a map is its true one, without deactivating anything.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        '''
+        raise NotImplementedError(
+            'a composite for split pairs can not be made inactive: leave its context for the original gradient; maps'
+            ' can be differentiated by create_graph=True as they are'
+        )
+
     def register(self, module):
         '''Bring a model into split form and register the rules, or leave it as it was if that fails.
 
@@ -125,6 +138,16 @@ class SensitivityComposite(SplitComposite):
         rule = ShiftedSensitivity(self.alpha_of(''))
         self.own_layers = len(layer_map or [])
         super().__init__(readout(stream, rule.damping), rule, layer_map, canonizers, **kwargs)
+        self.canonizers[-1].validate = self.require_alphas
+
+    def require_alphas(self, root):
+        '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
+        for name, module in root.named_modules():
+            self.mapping({}, name, module)
+        if isinstance(self.alpha, Mapping):
+            unknown = set(self.alpha) - {name for name, _ in root.named_modules(remove_duplicate=False)}
+            if unknown:
+                raise ValueError(f'alpha has values for modules that the model does not have: {sorted(unknown)}')
 
     def alpha_of(self, name):
         '''The shift for the module of a name.'''
@@ -155,10 +178,6 @@ class SensitivityComposite(SplitComposite):
         '''
         if not (isinstance(self.alpha, Mapping) or callable(self.alpha)):
             return super().mapping(ctx, name, module)
-        if name == '' and isinstance(self.alpha, Mapping):
-            unknown = set(self.alpha) - {child for child, _ in module.named_modules()}
-            if unknown:
-                raise ValueError(f'alpha has values for modules that the model does not have: {sorted(unknown)}')
         for types, hook in self.layer_map[:self.own_layers]:
             if isinstance(module, types):
                 return hook

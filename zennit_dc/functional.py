@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from .operations import (
-    Dense, Layer, Replace, SplitReLU, activation, add, affine, align, as_pair, batch_norm_parameters, finish_affine,
-    linear, multiply, recenter, require_batch, route, to_dtype, weighted
+    Dense, Layer, Replace, SplitReLU, activation, add, affine, batch_norm_parameters, finish_affine, linear, multiply,
+    recenter, require_batch, to_dtype, weighted
 )
-from .split import SplitTensor, called_in, has_pairs, pairs_in, split_form, unsupported
+from .split import SplitTensor, called_in, has_pairs, split_form, unsupported
 
 
 NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
@@ -30,7 +30,10 @@ def torch_form(*names, inplace=()):
                 raise unsupported(
                     f'{inplace[0]} on a plain tensor', (args, kwargs), ', as it would have to become a split pair'
                 )
-            return target.assign(form(target, *args, **kwargs))
+            output = form(target, *args, **kwargs)
+            if output.difference.shape != target.difference.shape:
+                raise unsupported(inplace[0], (target,), ' where it changes the shape')
+            return target.assign(to_dtype(output, lambda tensor: tensor.to(target.difference.dtype)))
 
         split_form(*overloads(*names))(form)
         split_form(*overloads(*inplace))(in_place)
@@ -65,13 +68,25 @@ def requires_grad(pair, *args):
     return pair.difference.requires_grad or pair._stream_sum.requires_grad
 
 
+class Comparison(torch.Tensor):
+    '''What a comparison of split pairs gives: for control flow and indexing, not for arithmetic with pairs.'''
+
+
+for function in overloads(
+    'gt', 'ge', 'lt', 'le', 'eq', 'ne', 'greater', 'greater_equal', 'less', 'less_equal', 'not_equal', 'isclose',
+    'signbit', 'isnan', 'isinf', 'isfinite', 'sign', 'heaviside',
+):
+    @split_form(function)
+    def comparison(*args, function=function, **kwargs):
+        return function(*plain(args), **plain(kwargs)).as_subclass(Comparison)
+
+
 for function in overloads(
     'size', 'dim', 'ndimension', 'numel', 'nelement', 'is_floating_point', 'is_complex', 'is_contiguous', 'stride',
     'get_device', 'element_size', '__len__', 'is_signed', 'is_same_size', 'zeros_like', 'ones_like', 'full_like',
     'empty_like', 'rand_like', 'randn_like', 'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor',
-    '__bool__', '__float__', '__int__', '__index__', 'item', 'tolist', 'gt', 'ge', 'lt', 'le', 'eq', 'ne', 'greater',
-    'greater_equal', 'less', 'less_equal', 'not_equal', 'equal', 'allclose', 'isclose', 'isnan', 'isinf', 'isfinite',
-    'argmax', 'argmin', 'signbit', 'any', 'all', 'count_nonzero', 'is_nonzero',
+    '__bool__', '__float__', '__int__', '__index__', 'item', 'tolist', 'equal', 'allclose', '__format__',
+    'argmax', 'argmin', 'any', 'all', 'count_nonzero', 'is_nonzero',
 ):
     @split_form(function)
     def value(*args, function=function, **kwargs):
@@ -174,9 +189,9 @@ def addmm(bias, pair, weight, *, beta=1, alpha=1):
     return affine(pair, Layer(lambda input, weight, bias: torch.addmm(bias, input, weight)), weight, bias)
 
 
-@torch_form('batch_norm')
+@split_form(F.batch_norm)
 def batch_norm(
-    pair, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5, *args
+    pair, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
     '''A batch norm behind an affine layer belongs to this layer; any other is an affine layer itself.'''
     if training or running_mean is None or running_var is None:
@@ -201,7 +216,7 @@ def batch_norm(
     if before is None:
         return finish_affine(weighted(rule.before_affine(pair), layer, scale, shift, normalize), shift)
     if not rule.merges_batch_norm:
-        return finish_affine(weighted(pair, layer, scale, shift, normalize), shift)
+        return finish_affine(weighted(pair, layer, scale, shift, normalize), shift, before.rule)
     raw = before.raw
     if before.bias is not None:
         raw = raw.like(raw.difference, raw._stream_sum - before.bias.abs())
@@ -209,7 +224,13 @@ def batch_norm(
     if before.is_read:
         merged = weighted(raw, layer, scale, shift, normalize)
         return recenter(activation(pair, lambda *_: (merged.difference, merged._stream_sum)))
-    return finish_affine(weighted(raw, layer, scale, shift, normalize), shift)
+    return finish_affine(weighted(raw, layer, scale, shift, normalize), shift, before.rule)
+
+
+@split_form(torch.batch_norm)
+def builtin_batch_norm(pair, weight, bias, running_mean, running_var, training, momentum, eps, cudnn_enabled=True):
+    '''The same with the order of parameters that the built-in function has.'''
+    return batch_norm(pair, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 # linear operations without weights
@@ -221,7 +242,19 @@ for name in (
     for function in overloads(name):
         @split_form(function)
         def average(pair, *args, function=function, **kwargs):
-            return linear(pair, lambda tensor: function(tensor, *args, **kwargs))
+            output = linear(pair, lambda tensor: function(tensor, *args, **kwargs))
+            if output.ndim < pair.ndim:
+                output.batch_axis = behind_reduction(pair, args, kwargs)
+            return output
+
+
+def behind_reduction(pair, args, kwargs):
+    '''The batch axis behind a reduction over axes that are not kept.'''
+    axes = kwargs.get('dim', kwargs.get('axis', args[0] if args else None))
+    if axes is None or pair.batch_axis is None:
+        return None
+    axes = [axis % pair.ndim for axis in ((axes,) if isinstance(axes, int) else axes)]
+    return None if pair.batch_axis in axes else pair.batch_axis - sum(axis < pair.batch_axis for axis in axes)
 
 
 @torch_form('interpolate', 'upsample')
@@ -238,8 +271,15 @@ def constant_operand(first, other):
 
 
 def magnitude_of(constant):
-    '''The absolute value of a number or a tensor.'''
-    return constant.abs() if isinstance(constant, torch.Tensor) else abs(constant)
+    '''The absolute value of a number or a tensor, which is no comparison of the pair itself.'''
+    if isinstance(constant, Comparison):
+        raise unsupported(
+            'arithmetic with a comparison of split pairs', (), ', as it is not continuous',
+            'use relu, clamp, maximum or minimum'
+        )
+    if not isinstance(constant, torch.Tensor):
+        return abs(constant)
+    return constant.abs() if constant.is_floating_point() else constant.to(torch.float64).abs()
 
 
 @torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
@@ -267,7 +307,10 @@ def add_multiple(first, other, alpha):
 
 @torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))
 def subtraction(first, other, *, alpha=1):
-    return addition(first, negation(other) if isinstance(other, SplitTensor) else -other, alpha=alpha)
+    if isinstance(other, SplitTensor):
+        return addition(first, negation(other), alpha=alpha)
+    size = magnitude_of(other) * abs(alpha)
+    return linear(first, lambda tensor: torch.sub(tensor, other, alpha=alpha), lambda tensor: tensor + size)
 
 
 @torch_form('rsub', '__rsub__')
@@ -344,87 +387,11 @@ for name in (
     'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', 'feature_dropout',
 ):
     @torch_form(name)
-    def dropout(pair, p=0.5, training=None, inplace=False, name=name):
+    def dropout(pair, p=0.5, training=None, inplace=False, train=None, name=name):
+        training = train if training is None else training
         # as in torch.nn.functional, whose dropouts are on where nothing is said, but for the alpha dropouts
         if (name not in ('alpha_dropout', 'feature_alpha_dropout') if training is None else training) and p > 0:
             raise RuntimeError(
                 f'{name}, called in {called_in(pair.form)}, is in training mode: call .eval() on the model'
             )
         return pair
-
-
-# routing
-
-for name in (
-    'flatten', 'unflatten', 'reshape', 'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis',
-    't', 'unsqueeze', 'squeeze', 'expand', 'narrow', 'select', 'contiguous', 'clone', 'flip', 'roll', 'repeat', 'tile',
-    'repeat_interleave', 'index_select', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', '__getitem__',
-    'reshape_as', 'expand_as', 'broadcast_to', 'detach', 'ravel', 'unfold', 'native_channel_shuffle',
-    'fliplr', 'flipud', 'rot90', 'diagonal', 'take_along_dim', 'gather', 'masked_select', 'alias_copy',
-):
-    for function in overloads(name):
-        @split_form(function)
-        def routing(pair, *args, function=function, **kwargs):
-            return route(pair, lambda tensor: function(tensor, *plain(args), **plain(kwargs)))
-
-
-@split_form(torch.Tensor.view, torch.Tensor.view_as)
-def view(pair, *shape):
-    difference = pair.difference.view(*shape) if not isinstance(shape[0], torch.Tensor) else (
-        pair.difference.view(shape[0].shape)
-    )
-    # the sum may lie in memory in another order than the difference
-    return pair.like(difference, pair._stream_sum.reshape(difference.shape))
-
-
-for getter in ('T', 'mT', 'H', 'mH'):
-    @split_form(getattr(torch.Tensor, getter).__get__)
-    def transposed(pair, *args, getter=getter):
-        return route(pair, lambda tensor: getattr(tensor, getter))
-
-
-for name in ('chunk', 'split', 'tensor_split', 'unbind', 'unsafe_chunk', 'unsafe_split', 'split_with_sizes'):
-    for function in overloads(name):
-        @split_form(function)
-        def pieces(pair, *args, function=function, **kwargs):
-            return tuple(
-                pair.like(difference, stream_sum) for difference, stream_sum in zip(
-                    function(pair.difference, *args, **kwargs), function(pair._stream_sum, *args, **kwargs)
-                )
-            )
-
-
-@split_form(torch.Tensor.__iter__)
-def iterate(pair):
-    return iter(pair.unbind(0))
-
-
-for name in ('to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as'):
-    for function in overloads(name):
-        @split_form(function)
-        def conversion(pair, *args, function=function, **kwargs):
-            return to_dtype(pair, lambda tensor: function(tensor, *plain(args), **plain(kwargs)))
-
-
-for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack'):
-    for function in overloads(name):
-        @split_form(function)
-        def joining(tensors, *args, function=function, **kwargs):
-            form = next(pairs_in(tensors)).form
-            pairs = [tensor if isinstance(tensor, SplitTensor) else as_pair(tensor, form) for tensor in tensors]
-            aligned = align([pair for pair, tensor in zip(pairs, tensors) if pair is tensor])
-            first = aligned[0]
-            places = iter(aligned)
-            pairs = [next(places) if pair is tensor else pair for pair, tensor in zip(pairs, tensors)]
-            return first.like(
-                function([pair.difference for pair in pairs], *args, **kwargs),
-                function([pair._stream_sum for pair in pairs], *args, **kwargs),
-            )
-
-
-@split_form(F.pad)
-def pad(pair, pad, mode='constant', value=None):
-    return pair.like(
-        F.pad(pair.difference, pad, mode, value),
-        F.pad(pair._stream_sum, pad, mode, None if value is None else abs(value)),
-    )

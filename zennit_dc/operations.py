@@ -73,9 +73,11 @@ class Magnitude(torch.autograd.Function):
 @dataclass(frozen=True)
 class AffineOutput:
     '''What a pair remembers that is the very output of an affine layer: the pair before rule and re-centering, the
-    bias, and whether the map is read here, so that there is no layer any more into which to merge a batch norm.'''
+    bias, the layer's rule, and whether the map is read here, so that there is no layer any more into which to merge a
+    batch norm.'''
     raw: SplitTensor
     bias: torch.Tensor | None
+    rule: object
     is_read: bool = False
 
 
@@ -167,11 +169,12 @@ def affine(pair, layer, weight, bias=None):
     return finish_affine(raw, bias.reshape(-1, *(1,) * layer.axes) if bias is not None and layer.axes else bias)
 
 
-def finish_affine(raw, bias):
+def finish_affine(raw, bias, rule=None):
     '''Place the rule behind an affine layer and re-center its output, which remembers the layer in case that a batch
     norm follows.'''
-    output = recenter(raw.form.rule.behind(raw))
-    output.layer = AffineOutput(raw, bias)
+    rule = raw.form.rule if rule is None else rule
+    output = recenter(rule.behind(raw))
+    output.layer = AffineOutput(raw, bias, rule)
     return output
 
 
@@ -193,38 +196,32 @@ def weighted(pair, layer, weight, bias, difference_layer=None):
 
 
 def count_growth(pair, output):
-    '''Multiply both gradients behind an affine layer by a power of two for each sample, that is about by how much the
-    layer will let the sum's gradient grow, and count the powers.
+    '''Multiply both gradients behind an affine layer by a power of two, about that by which the layer will let the
+    sum's gradient grow, and count the powers.
 
     A sum that starts as one at the input and goes through the network without biases and activations grows forward as
     its gradient does backward. Such a sum is itself divided by the powers. Where products of pairs need the real sum,
     growth is estimated by how much it changes in its mean.
     '''
-    mean = sample_means(output._stream_sum)
-    if output.form.sums != 'growth':
-        mean = mean / sample_means(pair._stream_sum) * output.form.rule.damping
-        return raised(output, output.exponent + torch.log2(mean).clamp(min=0.))
-    return raised(output, output.exponent + torch.ceil(torch.log2(mean)).clamp(min=0.))
+    mean = output._stream_sum.detach().mean()
+    if output.form.sums == 'growth':
+        return raised(output, output.exponent + torch.ceil(torch.log2(mean)).clamp(min=0.))
+    growth = torch.log2(mean / pair._stream_sum.detach().mean() * output.form.rule.damping)
+    return raised(output, output.exponent + growth.clamp(min=-8.))
 
 
 def raised(pair, exponent):
     '''A pair whose gradients, and whose sum if it only counts growth, are scaled so that the powers are as given.'''
-    factors = torch.exp2(torch.floor(pair.exponent) - torch.floor(exponent))
-    factors = factors.reshape(-1, *(1,) * (pair.difference.ndim - 1))
-    sum_factors = factors.to(pair._stream_sum.dtype)
+    factor = torch.exp2(torch.floor(pair.exponent) - torch.floor(exponent))
+    sum_factor = factor.to(pair._stream_sum.dtype)
     scaled = pair.like(
-        ScaleGradient.apply(pair.difference, factors.to(pair.difference.dtype)),
-        pair._stream_sum * sum_factors if pair.form.sums == 'growth' else ScaleGradient.apply(
-            pair._stream_sum, sum_factors
+        ScaleGradient.apply(pair.difference, factor.to(pair.difference.dtype)),
+        pair._stream_sum * sum_factor if pair.form.sums == 'growth' else ScaleGradient.apply(
+            pair._stream_sum, sum_factor
         ),
     )
     scaled.exponent = exponent
     return scaled
-
-
-def sample_means(tensor):
-    '''The mean of each sample.'''
-    return tensor.detach().reshape(tensor.shape[0], -1).mean(1)
 
 
 def recenter(pair):
@@ -233,9 +230,25 @@ def recenter(pair):
     if form.sums != 'values' or form.recentering is None:
         return pair.like(pair.difference, pair._stream_sum)
     if form.recorded is not None:
-        return pair.like(pair.difference, form.recentering(pair.difference, pair._stream_sum))
-    new = form.recentering(pair.difference.detach(), pair._stream_sum.detach())
+        return pair.like(pair.difference, by_sample(pair, pair.difference, pair._stream_sum))
+    new = by_sample(pair, pair.difference.detach(), pair._stream_sum.detach())
     return pair.like(pair.difference, Replace.apply(pair._stream_sum, new))
+
+
+def by_sample(pair, difference, stream_sum):
+    '''The re-centered sum, decided sample by sample; where the batch has no axis of its own, entry by entry.'''
+    axis, recentering = pair.batch_axis, pair.form.recentering
+    if axis == 0:
+        return recentering(difference, stream_sum)
+    if axis is None:
+        return recentering(difference.reshape(-1, 1), stream_sum.reshape(-1, 1)).reshape(stream_sum.shape)
+    return recentering(difference.movedim(axis, 0), stream_sum.movedim(axis, 0)).movedim(0, axis)
+
+
+def common_axis(pairs):
+    '''The batch axis of pairs that are joined, counted alike in all of them, or None.'''
+    axes = {None if pair.batch_axis is None else (pair.batch_axis, pair.ndim) for pair in pairs}
+    return pairs[0].batch_axis if len(axes) == 1 else None
 
 
 def align(pairs):
@@ -305,7 +318,6 @@ def route(pair, function):
     :py:class:`~zennit_dc.split.SplitTensor`
         The operation's output, which is ``pair`` itself where the operation returns its very argument.
     '''
-    require_pair(pair)
     difference = function(pair.difference)
     return pair if difference is pair.difference else pair.like(difference, function(pair._stream_sum))
 
@@ -326,9 +338,11 @@ def add(pairs, function):
         The sum of the pairs.
     '''
     pairs = pairs[0].form.rule.summands(*align(pairs))
-    return pairs[0].like(
+    output = pairs[0].like(
         function(*(pair.difference for pair in pairs)), function(*(pair._stream_sum for pair in pairs))
     )
+    output.batch_axis = common_axis(pairs)
+    return output
 
 
 def multiply(first, other, function):
@@ -353,11 +367,11 @@ def multiply(first, other, function):
     if form.sums != 'values':
         return Deferred.of(first, other, function(first.difference.detach(), other.difference.detach()))
     if form.counts_growth:
-        mean = sample_means(function(first._stream_sum.detach(), other._stream_sum.detach()))
-        highest = torch.stack([
-            pair.exponent + torch.log2(mean / sample_means(pair._stream_sum)).clamp(min=0.) for pair in (first, other)
-        ]).amax(0)
-        first, other = raised(first, highest), raised(other, highest)
+        mean = function(first._stream_sum.detach(), other._stream_sum.detach()).mean()
+        exponent = torch.stack([
+            pair.exponent + torch.log2(mean / pair._stream_sum.detach().mean()) for pair in (first, other)
+        ]).amin(0)
+        first, other = raised(first, exponent), raised(other, exponent)
     first, other = form.rule.factors(first, other)
     if form.recorded is not None:
         for pair in (first, other):
@@ -374,6 +388,7 @@ def multiply(first, other, function):
                 form.values(first), form.values(other)
             )
         ))
+    product.batch_axis = common_axis([first, other])
     return recenter(form.rule.behind(product))
 
 
@@ -436,4 +451,6 @@ def to_dtype(pair, function):
     difference = function(pair.difference)
     if difference is pair.difference:
         return pair
-    return pair.like(difference, pair._stream_sum.to(difference.device, sum_dtype(difference.dtype)))
+    # a conversion that makes a new difference makes a new sum, even if that keeps its dtype
+    stream_sum = pair._stream_sum.to(difference.device, sum_dtype(difference.dtype))
+    return pair.like(difference, stream_sum.view_as(stream_sum))

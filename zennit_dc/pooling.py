@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from .functional import torch_form
 from .operations import Replace, as_pair
-from .split import SplitTensor, pairs_in, unsupported
+from .split import SplitTensor, pairs_in, split_form, unsupported
 
 
 def pool(pair, difference, winners, window_sum):
@@ -104,7 +104,10 @@ def register_max_pooling(axes):
 
         return pool(pair, difference, winners(indices), window_sum), indices
 
-    @torch_form(f'adaptive_max_pool{axes}d')
+    if axes == 1:
+        split_form(torch.adaptive_max_pool1d)(adaptive_with_indices)  # which returns indices, unlike its namesake
+
+    @split_form(getattr(F, f'adaptive_max_pool{axes}d'))
     def adaptive_max_pool(pair, output_size, return_indices=False):
         output, indices = adaptive_with_indices(pair, output_size)
         return (output, indices) if return_indices else output

@@ -1,6 +1,7 @@
 '''Rules: what a layer does to the sensitivities or to the relevance of a split pair. A rule is a Zennit hook that a
 composite maps to a module, and holds for all operations that run inside of this module.'''
 import math
+from numbers import Real
 
 import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
@@ -70,9 +71,9 @@ class ShiftedSensitivity(SplitRule):
 
     def __init__(self, alpha):
         super().__init__()
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0. <= alpha <= .5:
+        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0. <= alpha <= .5:
             raise ValueError(f'alpha must be a number in [0, 0.5], not {alpha!r}')
-        self.alpha = alpha
+        self.alpha = alpha = float(alpha)
         self.damping = 1. - 2. * alpha
 
     def before_affine(self, pair):
@@ -113,7 +114,7 @@ class SplitEpsilon(SplitRule):
 
     def __init__(self, epsilon=1e-6):
         super().__init__()
-        if not (isinstance(epsilon, (int, float)) and 0. < epsilon < math.inf):
+        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0. < epsilon < math.inf:
             raise ValueError(f'epsilon must be a positive number, not {epsilon!r}')
         self.epsilon = epsilon
 

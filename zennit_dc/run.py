@@ -2,11 +2,13 @@
 import warnings
 import weakref
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .operations import align, largest_power
+from .rules import SplitRule
 from .split import SplitForm, SplitTensor, input_sum, sum_dtype
 
 
@@ -25,6 +27,7 @@ class SplitRun:
         Values that are recorded, or were: see :py:class:`~zennit_dc.split.SplitForm`.
     '''
     def __init__(self, canonizer, call, growth=False, recorded=None, replayed=None):
+        own_rules = [each if recorded is None else each.unruled() for each in rules_of(canonizer.root)]
         self.canonizer = canonizer
         self.readout = canonizer.readout
         self.call = call
@@ -39,6 +42,12 @@ class SplitRun:
             None if replayed is None else iter(replayed)
         )
         self.form.run = weakref.ref(self)
+        self.form.rules += own_rules
+        self.state = state_of(canonizer.root)
+        self.device_type = next((state[2] for state in self.state), 'cpu')
+        self.autocast_dtype = None
+        if torch.is_autocast_enabled(self.device_type):
+            self.autocast_dtype = torch.get_autocast_dtype(self.device_type)
         self.form.counts_growth = growth and canonizer.layer is None
         self.inputs = self.start = self.backward = None
         self.seeds, self.exponent = {}, None
@@ -73,7 +82,7 @@ class SplitRun:
         else:
             pair = SplitTensor(input.detach(), stream_sum.detach(), self.form)
         if self.growth:
-            pair.exponent = torch.zeros(len(input), device=input.device)
+            pair.exponent = torch.zeros((), device=input.device)
         return pair
 
     def leave(self, output):
@@ -102,6 +111,8 @@ class SplitRun:
         backward = torch._C._current_graph_task_id()
         if backward != self.backward:
             self.backward, self.seeds = backward, {}
+        # not longer than this pass, as the gradient may be made of the output whose graph holds this run
+        torch.autograd.Variable._execution_engine.queue_callback(self.seeds.clear)
         self.seeds[index] = gradient
 
     def at_layer(self, module, output):
@@ -145,9 +156,8 @@ class SplitRun:
         again = self.other_pass(index)
         if again is not None:
             return again
-        return self.finite(self.unscaled(self.readout.combine(gradient, sum_gradient)), index).to(
-            self.inputs[index].dtype
-        )
+        map = self.unscaled(self.readout.combine(gradient, sum_gradient)).to(self.inputs[index].dtype)
+        return self.finite(map, index)
 
     def layer_map(self, gradient, sum_gradient, difference, stream_sum):
         '''The map at the layer, upsampled to the first input and distributed over its channels.'''
@@ -157,12 +167,12 @@ class SplitRun:
         saliency = self.unscaled(self.readout.at_layer(gradient, sum_gradient, difference, stream_sum))
         if not self.growth and not is_finite(saliency):
             return self.finite(saliency, 0)
-        self.readout.saliency = self.finite(saliency, 0)
+        self.readout.saliency = self.finite(saliency, 0).detach()
         input = self.inputs[0]
         size, channels = input.shape[2:], input.shape[1]
         mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[len(size)]
         upsampled = torch.nn.functional.interpolate(saliency.unsqueeze(1), size, mode=mode, align_corners=False)
-        return (upsampled / channels).expand(input.shape).to(input.dtype)
+        return self.finite((upsampled / channels).expand(input.shape).to(input.dtype), 0)
 
     def other_pass(self, index):
         '''The map of another pass if it can not be that of this one, else None: if a product of pairs needs their sums,
@@ -177,7 +187,8 @@ class SplitRun:
             return None
         inputs = [input.view_as(input) for input in self.inputs]
         recorded = []
-        SplitRun(self.canonizer, self.call, recorded=recorded)(inputs)
+        with self.autocast():
+            SplitRun(self.canonizer, self.call, recorded=recorded)(inputs)
         return self.again(inputs, index, replayed=recorded)
 
     def finite(self, map, index):
@@ -191,7 +202,12 @@ class SplitRun:
     def again(self, inputs, index, **kwargs):
         '''The map of another pass.'''
         graph = torch.is_grad_enabled()
-        with torch.enable_grad():
+        if not self.canonizer.restore or self.state != state_of(self.canonizer.root):
+            raise RuntimeError(
+                'to compute this map, the model has to be run again, but it has changed since its forward pass: call'
+                ' the backward pass inside of the composite\'s context and with the same parameters'
+            )
+        with torch.enable_grad(), self.autocast():
             inputs = [input.view_as(input) if graph else input.detach() for input in inputs]
             inputs[index].requires_grad_()
             run = SplitRun(self.canonizer, self.call, **{'replayed': self.replayed, 'growth': self.growth, **kwargs})
@@ -202,15 +218,19 @@ class SplitRun:
             )
         return map
 
+    def autocast(self):
+        '''The autocast context of the forward pass.'''
+        return torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
     def unscaled(self, map):
         '''Undo the scaling of the gradients as far as the result is representable.'''
         if not self.growth:
             return map
-        exponent = torch.floor(self.exponent)
+        exponent = torch.floor(self.exponent).expand(len(map))
         largest = map.detach().abs().reshape(len(map), -1).amax(1)
-        if (largest == 0).any():
+        if not largest.any():
             raise FloatingPointError(f'the map of {self.readout.name} underflows: {self.readout.advice}')
-        power = largest_power(exponent, largest, map.dtype)
+        power = largest_power(exponent, largest, self.inputs[0].dtype)
         if (power < exponent).any():
             warnings.warn(
                 f'the map of {self.readout.name} is too large for {map.dtype}: it is scaled, image by image, by'
@@ -251,12 +271,23 @@ class Leave(torch.autograd.Function):
     @staticmethod
     def forward(ctx, difference, stream_sum, run, index):
         ctx.run, ctx.index, ctx.sum_dtype = run, index, stream_sum.dtype
-        return difference.view_as(difference)
+        return difference.clone()
 
     @staticmethod
     def backward(ctx, gradient):
         ctx.run.seed(ctx.index, gradient)
         return *ctx.run.readout.seed(gradient, ctx.sum_dtype), None, None
+
+
+def state_of(root):
+    '''What tells whether parameters or buffers of a model are others than before.'''
+    return [(id(tensor), tensor._version, tensor.device.type) for tensor in chain(root.parameters(), root.buffers())]
+
+
+def rules_of(root):
+    '''The rules that are registered to the model itself, whose hooks see tensors that are not split yet.'''
+    owners = [getattr(hook, '__self__', None) for hook in root._forward_pre_hooks.values()]
+    return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]
 
 
 def depends_on(pair, node):

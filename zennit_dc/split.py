@@ -115,6 +115,10 @@ class SplitForm:
     counts_growth: bool = False
     used_values: bool = False
 
+    def __post_init__(self):
+        if self.pooling not in ('wta', 'convex'):
+            raise ValueError(f'pooling must be \'wta\' or \'convex\', not {self.pooling!r}')
+
     @property
     def rule(self):
         '''The rule of the module that is being run.'''
@@ -185,6 +189,7 @@ class SplitTensor(torch.Tensor):
         self._stream_sum = stream_sum.to(sum_dtype(difference.dtype))
         self.form = SplitForm() if form is None else form
         self.exponent = None
+        self.batch_axis = 0
         self.layer = None
         self.aliases = [weakref.ref(self)]
 
@@ -232,7 +237,7 @@ class SplitTensor(torch.Tensor):
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass.'''
         pair = SplitTensor(difference, stream_sum, self.form)
-        pair.exponent = self.exponent
+        pair.exponent, pair.batch_axis = self.exponent, self.batch_axis
         return pair
 
     def map(self, function):
@@ -243,8 +248,14 @@ class SplitTensor(torch.Tensor):
         '''Take another pair's value in place, as an in-place operation on a tensor would: also for all views.'''
         alive = [pair for pair in (alias() for alias in self.aliases) if pair is not None]
         if len(alive) > 1:
-            self.difference.copy_(other.difference)
-            self._stream_sum.copy_(other._stream_sum)
+            try:
+                self.difference.copy_(other.difference)
+                self._stream_sum.copy_(other._stream_sum)
+            except RuntimeError as error:
+                raise unsupported(
+                    'an in-place operation on a view, or on a tensor of which there are views', (self,),
+                    f' here ({str(error).splitlines()[0]})', 'use the operation that is not in-place'
+                ) from error
         else:
             self.difference, self._stream_sum = other.difference, other._stream_sum
         for pair in alive:
@@ -279,6 +290,9 @@ class SplitTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         raise unsupported(function, args)
+
+    def __format__(self, specification):
+        return format(repr(self), specification)
 
     def __repr__(self, *, tensor_contents=None):
         return f'SplitTensor(difference={self.difference!r}, stream_sum={self._stream_sum!r})'
