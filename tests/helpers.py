@@ -4,8 +4,8 @@ import torch
 
 def explain(composite, network, image, unit=2, **kwargs):
     '''The gradient of one output unit in the composite's context, in which the output must be bit-identical.'''
-    with torch.no_grad():
-        expected = network(image)
+    # with gradients enabled, as torch's attention takes another path without
+    expected = network(image).detach()
     image = image.detach().clone().requires_grad_()
     with composite.context(network):
         output = network(image)

@@ -1,5 +1,8 @@
 '''The composites in Zennit's workflows, and what they refuse.'''
 import copy
+import gc
+import warnings
+import weakref
 
 import pytest
 import torch
@@ -8,6 +11,7 @@ from literal import Network
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils.checkpoint import checkpoint
 from zennit.attribution import Gradient, SmoothGrad
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import COMPOSITES, EpsilonPlus, MixedComposite, NameMapComposite
@@ -105,7 +109,8 @@ def test_nothing_below_the_layer_is_differentiated(network, image):
     handle = network.conv2.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     explain(SplitCAM('conv3'), network, image)
     handle.remove()
-    assert calls == [False, False]
+    # the first is that of the plain forward pass
+    assert calls == [True, False]
 
 
 def test_other_canonizers_are_applied_before(image):
@@ -447,3 +452,210 @@ def test_pair_from_tensors_of_other_shapes():
         SplitTensor(torch.ones(2, 3), torch.ones(3))
     with pytest.raises(TypeError, match='int64'):
         SplitTensor(torch.ones(2, dtype=torch.int64), torch.ones(2))
+
+
+# what once was wrong
+
+def test_default_output_relevance_keeps_nothing_alive():
+    '''The output relevance of Zennit's default is the output itself, whose graph holds the run that holds it.'''
+    network, composite = Network(), SplitGrad()
+    gc.collect()
+    gc.disable()
+    try:
+        for create_graph in (False, True):
+            image = random_image(1, 3, 16, 16)
+            kept = weakref.ref(image)
+            with Gradient(network, composite, create_graph=create_graph) as attributor:
+                attributor(image)
+            del image
+            assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_map_that_needs_another_pass_needs_the_same_model():
+    model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
+    with SplitLRP().context(model):
+        output = model(image)
+    with pytest.raises(RuntimeError, match='inside of the composite'):
+        torch.autograd.grad(output[:, 0].sum(), image, create_graph=True)
+    with SplitLRP().context(model):
+        output = model(image)
+        model.conv2.weight.data = 2 * model.conv2.weight.data
+        with pytest.raises(RuntimeError, match='same parameters'):
+            torch.autograd.grad(output[:, 0].sum(), image, create_graph=True)
+
+
+def test_autocast_holds_for_another_pass():
+    network, image = Network().float(), random_image(2, 3, 16, 16).float().requires_grad_()
+    maps = []
+    for create_graph in (False, True):
+        with SplitCAM('conv3', stream='+g').context(network):
+            with torch.autocast('cpu', torch.bfloat16):
+                output = network(image)
+            maps.append(torch.autograd.grad(output[:, 2].sum(), image, create_graph=create_graph)[0].detach())
+    assert_close(maps[1], maps[0], 1e-6)
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+@pytest.mark.parametrize('function', [
+    Doubling.apply, lambda x: checkpoint(torch.relu, x, use_reentrant=True), lambda x: Doubling.apply(x).relu() + x,
+])
+def test_autograd_functions_are_refused(function):
+    model, image = Calls(function), torch.randn(1, 3, 8, 8).requires_grad_()
+    with SplitGrad().context(model), pytest.raises(NotImplementedError, match='autograd function'):
+        model(image)
+
+
+@pytest.mark.parametrize('axis', [1, 2, None])
+def test_batch_axis_that_is_not_the_first(axis):
+    class Moved(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.other = nn.Linear(6, 6).double(), nn.Linear(6, 6).double()
+
+        def forward(self, x):
+            x = x.permute(1, 0, 2) if axis == 1 else x.transpose(0, 1).unsqueeze(0) if axis == 2 else x.transpose(0, 1)
+            x = x.reshape(-1, 6) if axis is None else x
+            x = self.other(F.relu(self.first(x))) + x
+            return x.mean(0) if axis == 1 else x[0].mean(0) if axis == 2 else x.unflatten(0, (5, -1)).mean(0)
+
+    model, image = Moved(), random_image(3, 5, 6)
+    changed = image.clone()
+    changed[1] *= 1e4
+    maps = [explain(SplitLRP(), model, each) for each in (image, changed, image[:1])]
+    assert_close(maps[1][[0, 2]], maps[0][[0, 2]], 1e-12)
+    assert_close(maps[2], maps[0][:1], 1e-12)
+
+
+def test_image_that_is_not_explained_beside_one_whose_gradients_are_scaled():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(60) for layer in (nn.Linear(64, 64, bias=False), nn.ReLU())][:-1])
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight)
+    nn.init.constant_(model[0].weight, 1e-35)
+    image = torch.randn(2, 64).requires_grad_()
+    with SplitGrad(.38, '+g').context(model):
+        output = model(image)
+        map, = torch.autograd.grad(output[1, 2], image)
+    assert torch.isfinite(map).all() and map[1].abs().max() > 0 and (map[0] == 0).all()
+
+
+def test_map_that_is_not_finite_in_float16():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).half()
+    model[0].weight.data.fill_(6e4)
+    model[1].weight.data.copy_(torch.tensor([[10., -10.], [10., -10.]]))
+    image = torch.full((1, 2), .01, dtype=torch.float16).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with SplitGrad(0., '+g').context(model):
+            try:
+                map, = torch.autograd.grad(model(image)[:, 0].sum(), image)
+            except FloatingPointError:
+                return
+    assert torch.isfinite(map).all()
+
+
+def test_functions_whose_names_have_two_signatures():
+    pair = SplitTensor.of(random_image(2, 4, 6))
+    weight, bias, mean, variance = (random_image(4, seed=seed).abs() for seed in range(4))
+    output = torch.batch_norm(pair, weight, bias, mean, variance, False, .1, 1e-5, True)
+    assert torch.equal(output.difference, F.batch_norm(pair.difference, mean, variance, weight, bias))
+    values, places = torch.adaptive_max_pool1d(pair, 3)
+    assert torch.equal(values.difference, F.adaptive_max_pool1d(pair.difference, 3)) and places.shape == (2, 4, 3)
+    assert torch.dropout(pair, .5, False) is pair and torch.dropout(pair, p=.5, train=False) is pair
+
+
+def test_in_place_operations_keep_the_dtype():
+    pair = SplitTensor.of(torch.ones(2, 3, dtype=torch.bfloat16))
+    pair += torch.full((2, 3), 1e-3)
+    assert pair.dtype == torch.bfloat16 and torch.equal(pair.difference, torch.ones(2, 3, dtype=torch.bfloat16))
+    with pytest.raises(NotImplementedError, match='shape'):
+        SplitTensor.of(torch.ones(1, 3)).add_(torch.ones(2, 3))
+
+
+def test_constants_of_other_dtypes():
+    pair = SplitTensor.of(random_image(2, 3))
+    numbers = torch.tensor([1, 200, 3], dtype=torch.uint8)
+    assert torch.equal((pair - numbers).difference, pair.difference - numbers)
+    assert_close((pair - numbers).stream_sum, pair.stream_sum + numbers)
+    assert torch.equal((pair + (numbers > 2)).difference, pair.difference + (numbers > 2))
+    constant = torch.ones(2, 3)
+    assert constant.type_as(pair).dtype == torch.float64 and constant.to(pair).dtype == torch.float64
+    assert constant.reshape_as(pair).shape == (2, 3) and constant[:1].expand_as(pair).shape == (2, 3)
+
+
+def test_memory_of_sums_is_that_of_differences():
+    pair = SplitTensor.of(torch.ones(2, dtype=torch.bfloat16))
+    converted = pair.float()
+    converted.view(2, 1).mul_(10.)
+    assert torch.equal(pair.stream_sum, torch.ones(2)) and torch.equal(converted.stream_sum, torch.full((2,), 10.))
+    torn = SplitTensor(torch.ones(2, 3), torch.ones(3, 2).T)
+    flat = torn.view(6)
+    with pytest.raises(NotImplementedError, match='in-place operation on a view'):
+        flat.mul_(10.)
+
+
+@pytest.mark.parametrize('function', [
+    lambda x: x * (x > 0), lambda x: x * (x > 0).float(), lambda x: x + torch.sign(x), lambda x: (x >= 0) * x,
+])
+def test_comparisons_are_no_constants(function):
+    model = Calls(function)
+    with SplitGrad().context(model), pytest.raises(NotImplementedError, match='comparison'):
+        model(torch.randn(1, 3, 8, 8))
+
+
+def test_composites_can_not_be_made_inactive():
+    with pytest.raises(NotImplementedError, match='create_graph'):
+        SplitGrad().inactive()
+
+
+def test_saliency_is_that_of_this_model_and_without_a_graph(network, image):
+    composite = SplitCAM('conv3')
+    explain(composite, network, image, create_graph=True)
+    assert not composite.saliency.requires_grad
+    with composite.context(Network(1)):
+        assert composite.saliency is None
+
+
+@pytest.mark.parametrize('names, rule', [(['conv1'], SplitEpsilon(.5)), (['conv2'], SplitEpsilon(.2))])
+def test_epsilon_of_a_convolution_with_batch_norm(network, image, names, rule):
+    literal = network.literal(merged=True)
+    output = literal.forward(image, recentering=(.1, 10.))[0]
+    epsilons = dict.fromkeys([name for name, *_ in literal.nodes], 1e-6)
+    epsilons[names[0].replace('conv', 'norm')] = rule.epsilon
+    expected = literal.relevances(target(output), epsilons)['input'][0]
+    mixed = MixedComposite([NameMapComposite([(names, rule)]), SplitLRP(stream='positive')])
+    assert_close(explain(mixed, network, image), expected)
+
+
+def test_rule_of_a_root_that_is_a_layer():
+    model, image = nn.Linear(4, 3).double(), random_image(2, 4)
+    strong = explain(SplitLRP(layer_map=[(nn.Linear, SplitEpsilon(10.))]), model, image)
+    assert_close(strong, explain(SplitLRP(10.), model, image))
+
+
+def test_mixed_composite_that_can_not_be_entered(network):
+    before = state_of(network)
+    mixed = MixedComposite([NameMapComposite([]), SplitGrad({'': .3})])
+    with pytest.raises(ValueError, match='conv1'), mixed.context(network):
+        pass
+    assert_untouched(network, before)
+
+
+def test_output_may_be_changed_in_place(network, image):
+    expected = gradient_of(network, image) / 2
+    image.requires_grad_()
+    with SplitGrad(.5).context(network):
+        output = network(image)
+        output += 1.
+        assert torch.equal(torch.autograd.grad(output[:, 2].sum(), image)[0], expected)

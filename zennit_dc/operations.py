@@ -365,6 +365,8 @@ def multiply(first, other, function):
     '''
     form = first.form
     if form.sums != 'values':
+        if form.replayed is not None:
+            next(form.replayed), next(form.replayed)  # the factors' values, which only a gradient would need
         return Deferred.of(first, other, function(first.difference.detach(), other.difference.detach()))
     if form.counts_growth:
         mean = function(first._stream_sum.detach(), other._stream_sum.detach()).mean()

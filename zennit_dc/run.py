@@ -97,6 +97,8 @@ class SplitRun:
         layer = self.canonizer.layer
         if layer is not None and not self.captured:
             raise ValueError(f'module {layer!r} was not called in this forward pass, or not on a split pair')
+        for place in places:
+            leaves[place].require_no_node('the end of the model')
         pairs = align([leaves[place] for place in places])
         if layer is not None and self.graph and not any(depends_on(pair, self.start) for pair in pairs):
             raise ValueError(f'the model\'s output does not depend on the output of module {layer!r}')
@@ -281,7 +283,8 @@ class Leave(torch.autograd.Function):
 
 def state_of(root):
     '''What tells whether parameters or buffers of a model are others than before.'''
-    return [(id(tensor), tensor._version, tensor.device.type) for tensor in chain(root.parameters(), root.buffers())]
+    tensors = chain(root.parameters(), root.buffers())
+    return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors]
 
 
 def rules_of(root):

@@ -181,7 +181,8 @@ class SplitTensor(torch.Tensor):
                 f'difference and sum differ in shape: {tuple(difference.shape)} and {tuple(stream_sum.shape)}'
             )
         return torch.Tensor._make_wrapper_subclass(
-            cls, difference.shape, dtype=difference.dtype, device=difference.device
+            cls, difference.shape, dtype=difference.dtype, device=difference.device,
+            requires_grad=difference.requires_grad or stream_sum.requires_grad
         )
 
     def __init__(self, difference, stream_sum, form=None):
@@ -192,6 +193,7 @@ class SplitTensor(torch.Tensor):
         self.batch_axis = 0
         self.layer = None
         self.aliases = [weakref.ref(self)]
+        self.torn = False
 
     @classmethod
     def of(cls, input, input_split='relu', **kwargs):
@@ -249,6 +251,8 @@ class SplitTensor(torch.Tensor):
         alive = [pair for pair in (alias() for alias in self.aliases) if pair is not None]
         if len(alive) > 1:
             try:
+                if any(pair.torn for pair in alive):
+                    raise RuntimeError('the sum of a view has a memory of its own')
                 self.difference.copy_(other.difference)
                 self._stream_sum.copy_(other._stream_sum)
             except RuntimeError as error:
@@ -270,22 +274,40 @@ class SplitTensor(torch.Tensor):
             raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
         kwargs = dict(kwargs or {})
         args = *(kwargs.pop(name) for name in ('input', 'tensors') if name in kwargs), *args
+        for pair in pairs_in(args):
+            pair.require_no_node(function)
         result = form(*args, **kwargs)
         for output in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(output, SplitTensor):
                 output.join_aliases(args)
         return result
 
+    def require_no_node(self, function):
+        '''Raise if this pair is the output of a :py:class:`torch.autograd.Function`, which computes it without a graph
+        of the pair's own tensors.'''
+        with torch._C.DisableTorchFunctionSubclass():
+            node = self.grad_fn
+        if node is not None:
+            raise unsupported(
+                f'{type(node).__name__.removesuffix("Backward")}.apply (an autograd function or reentrant checkpoint)'
+                f' before {getattr(function, "__name__", function)}', (self,)
+            )
+
     def join_aliases(self, sources):
         '''Join the views of those of the sources that share this pair's memory.'''
-        storage = self.difference.untyped_storage()._cdata
         for source in sources:
-            if (
-                isinstance(source, SplitTensor) and source is not self and source.aliases is not self.aliases
-                and source.difference.untyped_storage()._cdata == storage
-            ):
+            if not isinstance(source, SplitTensor) or source is self or source.aliases is self.aliases:
+                continue
+            shared = memory_of(source.difference) == memory_of(self.difference)
+            sum_shared = memory_of(source._stream_sum) == memory_of(self._stream_sum)
+            if shared:
                 source.aliases.append(weakref.ref(self))
                 self.aliases = source.aliases
+            if self.form.sums == 'values' and shared != sum_shared:
+                if shared:
+                    self.torn = source.torn = True
+                else:
+                    self._stream_sum = self._stream_sum.clone()
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -302,6 +324,11 @@ class SplitTensor(torch.Tensor):
 
     def __reduce_ex__(self, protocol):
         raise unsupported('pickle', (self,))
+
+
+def memory_of(tensor):
+    '''What is equal for tensors that share their memory.'''
+    return tensor.untyped_storage()._cdata
 
 
 def sum_dtype(dtype):

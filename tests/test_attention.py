@@ -1,0 +1,165 @@
+'''Attention and normalization with constant weights and statistics.'''
+import pytest
+import torch
+import torchvision
+from helpers import assert_close, explain, random_image
+from torch import nn
+from torch.nn import functional as F
+
+from zennit_dc import DetachedAttention, Scaling, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
+
+
+class LayerNorm(nn.Module):
+    '''Layer norm, with its statistics as constants where asked for.'''
+    constant = False
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(random_image(size, seed=5)), nn.Parameter(random_image(size, seed=6))
+
+    def forward(self, x):
+        if not self.constant:
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias)
+        scale = torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5).detach()
+        return (x - x.mean(-1, keepdim=True)) * scale * self.weight + self.bias
+
+
+class Block(nn.Module):
+    '''A block of a transformer in one of four ways to write attention.'''
+    constant = False
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.norm = way, LayerNorm(6)
+        self.project, self.out, self.dense = nn.Linear(6, 18), nn.Linear(6, 6), nn.Linear(6, 5)
+        self.attend = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.double().eval()
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in self.named_parameters():
+            if 'norm' not in name:
+                parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 2
+
+    def forward(self, x):
+        tokens = self.norm(x)
+        if self.way == 'module':
+            mixed, _ = self.attend(tokens, tokens, tokens, need_weights=False)
+        elif self.way == 'module with weights':
+            mixed, _ = self.attend(tokens, tokens, tokens)
+        else:
+            q, k, v = self.project(tokens).chunk(3, -1)
+            if self.way == 'function' and not self.constant:
+                mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            elif self.way == 'function':
+                mask = torch.full((4, 4), -torch.inf, dtype=x.dtype).triu(1)
+                mixed = torch.softmax(q @ k.mT / 6 ** .5 + mask, -1).detach() @ v
+            else:
+                weights = torch.softmax(q @ k.mT, -1)
+                mixed = (weights.detach() if self.constant else weights) @ v
+            mixed = self.out(mixed)
+        return self.dense(F.relu(x + mixed).mean(1))
+
+
+def detached():
+    return [DetachedAttention()]
+
+
+@pytest.mark.parametrize('way', ['function', 'operators'])
+def test_constants(way):
+    '''SplitGrad at one half is half of the gradient of the same block with detached weights and statistics.'''
+    model, image = Block(way), random_image(2, 4, 6)
+    gradient = explain(SplitGrad(.5, canonizers=detached()), model, image)
+    model.constant = model.norm.constant = True
+    pixels = image.clone().requires_grad_()
+    expected, = torch.autograd.grad(model(pixels)[:, 2].sum(), pixels)
+    assert_close(gradient, expected / 2, 1e-12)
+
+
+@pytest.mark.parametrize('way', ['module', 'module with weights', 'function', 'operators'])
+def test_maps_with_attention(way):
+    model, image = Block(way), random_image(2, 4, 6)
+    for make in (SplitGrad, SplitLRP, lambda canonizers: SplitGrad(.2, '+g', canonizers=canonizers)):
+        # explain() asserts that the output is bit-identical
+        map = explain(make(canonizers=detached()), model, image)
+        assert torch.isfinite(map).all() and (map.abs().amax((1, 2)) > 0).all()
+        assert_close(map[:1], explain(make(canonizers=detached()), model, image[:1]), 1e-12)
+        loud = torch.cat([image[:1], 1e4 * image[1:]])
+        assert_close(explain(make(canonizers=detached()), model, loud)[:1], map[:1], 1e-12)
+
+
+def test_relevance_of_attention_is_conserved():
+    model, image = Block('operators'), random_image(2, 4, 6)
+    for layer in (model.project, model.out, model.dense):
+        layer.bias.data.zero_()
+    model.norm.bias.data.zero_()
+    total = sum(
+        explain(SplitLRP(1e-12, stream, canonizers=detached()), model, image).sum((1, 2))
+        for stream in ('positive', 'negative')
+    )
+    torch.testing.assert_close(total, torch.ones(2).double(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('size', [1, 2, 5])
+def test_layer_norm_is_a_matrix(size):
+    model, image = nn.Sequential(nn.LayerNorm(size)).double(), random_image(2, size)
+    canonizer = DetachedAttention().apply(model)[0]
+    pair = SplitTensor(image, image.abs() + 1)
+    pair.form.root = model
+    output = model(pair)
+    canonizer.remove()
+    assert torch.equal(output.difference, model(image))
+    scale = torch.rsqrt(image.var(-1, unbiased=False, keepdim=True) + 1e-5)
+    matrix = torch.eye(size).double() - 1 / size
+    torch.testing.assert_close(output.stream_sum, (pair.stream_sum @ matrix.abs()) * scale, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize('make', [
+    lambda c: SplitGrad(.3, canonizers=c), lambda c: SplitGrad(.3, '+g', canonizers=c, recentering=Scaling(.1, 1.)),
+    lambda c: SplitLRP(.1, canonizers=c),
+])
+@pytest.mark.parametrize('way', ['operators', 'module'])
+def test_maps_with_attention_can_be_differentiated(make, way):
+    '''The derivative of the map is that of what was computed: weights and statistics depend on the input in it.'''
+    model, image = Block(way), random_image(1, 4, 6).requires_grad_()
+
+    def map_of(x, create_graph=True):
+        with make(detached()).context(model):
+            return torch.autograd.grad(model(x)[:, 2].sum(), x, create_graph=create_graph)[0]
+
+    assert_close(map_of(image).detach(), map_of(image, False), 1e-12)
+    assert torch.autograd.gradcheck(map_of, image, atol=1e-5, rtol=1e-4)
+
+
+def test_refused_without_the_canonizer():
+    image = random_image(2, 4, 6)
+    for way, name in (('module', 'layer_norm'), ('operators', 'layer_norm')):
+        with SplitGrad().context(model := Block(way)), pytest.raises(NotImplementedError, match=f'{name}.*Detached'):
+            model(image)
+    for function, name in (
+        (lambda x: F.softmax(x, -1), 'softmax'), (F.normalize, 'normalize'),
+        (lambda x: F.scaled_dot_product_attention(x, x, x), 'attention'),
+    ):
+        model = nn.Module()
+        model.forward = function
+        with SplitGrad().context(model), pytest.raises(NotImplementedError, match=f'{name}.*Detached'):
+            model(image)
+
+
+@pytest.mark.parametrize('name, layer', [('vit_b_16', None), ('swin_t', 'features.3'), ('swin_v2_t', None)])
+def test_transformers_of_torchvision(name, layer):
+    torch.manual_seed(0)
+    size = {'image_size': 32} if name.startswith('vit') else {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=10, **size).eval()
+    for parameter in model.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=.05)
+    image = random_image(2, 3, 32, 32, dtype=torch.float32).requires_grad_()
+    canonizers = [DetachedAttention(), SmoothReplacement(1e-3)]
+    composites = [SplitGrad(canonizers=canonizers), SplitLRP(canonizers=canonizers)]
+    for composite in composites:
+        with composite.context(model):
+            map, = torch.autograd.grad(model(image)[:, 2].sum(), image)
+        assert (map.abs().amax((1, 2, 3)) > 0).all() and canonizers[1].deviation < .1
+    if name == 'vit_b_16':
+        message = r'\(2, 5, 768\).*spatial'
+        with SplitCAM('encoder.ln', canonizers=canonizers).context(model), pytest.raises(ValueError, match=message):
+            model(image)
