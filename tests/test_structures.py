@@ -291,3 +291,25 @@ def test_no_forward_pass_is_kept_alive():
             handle.remove()
     finally:
         gc.enable()
+
+
+def test_channels_that_are_not_the_second_axis():
+    class ChannelsLast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mix, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 6), nn.Identity()
+            self.back, self.dense = nn.Identity(), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.mix(self.conv(x).permute(0, 2, 3, 1))
+            x = self.other(x.reshape(len(x), -1, 6).reshape(x.shape))
+            return self.dense(F.relu(self.back(x.permute(0, 3, 1, 2))).mean((2, 3)))
+
+    model, image = ChannelsLast().double(), random_image(2, 3, 16, 16)
+    for layer in ('mix', 'other'):
+        with SplitCAM(layer).context(model), pytest.raises(ValueError, match='second axis is not that of channels'):
+            model(image)
+    for layer in ('conv', 'back'):
+        composite = SplitCAM(layer)
+        explain(composite, model, image)
+        assert composite.saliency.shape == (2, 16, 16)

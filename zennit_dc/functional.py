@@ -113,7 +113,9 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
             return getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
         return reverse(shape, weight, gradient, stride, padding, dilation, groups)
 
-    return affine(pair, Layer(apply, transpose, axes), weight, bias)
+    output = affine(pair, Layer(apply, transpose, axes), weight, bias)
+    output.channel_axis = 1
+    return output
 
 
 def explicit_padding(pair, padding, kernel, dilation):
@@ -157,7 +159,9 @@ def refuse_pairs(name, *parameters):
 def dense(pair, weight, bias=None):
     refuse_pairs('linear', weight, bias)
     require_batch(pair, 2, 'linear')
-    return affine(pair, DENSE, weight, bias)
+    output = affine(pair, DENSE, weight, bias)
+    output.channel_axis = output.ndim - 1
+    return output
 
 
 @torch_form('matmul', 'mm', 'bmm', '__matmul__', '__rmatmul__')

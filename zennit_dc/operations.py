@@ -207,7 +207,7 @@ def count_growth(pair, output):
     if output.form.sums == 'growth':
         return raised(output, output.exponent + torch.ceil(torch.log2(mean)).clamp(min=0.))
     growth = torch.log2(mean / pair._stream_sum.detach().mean() * output.form.rule.damping)
-    return raised(output, output.exponent + growth.clamp(min=-8.))
+    return raised(output, output.exponent + growth.clamp(min=0.))
 
 
 def raised(pair, exponent):
@@ -371,7 +371,7 @@ def multiply(first, other, function):
     if form.counts_growth:
         mean = function(first._stream_sum.detach(), other._stream_sum.detach()).mean()
         exponent = torch.stack([
-            pair.exponent + torch.log2(mean / pair._stream_sum.detach().mean()) for pair in (first, other)
+            pair.exponent + torch.log2(mean / pair._stream_sum.detach().mean()).clamp(min=0.) for pair in (first, other)
         ]).amin(0)
         first, other = raised(first, exponent), raised(other, exponent)
     first, other = form.rule.factors(first, other)

@@ -11,10 +11,17 @@ PERMUTATIONS = ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'move
 SELECTIONS = ('select', 'unbind', '__getitem__')
 
 
-def moved_axis(pair, name, output, function, args):
-    '''Where the batch axis is behind a function, or None if it is no axis any more, or not known to be one.'''
-    axis, before, behind = pair.batch_axis, pair.difference.shape, output.shape
-    if axis is None:
+def move_axes(pair, name, output, function, args):
+    '''Note where the axes of batch and channels are behind a function.'''
+    output.batch_axis, output.channel_axis = (
+        moved_axis(axis, pair.difference.shape, output.difference.shape, name, function, args)
+        for axis in (pair.batch_axis, pair.channel_axis)
+    )
+
+
+def moved_axis(axis, before, behind, name, function, args):
+    '''Where an axis is behind a function, or None if it is no axis any more, or not known to be one.'''
+    if axis is None or axis >= len(before):
         return None
     if name in PERMUTATIONS:
         # an axis is found again by its length, in a tensor in which all lengths are different
@@ -43,7 +50,7 @@ def routed(pair, name, function, args=()):
     '''The pair that a function of tensors makes, with its batch axis.'''
     output = route(pair, function)
     if output is not pair:
-        output.batch_axis = moved_axis(pair, name, output.difference, function, args)
+        move_axes(pair, name, output, function, args)
     return output
 
 
@@ -72,7 +79,7 @@ def view(pair, *shape):
     )
     # the sum may lie in memory in another order than the difference
     output = pair.like(difference, pair._stream_sum.reshape(difference.shape))
-    output.batch_axis = moved_axis(pair, 'view', difference, None, ())
+    move_axes(pair, 'view', output, None, ())
     return output
 
 
@@ -93,7 +100,7 @@ for name in ('chunk', 'split', 'tensor_split', 'unbind', 'unsafe_chunk', 'unsafe
             )
             values = [*args, *(kwargs[key] for key in ('dim',) if key in kwargs)]
             for output in outputs:
-                output.batch_axis = moved_axis(pair, name, output.difference, None, values)
+                move_axes(pair, name, output, None, values)
             return outputs
 
 

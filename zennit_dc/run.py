@@ -134,6 +134,12 @@ class SplitRun:
                 f'the output of module {name} has the shape {shape}, without spatial axes that correspond to those of'
                 f' the input of shape {tuple(input.shape)}: choose a layer before the spatial axes are reduced'
             )
+        unknown = output.channel_axis is None
+        if output.channel_axis not in (1, None) or unknown and distorted(shape[2:], input.shape[2:]):
+            raise ValueError(
+                f'the output of module {name} has the shape {shape}, of which the second axis is not that of channels:'
+                ' choose a module whose output is ordered as the input, with spatial axes last'
+            )
         self.captured = True
         affine = None if output.layer is None else replace(output.layer, is_read=True)
         if self.recorded is not None:
@@ -285,6 +291,12 @@ def state_of(root):
     '''What tells whether parameters or buffers of a model are others than before.'''
     tensors = chain(root.parameters(), root.buffers())
     return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors]
+
+
+def distorted(size, input_size):
+    '''Whether spatial axes are so differently long from the input's that one of them is likely to be none.'''
+    strides = [of_input / of_output for of_output, of_input in zip(size, input_size)]
+    return len(size) == 2 and max(strides) > 2 * min(strides)
 
 
 def rules_of(root):

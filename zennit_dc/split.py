@@ -190,7 +190,7 @@ class SplitTensor(torch.Tensor):
         self._stream_sum = stream_sum.to(sum_dtype(difference.dtype))
         self.form = SplitForm() if form is None else form
         self.exponent = None
-        self.batch_axis = 0
+        self.batch_axis, self.channel_axis = 0, 1
         self.layer = None
         self.aliases = [weakref.ref(self)]
         self.torn = False
@@ -239,7 +239,7 @@ class SplitTensor(torch.Tensor):
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass.'''
         pair = SplitTensor(difference, stream_sum, self.form)
-        pair.exponent, pair.batch_axis = self.exponent, self.batch_axis
+        pair.exponent, pair.batch_axis, pair.channel_axis = self.exponent, self.batch_axis, self.channel_axis
         return pair
 
     def map(self, function):
