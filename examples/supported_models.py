@@ -3,11 +3,11 @@
     python supported_models.py --out supported_models.md
     python supported_models.py resnet18 vit_b_16
 
-The models have random weights and the smallest images that they take. Each is tried as it is; with smooth activations
-replaced (tolerance 0.01); with constant attention weights and statistics; and with both. The table says which of these
-was needed, whether the output was bit-identical, by how much it deviates else (relative to its largest entry), and
-which methods gave a map at their defaults: SplitGrad and SplitLRP at the input, and SplitCAM at the last module that
-has spatial axes.
+The models have random weights, with batch norms calibrated on random images, and the smallest images that they take.
+Each is tried as it is; with smooth activations replaced (tolerance 0.001); with constant attention weights and
+statistics; and with both. The table says which of these was needed, whether the output was bit-identical, by how much
+it deviates else (relative to its largest entry), and which methods gave a map at their defaults: SplitGrad and SplitLRP
+at the input, and SplitCAM at the last module that has spatial axes.
 '''
 import argparse
 import sys
@@ -49,7 +49,20 @@ def build(name, family):
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=.02)
-    return model, torch.randn(1, 3, *([16] if family == 'video' else []), size, size)
+    shape = (3, *([16] if family == 'video' else []), size, size)
+    calibrate(model, torch.randn(2, *shape))
+    return model, torch.randn(1, *shape)
+
+
+def calibrate(model, images):
+    '''Give batch norms the statistics of images, so that activations neither vanish nor explode.'''
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.train().momentum = 1.
+    if norms:
+        with torch.no_grad():
+            model(images)
+    model.eval()
 
 
 def logit(output):

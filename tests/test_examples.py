@@ -65,7 +65,7 @@ def test_explain_photo_with_bad_arguments(tmp_path, weights, arguments, message)
 def test_code_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (EXAMPLES.parent / 'README.md').read_text()
-    use, own = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    use, _, own = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     names = {}
     exec(use.replace("weights='DEFAULT'", 'weights=None'), names)
     assert names['composite'].saliency.shape == (1, 14, 14)

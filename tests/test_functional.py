@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 import zennit_dc
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor, split_form
-from zennit_dc.functional import activation
-from zennit_dc.operations import Layer, affine
+from zennit_dc.operations import activation
+from zennit_dc.affine import Layer, affine
 from zennit_dc.split import SplitForm
 
 W = random_image(4, 3, 3, seed=11)

@@ -7,7 +7,9 @@ from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
 from .functional import overloads, torch_form
-from .operations import Layer, Replace, finish_affine, linear, weighted
+from .affine import Layer, finish_affine, weighted
+from .growth import Replace
+from .operations import linear
 from .split import SplitTensor, split_form, unsupported
 
 

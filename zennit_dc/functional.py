@@ -4,10 +4,9 @@ import functools
 import torch
 from torch.nn import functional as F
 
-from .operations import (
-    Dense, Layer, Replace, SplitReLU, activation, add, affine, batch_norm_parameters, finish_affine, linear, multiply,
-    recenter, require_batch, to_dtype, weighted
-)
+from .affine import Dense, Layer, affine, finish_affine, recenter, weighted
+from .growth import Replace
+from .operations import SplitReLU, activation, add, batch_norm_parameters, linear, multiply, require_batch, to_dtype
 from .split import SplitTensor, called_in, has_pairs, split_form, unsupported
 
 

@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from .functional import torch_form
-from .operations import Replace, as_pair
+from .growth import Replace
+from .operations import as_pair
 from .split import SplitTensor, pairs_in, split_form, unsupported
 
 

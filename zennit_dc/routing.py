@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from .functional import overloads, plain
-from .operations import align, as_pair, common_axis, route, to_dtype
+from .growth import align
+from .operations import as_pair, common_axis, route, to_dtype
 from .split import SplitTensor, pairs_in, split_form
 
 

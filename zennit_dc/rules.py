@@ -6,7 +6,7 @@ from numbers import Real
 import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
-from .operations import Replace, ScaleGradient
+from .growth import Replace, ScaleGradient
 from .split import TrueGradient, pairs_in
 
 

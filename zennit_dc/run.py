@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .operations import align, largest_power
+from .growth import align, largest_power
 from .rules import SplitRule
 from .split import SplitForm, SplitTensor, input_sum, sum_dtype
 

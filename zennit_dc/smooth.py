@@ -9,7 +9,8 @@ from zennit.canonizers import Canonizer
 
 from .activations import PiecewiseLinear
 from .functional import in_place_or_new, torch_form
-from .operations import Replace, multiply
+from .growth import Replace
+from .operations import multiply
 from .split import unsupported
 
 
@@ -39,7 +40,7 @@ class SmoothReplacement(Canonizer):
     ValueError
         If the tolerance is not positive, or less than 1e-6, for which the knots would be too many.
     '''
-    def __init__(self, tolerance=1e-2):
+    def __init__(self, tolerance=1e-3):
         if not 1e-6 <= tolerance < math.inf:
             raise ValueError(f'the tolerance must be a number from 1e-6 on, not {tolerance!r}')
         self.tolerance = tolerance

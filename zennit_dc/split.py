@@ -25,9 +25,9 @@ def split_form(*functions):
     -------
     callable
         A decorator that returns the decorated function unchanged. The function should return a
-        :py:class:`SplitTensor`, best made with the building blocks :py:func:`~zennit_dc.functional.affine`,
-        :py:func:`~zennit_dc.functional.linear`, :py:func:`~zennit_dc.functional.activation` and
-        :py:func:`~zennit_dc.functional.route`, which also say what happens to relevance.
+        :py:class:`SplitTensor`, best made with the building blocks :py:func:`~zennit_dc.affine.affine`,
+        :py:func:`~zennit_dc.operations.linear`, :py:func:`~zennit_dc.operations.activation` and
+        :py:func:`~zennit_dc.operations.route`, which also say what happens to relevance.
     '''
     def register(form):
         for function in functions:
