@@ -25,7 +25,7 @@ FAMILIES = {
     'video': torchvision.models.video,
 }
 # the smallest sizes that run, where 64 pixels do not
-SIZES = {'alexnet': 80, 'inception_v3': 80, 'maxvit_t': 224, 's3d': 224}
+SIZES = {'alexnet': 80, 'inception_v3': 80, 'maxvit_t': 224, 'mvit_v1_b': 224, 'mvit_v2_s': 224, 's3d': 224}
 
 
 def models_of(family):
@@ -43,8 +43,6 @@ def build(name, family):
         options['init_weights'] = False
     if family == 'segmentation':
         options['weights_backbone'] = None
-    if name.startswith('mvit'):
-        options.update(spatial_size=(size, size), temporal_size=16)
     model = torchvision.models.get_model(name, **options).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
