@@ -256,8 +256,7 @@ def test_smooth_replacement(activation):
 def test_replaced_streams_are_convex_and_monotone():
     model = Between(nn.GELU()).eval()
     form = SplitForm('convex', root=model)
-    replacement = SmoothReplacement()
-    replacement.apply(model)
+    applied, = SmoothReplacement().apply(model)
 
     def streams(plus, minus):
         output = model(SplitTensor(plus - minus, plus + minus, form))
@@ -270,10 +269,27 @@ def test_replaced_streams_are_convex_and_monotone():
     above = [a + b.abs() for a, b in zip(one, two)]
     for low, high in zip(streams(*one), streams(*above)):
         assert (low <= high + 1e-10).all()
-    replacement.remove()
+    applied.remove()
+    with pytest.raises(NotImplementedError, match='SmoothReplacement'):
+        F.gelu(SplitTensor.of(one[0]))
 
 
 def test_bad_tolerance():
     for tolerance in (0., -1., 1e-7, float('inf')):
         with pytest.raises(ValueError, match='tolerance'):
             SmoothReplacement(tolerance)
+
+
+def test_one_replacement_for_two_models_at_once():
+    replacement, models, image = SmoothReplacement(), [Between(nn.GELU()) for _ in '12'], random_image(*SHAPE)
+    with SplitGrad(canonizers=[replacement]).context(models[0]):
+        with SplitGrad(canonizers=[replacement]).context(models[1]):
+            models[1](image)
+        models[0](image)
+    for model in models:
+        with SplitGrad().context(model), pytest.raises(NotImplementedError, match='SmoothReplacement'):
+            model(image)
+    twice = SplitGrad(canonizers=[replacement, SmoothReplacement()])
+    with pytest.raises(RuntimeError, match='already'), twice.context(models[0]):
+        pass
+    assert SmoothReplacement.of(models[0]) is None

@@ -1,65 +1,31 @@
 '''Attention and layer norm, with attention weights and normalization statistics as constants of the input.'''
 import math
-import weakref
 
 import torch
 from torch.nn import functional as F
-from zennit.canonizers import Canonizer
 
-from .functional import overloads, torch_form
 from .affine import Layer, finish_affine, weighted
+from .functional import overloads, torch_form
 from .growth import Replace
 from .operations import linear
+from .options import SplitOption
 from .split import SplitTensor, split_form, unsupported
 
 
-DETACHED = weakref.WeakKeyDictionary()
-
-
-class DetachedAttention(Canonizer):
+class DetachedAttention(SplitOption):
     '''Treat what softmax returns, and the statistics of layer norms, as constants in the split form of a model.
 
     Pass it to a composite among its ``canonizers``. Then attention is a positive linear map of its values, layer norm
-    and group norm are affine, and normalized vectors are scaled ones. The model's output stays bit-identical. But the
+    is affine, and normalized vectors are scaled ones. The model's output stays bit-identical. But the
     paper's network class does not have these functions: with their values at the given input as constants, g and h are
     convex and monotone only as functions around this input, and the sensitivities leave out how attention weights and
     statistics change with the input. SplitGrad at :math:`\\alpha = 0.5` is half of the gradient that leaves this out.
     '''
-    def __init__(self):
-        self.root = None
-
-    def apply(self, root_module):
-        '''Apply this canonizer to a model.
-
-        Parameters
-        ----------
-        root_module : :py:class:`torch.nn.Module`
-            The model, as it is passed to the composite.
-
-        Returns
-        -------
-        list
-            The one applied instance.
-        '''
-        instance = self.copy()
-        instance.register(root_module)
-        return [instance]
-
-    def register(self, root_module):
-        '''Treat attention weights and statistics of a model as constants.'''
-        if root_module in DETACHED:
-            raise RuntimeError('the attention of this model is detached already')
-        self.root = root_module
-        DETACHED[root_module] = self
-
-    def remove(self):
-        '''Treat them as constants no longer.'''
-        DETACHED.pop(self.root, None)
 
 
 def require_detached(name, pair):
     '''Raise if the function may not be treated as linear.'''
-    if pair.form.root not in DETACHED:
+    if DetachedAttention.of(pair.form.root) is None:
         raise unsupported(
             name, (pair,), ', as it is outside of the class of networks that can be split exactly',
             'pass canonizers=[zennit_dc.DetachedAttention()] to the composite to treat attention weights and'

@@ -13,7 +13,7 @@ from zennit.core import Hook
 from .recentering import Scaling
 from .rules import SplitRule
 from .run import SplitRun
-from .smooth import REPLACEMENTS
+from .smooth import SmoothReplacement
 from .split import MODULE_FORMS, TrueGradient, has_pairs, pairs_in
 from .streams import Difference
 
@@ -168,7 +168,7 @@ class SplitForward:
 
         inputs = [leaves[place] for place in places]
         output = SplitRun(self.canonizer, call)(inputs)
-        replacement = REPLACEMENTS.get(self.canonizer.root)
+        replacement = SmoothReplacement.of(self.canonizer.root)
         if replacement is not None:
             with torch.no_grad():
                 replacement.deviation = largest_difference(output, call(inputs))

@@ -1,23 +1,19 @@
 '''Smooth activations, replaced by piecewise-linear interpolations (section 3.4), and products that they are part of.'''
 import functools
 import math
-import weakref
 
 import torch
 from torch.nn import functional as F
-from zennit.canonizers import Canonizer
 
 from .activations import PiecewiseLinear
 from .functional import in_place_or_new, torch_form
 from .growth import Replace
 from .operations import multiply
+from .options import SplitOption
 from .split import unsupported
 
 
-REPLACEMENTS = weakref.WeakKeyDictionary()
-
-
-class SmoothReplacement(Canonizer):
+class SmoothReplacement(SplitOption):
     '''Replace smooth activations by piecewise-linear interpolations in the split form of a model.
 
     Pass it to a composite among its ``canonizers``. Each activation (ELU, SELU, CELU, SiLU, GELU, Mish, Softplus,
@@ -45,39 +41,6 @@ class SmoothReplacement(Canonizer):
             raise ValueError(f'the tolerance must be a number from 1e-6 on, not {tolerance!r}')
         self.tolerance = tolerance
         self.deviation = None
-        self.root = None
-
-    def apply(self, root_module):
-        '''Apply this canonizer to a model.
-
-        Parameters
-        ----------
-        root_module : :py:class:`torch.nn.Module`
-            The model, as it is passed to the composite.
-
-        Returns
-        -------
-        list
-            This instance.
-        '''
-        self.register(root_module)
-        return [self]
-
-    def register(self, root_module):
-        '''Replace smooth activations in the split form of a model.'''
-        if root_module in REPLACEMENTS:
-            raise RuntimeError('the smooth activations of this model are replaced already')
-        self.root = root_module
-        REPLACEMENTS[root_module] = self
-
-    def remove(self):
-        '''Replace them no longer.'''
-        REPLACEMENTS.pop(self.root, None)
-        self.root = None
-
-    def copy(self):
-        '''Return a copy of this canonizer.'''
-        return type(self)(self.tolerance)
 
 
 @functools.cache
@@ -159,7 +122,7 @@ def register_smooth(name):
     @torch_form(name, *(['expit'] if name == 'sigmoid' else []), inplace=(f'{name}_',))
     @in_place_or_new
     def smooth(pair, *args, **kwargs):
-        replacement = REPLACEMENTS.get(pair.form.root)
+        replacement = SmoothReplacement.of(pair.form.root)
         if replacement is None:
             raise unsupported(
                 name, (pair,), ', as it is smooth',
