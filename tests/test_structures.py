@@ -11,7 +11,7 @@ from helpers import assert_close, explain, gradient_of, random_image
 from torch import nn
 from torch.nn import functional as F
 
-from zennit_dc import SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 
 
 class TwoInputs(nn.Module):
@@ -123,7 +123,7 @@ def test_segmentation(name):
     model = builder(weights=None, weights_backbone=None, num_classes=4, **options).eval()
     image = random_image(2, 3, 48, 48, dtype=torch.float32)
     layer = 'backbone.layer2' if options else 'backbone.12'
-    canonizers = [] if options else [__import__('zennit_dc').SmoothReplacement()]
+    canonizers = [] if options else [SmoothReplacement()]
     for entry in ['out', 'aux'] if options else ['out']:
         pixels = image.clone().requires_grad_()
         plain = model(pixels)[entry]

@@ -240,7 +240,7 @@ def builtin_batch_norm(pair, weight, bias, running_mean, running_var, training, 
 
 for name in (
     'avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d',
-    'mean', 'sum', 'nanmean', 'cumsum',
+    'mean', 'sum', 'cumsum',
 ):
     for function in overloads(name):
         @split_form(function)

@@ -109,7 +109,6 @@ class SplitEpsilon(SplitRule):
         If epsilon is not positive.
     '''
     quantity = 'relevance'
-    uses_values = True
     merges_batch_norm = True
 
     def __init__(self, epsilon=1e-6):

@@ -41,7 +41,6 @@ class TrueGradient:
     '''The interface of what an operation on split pairs asks of a rule. This one changes nothing: the backward pass
     computes the true gradient of the split network.'''
     quantity = None
-    uses_values = False
     merges_batch_norm = False
     damping = 1.
 
