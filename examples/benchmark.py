@@ -17,23 +17,26 @@ from functools import partial
 
 import torch
 import torchvision
-from explain_photo import USUAL_PREPROCESSING, attribute, canonizers, layer_cam, lrp_gamma
+from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
+from zennit_dc.attribution import LayerCAM
+from zennit_dc.methods import LRPGamma, canonizers
+from zennit_dc.models import IMAGENET_PREPROCESSING, Classifier
 
 
 LAYERS = {'vgg16': 'features.26', 'resnet18': 'layer4'}
 BASELINE = 'Saliency'
 METHODS = {
     'Model splitting': lambda model, layer: partial(split, SplitGrad(), model),
-    BASELINE: lambda model, layer: partial(attribute, model, None),
-    'LayerCAM': lambda model, layer: partial(layer_cam, model, layer),
-    'LRP-γ (EpsilonGammaBox)': lambda model, layer: partial(lrp_gamma, model, USUAL_PREPROCESSING),
-    'LRP (EpsilonPlus)': lambda model, layer: partial(attribute, model, EpsilonPlus(canonizers=canonizers(model))),
-    'SplitGrad': lambda model, layer: partial(attribute, model, SplitGrad()),
-    'SplitCAM': lambda model, layer: partial(attribute, model, SplitCAM(layer)),
-    'SplitLRP': lambda model, layer: partial(attribute, model, SplitLRP()),
+    BASELINE: lambda model, layer: Gradient(model),
+    'LayerCAM': LayerCAM,
+    'LRP-γ (EpsilonGammaBox)': lambda model, layer: LRPGamma(Classifier('', model, IMAGENET_PREPROCESSING())),
+    'LRP (EpsilonPlus)': lambda model, layer: Gradient(model, EpsilonPlus(canonizers=canonizers(model))),
+    'SplitGrad': lambda model, layer: Gradient(model, SplitGrad()),
+    'SplitCAM': lambda model, layer: Gradient(model, SplitCAM(layer)),
+    'SplitLRP': lambda model, layer: Gradient(model, SplitLRP()),
 }
 
 

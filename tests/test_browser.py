@@ -1,0 +1,130 @@
+'''A project of ViRelAy in a real browser.'''
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
+pytest.importorskip('virelay', reason='the extra "virelay" is not installed')
+
+CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason='there is no Chromium: install the packages chromium and chromium-driver'
+)
+
+
+def run(*arguments):
+    result = subprocess.run(
+        [sys.executable, '-m', 'zennit_dc', *map(str, arguments)], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(name='project')
+def fixture_project(tmp_path):
+    '''The project that the commands make of 300 images.'''
+    attribution, analysis = tmp_path / 'attribution.h5', tmp_path / 'analysis.h5'
+    run('demo', '--images', 300, '--out', tmp_path / 'demo')
+    run('attribute', tmp_path / 'demo' / 'images', '--model', 'demo', '--layer', 'features', '--out', attribution)
+    run('analyze', attribution, '--clusters', '2,3', '--out', analysis)
+    run('project', attribution, analysis, '--name', 'Drawings', '--out', tmp_path / 'project.yaml')
+    return tmp_path / 'project.yaml'
+
+
+@pytest.fixture(name='address')
+def fixture_address(project):
+    '''The address at which ViRelAy serves the project.'''
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, '-m', 'virelay', '--port', str(port), project], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, env={**os.environ, 'BROWSER': 'true'}
+    )
+    try:
+        wait_for(lambda: connects(port) or server.poll() is not None)
+        assert server.poll() is None, server.stdout.read()
+        yield f'http://localhost:{port}'
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(name='browser')
+def fixture_browser(tmp_path):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        'headless', 'no-sandbox', 'disable-quic', 'no-first-run', 'disable-background-networking',
+        'disable-component-update', 'disable-sync', 'use-angle=swiftshader', 'enable-unsafe-swiftshader',
+        'window-size=1500,1000', f'user-data-dir={tmp_path / "profile"}'
+    ):
+        options.add_argument(f'--{argument}')
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+def connects(port):
+    '''Whether somebody listens.'''
+    with socket.socket() as client:
+        return client.connect_ex(('localhost', port)) == 0
+
+
+def wait_for(condition, seconds=60.):
+    '''Wait for a true value, and return it.'''
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, 'waited in vain'
+        time.sleep(.1)
+    return value
+
+
+def colors(element):
+    '''The number of colors in what an element looks like.'''
+    image = Image.open(io.BytesIO(element.screenshot_as_png)).convert('RGB')
+    return len(image.getcolors(2 ** 24))
+
+
+def shown_images(browser):
+    '''The attributions that are shown, once they are all loaded.'''
+    images = browser.find_elements('css selector', '#selected-attributions-pane img')
+    loaded = 'return arguments[0].complete && arguments[0].naturalWidth > 0'
+    return images if images and all(browser.execute_script(loaded, image) for image in images) else None
+
+
+def test_a_project_in_the_browser(address, browser, tmp_path):
+    browser.get(address)
+    canvas = wait_for(lambda: browser.find_elements('css selector', '#embedding-visualizer canvas'))[0]
+    clusters = wait_for(lambda: browser.find_elements('css selector', '#cluster-pane button'))
+    names, sizes = zip(*(' '.join(button.text.split()).rstrip(')').split(' (') for button in clusters))
+    assert [name.upper() for name in names] == ['⬤ CLUSTER 1', '⬤ CLUSTER 2'] and sum(map(int, sizes)) == 30
+    # the points of the embedding, in the colors of the clusters
+    wait_for(lambda: colors(canvas) > 10)
+    categories = browser.find_elements('css selector', 'select[name=category] option')
+    assert len(categories) == 10 and 'striped disk' in ' '.join(option.text for option in categories)
+    embeddings = browser.find_elements('css selector', 'select[name=embedding] option')
+    assert {option.text.strip() for option in embeddings} == {'spectral', 'tsne', 'umap'}
+
+    clusters[0].click()
+    images = wait_for(lambda: shown_images(browser))
+    assert len(images) == min(int(sizes[0]), 20)  # as many as ViRelAy shows
+    pictures = {}
+    for mode in ('input', 'overlay', 'attribution'):
+        browser.find_element('css selector', f'label[for=radio-button-attribution-image-mode-{mode}]').click()
+        time.sleep(1.)
+        image = wait_for(lambda: shown_images(browser))[0]
+        pictures[mode] = np.array(Image.open(io.BytesIO(image.screenshot_as_png)).convert('RGB'), float)
+        assert colors(image) > 10
+        browser.save_screenshot(str(tmp_path / f'{mode}.png'))
+    for first, second in (('input', 'overlay'), ('input', 'attribution'), ('overlay', 'attribution')):
+        assert np.abs(pictures[first] - pictures[second]).mean() > 3.

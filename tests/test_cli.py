@@ -1,0 +1,236 @@
+'''The command line as a process.'''
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from zennit.attribution import Gradient
+
+from zennit_dc import SplitCAM
+from zennit_dc.attribution import class_relevance
+from zennit_dc.cli import main
+from zennit_dc.demo import demo_network, draw, draw_batch
+from zennit_dc.figures import color
+from zennit_dc.models import layers, load_classifier
+
+PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
+
+
+def run(*arguments, cwd=None, largest_file=None, **environment):
+    def limit():
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    return subprocess.run(
+        [sys.executable, '-m', 'zennit_dc', *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd,
+        env={**os.environ, **environment}, preexec_fn=limit
+    )
+
+
+def require_error(result, *messages):
+    assert result.returncode not in (0, None)
+    require_one_line(result.stderr, *messages)
+
+
+def require_one_line(error, *messages):
+    assert len(error.splitlines()) == 1, error
+    assert error.startswith('zennit-dc: error: ')
+    for message in messages:
+        assert message in error
+
+
+@pytest.fixture(scope='module', name='drawings')
+def fixture_drawings(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('drawings')
+    for index in range(3):
+        Image.fromarray(draw(7, index).image).save(folder / f'{index}.png')
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope='module', name='weights')
+def fixture_weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp('weights') / 'random.pt'
+    torch.manual_seed(0)
+    torch.save({'state_dict': torchvision.models.squeezenet1_0(weights=None).state_dict()}, path)
+    return path
+
+
+def test_explain(tmp_path, drawings):
+    figure = tmp_path / 'figures' / 'figure.png'
+    result = run('explain', *drawings, '--model', 'demo', '--layer', 'residual', '--alpha', .45, '--compare',
+                 '--out', figure)
+    assert result.returncode == 0, result.stderr
+    assert Image.open(figure).size[0] > 1000
+    folder = figure.with_name('figure_maps')
+    methods = ['Gradient', 'LRP-gamma', 'LayerCAM', 'SplitCAM', 'SplitGrad', 'SplitLRP']
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f'{index}_{method}.png' for index in range(3) for method in methods
+    ]
+    classifier = load_classifier('demo')
+    input = classifier.preprocessing(Image.open(drawings[1]))[None]
+    attribution = Gradient(classifier.model, SplitCAM('residual', .45))(input, class_relevance())[1]
+    expected = np.array(color(attribution[0].sum(0)).convert('RGB'), int)
+    # the number of threads may differ, which is up to one step of 255
+    assert np.abs(np.array(Image.open(folder / '1_SplitCAM.png').convert('RGB'), int) - expected).max() <= 2
+
+
+def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weights):
+    result = run(
+        'explain', PHOTOGRAPH, PHOTOGRAPH, '--weights', weights, '--method', 'splitcam@features.9', '--method',
+        'splitcam@features.12', '--method', 'splitlrp@input', '--stream', '+g', '--stream', 'positive', '--target', 967,
+        '--recentering', 'shifting', '--dtype', 'float64', '--out', 'figure.pdf', cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / 'figure.pdf').read_bytes().startswith(b'%PDF')
+    assert sorted(path.name for path in (tmp_path / 'figure_maps').iterdir()) == [
+        f'coffee-{index}_{method}.png'
+        for index in (1, 2) for method in ('SplitCAM-features.12', 'SplitCAM-features.9', 'SplitLRP')
+    ]
+    for path in (tmp_path / 'figure_maps').iterdir():
+        image = Image.open(path).convert('RGB')
+        assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
+
+
+OWN = '''
+import torch
+
+def build():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(2704, 5))
+
+def broken():
+    raise KeyError('weights')
+
+def number():
+    return 1
+'''
+
+
+def test_a_model_of_ones_own(tmp_path, drawings):
+    (tmp_path / 'own.py').write_text(OWN)
+    model = ('own:build', '--size', 28, '--mean', 0.5, '--std', 0.5)
+    options = ('--model', *model, '--layer', '1', '--method', 'splitcam')
+    result = run('explain', drawings[0], *options, cwd=tmp_path)
+    require_error(result, 'SmoothReplacement')
+    result = run('explain', drawings[0], *options, '--canonizer', 'smooth', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / 'explanation_maps' / '0_SplitCAM.png').size == (28, 28)
+    listed = run('layers', *model, cwd=tmp_path)
+    assert [line.split() for line in listed.stdout.splitlines()[1:]] == [
+        ['0', '4', '×', '26', '×', '26', 'Conv2d'], ['1', '4', '×', '26', '×', '26', 'GELU']
+    ]
+    require_error(run('layers', 'own:broken', cwd=tmp_path), 'own:broken', 'KeyError', 'weights')
+    require_error(run('layers', 'own:number', cwd=tmp_path), 'own:number', 'int')
+    require_error(run('layers', 'nowhere:build', cwd=tmp_path), 'nowhere')
+
+
+def test_every_listed_layer_has_a_map():
+    classifier = load_classifier('demo')
+    input = torch.randn(1, 3, 64, 64)
+    found = layers(classifier)
+    assert [name for name, _, _ in found][-2:] == ['residual', 'pool']
+    for name, _, shape in found:
+        composite = SplitCAM(name)
+        Gradient(classifier.model, composite)(input, class_relevance())
+        assert composite.saliency.shape == (1, *shape[1:])
+
+
+@pytest.mark.parametrize('command', ['demo', 'explain', 'layers', 'attribute', 'analyze', 'project'])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as status:
+        main([command, '--help'], prog_name='zennit-dc')
+    assert not status.value.code
+    description = capsys.readouterr().out.partition('Usage: ')[2].partition('\n')[2].partition('Options:')[0]
+    assert f'zennit-dc {command}' in description
+
+
+def test_help_and_version():
+    assert 'attribute' in run('--help').stdout
+    assert re.fullmatch(r'zennit-dc, version \d+\.\d+\.\d+\n', run('--version').stdout)
+    require_error(run('expalin'), 'expalin')
+    require_error(run('explain', 'missing.png', '--model', 'demo'), 'missing.png cannot be read')
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['missing.png'], 'missing.png cannot be read as an image'),
+    (['text.png'], 'text.png cannot be read as an image'),
+    (['truncated.png'], 'truncated.png cannot be read as an image'),
+    ([], 'IMAGE'),
+    (['0.png', '--model', 'perceptron'], 'perceptron'),
+    (['0.png', '--weights', 'missing.pt'], 'missing.pt'),
+    (['0.png', '--weights', 'text.png'], 'text.png cannot be loaded'),
+    (['0.png', '--model', 'squeezenet1_0', '--weights', 'demo.pt'], 'cannot be loaded into squeezenet1_0'),
+    (['0.png', '--layer', 'features.99'], 'features.99'),
+    (['0.png', '--layer', 'classifier'], 'classifier'),
+    (['0.png', '--method', 'gradcam'], 'gradcam'),
+    (['0.png', '--method', 'splitcam'], 'SplitCAM needs a layer'),
+    (['0.png', '--method', 'gradient@residual'], 'Gradient is computed at the input'),
+    (['0.png', '--method', 'gradient', '--alpha', '0.3'], 'Gradient has no --alpha'),
+    (['0.png', '--method', 'splitlrp', '--stream', 'g'], 'SplitLRP has no --stream g'),
+    (['0.png', '--method', 'splitgrad', '--stream', 'g', '--stream', 'h'], 'one --stream'),
+    (['0.png', '--method', 'splitgrad', '--alpha', '0.7'], 'alpha'),
+    (['0.png', '--method', 'splitgrad', '--target', '10'], 'no class 10'),
+    (['0.png', '--method', 'splitgrad', '--target', '-1'], 'no class -1'),
+    (['0.png', '--device', 'abacus'], 'abacus'),
+    (['0.png', '--dtype', 'int8'], 'int8'),
+    (['0.png', '--out', 'figure.txt'], 'figure.txt'),
+    (['0.png', '--mean', '1,2,x'], '1,2,x'),
+    (['0.png', '--mean', '0.1,0.2'], 'channels'),
+])
+def test_explain_with_bad_arguments(tmp_path, drawings, arguments, message, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '0.png').write_bytes(drawings[0].read_bytes())
+    (tmp_path / 'truncated.png').write_bytes(drawings[0].read_bytes()[:2000])
+    (tmp_path / 'text.png').write_text('no image')
+    torch.save(demo_network().state_dict(), tmp_path / 'demo.pt')
+    model = () if '--model' in arguments else ('--model', 'demo')
+    with pytest.raises(SystemExit) as status:
+        main(['explain', *model, *arguments])
+    assert status.value.code not in (0, None)
+    require_one_line(capsys.readouterr().err, message)
+    assert not (tmp_path / 'explanation.png').exists()
+
+
+def test_explain_without_space_on_disk(tmp_path, drawings):
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--out', tmp_path / 'figure.png')
+    require_error(run(*options, largest_file=4096), 'too large')
+    assert not (tmp_path / 'figure.png').exists()
+
+
+def test_demo(tmp_path):
+    tables = []
+    for folder in ('first', 'second'):
+        result = run('demo', '--images', 60, '--seed', 3, '--out', tmp_path / folder)
+        assert result.returncode == 0, result.stderr
+        lines = result.stdout.splitlines()
+        assert '60 drawings of 10 classes' in lines[0]
+        tables.append([re.split(r'\s{2,}', line.rstrip())[:5] for line in lines[3:13]])
+        assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
+    assert tables[0] == tables[1]
+    scores = {(method, layer): [float(each) for each in numbers] for method, layer, *numbers in tables[0][:-1]}
+    chance = float(tables[0][-1][2])
+    assert .02 < chance < .3
+    assert {method for method, _ in scores} == {
+        'Gradient', 'LRP-γ', 'LayerCAM', 'SplitGrad', 'SplitCAM', 'SplitLRP'
+    }
+    assert all(0. <= each <= 1. for numbers in scores.values() for each in numbers)
+    assert scores['SplitCAM', 'residual'][0] > 2. * chance
+    images, masks, labels = draw_batch(60, 5)
+    paths = sorted((tmp_path / 'first' / 'images').glob('*/*.png'), key=lambda path: path.name)
+    for index, path in enumerate(paths):
+        assert (np.array(Image.open(path)) == images[index]).all()
+        mask = Image.open(str(path).replace('images', 'masks'))
+        assert (np.array(mask) == 255 * masks[index]).all()
+
+
+def test_demo_with_too_few_images(tmp_path):
+    require_error(run('demo', '--images', 3, cwd=tmp_path), '3')
+    (tmp_path / 'file').touch()
+    require_error(run('demo', '--images', 10, '--out', tmp_path / 'file'), 'file')

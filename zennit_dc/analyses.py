@@ -1,0 +1,215 @@
+'''Clusters and embeddings of attributions by CoRelAy, in the layout of ViRelAy's databases.'''
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .attributions import attribute_of, beside
+from .images import load_label_map
+from .parts import Parts, written
+
+
+def analyze(
+    attribution, out, clusters=range(2, 9), size=32, eigenvalues=32, neighbors=10, by='label', seed=0, progress=True
+):
+    '''Cluster and embed the attributions of each class: spectral relevance analysis, as CoRelAy has it.
+
+    The maps, summed over channels, averaged down to ``size`` × ``size`` pixels and divided by their largest absolute
+    value, get a spectral embedding from the symmetric graph of their nearest neighbors; its eigenvectors are clustered
+    by k-means, and embedded by t-SNE and UMAP. The file has a group for each class, named by its WordNet ID, with
+    ``index`` (the rows of the attributions), ``embedding/spectral`` (with the attribute ``eigenvalue``),
+    ``embedding/tsne``, ``embedding/umap`` and ``cluster/kmeans-02`` and so on.
+
+    Each finished class is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted analysis goes on
+    where it was.
+
+    Parameters
+    ----------
+    attribution : str or path
+        The file of attributions, as :py:func:`zennit_dc.virelay.attribute` writes it, its label map beside it.
+    out : str or path
+        The file of the analysis.
+    clusters : sequence of int, optional
+        The numbers of clusters.
+    size : int, optional
+        The height and width, in pixels, of what is compared.
+    eigenvalues : int, optional
+        The number of eigenvectors. Classes with fewer attributions get two less than they have.
+    neighbors : int, optional
+        The number of nearest neighbors.
+    by : {'label', 'prediction', 'target'}, optional
+        Whether to group by the label, the predicted or the explained class.
+    seed : int, optional
+        The seed of k-means, t-SNE, UMAP and the eigensolver.
+    progress : bool, optional
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    list[tuple[str, int]]
+        The name of each class that has too few attributions for the numbers of clusters, and how many it has.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is wrong, the file is none of attributions, ``out`` exists, or no class has enough of them.
+    OSError
+        If there is no space left on the disk.
+    '''
+    attribution, out = Path(attribution), Path(out)
+    clusters = sorted(set(clusters))
+    if not clusters or clusters[0] < 2:
+        raise ValueError('the numbers of clusters are at least 2')
+    if min(size, eigenvalues, neighbors) < 1:
+        raise ValueError('size, eigenvalues and neighbors must be positive')
+    if by not in ('label', 'prediction', 'target'):
+        raise ValueError(f'attributions can be grouped by label, prediction or target, not by {by!r}')
+    if out.exists():
+        raise ValueError(f'{out} exists: delete it, or choose another --out')
+    classes = read_classes(attribution, by)
+    names = {entry['index']: entry['word_net_id'] for entry in load_label_map(beside(attribution, '_labels.json'))}
+    # as few as k-means and the eigensolver can do with
+    least = max(clusters[-1], 2) + 3
+    sizes = {label: int((classes == label).sum()) for label in np.unique(classes).tolist()}
+    large = [label for label, count in sizes.items() if count >= least]
+    if not large:
+        raise ValueError(
+            f'no class has the {least} attributions that {clusters[-1]} clusters need: the largest has'
+            f' {max(sizes.values())}; use fewer clusters or more images'
+        )
+    run = {
+        'attribution': attribute_of(attribution, 'run'), 'classes': hashlib.sha256(classes.tobytes()).hexdigest(),
+        'clusters': clusters, 'size': size, 'eigenvalues': eigenvalues, 'neighbors': neighbors, 'by': by, 'seed': seed
+    }
+    parts = Parts(out, run, len(large))
+    parts.open()
+    missing = parts.missing()
+    for number in tqdm(
+        missing, 'classes', len(large), initial=len(large) - len(missing), unit='class', disable=not progress
+    ):
+        rows = np.flatnonzero(classes == large[number])
+        features = read_features(attribution, rows, size)
+        parts.save(number, index=rows, **spectral_analysis(features, clusters, eigenvalues, neighbors, seed))
+    write_analyses(out, parts, [names[label] for label in large])
+    parts.remove()
+    return [(names[label], count) for label, count in sizes.items() if count < least]
+
+
+def read_classes(path, by):
+    '''The class of each attribution, of shape (attributions,).'''
+    import h5py
+
+    if not path.is_file():
+        raise ValueError(f'there is no file {path}')
+    try:
+        with h5py.File(path, 'r') as file:
+            attributions, key = file['attribution'], {'prediction': 'prediction'}.get(by, by)
+            classes = file[key][:].argmax(1) if by == 'prediction' else file[key][:]
+            if attributions.ndim != 4 or classes.shape != attributions.shape[:1] or classes.dtype.kind not in 'iu':
+                raise ValueError(f'attribution has the shape {attributions.shape}, and {by} {classes.shape}')
+            return classes.astype(np.int64)
+    except (OSError, KeyError, ValueError, AttributeError) as error:
+        raise ValueError(f'{path} is not a file of attributions: {error}') from error
+
+
+def read_features(path, rows, size):
+    '''What is compared: the maps, averaged down and normalized, of shape (maps, pixels).'''
+    import h5py
+
+    maps = []
+    with h5py.File(path, 'r') as file:
+        for row in rows:
+            saliency = torch.from_numpy(file['attribution'][row].astype(np.float64)).sum(0)
+            small = [min(size, side) for side in saliency.shape]
+            maps.append(torch.nn.functional.adaptive_avg_pool2d(saliency[None, None], small).flatten())
+    maps = torch.stack(maps)
+    largest = maps.abs().amax(1, keepdim=True)
+    return (maps / torch.where(largest > 0., largest, 1.)).numpy()
+
+
+def spectral_analysis(features, clusters, eigenvalues, neighbors, seed):
+    '''The embeddings and clusters of one class, by CoRelAy.
+
+    Parameters
+    ----------
+    features : :py:class:`numpy.ndarray`
+        What is compared, of shape (samples, features).
+    clusters : list[int]
+        The numbers of clusters.
+    eigenvalues, neighbors : int
+        The number of eigenvectors and of nearest neighbors, at most.
+    seed : int
+        The seed.
+
+    Returns
+    -------
+    dict[str, :py:class:`numpy.ndarray`]
+        ``eigenvalue``, ``spectral``, ``tsne``, ``umap`` and ``kmeans-02`` and so on, by sample.
+    '''
+    from corelay.pipeline.spectral import SpectralClustering
+    from corelay.processor.affinity import SparseKNN
+    from corelay.processor.clustering import KMeans
+    from corelay.processor.embedding import EigenDecomposition, TSNEEmbedding, UMAPEmbedding
+    from corelay.processor.flow import Parallel
+
+    class SeededUMAP(UMAPEmbedding):
+        '''UMAP with a seed, which CoRelAy's own does not pass on.'''
+        def function(self, data):
+            import numba
+            from umap import UMAP
+
+            # numba's threads of OpenMP would slow down those of scikit-learn's t-SNE a hundred times
+            if numba.config.THREADING_LAYER == 'default':
+                numba.config.THREADING_LAYER = 'workqueue'
+
+            return UMAP(
+                n_neighbors=self.n_neighbors, min_dist=self.min_dist, metric=self.metric, random_state=seed, n_jobs=1
+            ).fit_transform(data)
+
+    samples = len(features)
+    start = np.random.default_rng(seed).standard_normal(samples)
+    pipeline = SpectralClustering(
+        affinity=SparseKNN(n_neighbors=min(neighbors, samples - 1), symmetric=True),
+        embedding=EigenDecomposition(n_eigval=min(eigenvalues, samples - 2), kwargs={'v0': start}, is_output=True),
+        clustering=Parallel([
+            *(KMeans(n_clusters=each, kwargs={'random_state': seed, 'n_init': 10}) for each in clusters),
+            TSNEEmbedding(perplexity=float(min(30, (samples - 1) // 3)), kwargs={'random_state': seed}),
+            SeededUMAP(n_neighbors=min(15, samples - 1), metric='euclidean'),
+        ], broadcast=True, is_output=True)
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*(spectral|n_jobs|connected).*')
+        (values, vectors), (*kmeans, tsne, umap) = pipeline(features)
+    order = np.argsort(values)
+    embeddings = {
+        'eigenvalue': values[order], 'spectral': vectors[:, order],
+        'tsne': tsne - tsne.mean(0), 'umap': umap - umap.mean(0)  # where ViRelAy looks
+    }
+    return {**embeddings, **{f'kmeans-{each:02d}': found for each, found in zip(clusters, kmeans)}}
+
+
+def write_analyses(path, parts, names):
+    '''Write an HDF5 file with a group for each class.'''
+    import h5py
+
+    keys = [f'kmeans-{each:02d}' for each in parts.run['clusters']]
+    try:
+        with written(path) as temporary, h5py.File(temporary, 'w') as file:
+            for number, name in enumerate(names):
+                group = file.create_group(name)
+                group['index'], = parts.load(number, 'index')
+                for key, array in zip(('spectral', 'tsne', 'umap'), parts.load(number, 'spectral', 'tsne', 'umap')):
+                    group[f'embedding/{key}'] = array.astype(np.float32)
+                    if key != 'spectral':
+                        group[f'embedding/{key}'].attrs.update(embedding='spectral', index=np.array([0, 1]))
+                group['embedding/spectral'].attrs['eigenvalue'], = parts.load(number, 'eigenvalue')
+                for key, array in zip(keys, parts.load(number, *keys)):
+                    group[f'cluster/{key}'] = array.astype(np.int32)
+                    group[f'cluster/{key}'].attrs.update(embedding='spectral', k=int(key[-2:]))
+            file.attrs['run'] = json.dumps(parts.run)
+    except (OSError, RuntimeError) as error:
+        raise OSError(f'{path} cannot be written: {error}') from error

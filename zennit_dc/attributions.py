@@ -1,0 +1,336 @@
+'''The attributions of a whole data set, in the layout of ViRelAy's databases.'''
+import hashlib
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .attribution import class_relevance
+from .distributed import local_device, process_group
+from .images import UnreadableImage, class_folders, label_map
+from .methods import METHODS, attributor
+from .models import black_input
+from .parts import Parts, differences, written
+
+
+def attribute(
+    classifier, images, out, method='splitcam', target='predicted', labels=None, batch_size=16, device='cpu',
+    dtype=torch.float32, seed=0, workers=0, progress=True, **parameters
+):
+    '''Compute the attributions of a data set, and write them for ViRelAy.
+
+    Three files are written: ``out`` itself with the data sets ``attribution`` of shape (images, 3, height, width),
+    ``prediction`` of shape (images, classes), and ``label``, ``target`` (the explained class) and ``name`` of shape
+    (images,); ``*_data.h5`` beside it with the images as the model sees them, ``data`` of shape (images, height, width,
+    3), and ``label``; and ``*_labels.json``, the label map. The sum of an attribution over its three channels is the
+    map: they are those of Zennit's attributor, or thirds of their sum if the model's input has no three channels, as
+    ViRelAy needs three. Images that cannot be read are reported and left out. An image without a label gets the
+    predicted class as its label.
+
+    Every finished batch is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted run goes on
+    where it was. Started by ``torchrun``, the processes share the batches, by this folder, which all must reach.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier, which is moved to the device and dtype.
+    images : :py:class:`~zennit_dc.images.ImageFolder` or :py:class:`~zennit_dc.images.ImageArray`
+        The images.
+    out : str or path
+        The file of attributions.
+    method : str, optional
+        The method, by its name in :py:data:`zennit_dc.methods.METHODS`.
+    target : int or {'predicted', 'label'}, optional
+        The class to be explained.
+    labels : list[dict], optional
+        The label map. Default is that of the classifier's own categories.
+    batch_size : int, optional
+        The number of images in a batch.
+    device : str or :py:class:`torch.device`, optional
+        Where to compute.
+    dtype : :py:class:`torch.dtype`, optional
+        The precision to compute in. Attributions are stored in single precision.
+    seed : int, optional
+        The seed of PyTorch's random numbers.
+    workers : int, optional
+        The number of processes that read images, or 0 for this one.
+    progress : bool, optional
+        Whether to show a progress bar.
+    **parameters
+        The method's parameters.
+
+    Returns
+    -------
+    list[tuple[str, str]]
+        The name of each image that could not be read, and why.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is wrong, if ``out`` exists from another run, or if no image can be read.
+    OSError
+        If there is no space left on the disk.
+    FloatingPointError
+        If a map is not finite.
+    '''
+    if batch_size < 1:
+        raise ValueError(f'the batch size must be positive, not {batch_size}')
+    if target == 'label' and None in images.labels:
+        raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
+    device = local_device(device)
+    run = {
+        'images': images.fingerprint(), 'model': classifier.name, 'weights': fingerprint(classifier.model),
+        'preprocessing': ' '.join(repr(classifier.preprocessing).split()), 'method': METHODS[method].title,
+        'target': target, 'batch size': batch_size, 'device': device.type, 'dtype': str(dtype).removeprefix('torch.'),
+        'seed': seed, **{name: describe(value) for name, value in parameters.items()}
+    }
+    out = Path(out)
+    batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
+    parts = Parts(out, run, len(batches))
+    if out.exists():
+        require_same_run(out, run)
+        parts.remove()
+        return skipped_images(out)
+    chosen = attributor(method, classifier, **parameters)
+    require_space(classifier, out, len(images), len(parts.missing()) * batch_size)
+    classifier.to(device, dtype)
+    labels = require_labels(classifier, images, labels, device, dtype)
+    with process_group(device) as (rank, size, wait):
+        if rank == 0:
+            parts.open()
+        wait()
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        mine = [batch for batch in parts.missing() if batch % size == rank]
+        wait()
+        loader = torch.utils.data.DataLoader(
+            Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
+        )
+        total = len(range(rank, len(batches), size))
+        bar = tqdm(
+            loader, 'attributions', total, initial=total - len(mine), unit='batch', disable=not progress or rank > 0
+        )
+        for (indices, inputs, shown, failures), batch in zip(bar, mine):
+            for index, reason in failures:
+                tqdm.write(f'skipped {images.names[index]}: {reason}', file=sys.stderr)
+            torch.manual_seed(seed + batch)
+            explained = explain_batch(chosen, images, indices, inputs, target, device, dtype)
+            parts.save(
+                batch, index=np.array(indices), image=shown, **explained,
+                skipped=np.array([index for index, _ in failures], int),
+                reason=np.array([reason for _, reason in failures], str)
+            )
+        wait()
+        if rank == 0:
+            merge(parts, images, out, labels)
+        wait()
+    return skipped_images(out)
+
+
+class Batches(torch.utils.data.Dataset):
+    '''The images in batches.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier, of which the preprocessing is used.
+    images : :py:class:`~zennit_dc.images.ImageFolder` or :py:class:`~zennit_dc.images.ImageArray`
+        The images.
+    batches : list[range]
+        The indices of the images in each batch.
+    '''
+    def __init__(self, classifier, images, batches):
+        self.classifier = classifier._replace(model=None)
+        self.images = images
+        self.batches = batches
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, batch):
+        '''The indices and inputs of the readable images, what they look like, and the failures.'''
+        mode = 'L' if len(self.classifier.preprocessing.mean) == 1 else 'RGB'
+        indices, inputs, failures = [], [], []
+        for index in self.batches[batch]:
+            try:
+                inputs.append(self.classifier.preprocessing(self.images.image(index, mode)))
+                indices.append(index)
+            except UnreadableImage as error:
+                failures.append((index, str(error)))
+        if not inputs:
+            return indices, None, np.zeros(0, np.uint8), failures
+        shown = [torch.round(self.classifier.pixels(input) * 255.).to(torch.uint8).numpy() for input in inputs]
+        return indices, torch.stack(inputs), np.stack(shown), failures
+
+
+def explain_batch(chosen, images, indices, inputs, target, device, dtype):
+    '''The attributions, predictions and explained classes of a batch, as arrays.'''
+    if inputs is None:
+        return {}
+    if target == 'label':
+        target = torch.tensor([images.labels[index] for index in indices])
+    elif target == 'predicted':
+        target = None
+    relevance = class_relevance(target)
+    explained = []
+
+    def remember(output):
+        explained.append(relevance(output))
+        return explained[-1]
+
+    output, attribution = chosen(inputs.to(device, dtype), remember)
+    attribution = attribution.detach().float().cpu()
+    if not torch.isfinite(attribution).all():
+        raise FloatingPointError(f'the map of one of the images {", ".join(images.names[i] for i in indices)} is not'
+                                 ' finite in single precision')
+    if attribution.shape[1] != 3:
+        attribution = (attribution.sum(1, keepdim=True) / 3.).expand(-1, 3, -1, -1)
+    return {
+        'attribution': attribution.contiguous().numpy(), 'prediction': output.detach().float().cpu().numpy(),
+        'target': explained[0].argmax(1).cpu().numpy()
+    }
+
+
+def merge(parts, images, out, labels):
+    '''Write the files for ViRelAy from the parts, and remove these.'''
+    missing = parts.missing()
+    if missing:
+        raise OSError(
+            f'{len(missing)} of {parts.count} parts are not in {parts.folder}: all processes need the same folder'
+        )
+    skipped, indices, label, filled = [], [], [], []
+    for number in range(parts.count):
+        index, left_out, reasons = parts.load(number, 'index', 'skipped', 'reason')
+        skipped += [[images.names[place], str(reason)] for place, reason in zip(left_out, reasons)]
+        if len(index):
+            filled.append(number)
+            prediction, = parts.load(number, 'prediction')
+            own = [images.labels[place] for place in index]
+            label += [best if each is None else each for each, best in zip(own, prediction.argmax(1).tolist())]
+            indices += index.tolist()
+    if not indices:
+        raise ValueError(f'none of the {len(images)} images can be read: {skipped[0][1]}')
+    with written(beside(out, '_labels.json')) as temporary:
+        temporary.write_text(json.dumps(labels, indent=1, ensure_ascii=False), encoding='utf-8')
+    write_database(beside(out, '_data.h5'), parts, filled, {'image': 'data'}, label)
+    write_database(
+        out, parts, filled, {key: key for key in ('attribution', 'prediction', 'target')}, label,
+        name=[images.names[index] for index in indices], run=parts.run, skipped=skipped
+    )
+    parts.remove()
+
+
+def write_database(path, parts, filled, keys, label, name=None, **attributes):
+    '''Write an HDF5 file with the arrays of all parts that have images, one after the other.'''
+    import h5py
+
+    try:
+        size = sum(array.nbytes for number in filled[:1] for array in parts.load(number, *keys)) * len(filled) + 2 ** 16
+        with written(path, size) as temporary, h5py.File(temporary, 'w') as file:
+            start = 0
+            for number in filled:
+                for key, array in zip(keys.values(), parts.load(number, *keys)):
+                    if key not in file:
+                        file.create_dataset(key, (len(label), *array.shape[1:]), array.dtype)
+                    file[key][start:start + len(array)] = array
+                start += len(array)
+            file['label'] = np.array(label, np.int64)
+            if name is not None:
+                file.create_dataset('name', data=name, dtype=h5py.string_dtype())
+            for key, value in attributes.items():
+                file.attrs[key] = json.dumps(value)
+    except (OSError, RuntimeError) as error:
+        raise OSError(f'{path} cannot be written: {error}') from error
+
+
+def beside(out, ending):
+    '''The path of another file of a run.'''
+    return out.with_name(out.stem + ending)
+
+
+def require_labels(classifier, images, labels, device, dtype):
+    '''The label map: the given one, or that of the classifier's categories, of the folders, or of mere numbers. Raise
+    if it does not fit the model's classes or the images' labels.'''
+    with torch.no_grad():
+        classes = classifier.model(black_input(classifier)[None].to(device, dtype)).shape[1]
+    if labels is None:
+        names = classifier.categories
+        if names is None and images.folder is not None and None not in images.labels:
+            names = class_folders(images.folder)
+        if names is None:
+            names = [classifier.category(index) for index in range(classes)]
+        if len(names) != classes:
+            raise ValueError(f'{classifier.name} has {classes} classes, but there are names of {len(names)}: give a'
+                             ' label map')
+        labels = label_map(names, images.folders)
+    known = {entry['index'] for entry in labels}
+    for name, label in zip(images.names, images.labels):
+        if label is not None and not (label in known and 0 <= label < classes):
+            raise ValueError(f'{name} has the label {label}, but {classifier.name} has {classes} classes, of which'
+                             f' {len(known)} are in the label map')
+    if not set(range(classes)) <= known and None in images.labels:
+        raise ValueError(f'the label map has {len(known)} of the {classes} classes, any of which may be predicted')
+    return labels
+
+
+def attribute_of(path, key):
+    '''An attribute of a database.'''
+    import h5py
+
+    with h5py.File(path, 'r') as file:
+        return json.loads(file.attrs[key])
+
+
+def skipped_images(out):
+    '''The images that a finished run could not read.'''
+    return [tuple(entry) for entry in attribute_of(out, 'skipped')]
+
+
+def require_same_run(out, run):
+    '''Raise if a file is not of this run.'''
+    try:
+        different = differences(attribute_of(out, 'run'), json.loads(json.dumps(run)))
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f'{out} exists, but is not a file of attributions: choose another --out') from error
+    if different:
+        raise ValueError(
+            f'{out} exists from another run, which differs in {", ".join(different)}: delete it, or choose another'
+            ' --out'
+        )
+
+
+def require_space(classifier, out, count, missing):
+    '''Raise if the disk has no space for the parts and the result.'''
+    channels, height, width = black_input(classifier).shape
+    needed = (count + missing) * height * width * 3 * 5
+    folder = next(parent for parent in out.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f'there is no space for {count} attributions in {folder}: {needed / 1e9:.2f} GB are needed, but'
+            f' {free / 1e9:.2f} GB are free'
+        )
+
+
+def fingerprint(model):
+    '''A hash of a model's parameters and buffers.'''
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def describe(value):
+    '''A parameter as JSON can tell it.'''
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [describe(each) for each in value]
+    if isinstance(value, dict):
+        return {str(key): describe(each) for key, each in value.items()}
+    plain = {key: describe(each) for key, each in sorted(vars(value).items()) if isinstance(each, (int, float, str))}
+    return f'{type(value).__name__}({", ".join(f"{key}={each}" for key, each in plain.items())})'

@@ -1,0 +1,50 @@
+'''The command line: ``zennit-dc``.'''
+import sys
+import textwrap
+import click
+
+from . import __version__
+from .cli_data import analyze, attribute, project
+from .cli_maps import demo, explain, layers
+
+
+ERRORS = (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
+
+
+class Commands(click.Group):
+    '''A group of commands that end with one line when something is wrong.'''
+    def main(self, *args, **kwargs):
+        '''Run, and print the reason of an error in one line.'''
+        try:
+            sys.exit(super().main(*args, standalone_mode=False, **kwargs))
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.format_message())
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            fail(error.format_message(), error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            fail('interrupted', 130)
+        except ModuleNotFoundError as error:
+            fail(f'{error}: the command needs an extra, pip install "zennit-dc[virelay]"')
+        except ERRORS as error:
+            fail(str(error) or type(error).__name__)
+
+
+def fail(reason, status=1):
+    '''End with one line.'''
+    click.echo(f'zennit-dc: error: {textwrap.shorten(reason, 500, placeholder=" ...")}', err=True)
+    sys.exit(status)
+
+
+@click.group(
+    cls=Commands, commands=[demo, explain, layers, attribute, analyze, project],
+    context_settings={'help_option_names': ['-h', '--help'], 'show_default': True, 'max_content_width': 110}
+)
+@click.version_option(__version__, prog_name='zennit-dc')
+def main():
+    '''Explain neural networks by their DC decomposition: SplitLRP, SplitGrad and SplitCAM.
+
+    \b
+    zennit-dc demo
+    zennit-dc explain dog.jpg --model vgg16 --layer features.26
+    '''

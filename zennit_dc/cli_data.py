@@ -1,0 +1,135 @@
+'''Commands over whole data sets: attribute, analyze and project.'''
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from .cli_options import (
+    DTYPES, Numbers, compute_options, method_options, model_option, model_options, option, parameters_of, require_used,
+)
+from .images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
+from .methods import METHODS
+from .models import load_classifier
+
+
+file = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument('source', type=file, metavar='FOLDER|FILE.npz')
+@option('--out', default='attribution.h5', type=file, help='The file of attributions.')
+@option('--method', default='splitcam', type=click.Choice(METHODS), help='The method.')
+@model_option
+@model_options
+@method_options
+@option('--target', default='predicted', help='The class to explain: predicted, label, or an index.')
+@option('--label-map', 'labels', type=file, help='A JSON file with the index, word_net_id and name of each class.')
+@option('--label-regex', help='Where the label is in an image\'s path: the first group of a regular expression.')
+@option('--batch-size', default=16, type=click.IntRange(1), help='The number of images in a batch.')
+@option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images.')
+@compute_options
+def attribute(source, out, method, model, weights, size, mean, std, layer, target, labels, label_regex, batch_size,
+              workers, device, dtype, seed, **given):
+    '''Compute the attributions of a whole data set for ViRelAy.
+
+    The images lie in folders named by class (its index, WordNet ID or name), or are the array x of a file of NumPy,
+    with their labels as y. Interrupted at any moment, the same command goes on where it was. Images that cannot be read
+    are reported and left out.
+
+    \b
+    zennit-dc attribute photos --model vgg16 --method splitcam --layer features.26 --out attribution.h5
+    zennit-dc attribute photos --label-regex '^(\\d+)_' --layer features.12
+    torchrun --nproc-per-node 4 -m zennit_dc attribute photos --device cuda --layer features.12
+    '''
+    from .virelay import attribute as attribute_all
+
+    require_used([method], given)
+    if target not in ('predicted', 'label'):
+        target = whole_number(target)
+    classifier = load_classifier(model, weights, size, mean, std)
+    entries = None if labels is None else load_label_map(labels)
+    images = load_images(source, classifier, entries, label_regex)
+    skipped = attribute_all(
+        classifier, images, out, method, target, entries, batch_size, device, DTYPES[dtype], seed, workers,
+        sys.stderr.isatty(), **parameters_of(method, layer, given)
+    )
+    if int(os.environ.get('RANK', 0)) > 0:
+        return
+    click.echo(f'{out}: {METHODS[method].title} of {len(images) - len(skipped)} images of {source}')
+    for name, reason in skipped:
+        click.echo(f'left out {name}: {reason}')
+
+
+def whole_number(target):
+    '''The index of a class.'''
+    try:
+        return int(target)
+    except ValueError:
+        raise click.UsageError(f'--target is predicted, label or the index of a class, not {target!r}') from None
+
+
+def load_images(source, classifier, entries, label_regex):
+    '''The images of a folder or file.'''
+    if source.suffix == '.npz':
+        if label_regex is not None:
+            raise click.UsageError('--label-regex is for folders')
+        return ImageArray.load(source)
+    if not source.is_dir():
+        raise ValueError(f'there is no folder {source}, nor is it a file of NumPy (.npz)')
+    if entries is None:
+        entries = label_map(classifier.categories or class_folders(source))
+    return ImageFolder(source, entries, label_regex)
+
+
+@click.command()
+@click.argument('attribution', type=file)
+@option('--out', default='analysis.h5', type=file, help='The file of the analysis.')
+@option('--clusters', default='2,3,4,5,6,7,8', type=Numbers(int), help='The numbers of clusters for k-means.')
+@option('--size', default=32, type=click.IntRange(1), help='The height and width to which maps are averaged down.')
+@option('--eigenvalues', default=32, type=click.IntRange(1), help='The number of eigenvectors.')
+@option('--neighbors', default=10, type=click.IntRange(1), help='The number of nearest neighbors in the graph.')
+@option(
+    '--by', default='label', type=click.Choice(['label', 'prediction', 'target']),
+    help='Whether to group by the label, the predicted or the explained class.'
+)
+@option('--seed', default=0, type=click.IntRange(0), help='The seed of all random numbers.')
+def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
+    '''Cluster and embed the attributions of each class by CoRelAy.
+
+    Spectral clustering with k-means, and embeddings by t-SNE and UMAP. Interrupted at any moment, the same command goes
+    on where it was.
+
+    \b
+    zennit-dc analyze attribution.h5 --out analysis.h5
+    zennit-dc analyze attribution.h5 --clusters 4,8,16 --by prediction
+    '''
+    from .virelay import analyze as analyze_all
+
+    small = analyze_all(attribution, out, clusters, size, eigenvalues, neighbors, by, seed, sys.stderr.isatty())
+    click.echo(f'{out}: the analysis of {attribution}')
+    for name, count in small:
+        click.echo(f'left out class {name}, which has too few attributions for {max(clusters)} clusters: {count}')
+
+
+@click.command()
+@click.argument('attribution', type=file)
+@click.argument('analyses', nargs=-1, required=True, type=file, metavar='ANALYSIS...')
+@option('--out', default='project.yaml', type=file, help='The project file.')
+@option('--name', help='The project\'s name.  [default: the method and the model]')
+@option(
+    '--data', type=file,
+    help='The data set: an HDF5 file or a folder of images of the input\'s size.  [default: that of the attributions]'
+)
+@option('--label-map', 'labels', type=file, help='The label map.  [default: that of the attributions]')
+def project(attribution, analyses, out, name, data, labels):
+    '''Write the project file for ViRelAy.
+
+    \b
+    zennit-dc project attribution.h5 analysis.h5 --out project.yaml
+    python -m virelay project.yaml
+    '''
+    from .virelay import project as write_project
+
+    write_project(attribution, analyses, out, name, data, labels)
+    click.echo(f'{out}: open it with\n\n    python -m virelay {out}\n\nand http://localhost:8000 in a browser.')

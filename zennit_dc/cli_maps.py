@@ -1,0 +1,175 @@
+'''Commands that make pictures: explain, layers and demo.'''
+import re
+import sys
+from pathlib import Path
+
+import click
+from matplotlib.figure import Figure
+from tqdm import tqdm
+from zennit.image import CMAPS
+
+from .cli_options import (
+    attributor_of, compute_options, method_options, model_option, model_options, option, require_compute, require_used,
+)
+from .figures import caption, color, side_by_side
+from .images import read_image
+from .methods import BASELINES, METHODS, saliency_map
+from .models import layers as layers_of
+from .models import load_classifier
+from .parts import written
+
+
+@click.command()
+@click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE...')
+@option(
+    '--method', 'methods', multiple=True, metavar='NAME[@LAYER]',
+    default=('splitgrad@input', 'splitcam', 'splitlrp@input'),
+    help=f'One of {", ".join(METHODS)}; can be given several times. @LAYER takes precedence over --layer, and @input'
+    ' is the input.'
+)
+@option('--compare', is_flag=True, help=f'Add the baselines: {", ".join(BASELINES)}.')
+@model_option
+@model_options
+@method_options
+@option('--target', type=int, help='The index of the class to explain.  [default: the predicted class]')
+@option('--cmap', default='bwr', type=click.Choice(list(CMAPS)), help='Zennit\'s color map.')
+@option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
+@compute_options
+def explain(images, methods, compare, model, weights, size, mean, std, layer, target, cmap, out, device, dtype, seed,
+            **given):
+    '''Explain what a classifier sees in images.
+
+    Writes a figure with a row for each image and a column for each method, and every map as a PNG image of its own in a
+    folder beside it. With the default colors red speaks for the class and blue against it; with SplitLRP, red is
+    relevance in the positive stream and blue in the negative one. Each map is colored by its own largest absolute
+    value.
+
+    \b
+    zennit-dc explain dog.jpg cat.jpg --layer features.12 --compare
+    zennit-dc explain dog.jpg --model vgg16 --method splitcam --layer features.26 --alpha 0.3 --stream g
+    zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --layer blocks.3
+    '''
+    device, dtype = require_compute(device, dtype, seed)
+    require_format(out)
+    chosen = [parse(method, layer) for method in (*(BASELINES if compare else ()), *methods)]
+    chosen = list(dict.fromkeys(chosen))
+    require_used([method for method, _ in chosen], given)
+    photos = [read_image(path) for path in images]
+    classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
+    attributors = {title: attributor_of(*each, classifier, given) for title, each in titles_of(chosen).items()}
+    inputs = [classifier.preprocessing(convert(photo, classifier))[None].to(device, dtype) for photo in photos]
+    folder = out.with_name(f'{out.stem}_maps')
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tqdm(total=len(inputs) * len(attributors), desc='maps', unit='map', disable=None) as bar:
+        for name, input in zip(distinct([path.stem for path in images]), inputs, strict=True):
+            maps = {}
+            for title, attributor in attributors.items():
+                output, saliency = saliency_map(attributor, input, target)
+                maps[title] = color(saliency[0], cmap)
+                with written(folder / f'{name}_{file_name(title)}.png') as temporary:
+                    maps[title].save(temporary, 'png')
+                bar.update()
+            explained = int(output.argmax()) if target is None else target
+            rows.append((caption(classifier, output[0], explained), classifier.pixels(input[0]).numpy(), maps))
+    parameters = {'layer': layer, **{name: ' '.join(map(str, value)) if isinstance(value, tuple) else value
+                                     for name, value in given.items()}}
+    heading = ', '.join([model, *(f'{name} {value}' for name, value in parameters.items() if value not in (None, ''))])
+    save(side_by_side(rows, heading), out)
+    click.echo(f'{out} and {len(rows) * len(attributors)} maps in {folder}')
+
+
+def parse(method, layer):
+    '''The name and layer of ``NAME[@LAYER]``.'''
+    name, at, own = method.partition('@')
+    if name not in METHODS:
+        raise click.UsageError(f'there is no method {name!r}, but {", ".join(METHODS)}')
+    takes_layer = 'layer' in METHODS[name].parameters
+    if at and not takes_layer and own != 'input':
+        raise click.UsageError(f'{METHODS[name].title} is computed at the input alone')
+    if not takes_layer or own == 'input':
+        return name, None
+    return name, own if at else layer
+
+
+def titles_of(methods):
+    '''The methods by their titles, with the layers where one title does not tell them apart.'''
+    layers = {name: {own for other, own in methods if other == name} for name, _ in methods}
+    return {
+        f'{METHODS[name].title} {layer or "input"}' if len(layers[name]) > 1 else METHODS[name].title: (name, layer)
+        for name, layer in methods
+    }
+
+
+def convert(photo, classifier):
+    '''A photograph with as many channels as the classifier's input.'''
+    return photo.convert('L') if len(classifier.preprocessing.mean) == 1 else photo
+
+
+def distinct(names):
+    '''Names that are all different.'''
+    return [name if names.count(name) == 1 else f'{name}-{index}' for index, name in enumerate(names, 1)]
+
+
+def file_name(title):
+    '''A title as part of a file's name.'''
+    return re.sub(r'[^\w.-]+', '-', title.replace('γ', 'gamma'))
+
+
+def require_format(path):
+    '''Raise if a figure can not be saved under a name.'''
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def save(figure, path):
+    '''Save a figure.'''
+    with written(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
+
+
+@click.command()
+@click.argument('model')
+@model_options
+@compute_options
+def layers(model, weights, size, mean, std, device, dtype, seed):
+    '''List the modules of a model that can be given as a layer, and their output shapes.
+
+    The names of the weights do not matter here, so that none are loaded unless you name a file.
+
+    \b
+    zennit-dc layers vgg16
+    zennit-dc layers my_package.models:build --size 32
+    '''
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = load_classifier(model, None if weights == 'DEFAULT' else weights, size, mean, std).to(device, dtype)
+    found = layers_of(classifier, device, dtype)
+    if not found:
+        raise ValueError(f'no module of {model} gives a tensor of shape (batch, channels, height, width)')
+    width = max(len(name) for name, _, _ in found)
+    click.echo(f'{"layer":{width}}  {"channels × height × width":25}  module')
+    for name, kind, shape in found:
+        click.echo(f'{name:{width}}  {" × ".join(map(str, shape)):25}  {kind}')
+
+
+@click.command()
+@option('--out', default='demo', type=click.Path(path_type=Path, file_okay=False), help='The folder.')
+@option('--images', default=200, type=click.IntRange(10), help='The number of images to draw.')
+@compute_options
+def demo(out, images, device, dtype, seed):
+    '''See all methods at work on images that are drawn on the spot.
+
+    A small network comes with the package, which tells drawn, textured objects apart. Fresh images are drawn, of which
+    it is known where the object is; all methods explain them. Writes a figure, and prints how often the largest value
+    of a map is on the object (the pointing game), and how much of its positive part is. No downloads.
+
+    \b
+    zennit-dc demo
+    zennit-dc demo --out pictures --images 500 --seed 3
+    '''
+    from .demo.report import report
+
+    device, dtype = require_compute(device, dtype, seed)
+    click.echo(report(out, images, device, dtype, seed, progress=sys.stderr.isatty()))

@@ -1,0 +1,155 @@
+'''What the commands of the command line have in common: options, and what is made of them.'''
+from functools import partial
+
+import click
+import torch
+
+from .attention import DetachedAttention
+from .distributed import local_device
+from .methods import METHODS, attributor
+from .models import load_classifier
+from .recentering import Scaling, Shifting
+from .smooth import SmoothReplacement
+
+
+DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.bfloat16}
+RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}
+CANONIZERS = {'smooth': SmoothReplacement, 'attention': DetachedAttention}
+
+
+class Numbers(click.ParamType):
+    '''Numbers with commas between them.
+
+    Parameters
+    ----------
+    kind : type
+        That of the numbers.
+    '''
+    name = 'numbers'
+
+    def __init__(self, kind=float):
+        self.kind = kind
+
+    def convert(self, value, param, ctx):
+        '''Convert a string.'''
+        if not isinstance(value, str):
+            return value
+        try:
+            return [self.kind(each) for each in value.split(',')]
+        except ValueError:
+            self.fail(f'{value!r} is not a list of numbers with commas between them', param, ctx)
+
+
+def together(*decorators):
+    '''Several decorators as one, the first of which is the outermost.'''
+    def decorate(function):
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+    return decorate
+
+
+option = partial(click.option, show_default=True)
+
+compute_options = together(
+    option('--device', default='cpu', help='Where to compute: cpu, cuda, cuda:1 ...'),
+    option('--dtype', default='float32', type=click.Choice(DTYPES), help='The precision to compute in.'),
+    option('--seed', default=0, help='The seed of all random numbers.'),
+)
+model_options = together(
+    option(
+        '--weights', default='DEFAULT', metavar='FILE',
+        help='A file with a state dict. DEFAULT: the pretrained weights of torchvision, or those that your function'
+        ' loads.'
+    ),
+    option('--size', type=click.IntRange(1), help='The height and width of the input. Default: that of the weights.'),
+    option('--mean', type=Numbers(), help='The mean of the normalization by channel, as in 0.5,0.5,0.5.'),
+    option('--std', type=Numbers(), help='Its standard deviation.'),
+)
+model_option = option(
+    '--model', default='squeezenet1_0',
+    help='A classifier of torchvision, demo, or module:function for a function of yours that returns the model.'
+)
+method_options = together(
+    option(
+        '--layer', metavar='NAME', help='The module at whose output the maps are read, see `zennit-dc layers`.'
+    ),
+    option('--alpha', type=float, help='The shift of SplitGrad and SplitCAM, from 0 to 0.5.  [default: 0.4]'),
+    option('--epsilon', type=float, help='The stabilizer of SplitLRP.  [default: 1e-06]'),
+    option(
+        '--stream', 'streams', multiple=True,
+        type=click.Choice(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams)),
+        help='The stream: of SplitGrad and SplitCAM one of +g, -g, g, +h, -h and h [default: g]; of SplitLRP positive,'
+        ' negative or combined [default: combined].'
+    ),
+    option('--pooling', type=click.Choice(['wta', 'convex']), help='The form of max-pooling.  [default: wta]'),
+    option(
+        '--recentering', type=click.Choice(RECENTERINGS), help='The forward stabilisation.  [default: scaling]'
+    ),
+    option('--input-split', type=click.Choice(['relu', 'half']), help='How the input is split.  [default: relu]'),
+    option(
+        '--canonizer', 'canonizers', multiple=True, type=click.Choice(CANONIZERS),
+        help='What to do with functions that are not piecewise linear: replace smooth activations; take softmax and'
+        ' the statistics of layer norms as constants. Can be given twice.'
+    ),
+)
+
+
+def require_compute(device, dtype, seed):
+    '''The device and dtype of their names.'''
+    torch.manual_seed(seed)
+    return local_device(device), DTYPES[dtype]
+
+
+def classifier_of(model, weights, size, mean, std):
+    '''The classifier that the options name.'''
+    return load_classifier(model, weights, size, mean, std)
+
+
+def parameters_of(method, layer, given):
+    '''The parameters of a method: those of the given options that it has.
+
+    Parameters
+    ----------
+    method : str
+        The method's name.
+    layer : str or None
+        Its layer.
+    given : dict
+        The options of ``method_options`` but for the layer.
+    '''
+    chosen = METHODS[method]
+    streams = [stream for stream in given['streams'] if stream in chosen.streams]
+    if len(streams) > 1:
+        raise click.UsageError(f'{chosen.title} has one --stream, but was given {" and ".join(streams)}')
+    values = {
+        'layer': layer, 'stream': streams[0] if streams else None,
+        'canonizers': [CANONIZERS[name]() for name in given['canonizers']] or None,
+        **{name: given[name] for name in ('alpha', 'epsilon', 'pooling', 'input_split')}
+    }
+    parameters = {name: value for name, value in values.items() if value is not None and name in chosen.parameters}
+    if given['recentering'] is not None and 'recentering' in chosen.parameters:
+        parameters['recentering'] = RECENTERINGS[given['recentering']]()
+    return parameters
+
+
+def require_used(methods, given):
+    '''Raise if an option was given that none of the methods has.'''
+    for stream in given['streams']:
+        if not any(stream in METHODS[method].streams for method in methods):
+            raise click.UsageError(f'{titles(methods)} has no --stream {stream}')
+    for name, value in given.items():
+        if name == 'streams' or value in (None, ()):
+            continue
+        if not any(name in METHODS[method].parameters for method in methods):
+            raise click.UsageError(f'{titles(methods)} has no --{name.replace("_", "-").removesuffix("s")}')
+
+
+def titles(methods):
+    '''The titles of methods.'''
+    return ', '.join(dict.fromkeys(METHODS[method].title for method in methods))
+
+
+def attributor_of(method, layer, classifier, given):
+    '''The attributor of a method with the given options.'''
+    return attributor(method, classifier, **parameters_of(method, layer, given))

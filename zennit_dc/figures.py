@@ -1,0 +1,73 @@
+'''Maps and figures as images.'''
+import textwrap
+
+from matplotlib.figure import Figure
+from PIL import Image
+from zennit.image import imgify
+
+
+def color(saliency, cmap='bwr', level=1.):
+    '''Color a map by a color map of Zennit that is symmetric around zero.
+
+    Parameters
+    ----------
+    saliency : :py:class:`torch.Tensor`
+        The map of shape (height, width). Its largest absolute value gets the color map's end.
+    cmap : str, optional
+        Zennit's name of the color map, or its code.
+    level : float, optional
+        The exponent-like level of :py:func:`zennit.image.imgify`.
+
+    Returns
+    -------
+    :py:class:`PIL.Image.Image`
+        The image, with a palette.
+    '''
+    return imgify(saliency.detach().cpu().double().numpy(), symmetric=True, cmap=cmap, level=level)
+
+
+def caption(classifier, output, target):
+    '''Name the predicted class with its probability, and the explained one if it is another.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier.
+    output : :py:class:`torch.Tensor`
+        The scores of shape (classes,).
+    target : int
+        The explained class.
+    '''
+    probabilities = output.double().softmax(0)
+    predicted = int(probabilities.argmax())
+    lines = [f'{classifier.category(predicted)}, {probabilities[predicted]:.0%}']
+    if target != predicted:
+        lines.append(f'explained: {classifier.category(target)}, {probabilities[target]:.1%}')
+    return '\n'.join(textwrap.fill(line, 24) for line in lines)
+
+
+def side_by_side(rows, heading=None):
+    '''A figure with one row for each image.
+
+    Parameters
+    ----------
+    rows : list[tuple[str, image, dict[str, image]]]
+        For each row a caption, an image and the colored maps by their titles.
+    heading : str, optional
+        The figure's heading.
+
+    Returns
+    -------
+    :py:class:`matplotlib.figure.Figure`
+        The figure.
+    '''
+    columns = 1 + len(rows[0][2])
+    figure = Figure(figsize=(2.2 * columns, 2.5 * len(rows) + .4), layout='constrained')
+    figure.suptitle(heading)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for (text, photo, maps), row in zip(rows, axes, strict=True):
+        for axis, title, image in zip(row, [text, *maps], [photo, *maps.values()], strict=True):
+            axis.imshow(image.convert('RGB') if isinstance(image, Image.Image) else image)
+            axis.set_title(title, fontsize='medium')
+            axis.set(xticks=[], yticks=[])
+    return figure

@@ -1,0 +1,232 @@
+'''Images that a user names: files, folders and arrays.'''
+import hashlib
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+
+class UnreadableImage(ValueError):
+    '''An image cannot be read.'''
+
+
+def read_image(path, mode='RGB'):
+    '''Read an image file, the right way up.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    mode : str, optional
+        Pillow's name of the color mode to convert to.
+
+    Returns
+    -------
+    :py:class:`PIL.Image.Image`
+        The image.
+
+    Raises
+    ------
+    UnreadableImage
+        If there is no such file, or if it is not an image, or is truncated.
+    '''
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert(mode)
+    except Exception as error:
+        raise UnreadableImage(f'{path} cannot be read as an image: {error}') from error
+
+
+class ImageFolder:
+    '''The images below a folder, in the order of their paths.
+
+    An image's label is looked up in the label map: by its class index, WordNet ID or name. Looked up is what the first
+    group of ``label_regex`` matches in the image's path relative to the folder; or without one, the name of the folder
+    in which the image lies, the uppermost one. Images without a folder of their own have no label.
+
+    Parameters
+    ----------
+    folder : path
+        The folder.
+    label_map : list[dict]
+        The classes, see :py:func:`label_map`.
+    label_regex : str, optional
+        A regular expression with a group.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder, no image in it, a bad regular expression, or a label that is not in the label map.
+    '''
+    def __init__(self, folder, label_map, label_regex=None):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise ValueError(f'there is no folder {folder}')
+        self.names = sorted(
+            Path(parent, name).relative_to(self.folder).as_posix()
+            for parent, _, names in os.walk(self.folder, followlinks=True)
+            for name in names if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith('.')
+        )
+        if not self.names:
+            raise ValueError(f'there is no image in the folder {folder} ({", ".join(IMG_EXTENSIONS)})')
+        self.labels = find_labels(self.names, label_map, label_regex)
+        tops = [] if label_regex is not None else [name.partition('/')[0] for name in self.names]
+        self.folders = {label: top for label, top in zip(self.labels, tops) if label is not None}
+
+    def __len__(self):
+        return len(self.names)
+
+    def image(self, index, mode='RGB'):
+        '''Read an image.'''
+        return read_image(self.folder / self.names[index], mode)
+
+    def fingerprint(self):
+        '''A hash of the names and labels.'''
+        return hashlib.sha256(json.dumps([self.names, self.labels]).encode()).hexdigest()
+
+
+class ImageArray:
+    '''The images of an array.
+
+    Parameters
+    ----------
+    images : :py:class:`numpy.ndarray`
+        Images of shape (number, height, width, 3) or (number, height, width), as integers of 8 bits without sign.
+    labels : :py:class:`numpy.ndarray`, optional
+        The class index of each, of shape (number,).
+
+    Raises
+    ------
+    ValueError
+        If the arrays are of other shapes or types.
+    '''
+    folder = folders = None
+
+    def __init__(self, images, labels=None):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.ndim == 4 and images.shape[-1] != 3:
+            raise ValueError(
+                'images must be of type uint8 and shape (number, height, width[, 3]), but are of type'
+                f' {images.dtype} and shape {images.shape}'
+            )
+        if not len(images):
+            raise ValueError('there are no images in the array')
+        if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu'):
+            raise ValueError(f'labels must be {len(images)} integers, but are of type {labels.dtype} and shape'
+                             f' {labels.shape}')
+        self.images = images
+        self.labels = [None if labels is None else int(labels[index]) for index in range(len(images))]
+        self.names = [str(index) for index in range(len(images))]
+
+    @classmethod
+    def load(cls, path):
+        '''Load a file of NumPy (``.npz``) with the images under ``x`` and, optionally, their labels under ``y``.'''
+        if not Path(path).is_file():
+            raise ValueError(f'there is no file {path}')
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                if not isinstance(arrays, np.lib.npyio.NpzFile):
+                    raise ValueError('it holds a single array')
+                if 'x' not in arrays:
+                    raise ValueError(f'it has no array x, but {", ".join(arrays)}')
+                return cls(arrays['x'], arrays['y'] if 'y' in arrays else None)
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f'{path} cannot be read as images: {error}') from error
+
+    def __len__(self):
+        return len(self.images)
+
+    def image(self, index, mode='RGB'):
+        '''The image of an index.'''
+        return Image.fromarray(self.images[index]).convert(mode)
+
+    def fingerprint(self):
+        '''A hash of the images and labels.'''
+        return hashlib.sha256(self.images.tobytes() + json.dumps(self.labels).encode()).hexdigest()
+
+
+def label_map(categories, folders=None):
+    '''The label map of ViRelAy for classes.
+
+    Parameters
+    ----------
+    categories : sequence of str
+        The names of the classes by index.
+    folders : dict[int, str], optional
+        The names of the folders in which the images of the classes lie, by index.
+
+    Returns
+    -------
+    list[dict]
+        For each class its ``index``, ``word_net_id`` and ``name``. The WordNet ID is what ViRelAy finds a class by: it
+        is the folder's name, or else the index with five digits, as torchvision does not tell those of ImageNet.
+    '''
+    ids = folders or {}
+    return [
+        {'index': index, 'word_net_id': ids.get(index, f'{index:05d}'), 'name': name}
+        for index, name in enumerate(categories)
+    ]
+
+
+def class_folders(folder):
+    '''The names of the folders in a folder in their order, which is that of class indices in torchvision.'''
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
+
+
+def load_label_map(path):
+    '''Load a label map: a JSON file with a list of ``{"index": 0, "word_net_id": "n01440764", "name": "tench"}``.'''
+    try:
+        entries = json.loads(Path(path).read_text(encoding='utf-8'))
+        return [
+            {'index': int(entry['index']), 'word_net_id': str(entry['word_net_id']), 'name': str(entry['name'])}
+            for entry in entries
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} cannot be read as a label map: {type(error).__name__} {error}') from error
+
+
+def find_labels(names, labels, regex=None):
+    '''The class index of each image, or None for those without a folder of their own.'''
+    try:
+        pattern = None if regex is None else re.compile(regex)
+    except re.error as error:
+        raise ValueError(f'{regex!r} is not a regular expression: {error}') from error
+    if pattern is not None and pattern.groups < 1:
+        raise ValueError(f'{regex!r} has no group that would tell the label')
+    known = {}
+    for entry in labels:
+        for key in (entry['name'], plain(entry['name']), entry['word_net_id'], str(entry['index'])):
+            known.setdefault(key, set()).add(entry['index'])
+    return [label_of(name, pattern, known) for name in names]
+
+
+def label_of(name, pattern, known):
+    '''The class index of one image.'''
+    if pattern is None:
+        key, _, rest = name.partition('/')
+        if not rest:
+            return None
+    else:
+        match = pattern.search(name)
+        if match is None or match.group(1) is None:
+            raise ValueError(f'the regular expression {pattern.pattern!r} finds no label in {name!r}')
+        key = match.group(1)
+    for candidate in (key, plain(key), key.lstrip('0') or '0'):
+        indices = known.get(candidate, ())
+        if len(indices) > 1:
+            raise ValueError(f'the label {key!r} of {name!r} is that of several classes: {sorted(indices)}')
+        if indices:
+            return next(iter(indices))
+    raise ValueError(
+        f'the label {key!r} of {name!r} is not a class\'s index, WordNet ID or name: name a file with --label-map, or'
+        ' tell where the label is in the path with --label-regex'
+    )
+
+
+def plain(name):
+    '''A class name without what folders are often named without.'''
+    return re.sub(r'[\W_]+', '_', name.lower())

@@ -1,0 +1,156 @@
+'''The methods by name, each as an attributor of Zennit: SplitGrad, SplitCAM and SplitLRP, and what to compare with.'''
+from functools import partial
+from typing import NamedTuple
+
+import torchvision
+from zennit.attribution import Gradient
+from zennit.canonizers import SequentialMergeBatchNorm
+from zennit.composites import EpsilonGammaBox
+from zennit.torchvision import ResNetCanonizer
+
+from .attribution import LayerCAM, class_relevance
+from .composites import SplitCAM, SplitGrad, SplitLRP
+
+
+class Method(NamedTuple):
+    '''A method.
+
+    Parameters
+    ----------
+    title : str
+        Its name for people.
+    attributor : callable
+        A function of the classifier and of keyword parameters that returns an attributor of Zennit.
+    parameters : tuple[str, ...]
+        The names of the parameters that it takes.
+    streams : tuple[str, ...]
+        The values of its parameter ``stream``.
+    needs_layer : bool
+        Whether it has maps at a layer alone.
+    '''
+    title: str
+    attributor: object
+    parameters: tuple = ()
+    streams: tuple = ()
+    needs_layer: bool = False
+
+
+def canonizers(model):
+    '''Zennit's canonizers that merge the batch norms of a model.'''
+    if isinstance(model, torchvision.models.DenseNet):
+        return []  # its batch norms stand before the convolutions
+    return [ResNetCanonizer() if isinstance(model, torchvision.models.ResNet) else SequentialMergeBatchNorm()]
+
+
+def gradient(classifier):
+    '''The plain gradient.'''
+    return Gradient(classifier.model)
+
+
+def layer_cam(classifier, layer):
+    '''LayerCAM at a layer.'''
+    return LayerCAM(classifier.model, layer)
+
+
+class LRPGamma(Gradient):
+    '''Layer-wise relevance propagation with the gamma rule, as Zennit has it: ``EpsilonGammaBox`` with the normalized
+    range of pixels.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier.
+    '''
+    def __init__(self, classifier):
+        super().__init__(classifier.model)
+        self.preprocessing = classifier.preprocessing
+
+    def forward(self, input, attr_output_fn):
+        '''Compute the relevance, see :py:class:`zennit.attribution.Gradient`.'''
+        mean, std = (
+            input.new_tensor(values).view(-1, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        low, high = (((value - mean) / std).expand_as(input) for value in (0., 1.))
+        composite = EpsilonGammaBox(low=low, high=high, canonizers=canonizers(self.model))
+        with composite.context(self.model):
+            return super().forward(input, attr_output_fn)
+
+
+def split(composite, classifier, **parameters):
+    '''A composite for the model in split form.'''
+    return Gradient(classifier.model, composite(**parameters))
+
+
+SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers')
+RELEVANCE = ('layer', 'epsilon', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers')
+STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
+METHODS = {
+    'gradient': Method('Gradient', gradient),
+    'layercam': Method('LayerCAM', layer_cam, ('layer',), needs_layer=True),
+    'lrp-gamma': Method('LRP-γ', LRPGamma),
+    'splitgrad': Method('SplitGrad', partial(split, SplitGrad), SENSITIVITY, STREAMS),
+    'splitcam': Method('SplitCAM', partial(split, SplitCAM), SENSITIVITY, STREAMS, needs_layer=True),
+    'splitlrp': Method('SplitLRP', partial(split, SplitLRP), RELEVANCE, ('positive', 'negative', 'combined')),
+}
+BASELINES = ('gradient', 'layercam', 'lrp-gamma')
+
+
+def attributor(method, classifier, **parameters):
+    '''The attributor of a method.
+
+    Parameters
+    ----------
+    method : str
+        A name in ``METHODS``.
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier.
+    **parameters
+        The method's parameters, by the names that its composite has for them.
+
+    Returns
+    -------
+    :py:class:`zennit.attribution.Attributor`
+        The attributor.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method, parameter or layer, or a layer is missing.
+    '''
+    if method not in METHODS:
+        raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
+    chosen = METHODS[method]
+    unknown = sorted(set(parameters) - set(chosen.parameters))
+    if unknown:
+        raise ValueError(f'{chosen.title} has no parameter {unknown[0]!r}')
+    layer = parameters.get('layer')
+    if layer is None and chosen.needs_layer:
+        raise ValueError(
+            f'{chosen.title} needs a layer: name one with --layer; `zennit-dc layers {classifier.name}` lists them'
+        )
+    if layer is not None and (not layer or layer not in dict(classifier.model.named_modules())):
+        raise ValueError(f'{classifier.name} has no layer {layer!r}: `zennit-dc layers {classifier.name}` lists them')
+    return chosen.attributor(classifier, **parameters)
+
+
+def saliency_map(attributor, input, target=None):
+    '''Explain a class.
+
+    Parameters
+    ----------
+    attributor : :py:class:`zennit.attribution.Attributor`
+        The method.
+    input : :py:class:`torch.Tensor`
+        The input of shape (batch, channels, height, width).
+    target : int or :py:class:`torch.Tensor`, optional
+        The class, or that of each image. Default is the one with the largest output.
+
+    Returns
+    -------
+    output : :py:class:`torch.Tensor`
+        The model's output of shape (batch, classes).
+    map : :py:class:`torch.Tensor`
+        The attribution summed over channels, of shape (batch, height, width).
+    '''
+    output, attribution = attributor(input, class_relevance(target))
+    return output.detach(), attribution.detach().sum(1)

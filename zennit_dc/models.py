@@ -1,0 +1,184 @@
+'''Classifiers by name: those of torchvision, the one of the demo, and a user's own.'''
+import importlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torchvision
+from PIL import Image
+
+
+# resize to 256, crop the center of 224 and normalize with ImageNet's mean and standard deviation
+IMAGENET_PREPROCESSING = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms
+
+
+class Classifier(NamedTuple):
+    '''A model with what is needed to feed it with images and to name its classes.
+
+    Parameters
+    ----------
+    name : str
+        The model's name.
+    model : :py:class:`torch.nn.Module`
+        The model, from images of shape (batch, channels, height, width) to scores of shape (batch, classes).
+    preprocessing : callable
+        From an image of Pillow to a normalized tensor of shape (channels, height, width), with the attributes ``mean``
+        and ``std`` of one number a channel, as torchvision's transforms have them.
+    categories : list[str] or None
+        The names of the classes by their index, if they are known.
+    '''
+    name: str
+    model: torch.nn.Module
+    preprocessing: object
+    categories: list | None = None
+
+    def category(self, index):
+        '''The name of a class, which is its index if no names are known.'''
+        return f'class {index}' if self.categories is None else self.categories[index]
+
+    def to(self, device, dtype):
+        '''Move the model to a device and dtype, and set it to evaluation mode.
+
+        Returns
+        -------
+        :py:class:`Classifier`
+            This classifier.
+        '''
+        self.model.eval().to(device, dtype)
+        return self
+
+    def pixels(self, input):
+        '''What a normalized input looks like: RGB values in [0, 1] of shape (height, width, 3).'''
+        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (self.preprocessing.mean, self.preprocessing.std))
+        pixels = (input.detach().cpu().float() * std + mean).clamp(0., 1.)
+        return pixels.expand(3, -1, -1).permute(1, 2, 0)
+
+
+def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=None, std=None):
+    '''Load a classifier.
+
+    Parameters
+    ----------
+    name : str, optional
+        ``'demo'`` for the demo's own network, the name of a classifier of torchvision, or ``'module:function'`` for
+        your own: a function without arguments that returns the model. This imports, and so runs, the module.
+    weights : str, path or None, optional
+        ``'DEFAULT'`` for the pretrained weights of torchvision, of the demo, or those that your function has loaded
+        already; None for random ones of torchvision; else a file with a state dict, or with one under the key
+        ``'state_dict'``.
+    size : int, optional
+        The height and width of the input. Images are resized so that their shorter side has this length, and cropped to
+        the center. Default is the preprocessing of torchvision's weights.
+    mean, std : sequence of float, optional
+        The mean and standard deviation, by channel, of the normalization; for images with values in [0, 1].
+
+    Returns
+    -------
+    :py:class:`Classifier`
+        The classifier in evaluation mode, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model, or the weights cannot be read or do not fit.
+    '''
+    if name == 'demo':
+        from .demo import CLASSES, demo_network, demo_preprocessing
+
+        model, preprocessing, categories = demo_network(), demo_preprocessing(), list(CLASSES)
+    elif ':' in name:
+        model, preprocessing, categories = build(name), IMAGENET_PREPROCESSING(), None
+    elif name in torchvision.models.list_models(module=torchvision.models):
+        default = torchvision.models.get_model_weights(name).DEFAULT
+        model = torchvision.models.get_model(name, weights=default if weights == 'DEFAULT' else None)
+        preprocessing = default.transforms() if weights in ('DEFAULT', None) else IMAGENET_PREPROCESSING()
+        categories = default.meta['categories']
+    else:
+        raise ValueError(f'there is no classifier named {name!r} in torchvision; \'demo\' and module:function work too')
+    if weights not in ('DEFAULT', None):
+        load_weights(model, name, weights)
+    return Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)
+
+
+def build(specification):
+    '''The model that a function named ``'module:function'`` returns.'''
+    module, _, function = specification.partition(':')
+    try:
+        model = getattr(importlib.import_module(module), function)()
+    except Exception as error:
+        raise ValueError(f'{specification} cannot be called: {type(error).__name__}: {error}') from error
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f'{specification} returns a {type(model).__name__}, and not a model')
+    return model
+
+
+def load_weights(model, name, path):
+    '''Load a file of weights into a model. It may hold nothing but tensors and plain containers.'''
+    if not Path(path).is_file():
+        raise ValueError(f'there is no file of weights {path}')
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        if isinstance(state, dict) and isinstance(state.get('state_dict'), dict):
+            state = state['state_dict']
+        model.load_state_dict(state)
+    except Exception as error:
+        raise ValueError(f'{path} cannot be loaded into {name}: {error}') from error
+
+
+def changed(preprocessing, size, mean, std):
+    '''A preprocessing with the given parts changed.'''
+    if size is None and mean is None and std is None:
+        return preprocessing
+    mean = list(preprocessing.mean if mean is None else mean)
+    std = list(preprocessing.std if std is None else std)
+    if len(mean) != len(std):
+        raise ValueError(f'mean has {len(mean)} channels, but std has {len(std)}')
+    if len(mean) not in (1, 3) or not all(each > 0. for each in std):
+        raise ValueError('mean and std are one or three numbers, and those of std are positive')
+    crop, resize = (preprocessing.crop_size, preprocessing.resize_size) if size is None else ([size], [size])
+    return IMAGENET_PREPROCESSING(crop_size=crop[0], resize_size=resize[0], mean=tuple(mean), std=tuple(std))
+
+
+def layers(classifier, device='cpu', dtype=torch.float32):
+    '''The modules at whose output maps can be read, by running the model on a black image.
+
+    These are the modules that are called once in a forward pass and give one tensor of shape (batch, channels, height,
+    width).
+
+    Parameters
+    ----------
+    classifier : :py:class:`Classifier`
+        The classifier.
+    device, dtype
+        Where the model is, and its floating point type.
+
+    Returns
+    -------
+    list[tuple[str, str, tuple[int, ...]]]
+        The name, type and output shape (without the batch) of each module, in the order in which they end.
+    '''
+    outputs, handles = {}, []
+
+    def record(name):
+        def hook(module, args, output):
+            outputs.setdefault(name, []).append(output.shape if isinstance(output, torch.Tensor) else None)
+        return hook
+
+    modules = {name: module for name, module in classifier.model.named_modules() if name}
+    try:
+        handles += [module.register_forward_hook(record(name)) for name, module in modules.items()]
+        with torch.no_grad():
+            classifier.model(black_input(classifier)[None].to(device, dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        (name, type(modules[name]).__name__, tuple(shape[1:]))
+        for name, (shape, *more) in outputs.items() if not more and shape is not None and len(shape) == 4
+    ]
+
+
+def black_input(classifier):
+    '''The normalized input for a black image of shape (channels, height, width).'''
+    size = max(classifier.preprocessing.resize_size)
+    return classifier.preprocessing(Image.new('L' if len(classifier.preprocessing.mean) == 1 else 'RGB', (size, size)))

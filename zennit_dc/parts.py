@@ -1,0 +1,121 @@
+'''Long runs in parts: each finished part is a file of its own, so that an interrupted run goes on where it was.'''
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+@contextmanager
+def written(path, size=0):
+    '''Write a file as a whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        The file to be written, or replaced.
+    size : int, optional
+        The number of bytes that there must be space for, as HDF5 does not end well without.
+
+    Yields
+    ------
+    :py:class:`pathlib.Path`
+        A new file beside it, which takes its place at the end, and is removed if there was an error.
+    '''
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            if size and hasattr(os, 'posix_fallocate'):
+                os.posix_fallocate(file.fileno(), 0, size)
+                file.truncate(0)
+        yield temporary
+        with open(temporary, 'rb') as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~current_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def current_umask():
+    '''The mask of permissions that new files do not get.'''
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class Parts:
+    '''The finished parts of a run, in a folder beside its result.
+
+    Parameters
+    ----------
+    out : path
+        The file that the run makes.
+    run : dict
+        All that the result depends on, as far as JSON can tell.
+    count : int
+        The number of parts.
+    '''
+    def __init__(self, out, run, count):
+        self.folder = Path(f'{out}.parts')
+        self.run = json.loads(json.dumps(run))
+        self.count = count
+
+    def open(self):
+        '''Make the folder, or make sure that it is of the same run. This is for one process to do.
+
+        Raises
+        ------
+        ValueError
+            If the folder holds parts of another run.
+        '''
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / 'run.json'
+        if path.is_file():
+            different = differences(json.loads(path.read_text()), self.run)
+            if different:
+                raise ValueError(
+                    f'{self.folder} holds parts of another run, which differs in {", ".join(different)}: delete this'
+                    ' folder, or choose another --out'
+                )
+        else:
+            with written(path) as temporary:
+                temporary.write_text(json.dumps(self.run, indent=1))
+        for leftover in self.folder.glob('.*.tmp'):
+            leftover.unlink(missing_ok=True)
+
+    def path(self, number):
+        '''The file of a part.'''
+        return self.folder / f'{number:06d}.npz'
+
+    def missing(self):
+        '''The numbers of the parts that are not finished.'''
+        return [index for index in range(self.count) if not self.path(index).is_file()]
+
+    def save(self, number, /, **arrays):
+        '''Save a part.'''
+        with written(self.path(number)) as temporary, open(temporary, 'wb') as file:
+            np.savez(file, **arrays)
+
+    def load(self, number, *keys):
+        '''Load arrays of a part.'''
+        with np.load(self.path(number), allow_pickle=False) as arrays:
+            return [arrays[key] for key in keys]
+
+    def remove(self):
+        '''Remove the folder.'''
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def differences(first, second):
+    '''The keys by which two dictionaries differ, with their values if those are short.'''
+    return [
+        f'{key} ({first.get(key)} there, {second.get(key)} here)'
+        if max(len(str(each.get(key))) for each in (first, second)) < 60 else key
+        for key in sorted({*first, *second}) if first.get(key) != second.get(key)
+    ]

@@ -1,0 +1,116 @@
+'''Attributions of a data set, their analysis by CoRelAy, and the project with which ViRelAy shows both.'''
+import os
+from pathlib import Path
+
+from .analyses import analyze
+from .attributions import attribute, attribute_of, beside
+from .images import load_label_map, read_image
+from .parts import written
+
+
+__all__ = ['analyze', 'attribute', 'project']
+
+
+def project(attribution, analysis, out, name=None, data=None, labels=None):
+    '''Write the project file that ViRelAy opens.
+
+    Parameters
+    ----------
+    attribution : str or path
+        The file of attributions, as :py:func:`attribute` writes it.
+    analysis : str or path or sequence
+        The file of the analysis, as :py:func:`analyze` writes it, or several.
+    out : str or path
+        The project file. It names the others by their paths relative to its own folder.
+    name : str, optional
+        The project's name. Default is that of the method and the model.
+    data : str or path, optional
+        The data set: an HDF5 file, or the folder of the images, if these have the size of the model's input and lie in
+        folders named by the WordNet IDs of the label map. Default is the file that :py:func:`attribute` wrote.
+    labels : str or path, optional
+        The label map. Default is the file that :py:func:`attribute` wrote.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing or of another kind.
+    '''
+    import h5py
+    import yaml
+
+    analyses = [analysis] if isinstance(analysis, (str, os.PathLike)) else list(analysis)
+    attribution, out, *analyses = map(Path, (attribution, out, *analyses))
+    data = beside(attribution, '_data.h5') if data is None else Path(data)
+    labels = beside(attribution, '_labels.json') if labels is None else Path(labels)
+    for path in (attribution, *analyses, labels):
+        if not path.is_file():
+            raise ValueError(f'there is no file {path}')
+    try:
+        run = attribute_of(attribution, 'run')
+        runs = [attribute_of(path, 'run')['attribution'] for path in analyses]
+        with h5py.File(attribution, 'r') as file:
+            names, size = file['name'].asstr()[:].tolist(), file['attribution'].shape[-2:]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f'{attribution} and {", ".join(map(str, analyses))} are not files of attributions and of their'
+                         f' analyses: {error}') from error
+    for path, own in zip(analyses, runs):
+        if own != run:
+            raise ValueError(f'{path} is not an analysis of {attribution}, but of another run')
+
+    def relative(path):
+        return os.path.relpath(path, out.parent)
+
+    if data.is_dir():
+        dataset = image_directory(data, names, own_labels(attribution), load_label_map(labels), size, out)
+    elif data.is_file():
+        dataset = {'name': data.stem, 'type': 'hdf5', 'path': relative(data)}
+    else:
+        raise ValueError(f'there is no file or folder {data}')
+    content = {
+        'name': name or f'{run["method"]} of {run["model"]}', 'model': run['model'], 'label_map': relative(labels),
+        'dataset': dataset,
+        'attributions': {
+            'attribution_method': run['method'],
+            'attribution_strategy': 'true_label' if run['target'] == 'label' else 'predicted_label',
+            'sources': [relative(attribution)],
+        },
+        'analyses': [{'analysis_method': 'Spectral', 'sources': list(map(relative, analyses))}],
+    }
+    with written(out) as temporary:
+        temporary.write_text(yaml.safe_dump({'project': content}, sort_keys=False), encoding='utf-8')
+
+
+def own_labels(path):
+    '''The labels in a file of attributions.'''
+    import h5py
+
+    with h5py.File(path, 'r') as file:
+        return file['label'][:].tolist()
+
+
+def image_directory(folder, names, labels, entries, size, out):
+    '''The data set of a project with the images of a folder, of which ViRelAy reads those that are in a list beside the
+    project.'''
+    folders = {entry['index']: entry['word_net_id'] for entry in entries}
+    if [name.split('/')[:-1] for name in names] != [[folders[label]] for label in labels] or '\n' in ''.join(names):
+        raise ValueError(
+            f'the images in {folder} do not lie in folders that are named by the WordNet IDs of their classes in the'
+            ' label map: use the HDF5 file that was written with the attributions'
+        )
+    for name in names:
+        width, height = read_image(folder / name).size
+        if (height, width) != size:
+            raise ValueError(
+                f'{folder / name} has {width} × {height} pixels, but the model sees {size[1]} × {size[0]}, so that maps'
+                ' would not lie over the images: use the HDF5 file that was written with the attributions'
+            )
+    listing = out.with_name(f'{out.stem}_images')  # ViRelAy reads the paths from a file of this name and _paths.txt
+    paths = [os.path.relpath(folder / name, out.parent) for name in names]
+    with written(f'{listing}_paths.txt') as temporary:
+        temporary.write_text('\n'.join(paths), encoding='utf-8')
+    return {
+        'name': folder.name, 'type': 'image_directory', 'path': listing.name,
+        'label_index_regex': None, 'label_word_net_id_regex': r'(?:.*/)?([^/]+)/[^/]+$',
+        'input_width': size[1], 'input_height': size[0],
+        'down_sampling_method': 'none', 'up_sampling_method': 'none',
+    }
