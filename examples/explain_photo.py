@@ -26,7 +26,7 @@ def main(photograph=Path(__file__).with_name('coffee.jpg'), weights=None):
     pretrained = SqueezeNet1_0_Weights.DEFAULT
     model = squeezenet1_0(weights=pretrained if weights is None else None).eval()
     if weights is not None:
-        model.load_state_dict(torch.load(weights, weights_only=True))
+        model.load_state_dict(torch.load(weights, map_location='cpu', weights_only=True))
     input = pretrained.transforms()(Image.open(photograph).convert('RGB'))[None]
 
     for name, composite in COMPOSITES.items():

@@ -16,6 +16,7 @@ from zennit.attribution import Gradient
 from zennit_dc import SplitCAM
 from zennit_dc.attribution import class_relevance
 from zennit_dc.cli import main
+from zennit_dc.cli_maps import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
 from zennit_dc.figures import color
 from zennit_dc.models import layers, load_classifier
@@ -110,6 +111,10 @@ def broken():
 
 def number():
     return 1
+
+class Both(torch.nn.Module):
+    def forward(self, x):
+        return x.mean((1, 2, 3)), x
 '''
 
 
@@ -129,6 +134,10 @@ def test_a_model_of_ones_own(tmp_path, drawings):
     require_error(run('layers', 'own:broken', cwd=tmp_path), 'own:broken', 'KeyError', 'weights')
     require_error(run('layers', 'own:number', cwd=tmp_path), 'own:number', 'int')
     require_error(run('layers', 'nowhere:build', cwd=tmp_path), 'nowhere')
+    require_error(run('explain', drawings[0], '--model', 'own:Both', '--method', 'gradient', cwd=tmp_path), 'tuple')
+    code = 'import sys; sys.path.remove(""); from zennit_dc.cli import main; main(["layers", "own:number"])'
+    script = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    require_error(script, 'own:number returns a int')
 
 
 def test_every_listed_layer_has_a_map():
@@ -173,6 +182,8 @@ def test_help_and_version():
     (['0.png', '--method', 'splitcam'], 'SplitCAM needs a layer'),
     (['0.png', '--method', 'gradient@residual'], 'Gradient is computed at the input'),
     (['0.png', '--method', 'gradient', '--alpha', '0.3'], 'Gradient has no --alpha'),
+    (['0.png', '--method', 'gradient', '--layer', 'residual'], 'Gradient has no --layer'),
+    (['0.png', '--method', 'gradient', '--method', 'splitgrad@input', '--layer', 'residual'], 'that of no method'),
     (['0.png', '--method', 'splitlrp', '--stream', 'g'], 'SplitLRP has no --stream g'),
     (['0.png', '--method', 'splitgrad', '--stream', 'g', '--stream', 'h'], 'one --stream'),
     (['0.png', '--method', 'splitgrad', '--alpha', '0.7'], 'alpha'),
@@ -196,6 +207,17 @@ def test_explain_with_bad_arguments(tmp_path, drawings, arguments, message, monk
     assert status.value.code not in (0, None)
     require_one_line(capsys.readouterr().err, message)
     assert not (tmp_path / 'explanation.png').exists()
+
+
+def test_maps_of_zeros_and_of_nothing():
+    (count, white), = color(torch.zeros(4, 4)).convert('RGB').getcolors()
+    assert count == 16 and min(white) > 250
+    with pytest.raises(FloatingPointError):
+        color(torch.full((4, 4), torch.nan))
+
+
+def test_names_of_maps_are_distinct():
+    assert distinct(['a', 'b', 'a', 'a-1', 'a-3']) == ['a-1-0', 'b', 'a-3-0', 'a-1', 'a-3']
 
 
 def test_explain_without_space_on_disk(tmp_path, drawings):

@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from zennit.attribution import Gradient
 
-from zennit_dc import SplitCAM, SplitGrad
+from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import CLASSES, draw_batch
 from zennit_dc.demo.report import save_drawings
-from zennit_dc.images import ImageArray, ImageFolder, label_map, load_label_map
+from zennit_dc.images import ImageArray, ImageFolder, UnreadableImage, label_map, load_label_map, read_image
 from zennit_dc.models import Classifier, IMAGENET_PREPROCESSING, load_classifier
 from zennit_dc.virelay import analyze, attribute, project
 
@@ -109,11 +109,11 @@ def test_resume_after_kills_at_random_moments(folder, finished, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills.append((before, len(list(parts.glob('*.npz'))), out.exists()))
-    assert kills[0][1] > 0, kills
+    assert kills[0][1] > 0 or kills[0][2], kills
     result = run(command('attribute', folder, *OPTIONS, '--out', out))
     assert result.returncode == 0, result.stderr
     require_same(tmp_path, finished)
-    assert sorted(path.name for path in tmp_path.iterdir() if not path.name.endswith('.tmp')) == sorted(FILES), kills
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES), kills
 
 
 def test_two_processes_make_the_same_files(folder, finished, tmp_path):
@@ -217,6 +217,108 @@ def test_attribute_with_bad_arguments(tmp_path, arguments, message, monkeypatch,
     assert not (tmp_path / 'attribution.h5').exists()
 
 
+@pytest.fixture(name='few')
+def fixture_few(tmp_path):
+    '''A folder with four drawings, and the arguments of a run over them.'''
+    save_drawings(tmp_path, *draw_batch(4, 5))
+    return tmp_path, (load_classifier('demo'), ImageFolder(tmp_path / 'images', label_map(CLASSES)))
+
+
+def test_parts_of_another_run_are_never_used(few, monkeypatch):
+    folder, run = few
+    out, parts = folder / 'a.h5', folder / 'a.h5.parts'
+    options = {'layer': 'residual', 'batch_size': 2, 'progress': False}
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    from zennit_dc import attributions
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attributions, 'merge', fail)
+        with pytest.raises(KeyboardInterrupt):
+            attribute(*run, out, alpha=.1, **options)
+    assert len(list(parts.glob('*.npz'))) == 2
+    with pytest.raises(ValueError, match='another run, which differs in alpha'):
+        attribute(*run, out, alpha=.4, **options)
+    (parts / 'run.json').unlink()  # as if it had been killed while it removed the folder
+    attribute(*run, out, alpha=.4, **options)
+    attribute(*run, folder / 'b.h5', alpha=.4, **options)
+    assert filecmp.cmp(out, folder / 'b.h5', shallow=False)
+
+
+def test_a_run_that_failed_at_once_can_be_corrected(few):
+    folder, run = few
+    with pytest.raises(ValueError, match='no class 10'):
+        attribute(*run, folder / 'a.h5', layer='residual', target=10, progress=False)
+    assert attribute(*run, folder / 'a.h5', layer='residual', target=np.int64(1), progress=False) == []
+
+
+def test_other_pixels_or_parameters_are_another_run(few):
+    folder, (classifier, images) = few
+    out, options = folder / 'a.h5', {'method': 'splitgrad', 'progress': False, 'canonizers': [SmoothReplacement()]}
+    attribute(classifier, images, out, alpha=lambda name: .1, **options)
+    before = out.stat().st_mtime_ns
+    attribute(classifier, images, out, alpha=lambda name: .1, **options)  # with the same canonizer, after it was used
+    assert out.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match='alpha'):
+        attribute(classifier, images, out, alpha=lambda name: .4, **options)
+    options['canonizers'] = [SmoothReplacement(tolerance=.1)]
+    with pytest.raises(ValueError, match='canonizers'):
+        attribute(classifier, images, out, alpha=lambda name: .1, **options)
+    save_drawings(folder, *draw_batch(4, 6))
+    with pytest.raises(ValueError, match='images'):
+        attribute(classifier, images, out, **options)
+    attribute(classifier, images, folder / 'double.h5', 'splitgrad', dtype=torch.float64, progress=False)
+    attribute(classifier, images, folder / 'double.h5', 'splitgrad', dtype=torch.float64, progress=False)
+
+
+def test_errors_of_the_disk_are_not_errors_of_an_image(few):
+    folder, (classifier, images) = few
+
+    class Vanishing(ImageFolder):
+        def image(self, index, mode='RGB'):
+            if index == 2:
+                self.folder.rename(folder / 'elsewhere')
+            return super().image(index, mode)
+
+    vanishing = Vanishing(images.folder, label_map(CLASSES))
+    with pytest.raises(OSError, match='No such file'):
+        attribute(classifier, vanishing, folder / 'a.h5', layer='residual', batch_size=1, progress=False)
+    (folder / 'elsewhere').rename(images.folder)
+    assert attribute(classifier, images, folder / 'a.h5', layer='residual', batch_size=1, progress=False) == []
+
+
+def test_files_of_others_are_not_overwritten(few):
+    folder, run = few
+    (folder / 'a_data.h5').write_text('mine')
+    with pytest.raises(ValueError, match='a_data.h5 exists'):
+        attribute(*run, folder / 'a.h5', layer='residual', progress=False)
+    for name in ('q0.3', 'q0.4'):
+        attribute(*run, folder / name, layer='residual', progress=False)
+        assert (folder / f'{name}_data.h5').is_file()
+
+
+def test_images_of_all_kinds(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / '16.png')
+    assert np.abs(np.array(read_image(tmp_path / '16.png', 'L'), int) - (ramp >> 8)).max() <= 1
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / 'float.tif')
+    with pytest.raises(UnreadableImage, match='mode F'):
+        read_image(tmp_path / 'float.tif')
+    Image.new('L', (1, 1000)).save(tmp_path / 'long.png')
+    with pytest.raises(UnreadableImage, match='1 × 1000'):
+        read_image(tmp_path / 'long.png')
+    for mode, ending in (('1', 'png'), ('P', 'png'), ('LA', 'png'), ('RGBA', 'png'), ('CMYK', 'jpg'), ('YCbCr', 'jpg')):
+        path = tmp_path / f'{mode}.{ending}'
+        Image.new('RGB', (8, 8), (255, 0, 0)).convert(mode).save(path)
+        assert read_image(path).mode == 'RGB'
+    (tmp_path / 'loop').symlink_to(tmp_path)
+    (tmp_path / '.hidden').mkdir()
+    (tmp_path / '.hidden' / 'x.png').touch()
+    assert len(ImageFolder(tmp_path, []).names) == 9
+
+
 def test_arrays_targets_and_channels(tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(
@@ -287,7 +389,7 @@ def test_analysis(blobs):
     pytest.importorskip('corelay')
     folder, labels, groups = blobs
     options = {'clusters': (2, 3), 'neighbors': 5, 'progress': False}
-    small = analyze(folder / 'attribution.h5', folder / 'analysis.h5', eigenvalues=2, **options)
+    small = analyze(folder / 'attribution.h5', folder / 'analysis.h5', **options)
     assert small == [('00002', 3)]
     with h5py.File(folder / 'analysis.h5') as file:
         assert list(file) == ['00000', '00001']
@@ -299,18 +401,32 @@ def test_analysis(blobs):
             clusters = group['cluster/kmeans-02'][:]
             # the two places are told apart, whatever the maps' scale
             assert len({*zip(clusters, groups[rows])}) == 2
-            assert group['embedding/spectral'].shape == (30, 2)
+            assert group['embedding/spectral'].shape == (30, 28)
             values = group['embedding/spectral'].attrs['eigenvalue']
             assert (np.diff(values) >= 0.).all() and abs(values[0]) < 1e-8
             for embedding in ('tsne', 'umap'):
                 points = group['embedding'][embedding][:]
                 assert points.shape == (30, 2) and np.isfinite(points).all() and points.std() > 0.
-    analyze(folder / 'attribution.h5', folder / 'all.h5', **options)
-    with h5py.File(folder / 'all.h5') as file:
-        assert file['00000/embedding/spectral'].shape == (30, 28)
-    analyze(folder / 'attribution.h5', folder / 'again.h5', eigenvalues=2, **options)
+    analyze(folder / 'attribution.h5', folder / 'again.h5', **options)
     assert filecmp.cmp(folder / 'analysis.h5', folder / 'again.h5', shallow=False)
+    assert analyze(folder / 'attribution.h5', folder / 'again.h5', **options) == small
+    with pytest.raises(ValueError, match='differs in seed'):
+        analyze(folder / 'attribution.h5', folder / 'again.h5', seed=1, **options)
     assert not (folder / 'analysis.h5.parts').exists()
+
+
+def test_equal_maps_are_one_cluster(tmp_path):
+    pytest.importorskip('corelay')
+    maps = np.random.default_rng(0).standard_normal((3, 20, 20)).repeat(20, 0)
+    write_attributions(tmp_path / 'attribution.h5', maps, np.zeros(60, int))
+    analyze(tmp_path / 'attribution.h5', tmp_path / 'analysis.h5', clusters=(3,), progress=False)
+    with h5py.File(tmp_path / 'analysis.h5') as file:
+        clusters = file['00000/cluster/kmeans-03'][:]
+    assert len({*zip(clusters, np.arange(60) // 20)}) == 3
+    write_attributions(tmp_path / 'zero.h5', 0. * maps, np.zeros(60, int))
+    analyze(tmp_path / 'zero.h5', tmp_path / 'of_zero.h5', clusters=(2,), progress=False)
+    with h5py.File(tmp_path / 'of_zero.h5') as file:
+        assert np.isfinite(file['00000/embedding/umap'][:]).all()
 
 
 def test_an_analysis_goes_on_where_it_was(blobs, monkeypatch):
@@ -345,12 +461,23 @@ def test_an_analysis_goes_on_where_it_was(blobs, monkeypatch):
     (['attribution.h5', '--clusters', '40'], 'no class has'),
     (['attribution.h5', '--by', 'name'], 'name'),
     (['attribution.h5', '--out', 'text.h5'], 'text.h5 exists'),
+    (['unknown.h5'], 'class 1 is not in the label map'),
+    (['twice.h5'], 'several classes with the word_net_id'),
+    (['bare.h5'], 'bare.h5 is not a file of attributions'),
 ])
 def test_analyze_with_bad_arguments(blobs, arguments, message, monkeypatch, capsys):
     from zennit_dc.cli import main
 
     monkeypatch.chdir(blobs[0])
     (blobs[0] / 'text.h5').write_text('no database')
+    for name in ('unknown', 'twice', 'bare'):
+        write_attributions(blobs[0] / f'{name}.h5', np.ones((40, 8, 8)), np.arange(40) % 2)
+    entries = label_map('ab')
+    (blobs[0] / 'unknown_labels.json').write_text(json.dumps(entries[:1]))
+    entries[1]['word_net_id'] = entries[0]['word_net_id']
+    (blobs[0] / 'twice_labels.json').write_text(json.dumps(entries))
+    with h5py.File(blobs[0] / 'bare.h5', 'a') as file:
+        del file.attrs['run']
     with pytest.raises(SystemExit) as status:
         main(['analyze', *arguments])
     error = capsys.readouterr().err.splitlines()
@@ -399,7 +526,7 @@ def test_project_with_bad_arguments(blobs, folder, finished, tmp_path):
     analyze(finished / 'attribution.h5', tmp_path / 'other.h5', clusters=(2,), progress=False)
     with pytest.raises(ValueError, match='no file or folder'):
         project(finished / 'attribution.h5', tmp_path / 'other.h5', out, data=tmp_path / 'nowhere')
-    with pytest.raises(ValueError, match='use the HDF5 file'):
+    with pytest.raises(ValueError, match='do not lie in folders'):
         project(finished / 'attribution.h5', tmp_path / 'other.h5', out, data=folder, labels=swapped_labels(tmp_path))
     assert not out.exists()
 

@@ -1,5 +1,6 @@
 '''Clusters and embeddings of attributions by CoRelAy, in the layout of ViRelAy's databases.'''
 import hashlib
+import inspect
 import json
 import warnings
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .attributions import attribute_of, beside
+from .attributions import beside, require_same_run
 from .images import load_label_map
 from .parts import Parts, written
 
@@ -19,10 +20,10 @@ def analyze(
     '''Cluster and embed the attributions of each class: spectral relevance analysis, as CoRelAy has it.
 
     The maps, summed over channels, averaged down to ``size`` × ``size`` pixels and divided by their largest absolute
-    value, get a spectral embedding from the symmetric graph of their nearest neighbors; its eigenvectors are clustered
-    by k-means, and embedded by t-SNE and UMAP. The file has a group for each class, named by its WordNet ID, with
-    ``index`` (the rows of the attributions), ``embedding/spectral`` (with the attribute ``eigenvalue``),
-    ``embedding/tsne``, ``embedding/umap`` and ``cluster/kmeans-02`` and so on.
+    value, get a spectral embedding from the symmetric graph of their nearest neighbors. Its eigenvectors are embedded
+    by t-SNE and UMAP, and the first k of them are clustered into k clusters by k-means. The file has a group for each
+    class, named by its WordNet ID, with ``index`` (the rows of the attributions), ``embedding/spectral`` (with the
+    attribute ``eigenvalue``), ``embedding/tsne``, ``embedding/umap`` and ``cluster/kmeans-02`` and so on.
 
     Each finished class is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted analysis goes on
     where it was.
@@ -56,7 +57,8 @@ def analyze(
     Raises
     ------
     ValueError
-        If a parameter is wrong, the file is none of attributions, ``out`` exists, or no class has enough of them.
+        If a parameter is wrong, the file is none of attributions, ``out`` exists from another run, or no class has
+        enough of them.
     OSError
         If there is no space left on the disk.
     '''
@@ -68,13 +70,14 @@ def analyze(
         raise ValueError('size, eigenvalues and neighbors must be positive')
     if by not in ('label', 'prediction', 'target'):
         raise ValueError(f'attributions can be grouped by label, prediction or target, not by {by!r}')
-    if out.exists():
-        raise ValueError(f'{out} exists: delete it, or choose another --out')
-    classes = read_classes(attribution, by)
+    classes, attributed = read_classes(attribution, by)
     names = {entry['index']: entry['word_net_id'] for entry in load_label_map(beside(attribution, '_labels.json'))}
     # as few as k-means and the eigensolver can do with
     least = max(clusters[-1], 2) + 3
     sizes = {label: int((classes == label).sum()) for label in np.unique(classes).tolist()}
+    unknown = [label for label in sizes if label not in names]
+    if unknown:
+        raise ValueError(f'class {unknown[0]} is not in the label map {beside(attribution, "_labels.json")}')
     large = [label for label, count in sizes.items() if count >= least]
     if not large:
         raise ValueError(
@@ -82,10 +85,15 @@ def analyze(
             f' {max(sizes.values())}; use fewer clusters or more images'
         )
     run = {
-        'attribution': attribute_of(attribution, 'run'), 'classes': hashlib.sha256(classes.tobytes()).hexdigest(),
+        'attribution': attributed, 'classes': hashlib.sha256(classes.tobytes()).hexdigest(),
         'clusters': clusters, 'size': size, 'eigenvalues': eigenvalues, 'neighbors': neighbors, 'by': by, 'seed': seed
     }
     parts = Parts(out, run, len(large))
+    small = [(names[label], count) for label, count in sizes.items() if count < least]
+    if out.exists():
+        require_same_run(out, run, 'an analysis')
+        parts.remove()
+        return small
     parts.open()
     missing = parts.missing()
     for number in tqdm(
@@ -96,23 +104,23 @@ def analyze(
         parts.save(number, index=rows, **spectral_analysis(features, clusters, eigenvalues, neighbors, seed))
     write_analyses(out, parts, [names[label] for label in large])
     parts.remove()
-    return [(names[label], count) for label, count in sizes.items() if count < least]
+    return small
 
 
 def read_classes(path, by):
-    '''The class of each attribution, of shape (attributions,).'''
+    '''The class of each attribution, of shape (attributions,), and the run that they come from.'''
     import h5py
 
     if not path.is_file():
         raise ValueError(f'there is no file {path}')
     try:
         with h5py.File(path, 'r') as file:
-            attributions, key = file['attribution'], {'prediction': 'prediction'}.get(by, by)
-            classes = file[key][:].argmax(1) if by == 'prediction' else file[key][:]
+            attributions = file['attribution']
+            classes = file[by][:].argmax(1) if by == 'prediction' else file[by][:]
             if attributions.ndim != 4 or classes.shape != attributions.shape[:1] or classes.dtype.kind not in 'iu':
                 raise ValueError(f'attribution has the shape {attributions.shape}, and {by} {classes.shape}')
-            return classes.astype(np.int64)
-    except (OSError, KeyError, ValueError, AttributeError) as error:
+            return classes.astype(np.int64), json.loads(file.attrs['run'])
+    except (OSError, KeyError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f'{path} is not a file of attributions: {error}') from error
 
 
@@ -152,9 +160,11 @@ def spectral_analysis(features, clusters, eigenvalues, neighbors, seed):
     '''
     from corelay.pipeline.spectral import SpectralClustering
     from corelay.processor.affinity import SparseKNN
+    from corelay.processor.base import FunctionProcessor
     from corelay.processor.clustering import KMeans
     from corelay.processor.embedding import EigenDecomposition, TSNEEmbedding, UMAPEmbedding
-    from corelay.processor.flow import Parallel
+    from corelay.processor.flow import Parallel, Sequential
+    from scipy.sparse.linalg import eigsh
 
     class SeededUMAP(UMAPEmbedding):
         '''UMAP with a seed, which CoRelAy's own does not pass on.'''
@@ -171,34 +181,61 @@ def spectral_analysis(features, clusters, eigenvalues, neighbors, seed):
             ).fit_transform(data)
 
     samples = len(features)
-    start = np.random.default_rng(seed).standard_normal(samples)
+    solver = {'v0': np.random.default_rng(seed).standard_normal(samples)}
+    if 'rng' in inspect.signature(eigsh).parameters:  # of SciPy 1.17 and later
+        solver['rng'] = np.random.default_rng(seed)
     pipeline = SpectralClustering(
+        pairwise_distance=FunctionProcessor(distances),
         affinity=SparseKNN(n_neighbors=min(neighbors, samples - 1), symmetric=True),
-        embedding=EigenDecomposition(n_eigval=min(eigenvalues, samples - 2), kwargs={'v0': start}, is_output=True),
+        embedding=EigenDecomposition(
+            n_eigval=min(eigenvalues, samples - 2), which='LA', normalize=False, kwargs=solver, is_output=True
+        ),
         clustering=Parallel([
-            *(KMeans(n_clusters=each, kwargs={'random_state': seed, 'n_init': 10}) for each in clusters),
-            TSNEEmbedding(perplexity=float(min(30, (samples - 1) // 3)), kwargs={'random_state': seed}),
-            SeededUMAP(n_neighbors=min(15, samples - 1), metric='euclidean'),
+            *(Sequential([
+                FunctionProcessor(lambda vectors, count=each: leading(vectors, count)),
+                KMeans(n_clusters=each, kwargs={'random_state': seed, 'n_init': 10}),
+            ]) for each in clusters),
+            Sequential([
+                FunctionProcessor(leading),
+                TSNEEmbedding(perplexity=float(min(30, (samples - 1) // 3)), kwargs={'random_state': seed}),
+            ]),
+            Sequential([FunctionProcessor(leading), SeededUMAP(n_neighbors=min(15, samples - 1), metric='euclidean')]),
         ], broadcast=True, is_output=True)
     )
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*(spectral|n_jobs|connected).*')
         (values, vectors), (*kmeans, tsne, umap) = pipeline(features)
-    order = np.argsort(values)
     embeddings = {
-        'eigenvalue': values[order], 'spectral': vectors[:, order],
+        'eigenvalue': values[::-1], 'spectral': leading(vectors),
         'tsne': tsne - tsne.mean(0), 'umap': umap - umap.mean(0)  # where ViRelAy looks
     }
     return {**embeddings, **{f'kmeans-{each:02d}': found for each, found in zip(clusters, kmeans)}}
+
+
+def distances(features):
+    '''Euclidean distances of shape (samples, samples). That of a sample to itself is negative, so that it is the
+    nearest one, and CoRelAy leaves out this one and not one that is equal.'''
+    from scipy.spatial.distance import pdist, squareform
+
+    matrix = squareform(pdist(features))
+    np.fill_diagonal(matrix, -1.)
+    return matrix
+
+
+def leading(vectors, count=None):
+    '''The leading eigenvectors, of which the solver puts the last first, with samples of norm one.'''
+    vectors = vectors[:, ::-1][:, :count]
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(vectors.dtype).tiny)
 
 
 def write_analyses(path, parts, names):
     '''Write an HDF5 file with a group for each class.'''
     import h5py
 
-    keys = [f'kmeans-{each:02d}' for each in parts.run['clusters']]
+    clusters = parts.run['clusters']
+    keys = [f'kmeans-{each:02d}' for each in clusters]
     try:
-        with written(path) as temporary, h5py.File(temporary, 'w') as file:
+        with written(path, folder=parts.folder) as temporary, h5py.File(temporary, 'w') as file:
             for number, name in enumerate(names):
                 group = file.create_group(name)
                 group['index'], = parts.load(number, 'index')
@@ -207,9 +244,9 @@ def write_analyses(path, parts, names):
                     if key != 'spectral':
                         group[f'embedding/{key}'].attrs.update(embedding='spectral', index=np.array([0, 1]))
                 group['embedding/spectral'].attrs['eigenvalue'], = parts.load(number, 'eigenvalue')
-                for key, array in zip(keys, parts.load(number, *keys)):
+                for key, count, array in zip(keys, clusters, parts.load(number, *keys)):
                     group[f'cluster/{key}'] = array.astype(np.int32)
-                    group[f'cluster/{key}'].attrs.update(embedding='spectral', k=int(key[-2:]))
+                    group[f'cluster/{key}'].attrs.update(embedding='spectral', k=count, index=np.arange(count))
             file.attrs['run'] = json.dumps(parts.run)
     except (OSError, RuntimeError) as error:
         raise OSError(f'{path} cannot be written: {error}') from error

@@ -73,6 +73,15 @@ class LayerCAM(Attributor):
         return output.detach(), (upsampled / input.shape[1]).expand(input.shape)
 
 
+def require_scores(output):
+    '''Return a model's output if it has the shape (batch, classes), else raise a ValueError.'''
+    if not isinstance(output, torch.Tensor):
+        raise ValueError(f'the model\'s output must be a tensor of shape (batch, classes), not {type(output).__name__}')
+    if output.ndim != 2:
+        raise ValueError(f'the model\'s output must have the shape (batch, classes), not {tuple(output.shape)}')
+    return output
+
+
 def class_relevance(target=None):
     '''What enters at the output to explain a class: one for this class and zero for all others.
 
@@ -88,8 +97,7 @@ def class_relevance(target=None):
         raises an :py:exc:`ValueError` for a class that the output does not have.
     '''
     def relevance(output):
-        if output.ndim != 2:
-            raise ValueError(f'the model\'s output must have the shape (batch, classes), not {tuple(output.shape)}')
+        require_scores(output)
         classes = output.detach().argmax(1) if target is None else torch.as_tensor(target, device=output.device)
         if classes.min() < 0 or classes.max() >= output.shape[1]:
             raise ValueError(

@@ -1,15 +1,21 @@
 '''The attributions of a whole data set, in the layout of ViRelAy's databases.'''
 import hashlib
+import inspect
 import json
+import operator
 import shutil
 import sys
+import types
+from collections.abc import Mapping
+from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .attribution import class_relevance
+from .attribution import class_relevance, require_scores
 from .distributed import local_device, process_group
 from .images import UnreadableImage, class_folders, label_map
 from .methods import METHODS, attributor
@@ -47,7 +53,8 @@ def attribute(
     target : int or {'predicted', 'label'}, optional
         The class to be explained.
     labels : list[dict], optional
-        The label map. Default is that of the classifier's own categories.
+        The label map. Default is that of the classifier's own categories; or without, that of the folders in which the
+        images lie; or without these, numbers.
     batch_size : int, optional
         The number of images in a batch.
     device : str or :py:class:`torch.device`, optional
@@ -81,29 +88,37 @@ def attribute(
         raise ValueError(f'the batch size must be positive, not {batch_size}')
     if target == 'label' and None in images.labels:
         raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
-    device = local_device(device)
+    if target not in ('label', 'predicted'):
+        target = operator.index(target)
+    device, out = local_device(device), Path(out)
+    chosen = attributor(method, classifier, **parameters)
+    classifier.to(device, dtype)
+    if callable(parameters.get('alpha')):
+        parameters['alpha'] = {name: parameters['alpha'](name) for name, _ in classifier.model.named_modules()}
     run = {
         'images': images.fingerprint(), 'model': classifier.name, 'weights': fingerprint(classifier.model),
         'preprocessing': ' '.join(repr(classifier.preprocessing).split()), 'method': METHODS[method].title,
         'target': target, 'batch size': batch_size, 'device': device.type, 'dtype': str(dtype).removeprefix('torch.'),
         'seed': seed, **{name: describe(value) for name, value in parameters.items()}
     }
-    out = Path(out)
     batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     parts = Parts(out, run, len(batches))
     if out.exists():
         require_same_run(out, run)
         parts.remove()
         return skipped_images(out)
-    chosen = attributor(method, classifier, **parameters)
+    for path in (beside(out, '_data.h5'), beside(out, '_labels.json')):
+        if path.exists() and not parts.folder.exists():
+            raise ValueError(f'{path} exists already: choose another --out')
     require_space(classifier, out, len(images), len(parts.missing()) * batch_size)
-    classifier.to(device, dtype)
     labels = require_labels(classifier, images, labels, device, dtype)
     with process_group(device) as (rank, size, wait):
         if rank == 0:
             parts.open()
         wait()
-        parts.folder.mkdir(parents=True, exist_ok=True)
+        if not parts.folder.is_dir():
+            raise OSError(f'{parts.folder} is not there: all processes need the same folder')
+        parts.require_same_run()
         mine = [batch for batch in parts.missing() if batch % size == rank]
         wait()
         loader = torch.utils.data.DataLoader(
@@ -152,11 +167,10 @@ class Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, batch):
         '''The indices and inputs of the readable images, what they look like, and the failures.'''
-        mode = 'L' if len(self.classifier.preprocessing.mean) == 1 else 'RGB'
         indices, inputs, failures = [], [], []
         for index in self.batches[batch]:
             try:
-                inputs.append(self.classifier.preprocessing(self.images.image(index, mode)))
+                inputs.append(self.classifier.preprocessing(self.images.image(index, self.classifier.mode)))
                 indices.append(index)
             except UnreadableImage as error:
                 failures.append((index, str(error)))
@@ -213,7 +227,7 @@ def merge(parts, images, out, labels):
             indices += index.tolist()
     if not indices:
         raise ValueError(f'none of the {len(images)} images can be read: {skipped[0][1]}')
-    with written(beside(out, '_labels.json')) as temporary:
+    with written(beside(out, '_labels.json'), folder=parts.folder) as temporary:
         temporary.write_text(json.dumps(labels, indent=1, ensure_ascii=False), encoding='utf-8')
     write_database(beside(out, '_data.h5'), parts, filled, {'image': 'data'}, label)
     write_database(
@@ -229,7 +243,7 @@ def write_database(path, parts, filled, keys, label, name=None, **attributes):
 
     try:
         size = sum(array.nbytes for number in filled[:1] for array in parts.load(number, *keys)) * len(filled) + 2 ** 16
-        with written(path, size) as temporary, h5py.File(temporary, 'w') as file:
+        with written(path, size, parts.folder) as temporary, h5py.File(temporary, 'w') as file:
             start = 0
             for number in filled:
                 for key, array in zip(keys.values(), parts.load(number, *keys)):
@@ -248,14 +262,14 @@ def write_database(path, parts, filled, keys, label, name=None, **attributes):
 
 def beside(out, ending):
     '''The path of another file of a run.'''
-    return out.with_name(out.stem + ending)
+    return out.with_name(out.name.removesuffix('.h5') + ending)
 
 
 def require_labels(classifier, images, labels, device, dtype):
     '''The label map: the given one, or that of the classifier's categories, of the folders, or of mere numbers. Raise
     if it does not fit the model's classes or the images' labels.'''
     with torch.no_grad():
-        classes = classifier.model(black_input(classifier)[None].to(device, dtype)).shape[1]
+        classes = require_scores(classifier.model(black_input(classifier)[None].to(device, dtype))).shape[1]
     if labels is None:
         names = classifier.categories
         if names is None and images.folder is not None and None not in images.labels:
@@ -289,12 +303,12 @@ def skipped_images(out):
     return [tuple(entry) for entry in attribute_of(out, 'skipped')]
 
 
-def require_same_run(out, run):
+def require_same_run(out, run, kind='a file of attributions'):
     '''Raise if a file is not of this run.'''
     try:
         different = differences(attribute_of(out, 'run'), json.loads(json.dumps(run)))
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f'{out} exists, but is not a file of attributions: choose another --out') from error
+        raise ValueError(f'{out} exists, but is not {kind}: choose another --out') from error
     if different:
         raise ValueError(
             f'{out} exists from another run, which differs in {", ".join(different)}: delete it, or choose another'
@@ -325,12 +339,18 @@ def fingerprint(model):
 
 
 def describe(value):
-    '''A parameter as JSON can tell it.'''
-    if value is None or isinstance(value, (bool, int, float, str)):
+    '''A parameter as JSON can tell it. An object is its type with the parameters that it was made with.'''
+    if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
     if isinstance(value, (list, tuple)):
         return [describe(each) for each in value]
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {str(key): describe(each) for key, each in value.items()}
-    plain = {key: describe(each) for key, each in sorted(vars(value).items()) if isinstance(each, (int, float, str))}
-    return f'{type(value).__name__}({", ".join(f"{key}={each}" for key, each in plain.items())})'
+    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial, torch.nn.Module)):
+        raise ValueError(f'{value!r} can not be stored with the attributions, by which an interrupted run is resumed')
+    names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
+    return [type(value).__name__, {name: describe(getattr(value, name)) for name in names}]

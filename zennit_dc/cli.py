@@ -1,4 +1,5 @@
 '''The command line: ``zennit-dc``.'''
+import os
 import sys
 import textwrap
 import click
@@ -6,9 +7,6 @@ import click
 from . import __version__
 from .cli_data import analyze, attribute, project
 from .cli_maps import demo, explain, layers
-
-
-ERRORS = (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError)
 
 
 class Commands(click.Group):
@@ -26,8 +24,12 @@ class Commands(click.Group):
             fail('interrupted', 130)
         except ModuleNotFoundError as error:
             fail(f'{error}: the command needs an extra, pip install "zennit-dc[virelay]"')
-        except ERRORS as error:
+        except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
             fail(str(error) or type(error).__name__)
+        except Exception as error:  # what a model of one's own may raise
+            if os.environ.get('ZENNIT_DC_TRACEBACK'):
+                raise
+            fail(f'{type(error).__name__}: {error} (ZENNIT_DC_TRACEBACK=1 shows where)')
 
 
 def fail(reason, status=1):

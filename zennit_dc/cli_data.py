@@ -44,7 +44,7 @@ def attribute(source, out, method, model, weights, size, mean, std, layer, targe
     '''
     from .virelay import attribute as attribute_all
 
-    require_used([method], given)
+    require_used([method], {'layer': layer, **given})
     if target not in ('predicted', 'label'):
         target = whole_number(target)
     classifier = load_classifier(model, weights, size, mean, std)

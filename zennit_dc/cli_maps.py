@@ -53,13 +53,13 @@ def explain(images, methods, compare, model, weights, size, mean, std, layer, ta
     require_format(out)
     chosen = [parse(method, layer) for method in (*(BASELINES if compare else ()), *methods)]
     chosen = list(dict.fromkeys(chosen))
-    require_used([method for method, _ in chosen], given)
-    photos = [read_image(path) for path in images]
+    require_used([method for method, _ in chosen], {'layer': layer, **given})
+    if layer is not None and layer not in {own for _, own in chosen}:
+        raise click.UsageError(f'--layer {layer} is that of no method')
     classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
+    inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(device, dtype) for path in images]
     attributors = {title: attributor_of(*each, classifier, given) for title, each in titles_of(chosen).items()}
-    inputs = [classifier.preprocessing(convert(photo, classifier))[None].to(device, dtype) for photo in photos]
     folder = out.with_name(f'{out.stem}_maps')
-    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     with tqdm(total=len(inputs) * len(attributors), desc='maps', unit='map', disable=None) as bar:
         for name, input in zip(distinct([path.stem for path in images]), inputs, strict=True):
@@ -67,6 +67,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, layer, ta
             for title, attributor in attributors.items():
                 output, saliency = saliency_map(attributor, input, target)
                 maps[title] = color(saliency[0], cmap)
+                folder.mkdir(parents=True, exist_ok=True)
                 with written(folder / f'{name}_{file_name(title)}.png') as temporary:
                     maps[title].save(temporary, 'png')
                 bar.update()
@@ -101,14 +102,15 @@ def titles_of(methods):
     }
 
 
-def convert(photo, classifier):
-    '''A photograph with as many channels as the classifier's input.'''
-    return photo.convert('L') if len(classifier.preprocessing.mean) == 1 else photo
-
-
 def distinct(names):
     '''Names that are all different.'''
-    return [name if names.count(name) == 1 else f'{name}-{index}' for index, name in enumerate(names, 1)]
+    chosen = []
+    for index, name in enumerate(names, 1):
+        candidates = [name] if names.count(name) == 1 else []
+        endings = ('', *(f'-{number}' for number in range(len(names))))
+        candidates += [f'{name}-{index}{ending}' for ending in endings]
+        chosen.append(next(each for each in candidates if each not in {*chosen, *names[index:]}))
+    return chosen
 
 
 def file_name(title):
@@ -121,11 +123,11 @@ def require_format(path):
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')
-    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def save(figure, path):
     '''Save a figure.'''
+    path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
 
@@ -137,7 +139,7 @@ def save(figure, path):
 def layers(model, weights, size, mean, std, device, dtype, seed):
     '''List the modules of a model that can be given as a layer, and their output shapes.
 
-    The names of the weights do not matter here, so that none are loaded unless you name a file.
+    Weights do not matter here, so that none are loaded unless you name a file.
 
     \b
     zennit-dc layers vgg16

@@ -7,7 +7,6 @@ import torch
 from .attention import DetachedAttention
 from .distributed import local_device
 from .methods import METHODS, attributor
-from .models import load_classifier
 from .recentering import Scaling, Shifting
 from .smooth import SmoothReplacement
 
@@ -54,7 +53,7 @@ option = partial(click.option, show_default=True)
 compute_options = together(
     option('--device', default='cpu', help='Where to compute: cpu, cuda, cuda:1 ...'),
     option('--dtype', default='float32', type=click.Choice(DTYPES), help='The precision to compute in.'),
-    option('--seed', default=0, help='The seed of all random numbers.'),
+    option('--seed', default=0, type=click.IntRange(0), help='The seed of all random numbers.'),
 )
 model_options = together(
     option(
@@ -62,7 +61,10 @@ model_options = together(
         help='A file with a state dict. DEFAULT: the pretrained weights of torchvision, or those that your function'
         ' loads.'
     ),
-    option('--size', type=click.IntRange(1), help='The height and width of the input. Default: that of the weights.'),
+    option(
+        '--size', type=click.IntRange(1),
+        help='The height and width of the input. Default: that of torchvision\'s weights.'
+    ),
     option('--mean', type=Numbers(), help='The mean of the normalization by channel, as in 0.5,0.5,0.5.'),
     option('--std', type=Numbers(), help='Its standard deviation.'),
 )
@@ -96,14 +98,9 @@ method_options = together(
 
 
 def require_compute(device, dtype, seed):
-    '''The device and dtype of their names.'''
+    '''The device and dtype of their names, after seeding PyTorch.'''
     torch.manual_seed(seed)
     return local_device(device), DTYPES[dtype]
-
-
-def classifier_of(model, weights, size, mean, std):
-    '''The classifier that the options name.'''
-    return load_classifier(model, weights, size, mean, std)
 
 
 def parameters_of(method, layer, given):

@@ -1,29 +1,37 @@
 '''Maps and figures as images.'''
 import textwrap
 
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from zennit.image import imgify
 
 
-def color(saliency, cmap='bwr', level=1.):
+def color(saliency, cmap='bwr'):
     '''Color a map by a color map of Zennit that is symmetric around zero.
 
     Parameters
     ----------
     saliency : :py:class:`torch.Tensor`
-        The map of shape (height, width). Its largest absolute value gets the color map's end.
+        The map of shape (height, width). Its largest absolute value gets the color map's end, and zero its center.
     cmap : str, optional
         Zennit's name of the color map, or its code.
-    level : float, optional
-        The exponent-like level of :py:func:`zennit.image.imgify`.
 
     Returns
     -------
     :py:class:`PIL.Image.Image`
         The image, with a palette.
+
+    Raises
+    ------
+    FloatingPointError
+        If the map is not finite.
     '''
-    return imgify(saliency.detach().cpu().double().numpy(), symmetric=True, cmap=cmap, level=level)
+    saliency = saliency.detach().cpu().double()
+    if not torch.isfinite(saliency).all():
+        raise FloatingPointError('the map is not finite: check the input and the weights, or use a higher precision')
+    largest = saliency.abs().max().item() or 1.
+    return imgify(saliency.numpy(), vmin=-largest, vmax=largest, cmap=cmap)
 
 
 def caption(classifier, output, target):

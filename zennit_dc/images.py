@@ -1,14 +1,20 @@
 '''Images that a user names: files, folders and arrays.'''
+import errno
 import hashlib
 import json
 import os
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+
+# errors that are the image's own, and not of the disk or the process, so that they will be the same tomorrow
+OWN_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+LONGEST = 100
+SAMPLE = 4096
 
 
 class UnreadableImage(ValueError):
@@ -33,11 +39,21 @@ def read_image(path, mode='RGB'):
     Raises
     ------
     UnreadableImage
-        If there is no such file, or if it is not an image, or is truncated.
+        If there is no such file, or if it is not an image, is truncated, has more than 8 bits but not 16 without sign,
+        or is more than 100 times as long as it is wide.
     '''
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert(mode)
+            image = ImageOps.exif_transpose(image)
+            if max(image.size) > LONGEST * min(image.size):
+                raise ValueError(f'it has {image.size[0]} × {image.size[1]} pixels')
+            if image.mode.startswith('I;16'):
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ('I', 'F'):
+                raise ValueError(f'the range of its values is not known (mode {image.mode})')
+            return image.convert(mode)
+    except MemoryError:
+        raise
     except Exception as error:
         raise UnreadableImage(f'{path} cannot be read as an image: {error}') from error
 
@@ -67,13 +83,12 @@ class ImageFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise ValueError(f'there is no folder {folder}')
-        self.names = sorted(
-            Path(parent, name).relative_to(self.folder).as_posix()
-            for parent, _, names in os.walk(self.folder, followlinks=True)
-            for name in names if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith('.')
-        )
+        self.names = sorted(image_names(self.folder))
         if not self.names:
             raise ValueError(f'there is no image in the folder {folder} ({", ".join(IMG_EXTENSIONS)})')
+        for name in self.names:
+            if '\n' in name or name != name.encode(errors='replace').decode():
+                raise ValueError(f'the name of the image {name!r} has characters that cannot be stored: rename it')
         self.labels = find_labels(self.names, label_map, label_regex)
         tops = [] if label_regex is not None else [name.partition('/')[0] for name in self.names]
         self.folders = {label: top for label, top in zip(self.labels, tops) if label is not None}
@@ -82,12 +97,36 @@ class ImageFolder:
         return len(self.names)
 
     def image(self, index, mode='RGB'):
-        '''Read an image.'''
-        return read_image(self.folder / self.names[index], mode)
+        '''Read an image.
+
+        Raises
+        ------
+        UnreadableImage
+            If the image itself cannot be read.
+        OSError
+            If the disk or the process is the reason.
+        '''
+        try:
+            return read_image(self.folder / self.names[index], mode)
+        except UnreadableImage as error:
+            number = getattr(error.__cause__, 'errno', None)
+            if number is None or number in OWN_ERRORS and self.folder.is_dir():
+                raise
+            raise OSError(str(error)) from error
 
     def fingerprint(self):
-        '''A hash of the names and labels.'''
-        return hashlib.sha256(json.dumps([self.names, self.labels]).encode()).hexdigest()
+        '''A hash of the names, the labels, and the sizes, beginnings and ends of the files.'''
+        digest = hashlib.sha256(json.dumps([self.names, self.labels]).encode())
+        for name in self.names:
+            try:
+                with open(self.folder / name, 'rb') as file:
+                    digest.update(file.read(SAMPLE))
+                    size = file.seek(0, os.SEEK_END)
+                    file.seek(max(size - SAMPLE, 0))
+                    digest.update(file.read() + str(size).encode())
+            except OSError as error:
+                digest.update(f'error {error.errno}'.encode())
+        return digest.hexdigest()
 
 
 class ImageArray:
@@ -128,13 +167,16 @@ class ImageArray:
         if not Path(path).is_file():
             raise ValueError(f'there is no file {path}')
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                if not isinstance(arrays, np.lib.npyio.NpzFile):
-                    raise ValueError('it holds a single array')
+            arrays = np.load(path, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError('it holds a single array without a name')
+            with arrays:
                 if 'x' not in arrays:
                     raise ValueError(f'it has no array x, but {", ".join(arrays)}')
                 return cls(arrays['x'], arrays['y'] if 'y' in arrays else None)
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # what is wrong with a file can come from any of zipfile, zlib, tokenize ...
             raise ValueError(f'{path} cannot be read as images: {error}') from error
 
     def __len__(self):
@@ -146,7 +188,24 @@ class ImageArray:
 
     def fingerprint(self):
         '''A hash of the images and labels.'''
-        return hashlib.sha256(self.images.tobytes() + json.dumps(self.labels).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([self.images.shape, self.labels]).encode())
+        for image in self.images:
+            digest.update(np.ascontiguousarray(image))
+        return digest.hexdigest()
+
+
+def image_names(folder):
+    '''Yield the paths of the images below a folder, relative to it. Names with a dot in front are left out.'''
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(parent))
+        folders[:] = [
+            name for name in folders
+            if not name.startswith('.') and os.path.realpath(os.path.join(parent, name)) not in seen
+        ]
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith('.'):
+                yield Path(parent, name).relative_to(folder).as_posix()
 
 
 def label_map(categories, folders=None):
@@ -181,12 +240,21 @@ def load_label_map(path):
     '''Load a label map: a JSON file with a list of ``{"index": 0, "word_net_id": "n01440764", "name": "tench"}``.'''
     try:
         entries = json.loads(Path(path).read_text(encoding='utf-8'))
-        return [
+        entries = [
             {'index': int(entry['index']), 'word_net_id': str(entry['word_net_id']), 'name': str(entry['name'])}
             for entry in entries
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} cannot be read as a label map: {type(error).__name__} {error}') from error
+    for key in ('index', 'word_net_id'):
+        values = [entry[key] for entry in entries]
+        twice = sorted({value for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f'the label map {path} has several classes with the {key} {twice[0]!r}')
+    for entry in entries:
+        if entry['word_net_id'] in ('', '.') or '/' in entry['word_net_id'] or '\0' in entry['word_net_id']:
+            raise ValueError(f'the label map {path} has the word_net_id {entry["word_net_id"]!r}, which names no group')
+    return entries
 
 
 def find_labels(names, labels, regex=None):

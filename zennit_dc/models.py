@@ -1,5 +1,7 @@
 '''Classifiers by name: those of torchvision, the one of the demo, and a user's own.'''
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,10 @@ from PIL import Image
 
 # resize to 256, crop the center of 224 and normalize with ImageNet's mean and standard deviation
 IMAGENET_PREPROCESSING = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms
+
+
+# whose weights of ImageNet want an input that they normalize themselves, again
+OWN_NORMALIZATION = ('googlenet', 'inception_v3')
 
 
 class Classifier(NamedTuple):
@@ -23,7 +29,7 @@ class Classifier(NamedTuple):
         The model, from images of shape (batch, channels, height, width) to scores of shape (batch, classes).
     preprocessing : callable
         From an image of Pillow to a normalized tensor of shape (channels, height, width), with the attributes ``mean``
-        and ``std`` of one number a channel, as torchvision's transforms have them.
+        and ``std`` of one number a channel and ``resize_size``, as torchvision's transforms have them.
     categories : list[str] or None
         The names of the classes by their index, if they are known.
     '''
@@ -31,6 +37,11 @@ class Classifier(NamedTuple):
     model: torch.nn.Module
     preprocessing: object
     categories: list | None = None
+
+    @property
+    def mode(self):
+        '''Pillow's name of the color mode of the model's images.'''
+        return 'L' if len(self.preprocessing.mean) == 1 else 'RGB'
 
     def category(self, index):
         '''The name of a class, which is its index if no names are known.'''
@@ -65,10 +76,12 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
     weights : str, path or None, optional
         ``'DEFAULT'`` for the pretrained weights of torchvision, of the demo, or those that your function has loaded
         already; None for random ones of torchvision; else a file with a state dict, or with one under the key
-        ``'state_dict'``.
+        ``'state_dict'``. GoogLeNet and Inception are set to transform their input, as they are with the weights of
+        torchvision.
     size : int, optional
         The height and width of the input. Images are resized so that their shorter side has this length, and cropped to
-        the center. Default is the preprocessing of torchvision's weights.
+        the center. Default is the preprocessing of torchvision's weights for this model, and for your own 224, from
+        images with a shorter side of 256.
     mean, std : sequence of float, optional
         The mean and standard deviation, by channel, of the normalization; for images with values in [0, 1].
 
@@ -91,8 +104,9 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
     elif name in torchvision.models.list_models(module=torchvision.models):
         default = torchvision.models.get_model_weights(name).DEFAULT
         model = torchvision.models.get_model(name, weights=default if weights == 'DEFAULT' else None)
-        preprocessing = default.transforms() if weights in ('DEFAULT', None) else IMAGENET_PREPROCESSING()
-        categories = default.meta['categories']
+        preprocessing, categories = default.transforms(), default.meta['categories']
+        if name in OWN_NORMALIZATION and weights not in ('DEFAULT', None):
+            model.transform_input = True
     else:
         raise ValueError(f'there is no classifier named {name!r} in torchvision; \'demo\' and module:function work too')
     if weights not in ('DEFAULT', None):
@@ -103,6 +117,8 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
 def build(specification):
     '''The model that a function named ``'module:function'`` returns.'''
     module, _, function = specification.partition(':')
+    if '' not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m does
     try:
         model = getattr(importlib.import_module(module), function)()
     except Exception as error:
@@ -136,7 +152,10 @@ def changed(preprocessing, size, mean, std):
     if len(mean) not in (1, 3) or not all(each > 0. for each in std):
         raise ValueError('mean and std are one or three numbers, and those of std are positive')
     crop, resize = (preprocessing.crop_size, preprocessing.resize_size) if size is None else ([size], [size])
-    return IMAGENET_PREPROCESSING(crop_size=crop[0], resize_size=resize[0], mean=tuple(mean), std=tuple(std))
+    return IMAGENET_PREPROCESSING(
+        crop_size=crop[0], resize_size=resize[0], mean=tuple(mean), std=tuple(std),
+        interpolation=preprocessing.interpolation, antialias=preprocessing.antialias
+    )
 
 
 def layers(classifier, device='cpu', dtype=torch.float32):
@@ -181,4 +200,4 @@ def layers(classifier, device='cpu', dtype=torch.float32):
 def black_input(classifier):
     '''The normalized input for a black image of shape (channels, height, width).'''
     size = max(classifier.preprocessing.resize_size)
-    return classifier.preprocessing(Image.new('L' if len(classifier.preprocessing.mean) == 1 else 'RGB', (size, size)))
+    return classifier.preprocessing(Image.new(classifier.mode, (size, size)))

@@ -10,7 +10,7 @@ import numpy as np
 
 
 @contextmanager
-def written(path, size=0):
+def written(path, size=0, folder=None):
     '''Write a file as a whole or not at all.
 
     Parameters
@@ -19,14 +19,16 @@ def written(path, size=0):
         The file to be written, or replaced.
     size : int, optional
         The number of bytes that there must be space for, as HDF5 does not end well without.
+    folder : path, optional
+        Where to write it before it takes its place, in the same file system. Default is the file's own folder.
 
     Yields
     ------
     :py:class:`pathlib.Path`
-        A new file beside it, which takes its place at the end, and is removed if there was an error.
+        A new file, which takes its place at the end, and is removed if there was an error.
     '''
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    handle, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     temporary = Path(name)
     try:
         with os.fdopen(handle, 'wb') as file:
@@ -75,19 +77,25 @@ class Parts:
             If the folder holds parts of another run.
         '''
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / 'run.json'
-        if path.is_file():
-            different = differences(json.loads(path.read_text()), self.run)
-            if different:
-                raise ValueError(
-                    f'{self.folder} holds parts of another run, which differs in {", ".join(different)}: delete this'
-                    ' folder, or choose another --out'
-                )
-        else:
-            with written(path) as temporary:
-                temporary.write_text(json.dumps(self.run, indent=1))
         for leftover in self.folder.glob('.*.tmp'):
             leftover.unlink(missing_ok=True)
+        path, parts = self.folder / 'run.json', list(self.folder.glob('*.npz'))
+        if parts and path.is_file():
+            self.require_same_run()
+            return
+        for part in parts:  # of a run that was being removed
+            part.unlink()
+        with written(path) as temporary:
+            temporary.write_text(json.dumps(self.run, indent=1))
+
+    def require_same_run(self):
+        '''Raise a ValueError if the folder holds parts of another run.'''
+        different = differences(json.loads((self.folder / 'run.json').read_text()), self.run)
+        if different:
+            raise ValueError(
+                f'{self.folder} holds parts of another run, which differs in {", ".join(different)}: delete this'
+                ' folder, or choose another --out'
+            )
 
     def path(self, number):
         '''The file of a part.'''

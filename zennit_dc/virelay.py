@@ -2,9 +2,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from .analyses import analyze
 from .attributions import attribute, attribute_of, beside
-from .images import load_label_map, read_image
+from .images import load_label_map
 from .parts import written
 
 
@@ -25,8 +28,8 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     name : str, optional
         The project's name. Default is that of the method and the model.
     data : str or path, optional
-        The data set: an HDF5 file, or the folder of the images, if these have the size of the model's input and lie in
-        folders named by the WordNet IDs of the label map. Default is the file that :py:func:`attribute` wrote.
+        The data set: an HDF5 file, or the folder of the images, if these are what the model sees and lie in folders
+        named by the WordNet IDs of the label map. Default is the file that :py:func:`attribute` wrote.
     labels : str or path, optional
         The label map. Default is the file that :py:func:`attribute` wrote.
 
@@ -49,7 +52,7 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
         run = attribute_of(attribution, 'run')
         runs = [attribute_of(path, 'run')['attribution'] for path in analyses]
         with h5py.File(attribution, 'r') as file:
-            names, size = file['name'].asstr()[:].tolist(), file['attribution'].shape[-2:]
+            names = file['name'].asstr()[:].tolist()
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f'{attribution} and {", ".join(map(str, analyses))} are not files of attributions and of their'
                          f' analyses: {error}') from error
@@ -58,11 +61,12 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
             raise ValueError(f'{path} is not an analysis of {attribution}, but of another run')
 
     def relative(path):
-        return os.path.relpath(path, out.parent)
+        return os.path.relpath(path.resolve(), out.resolve().parent)
 
     if data.is_dir():
-        dataset = image_directory(data, names, own_labels(attribution), load_label_map(labels), size, out)
+        dataset = image_directory(data, names, own_labels(attribution), load_label_map(labels), attribution, out)
     elif data.is_file():
+        require_images(data, len(names))
         dataset = {'name': data.stem, 'type': 'hdf5', 'path': relative(data)}
     else:
         raise ValueError(f'there is no file or folder {data}')
@@ -88,29 +92,47 @@ def own_labels(path):
         return file['label'][:].tolist()
 
 
-def image_directory(folder, names, labels, entries, size, out):
+def require_images(path, count):
+    '''Raise if an HDF5 file is not a data set of so many images.'''
+    import h5py
+
+    try:
+        with h5py.File(path, 'r') as file:
+            shapes = file['data'].shape, file['label'].shape
+    except (OSError, KeyError, AttributeError) as error:
+        raise ValueError(f'{path} is not a data set of ViRelAy: {error}') from error
+    if len(shapes[0]) != 4 or shapes[0][:1] != (count,) or shapes[1] != (count,):
+        raise ValueError(f'{path} has data and labels of shape {shapes}, but there are {count} attributions')
+
+
+def image_directory(folder, names, labels, entries, attribution, out):
     '''The data set of a project with the images of a folder, of which ViRelAy reads those that are in a list beside the
     project.'''
+    import h5py
+
+    advice = f'use {beside(attribution, "_data.h5")}, which was written with the attributions'
     folders = {entry['index']: entry['word_net_id'] for entry in entries}
-    if [name.split('/')[:-1] for name in names] != [[folders[label]] for label in labels] or '\n' in ''.join(names):
+    if [name.split('/')[:-1] for name in names] != [[folders.get(label)] for label in labels]:
         raise ValueError(
             f'the images in {folder} do not lie in folders that are named by the WordNet IDs of their classes in the'
-            ' label map: use the HDF5 file that was written with the attributions'
+            f' label map: {advice}'
         )
-    for name in names:
-        width, height = read_image(folder / name).size
-        if (height, width) != size:
-            raise ValueError(
-                f'{folder / name} has {width} × {height} pixels, but the model sees {size[1]} × {size[0]}, so that maps'
-                ' would not lie over the images: use the HDF5 file that was written with the attributions'
-            )
+    with h5py.File(beside(attribution, '_data.h5'), 'r') as file:
+        for name, seen in zip(names, file['data']):
+            with Image.open(folder / name) as image:  # as ViRelAy does
+                shown = np.asarray(image.convert('RGB'))
+            # what the model sees is rounded twice
+            if shown.shape != seen.shape or np.abs(shown.astype(int) - seen).max() > 2:
+                raise ValueError(
+                    f'{folder / name} is not what the model sees, so that maps would not lie over it: {advice}'
+                )
+    height, width, _ = seen.shape
     listing = out.with_name(f'{out.stem}_images')  # ViRelAy reads the paths from a file of this name and _paths.txt
-    paths = [os.path.relpath(folder / name, out.parent) for name in names]
+    paths = [os.path.relpath((folder / name).resolve(), out.resolve().parent) for name in names]
     with written(f'{listing}_paths.txt') as temporary:
         temporary.write_text('\n'.join(paths), encoding='utf-8')
     return {
         'name': folder.name, 'type': 'image_directory', 'path': listing.name,
         'label_index_regex': None, 'label_word_net_id_regex': r'(?:.*/)?([^/]+)/[^/]+$',
-        'input_width': size[1], 'input_height': size[0],
-        'down_sampling_method': 'none', 'up_sampling_method': 'none',
+        'input_width': width, 'input_height': height, 'down_sampling_method': 'none', 'up_sampling_method': 'none',
     }

@@ -1,4 +1,5 @@
 '''All methods on fresh drawings: a figure, and a table of how often and how much they find the object.'''
+import itertools
 import time
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     dtype : :py:class:`torch.dtype`, optional
         The precision to compute in.
     seed : int, optional
-        The seed of the drawings, on top of those that the network was trained and tested with.
+        The seed of the drawings, not negative: it counts from behind those of training and testing.
     progress : bool, optional
         Whether to show a progress bar.
     batch_size : int, optional
@@ -70,19 +71,19 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
             start, maps = time.perf_counter(), []
             for batch in torch.arange(count).split(batch_size):
                 output, map = saliency_map(chosen, inputs[batch], targets[batch])
-                maps.append(map.double().cpu())
-                outputs += output.double().cpu() if len(table) == 0 else []
+                maps.append(map.cpu().double())
+                outputs += output.cpu().double() if len(table) == 0 else []
                 bar.update(len(batch))
             milliseconds = f'{1000. * (time.perf_counter() - start) / count:.1f}'
             maps = torch.cat(maps)
             where = layer or 'input'
-            figure_maps[f'{METHODS[method].title} {where}'] = maps
+            figure_maps[f'{METHODS[method].title} {where}'] = maps[list(ROWS)]
             scores = [pointing_game(maps, masks), pointing_game(maps.abs(), masks), mass_inside(maps, masks)]
             table.append((METHODS[method].title, where, *(score.mean() for score in scores), milliseconds))
     rows = [
         (caption(classifier, outputs[row], int(labels[row])), images[row],
-         {title: color(maps[row]) for title, maps in figure_maps.items()})
-        for row in ROWS
+         {title: color(maps[place]) for title, maps in figure_maps.items()})
+        for place, row in enumerate(ROWS)
     ]
     with written(out / 'demo.png') as temporary:
         side_by_side(rows, HEADING).savefig(temporary, format='png', dpi=70)
@@ -97,7 +98,10 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
 
 
 def save_drawings(out, images, masks, labels):
-    '''Save drawings and their masks in folders by class.'''
+    '''Save drawings and their masks in folders by class, in place of those of an earlier run.'''
+    for name, kind in itertools.product(CLASSES, ('images', 'masks')):
+        for path in (out / kind / name.replace(' ', '_')).glob('[0-9][0-9][0-9][0-9][0-9].png'):
+            path.unlink()
     for index, (image, mask, label) in enumerate(zip(images, masks, labels)):
         name = Path(CLASSES[label].replace(' ', '_'), f'{index:05d}.png')
         for kind, array in (('images', image), ('masks', np.uint8(255) * mask)):
