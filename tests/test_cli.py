@@ -187,6 +187,7 @@ def test_help_and_version():
     (['0.png', '--method', 'splitlrp', '--stream', 'g'], 'SplitLRP has no --stream g'),
     (['0.png', '--method', 'splitgrad', '--stream', 'g', '--stream', 'h'], 'one --stream'),
     (['0.png', '--method', 'splitgrad', '--alpha', '0.7'], 'alpha'),
+    (['0.png', '--method', 'splitgrad', '--alpha', 'balanced:x'], 'neither a number nor balanced:KAPPA'),
     (['0.png', '--method', 'splitgrad', '--target', '10'], 'no class 10'),
     (['0.png', '--method', 'splitgrad', '--target', '-1'], 'no class -1'),
     (['0.png', '--device', 'abacus'], 'abacus'),
@@ -214,6 +215,17 @@ def test_maps_of_zeros_and_of_nothing():
     assert count == 16 and min(white) > 250
     with pytest.raises(FloatingPointError):
         color(torch.full((4, 4), torch.nan))
+
+
+def test_balanced_alpha(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, alpha in (('one', 'balanced'), ('two', 'balanced:0.1'), ('three', 'balanced:2')):
+        with pytest.raises(SystemExit) as status:
+            main(['explain', str(drawings[0]), '--model', 'demo', '--method', 'splitgrad', '--alpha', alpha, '--out',
+                  f'{name}.png'])
+        assert not status.value.code
+    one, two, three = (Path(f'{name}_maps/0_SplitGrad.png').read_bytes() for name in ('one', 'two', 'three'))
+    assert one == two != three
 
 
 def test_names_of_maps_are_distinct():

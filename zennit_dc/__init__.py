@@ -1,6 +1,7 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
 from . import activations, functional, pooling, routing  # noqa: F401 (register the split forms)
 from .attention import DetachedAttention
+from .balancing import Balanced
 from .canonizers import SplitCanonizer
 from .composites import SplitCAM, SplitGrad, SplitLRP
 from .recentering import Scaling, Shifting
@@ -9,7 +10,7 @@ from .split import SplitTensor, split_form
 
 
 __all__ = [
-    'DetachedAttention', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad',
-    'SplitLRP', 'SplitTensor', 'split_form',
+    'Balanced', 'DetachedAttention', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer',
+    'SplitGrad', 'SplitLRP', 'SplitTensor', 'split_form',
 ]
 __version__ = '0.1.0'

@@ -1,11 +1,13 @@
 '''Attributors for maps that are no gradients, and what enters at the output for a class.'''
+from abc import abstractmethod
+from contextlib import contextmanager
+
 import torch
 from zennit.attribution import Attributor
 
 
-class LayerCAM(Attributor):
-    '''LayerCAM in the form of the paper's equation 5: the product of a layer's gradient and its activation, summed over
-    channels and rectified. (The original [1]_ rectifies the gradient as well.)
+class ActivationMap(Attributor):
+    '''Base class of the rectified maps made of a layer's gradient and its activation.
 
     The attribution is the map's bilinear upsampling to the input's size, divided evenly among the input's channels, as
     that of :py:class:`~zennit_dc.SplitCAM` is.
@@ -23,17 +25,27 @@ class LayerCAM(Attributor):
     ------
     ValueError
         If the model has no such module, or if its output is not one tensor with channels, height and width.
-
-    References
-    ----------
-    .. [1] P.-T. Jiang, C.-B. Zhang, Q. Hou, M.-M. Cheng, and Y. Wei: "LayerCAM: Exploring Hierarchical Class Activation
-           Maps for Localization," IEEE Transactions on Image Processing, vol. 30, 2021.
     '''
     def __init__(self, model, layer, attr_output=None):
         super().__init__(model, attr_output=attr_output)
-        if not layer or layer not in dict(model.named_modules()):
-            raise ValueError(f'the model has no module named {layer!r}')
+        require_layer(model, layer)
         self.layer = layer
+
+    @abstractmethod
+    def combine(self, gradient, activation):
+        '''The map, not yet rectified.
+
+        Parameters
+        ----------
+        gradient, activation : :py:class:`torch.Tensor`
+            The gradient of the class's score at the layer's output, and this output, of shape (batch, channels, height,
+            width).
+
+        Returns
+        -------
+        :py:class:`torch.Tensor`
+            The map of shape (batch, 1, height, width).
+        '''
 
     def forward(self, input, attr_output_fn):
         '''Compute the map.
@@ -52,25 +64,106 @@ class LayerCAM(Attributor):
         attribution : :py:class:`torch.Tensor`
             The attribution in the input's shape.
         '''
-        activations = []
-
-        def record(module, args, output):
-            activations.append(output)
-            return output.clone() if isinstance(output, torch.Tensor) else output  # may be overwritten in place
-
-        handle = self.model.get_submodule(self.layer).register_forward_hook(record)
-        try:
-            with torch.enable_grad():
-                output = self.model(input.detach().requires_grad_())
-        finally:
-            handle.remove()
-        if len(activations) != 1 or not isinstance(activations[0], torch.Tensor) or activations[0].ndim != 4:
-            raise ValueError(f'layer {self.layer!r} does not give one output with channels, height and width')
-        activation, = activations
+        with recorded(self.model, self.layer) as activations, torch.enable_grad():
+            output = self.model(input.detach().requires_grad_())
+        activation = require_one_map(activations, self.layer)
         gradient, = torch.autograd.grad(output, activation, attr_output_fn(output))
-        saliency = (gradient * activation).sum(1, keepdim=True).relu().detach()
-        upsampled = torch.nn.functional.interpolate(saliency, input.shape[2:], mode='bilinear')
-        return output.detach(), (upsampled / input.shape[1]).expand(input.shape)
+        saliency = self.combine(gradient, activation.detach()).relu()
+        return output.detach(), spread(saliency, input)
+
+
+class LayerCAM(ActivationMap):
+    '''LayerCAM in the form of the paper's equation 5: the product of a layer's gradient and its activation, summed over
+    channels and rectified. (The original [1]_ rectifies the gradient as well.)
+
+    See :py:class:`ActivationMap` for the parameters, the attribution and the errors.
+
+    References
+    ----------
+    .. [1] P.-T. Jiang, C.-B. Zhang, Q. Hou, M.-M. Cheng, and Y. Wei: "LayerCAM: Exploring Hierarchical Class Activation
+           Maps for Localization," IEEE Transactions on Image Processing, vol. 30, 2021.
+    '''
+    def combine(self, gradient, activation):
+        '''The product, summed over channels, see :py:meth:`ActivationMap.combine`.'''
+        return (gradient * activation).sum(1, keepdim=True)
+
+
+class GradCAMPlusPlus(ActivationMap):
+    '''Grad-CAM++ in the form of the article's equations [1]_: the activations, weighted by channel and summed, and
+    rectified.
+
+    With the gradient g of the class's score S at the channel k of the layer's output A, the weight of the channel is
+    the sum over positions of a max(g, 0) with a = g² / (2 g² + g³ ΣA_k), and zero where g is zero. These are the
+    article's closed-form coefficients for Y = exp(S) and a piecewise linear S. The factor exp(S), which scales the
+    whole map of an image by the same positive number and overflows for large scores, is left out of the gradient: for
+    each image, the map is that of exp(S) up to this factor. The authors' code divides a by its sum over each channel as
+    well; the article's equations do not, and neither does this class.
+
+    As the equations suppose, the layer should be one with activations that are not negative, as behind a ReLU:
+    elsewhere the denominators can come close to zero.
+
+    See :py:class:`ActivationMap` for the parameters, the attribution and the errors.
+
+    References
+    ----------
+    .. [1] A. Chattopadhay, A. Sarkar, P. Howlader, and V. N. Balasubramanian: "Grad-CAM++: Generalized Gradient-based
+           Visual Explanations for Deep Convolutional Networks," IEEE Winter Conference on Applications of Computer
+           Vision, 2018.
+    '''
+    def combine(self, gradient, activation):
+        '''The weighted sum over channels, see :py:meth:`ActivationMap.combine`.'''
+        denominator = 2. + gradient * activation.sum((2, 3), keepdim=True)  # both divided by g², which may underflow
+        coefficient = 1. / torch.where(denominator == 0., 1., denominator)
+        weight = (coefficient * gradient.relu()).sum((2, 3), keepdim=True)
+        return (weight * activation).sum(1, keepdim=True)
+
+
+def require_layer(model, layer):
+    '''Raise a ValueError if a model has no module of a name.'''
+    if not layer or layer not in dict(model.named_modules()):
+        raise ValueError(f'the model has no module named {layer!r}')
+
+
+@contextmanager
+def recorded(model, layer):
+    '''A context in which the outputs of a module are recorded, in a list.'''
+    activations = []
+
+    def record(module, args, output):
+        activations.append(output)
+        return output.clone() if isinstance(output, torch.Tensor) else output  # may be overwritten in place
+
+    handle = model.get_submodule(layer).register_forward_hook(record)
+    try:
+        yield activations
+    finally:
+        handle.remove()
+
+
+def require_one_map(activations, layer):
+    '''Return the only one of a layer's recorded outputs, or raise a ValueError if it has no height and width.'''
+    if len(activations) != 1 or not isinstance(activations[0], torch.Tensor) or activations[0].ndim != 4:
+        raise ValueError(f'layer {layer!r} does not give one output with channels, height and width')
+    return activations[0]
+
+
+def spread(saliency, input):
+    '''The attribution of a map: its bilinear upsampling to the input's size, divided evenly among the channels.
+
+    Parameters
+    ----------
+    saliency : :py:class:`torch.Tensor`
+        The map of shape (batch, 1, height, width), at any resolution.
+    input : :py:class:`torch.Tensor`
+        The input of shape (batch, channels, height, width).
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        The attribution in the input's shape.
+    '''
+    upsampled = torch.nn.functional.interpolate(saliency, input.shape[2:], mode='bilinear')
+    return (upsampled / input.shape[1]).expand(input.shape)
 
 
 def require_scores(output):

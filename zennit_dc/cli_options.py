@@ -5,6 +5,7 @@ import click
 import torch
 
 from .attention import DetachedAttention
+from .balancing import Balanced
 from .distributed import local_device
 from .methods import METHODS, attributor
 from .recentering import Scaling, Shifting
@@ -37,6 +38,21 @@ class Numbers(click.ParamType):
             return [self.kind(each) for each in value.split(',')]
         except ValueError:
             self.fail(f'{value!r} is not a list of numbers with commas between them', param, ctx)
+
+
+class Alpha(click.ParamType):
+    '''A number, or ``balanced``, or ``balanced:KAPPA``.'''
+    name = 'alpha'
+
+    def convert(self, value, param, ctx):
+        '''Convert a string.'''
+        kind, _, kappa = str(value).partition(':')
+        try:
+            if kind != 'balanced':
+                return float(value)
+            return Balanced(float(kappa)) if kappa else Balanced()
+        except ValueError:
+            self.fail(f'{value!r} is neither a number nor balanced:KAPPA', param, ctx)
 
 
 def together(*decorators):
@@ -76,7 +92,10 @@ method_options = together(
     option(
         '--layer', metavar='NAME', help='The module at whose output the maps are read, see `zennit-dc layers`.'
     ),
-    option('--alpha', type=float, help='The shift of SplitGrad and SplitCAM, from 0 to 0.5.  [default: 0.4]'),
+    option(
+        '--alpha', type=Alpha(), metavar='ALPHA|balanced[:KAPPA]',
+        help='The shift of SplitGrad and SplitCAM, from 0 to 0.5; or one that follows the gradients.  [default: 0.4]'
+    ),
     option('--epsilon', type=float, help='The stabilizer of SplitLRP.  [default: 1e-06]'),
     option(
         '--stream', 'streams', multiple=True,

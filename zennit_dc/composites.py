@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
+from .balancing import Balanced, BalancedSensitivity
 from .canonizers import SplitCanonizer, require_choice, require_split_rule
 from .recentering import Scaling
 from .rules import ShiftedSensitivity, SplitEpsilon
@@ -125,7 +126,7 @@ class SensitivityComposite(SplitComposite):
     ----------
     readout : type
         The class of the readout.
-    alpha : float, mapping or callable
+    alpha : float, Balanced, mapping or callable
         The shift of the local sensitivities.
     stream : str
         The stream.
@@ -135,9 +136,9 @@ class SensitivityComposite(SplitComposite):
     def __init__(self, readout, alpha, stream, layer_map, canonizers, **kwargs):
         require_choice('stream', stream, readout.streams)
         self.alpha = dict(alpha) if type(alpha) is dict else alpha
-        rule = ShiftedSensitivity(self.alpha_of(''))
+        rule = sensitivity_rule(self.alpha_of(''))
         self.own_layers = len(layer_map or [])
-        super().__init__(readout(stream, rule.damping), rule, layer_map, canonizers, **kwargs)
+        super().__init__(readout(stream), rule, layer_map, canonizers, **kwargs)
         self.canonizers[-1].validate = self.require_alphas
 
     def require_alphas(self, root):
@@ -182,8 +183,13 @@ class SensitivityComposite(SplitComposite):
             if isinstance(module, types):
                 return hook
         if any(parameter is not None for parameter in module._parameters.values()):
-            return ShiftedSensitivity(self.alpha_of(name))
+            return sensitivity_rule(self.alpha_of(name))
         return None
+
+
+def sensitivity_rule(alpha):
+    '''The rule for a shift, or for what takes its place.'''
+    return BalancedSensitivity(alpha.kappa) if isinstance(alpha, Balanced) else ShiftedSensitivity(alpha)
 
 
 @register_composite('split_grad')
@@ -196,11 +202,12 @@ class SplitGrad(SensitivityComposite):
 
     Parameters
     ----------
-    alpha : float, mapping or callable, optional
+    alpha : float, Balanced, mapping or callable, optional
         The shift :math:`\\alpha \\in [0, 0.5]` of the local sensitivities (equations 36 to 41), once at the input of
         each affine layer and once at the output: 0 for the true gradient of the split network, 0.5 for half of the
-        original gradient. Or a mapping from the names of modules to numbers, or a callable of the name; that of the
-        output, and of affine operations outside of modules with parameters, has the name ``''``.
+        original gradient. Or :py:class:`~zennit_dc.Balanced`, which follows the gradients. Or a mapping from the names
+        of modules to these, or a callable of the name; that of the output, and of affine operations outside of modules
+        with parameters, has the name ``''``.
         Too small a value lets that part of the map take over which is the same for all classes, the sooner the deeper
         the network above the layer is.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
@@ -250,7 +257,7 @@ class SplitCAM(SensitivityComposite):
     ----------
     layer : str
         The name of the module at whose output the map is computed.
-    alpha : float, mapping or callable, optional
+    alpha : float, Balanced, mapping or callable, optional
         The shift of the local sensitivities, see :py:class:`SplitGrad`.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, times this stream's activation; or that to

@@ -38,7 +38,7 @@ def count_growth(pair, output):
     mean = output._stream_sum.detach().mean()
     if output.form.sums == 'growth':
         return raised(output, output.exponent + torch.ceil(torch.log2(mean)).clamp(min=0.))
-    growth = torch.log2(mean / pair._stream_sum.detach().mean() * output.form.rule.damping)
+    growth = torch.log2(mean / pair._stream_sum.detach().mean() * output.form.rule.output_damping(output.form))
     return raised(output, output.exponent + growth.clamp(min=0.))
 
 
@@ -57,7 +57,10 @@ def raised(pair, exponent):
 
 
 def align(pairs):
-    '''Give pairs that will be joined the same power of two.'''
+    '''Give pairs that will be joined the same depth and power of two.'''
+    depth = max(pair.depth for pair in pairs)
+    for pair in pairs:
+        pair.depth = depth
     if not pairs[0].form.counts_growth:
         return pairs
     highest = torch.stack([pair.exponent for pair in pairs]).amax(0)

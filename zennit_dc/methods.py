@@ -8,7 +8,11 @@ from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonGammaBox
 from zennit.torchvision import ResNetCanonizer
 
-from .attribution import LayerCAM, class_relevance
+from .attribution import GradCAMPlusPlus, LayerCAM, class_relevance
+from .baselines import (
+    Deconvolution, DeepLift, FeatureAblation, GradCAM, GradientSHAP, GuidedBackprop, GuidedGradCAM, InputXGradient,
+    IntegratedGradients, Occlusion, OriginalImage, Random, Saliency,
+)
 from .composites import SplitCAM, SplitGrad, SplitLRP
 
 
@@ -47,9 +51,9 @@ def gradient(classifier):
     return Gradient(classifier.model)
 
 
-def layer_cam(classifier, layer):
-    '''LayerCAM at a layer.'''
-    return LayerCAM(classifier.model, layer)
+def plain(attributor, classifier, **parameters):
+    '''An attributor of the model as it is.'''
+    return attributor(classifier.model, **parameters)
 
 
 class LRPGamma(Gradient):
@@ -86,11 +90,25 @@ RELEVANCE = ('layer', 'epsilon', 'stream', 'pooling', 'recentering', 'input_spli
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 METHODS = {
     'gradient': Method('Gradient', gradient),
-    'layercam': Method('LayerCAM', layer_cam, ('layer',), needs_layer=True),
+    'layercam': Method('LayerCAM', partial(plain, LayerCAM), ('layer',), needs_layer=True),
     'lrp-gamma': Method('LRP-γ', LRPGamma),
     'splitgrad': Method('SplitGrad', partial(split, SplitGrad), SENSITIVITY, STREAMS),
     'splitcam': Method('SplitCAM', partial(split, SplitCAM), SENSITIVITY, STREAMS, needs_layer=True),
     'splitlrp': Method('SplitLRP', partial(split, SplitLRP), RELEVANCE, ('positive', 'negative', 'combined')),
+    'saliency': Method('Saliency', partial(plain, Saliency)),
+    'input-x-gradient': Method('Input × Gradient', partial(plain, InputXGradient)),
+    'integrated-gradients': Method('Integrated Gradients', partial(plain, IntegratedGradients), ('steps',)),
+    'gradient-shap': Method('Gradient SHAP', partial(plain, GradientSHAP), ('samples', 'seed')),
+    'deeplift': Method('DeepLift', partial(plain, DeepLift)),
+    'guided-backprop': Method('Guided Backprop', partial(plain, GuidedBackprop)),
+    'deconvolution': Method('Deconvolution', partial(plain, Deconvolution)),
+    'guided-gradcam': Method('Guided GradCAM', partial(plain, GuidedGradCAM), ('layer',), needs_layer=True),
+    'occlusion': Method('Occlusion', partial(plain, Occlusion), ('window', 'stride')),
+    'feature-ablation': Method('Feature Ablation', partial(plain, FeatureAblation), ('patch',)),
+    'gradcam': Method('GradCAM', partial(plain, GradCAM), ('layer',), needs_layer=True),
+    'gradcam++': Method('GradCAM++', partial(plain, GradCAMPlusPlus), ('layer',), needs_layer=True),
+    'random': Method('Random Baseline', partial(plain, Random), ('seed',)),
+    'original-image': Method('Original Image', partial(plain, OriginalImage)),
 }
 BASELINES = ('gradient', 'layercam', 'lrp-gamma')
 

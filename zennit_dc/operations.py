@@ -68,9 +68,12 @@ def activation(pair, function):
     :py:class:`~zennit_dc.split.SplitTensor`
         The function's output.
     '''
-    return pair.form.rule.activation(
+    output = pair.form.rule.activation(
         lambda operand: operand.like(*function(operand.difference, operand._stream_sum)), pair
     )
+    output.depth = pair.depth + 1
+    pair.form.depth = max(pair.form.depth, output.depth)
+    return output
 
 
 def route(pair, function):
@@ -160,7 +163,7 @@ def multiply(first, other, function):
                 form.values(first), form.values(other)
             )
         ))
-    product.batch_axis = common_axis([first, other])
+    product.batch_axis, product.depth = common_axis([first, other]), max(first.depth, other.depth)
     return recenter(form.rule.behind(product))
 
 

@@ -1,4 +1,5 @@
 '''One forward pass in split form, and the map of its backward pass.'''
+import math
 import warnings
 import weakref
 from dataclasses import replace
@@ -81,6 +82,7 @@ class SplitRun:
             pair = SplitTensor(*Enter.apply(input, stream_sum.detach(), self, index), self.form)
         else:
             pair = SplitTensor(input.detach(), stream_sum.detach(), self.form)
+            pair.depth = -math.inf
         if self.growth:
             pair.exponent = torch.zeros((), device=input.device)
         return pair
@@ -149,13 +151,13 @@ class SplitRun:
         used_values = self.form.used_values
         values = self.form.values(output)
         self.form.used_values = used_values
-        self.form.sums, self.form.counts_growth = self.above_layer, self.growth
+        self.form.sums, self.form.counts_growth, self.form.depth = self.above_layer, self.growth, 0
         stream_sum = torch.ones_like(output._stream_sum) if self.form.sums == 'growth' else output._stream_sum
         torch.set_grad_enabled(self.graph)
         output = output.like(
             *AtLayer.apply(input, output.difference.detach(), stream_sum.detach(), *values, self)
         )
-        output.layer = affine
+        output.layer, output.depth = affine, 0
         self.start = output.difference.grad_fn
         return output
 
@@ -284,7 +286,8 @@ class Leave(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         ctx.run.seed(ctx.index, gradient)
-        return *ctx.run.readout.seed(gradient, ctx.sum_dtype), None, None
+        damping = ctx.run.canonizer.rule.output_damping(ctx.run.form)
+        return *ctx.run.readout.seed(gradient, ctx.sum_dtype, damping), None, None
 
 
 def state_of(root):

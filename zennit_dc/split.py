@@ -44,6 +44,10 @@ class TrueGradient:
     merges_batch_norm = False
     damping = 1.
 
+    def output_damping(self, form):
+        '''The factor of the sum's gradient at the model's output, for the form of a finished forward pass.'''
+        return self.damping
+
     def before_affine(self, pair):
         '''Called on the input of a layer with weights.'''
         return pair
@@ -102,6 +106,9 @@ class SplitForm:
         Where to record the values that rules ask for, in a pass with the true gradient.
     replayed : iterator, optional
         The recorded values, for the rules of a pass whose map is to be differentiated.
+    depth : int
+        The largest number of activations on the way from the input, or from the layer at which the map is read, to any
+        pair so far.
     '''
     pooling: str = 'wta'
     recentering: object = None
@@ -113,6 +120,7 @@ class SplitForm:
     run: object = None
     counts_growth: bool = False
     used_values: bool = False
+    depth: int = 0
 
     def __post_init__(self):
         if self.pooling not in ('wta', 'convex'):
@@ -189,6 +197,7 @@ class SplitTensor(torch.Tensor):
         self._stream_sum = stream_sum.to(sum_dtype(difference.dtype))
         self.form = SplitForm() if form is None else form
         self.exponent = None
+        self.depth = 0  # minus infinity below the layer at which the map is read
         self.batch_axis, self.channel_axis = 0, 1
         self.layer = None
         self.aliases = [weakref.ref(self)]
@@ -239,6 +248,7 @@ class SplitTensor(torch.Tensor):
         '''Return a pair of the same forward pass.'''
         pair = SplitTensor(difference, stream_sum, self.form)
         pair.exponent, pair.batch_axis, pair.channel_axis = self.exponent, self.batch_axis, self.channel_axis
+        pair.depth = self.depth
         return pair
 
     def map(self, function):
@@ -262,7 +272,7 @@ class SplitTensor(torch.Tensor):
         else:
             self.difference, self._stream_sum = other.difference, other._stream_sum
         for pair in alive:
-            pair.exponent, pair.layer = other.exponent, None
+            pair.exponent, pair.depth, pair.layer = other.exponent, other.depth, None
         self.layer = other.layer
         return self
 

@@ -12,7 +12,7 @@ class Difference:
     def __init__(self):
         self.saliency = None
 
-    def seed(self, gradient, sum_dtype):
+    def seed(self, gradient, sum_dtype, damping):
         '''The gradients of the output's difference and sum.
 
         Parameters
@@ -21,6 +21,8 @@ class Difference:
             The gradient, or relevance, at the model's output.
         sum_dtype : :py:class:`torch.dtype`
             The dtype of the sum.
+        damping : float
+            The factor of the sum's gradient, :math:`1 - 2 \\alpha^{(L)}`.
 
         Returns
         -------
@@ -55,16 +57,15 @@ class Sensitivity(Difference):
     advice = 'try a larger alpha or an input in float64'
     streams = ('+g', '-g', 'g', '+h', '-h', 'h')
 
-    def __init__(self, stream, damping):
+    def __init__(self, stream):
         super().__init__()
         self.sign, self.output = (stream[0], stream[1]) if len(stream) == 2 else ('', stream)
-        self.damping = damping
 
-    def seed(self, gradient, sum_dtype):
+    def seed(self, gradient, sum_dtype, damping):
         '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
         gradient is shifted.'''
         half = gradient / 2
-        return half if self.output == 'g' else -half, half.abs().to(sum_dtype) * self.damping
+        return half if self.output == 'g' else -half, half.abs().to(sum_dtype) * damping
 
     def combine(self, gradient, sum_gradient):
         '''The local sensitivities.'''
@@ -86,14 +87,12 @@ class ActivatedSensitivity(Sensitivity):
     ----------
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}
         The stream, see :py:class:`Sensitivity`.
-    damping : float
-        The factor of the sum's gradient at the output.
     '''
     name = 'SplitCAM'
     uses_values = True
 
-    def __init__(self, stream, damping):
-        super().__init__(stream, damping)
+    def __init__(self, stream):
+        super().__init__(stream)
         self.needs_sum = self.sign != ''
 
     def at_layer(self, gradient, sum_gradient, difference, stream_sum):

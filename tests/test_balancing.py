@@ -1,0 +1,142 @@
+'''The sum's gradient, balanced with the difference's.'''
+import pytest
+import torch
+from helpers import assert_close, explain, random_image
+from literal import Affine, Network
+from zennit.attribution import Gradient
+
+from zennit_dc import Balanced, SplitCAM, SplitGrad
+from zennit_dc.attribution import class_relevance
+from zennit_dc.demo import demo_network, draw_batch
+
+UNIT = 2
+# the activations from each node to the output, on the longest way
+ACTIVATIONS = {'input': 4, 'conv1': 4, 'pool': 3, 'conv2': 3, 'conv3': 2, 'conv4': 1, 'mean': 0}
+
+
+def balanced(literal, stream, part):
+    '''The balanced sensitivities at each node of the literal implementation.'''
+    def step(name, node, plus, minus):
+        plus, minus = node.sensitivities(plus, minus, 0.)
+        if not (isinstance(node, Affine) and node.shifted):
+            return plus, minus
+        gradient, sum_gradient = (plus - minus) / 2, (plus + minus) / 2
+        axes = tuple(range(1, gradient.ndim))
+        size, sum_size = (each.abs().mean(axes, keepdim=True) for each in (gradient, sum_gradient))
+        sum_gradient = sum_gradient * part * size / torch.where(sum_size > 0., sum_size, 1.)
+        return sum_gradient + gradient, sum_gradient - gradient
+
+    gradient = torch.zeros_like(literal.streams[literal.nodes[-1][0]][0])
+    gradient[:, UNIT] = .5 if stream == 'g' else -.5
+    sum_gradient = part * gradient.abs()
+    return literal.backward(sum_gradient + gradient, sum_gradient - gradient, step)
+
+
+@pytest.mark.parametrize('pooling', ['wta', 'convex'])
+@pytest.mark.parametrize('kappa', [0., .1, 1.])
+@pytest.mark.parametrize('stream', ['+g', 'g', '-h', 'h'])
+def test_equality_with_the_literal_implementation(stream, kappa, pooling):
+    network, image = Network(), random_image(3, 3, 16, 16)
+    literal = network.literal(pooling)
+    literal.forward(image)
+    for node, activations in ACTIVATIONS.items():
+        plus, minus = balanced(literal, stream[-1], kappa / max(activations, 1))[node]
+        expected = {'+': plus, '-': minus}.get(stream[0], (plus - minus) / 2)
+        if node == 'input':
+            assert_close(explain(SplitGrad(Balanced(kappa), stream, pooling=pooling), network, image), expected)
+        else:
+            composite = SplitGrad(Balanced(kappa), stream, layer=node, pooling=pooling)
+            explain(composite, network, image)
+            assert_close(composite.saliency, expected.mean(1))
+
+
+def test_zero_is_the_original_gradient():
+    network, image = Network(), random_image(3, 3, 16, 16)
+    assert_close(explain(SplitGrad(Balanced(0.)), network, image), explain(SplitGrad(.5), network, image))
+
+
+def test_maps_do_not_depend_on_the_batch():
+    network, images = Network(), random_image(4, 3, 16, 16)
+    for composite in (SplitGrad(Balanced(.5)), SplitCAM('conv3', Balanced(.5), '+g')):
+        together = explain(composite, network, images)
+        for index, image in enumerate(images):
+            assert_close(explain(composite, network, image[None]), together[index:index + 1])
+
+
+def test_maps_are_homogeneous_in_the_relevance_and_differentiable():
+    network, image = Network(), random_image(2, 3, 16, 16)
+    relevance = class_relevance(UNIT)
+    attributor = Gradient(network, SplitGrad(Balanced(.3)), create_graph=True)
+    _, first = attributor(image, relevance)
+    _, second = attributor(image, lambda output: 3. * relevance(output))
+    assert_close(second, 3. * first)
+    for parameter in (network.conv2.weight, network.dense.weight):
+        with attributor as registered:
+            _, map = registered(image, relevance)
+            weights = torch.linspace(-1., 1., map.numel(), dtype=map.dtype).view_as(map)
+            gradient, = torch.autograd.grad((map * weights).sum(), parameter)
+        direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), dtype=parameter.dtype)
+        values = []
+        for sign in (1., -1.):
+            with torch.no_grad():
+                parameter += sign * 1e-6 * direction
+            values.append((attributor(image, relevance)[1].detach() * weights).sum())
+            with torch.no_grad():
+                parameter -= sign * 1e-6 * direction
+        numeric = (values[0] - values[1]) / 2e-6
+        torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+def test_output_and_dtypes(dtype):
+    network = demo_network().to(dtype)
+    images, _, labels = draw_batch(4, 3)
+    input = torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype) / 128. - 1.
+    with Gradient(network, SplitCAM('features', Balanced())) as attributor:
+        output, map = attributor(input, class_relevance(torch.from_numpy(labels)))
+    assert torch.equal(output, network(input)) and map.dtype == dtype and torch.isfinite(map).all()
+
+
+def test_one_kappa_serves_every_depth():
+    '''The share of the map that two classes have in common grows with alpha's distance from 0.5 the faster the deeper
+    the network above the layer is, but hardly with kappa.'''
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.ReLU()]
+    for _ in range(12):
+        layers += [torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()]
+    network = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    network.double().eval()
+    for layer in network[::2]:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight)
+    image = random_image(8, 3, 12, 12)
+
+    def common(alpha, layer):
+        composite = SplitGrad(alpha, layer=layer)
+        maps = []
+        for unit in (0, 1):
+            explain(composite, network, image, unit)
+            maps.append(composite.saliency.flatten(1))
+        return torch.nn.functional.cosine_similarity(*maps).mean()
+
+    deep, shallow = '1', '21'
+    original = [common(.5, layer) for layer in (deep, shallow)]
+    shifted = [common(.4, layer) for layer in (deep, shallow)]
+    kept = [common(Balanced(.1), layer) for layer in (deep, shallow)]
+    assert shifted[0] > .99
+    assert max(abs(now - before) for now, before in zip(kept, original)) < .3
+
+
+@pytest.mark.parametrize('kappa', [-.1, float('inf'), float('nan'), '0.1', True, None])
+def test_bad_values(kappa):
+    with pytest.raises(ValueError, match='kappa'):
+        Balanced(kappa)
+
+
+def test_one_for_each_module():
+    network, image = Network(), random_image(1, 3, 16, 16)
+    expected = explain(SplitGrad(Balanced(.2)), network, image)
+    assert_close(explain(SplitGrad(lambda name: Balanced(.2)), network, image), expected)
+    names = [name for name, _ in network.named_modules()]
+    assert_close(explain(SplitGrad({name: Balanced(.2) for name in names}), network, image), expected)
+    assert repr(Balanced(.2)) == 'Balanced(kappa=0.2)' and Balanced(.2) == Balanced(.2) != Balanced(.1)
