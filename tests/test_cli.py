@@ -178,7 +178,7 @@ def test_help_and_version():
     (['0.png', '--model', 'squeezenet1_0', '--weights', 'demo.pt'], 'cannot be loaded into squeezenet1_0'),
     (['0.png', '--layer', 'features.99'], 'features.99'),
     (['0.png', '--layer', 'classifier'], 'classifier'),
-    (['0.png', '--method', 'gradcam'], 'gradcam'),
+    (['0.png', '--method', 'perceptron'], 'perceptron'),
     (['0.png', '--method', 'splitcam'], 'SplitCAM needs a layer'),
     (['0.png', '--method', 'gradient@residual'], 'Gradient is computed at the input'),
     (['0.png', '--method', 'gradient', '--alpha', '0.3'], 'Gradient has no --alpha'),

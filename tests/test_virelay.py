@@ -189,7 +189,7 @@ def test_no_space_on_disk_loses_no_finished_part(folder, finished, tmp_path):
     (['flat', '--label-map', 'missing.json'], 'missing.json'),
     (['flat', '--label-map', 'short.json'], 'label map'),
     (['flat', '--batch-size', '0'], '0'),
-    (['flat', '--method', 'gradcam'], 'gradcam'),
+    (['flat', '--method', 'perceptron'], 'perceptron'),
     (['flat', '--layer', 'nowhere'], 'nowhere'),
     (['flat', '--method', 'gradient', '--alpha', '.3'], '--alpha'),
     (['flat', '--out', 'flat/0.png'], '0.png exists'),

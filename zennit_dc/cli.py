@@ -23,7 +23,8 @@ class Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             fail('interrupted', 130)
         except ModuleNotFoundError as error:
-            fail(f'{error}: the command needs an extra, pip install "zennit-dc[virelay]"')
+            extra = 'evaluation' if error.name in ('captum', 'quantus', 'pandas') else 'virelay'
+            fail(f'{error}: the command needs an extra, pip install "zennit-dc[{extra}]"')
         except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
             fail(str(error) or type(error).__name__)
         except Exception as error:  # what a model of one's own may raise

@@ -10,10 +10,11 @@ from zennit.torchvision import ResNetCanonizer
 
 from .attribution import GradCAMPlusPlus, LayerCAM, class_relevance
 from .baselines import (
-    Deconvolution, DeepLift, FeatureAblation, GradCAM, GradientSHAP, GuidedBackprop, GuidedGradCAM, InputXGradient,
-    IntegratedGradients, Occlusion, OriginalImage, Random, Saliency,
+    FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency,
 )
 from .composites import SplitCAM, SplitGrad, SplitLRP
+from .controls import OriginalImage, Random
+from .hooked_baselines import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
 
 
 class Method(NamedTuple):

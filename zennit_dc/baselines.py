@@ -1,0 +1,357 @@
+'''Baselines to compare with: Captum's methods as attributors of Zennit.
+
+Captum is needed when an attributor is made, and is part of the extra ``evaluation``. All of its methods run in Captum's
+default settings, with a reference of zeros (the mean color of normalized images) where one is needed, unless the class
+says otherwise. The model is given a copy of the input, and is the same afterwards: nothing in it is switched over.
+'''
+import warnings
+from abc import abstractmethod
+from contextlib import contextmanager
+
+import torch
+from zennit.attribution import Attributor
+
+from .attribution import recorded, require_layer, require_one_map, require_scores, spread
+from .seeding import image_seed, seeded
+
+
+CHUNK = 32  # images that a method of many forward passes takes at a time, if it is not given more
+
+
+class CaptumAttributor(Attributor):
+    '''Base class of Captum's methods.
+
+    A call returns the model's output and the attribution in the input's shape. The relevance of the output has to be
+    one for one class and zero for all others, as :py:func:`~zennit_dc.attribution.class_relevance` makes it, for Captum
+    takes the index of a class.
+
+    Parameters
+    ----------
+    model : :py:class:`torch.nn.Module`
+        The model, in evaluation mode, from images of shape (batch, channels, height, width) to scores of shape (batch,
+        classes).
+    attr_output : :py:class:`torch.Tensor` or callable, optional
+        The default relevance of the output, as for Zennit's attributors.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If Captum is not installed.
+    ValueError
+        In a call, if the relevance is not that of one class, or the method can not be computed for the model.
+    '''
+    one_by_one = False
+    '''Whether to give Captum one image at a time.'''
+
+    def __init__(self, model, attr_output=None):
+        import captum.attr  # noqa: F401
+
+        super().__init__(model, attr_output=attr_output)
+
+    @abstractmethod
+    def attribute(self, captum, model, input, targets):
+        '''The attribution by Captum.
+
+        Parameters
+        ----------
+        captum : module
+            :py:mod:`captum.attr`.
+        model : :py:class:`torch.nn.Module`
+            The model, as Captum shall call it.
+        input : :py:class:`torch.Tensor`
+            The input of shape (batch, channels, height, width), which may be changed.
+        targets : :py:class:`torch.Tensor`
+            The indices of the classes, of shape (batch,).
+
+        Returns
+        -------
+        :py:class:`torch.Tensor`
+            The attribution in the input's shape.
+        '''
+
+    def predict(self, input):
+        '''The model's output of shape (batch, classes), computed in order to look at how the model does it.'''
+        return Isolated(self.model, input.dtype)(input)
+
+    def isolated(self, output):
+        '''The model as Captum shall call it, for images with a given output.'''
+        return Isolated(self.model, output.dtype)
+
+    @contextmanager
+    def prepared(self):
+        '''A context in which Captum is called.'''
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+
+    def forward(self, input, attr_output_fn):
+        '''Compute the attribution.
+
+        Parameters
+        ----------
+        input : :py:class:`torch.Tensor`
+            The input of shape (batch, channels, height, width).
+        attr_output_fn : callable
+            The relevance of the output as a function of the output.
+
+        Returns
+        -------
+        output : :py:class:`torch.Tensor`
+            The model's output.
+        attribution : :py:class:`torch.Tensor`
+            The attribution in the input's shape.
+        '''
+        import captum.attr
+
+        with torch.no_grad():
+            output = require_scores(self.predict(input))
+        targets = explained_classes(attr_output_fn(output), output)
+        size = 1 if self.one_by_one else len(input)
+        attributions = []
+        for images, scores, classes in zip(input.split(size), output.split(size), targets.split(size)):
+            with self.prepared():
+                model = self.isolated(scores)
+                attributions.append(self.attribute(captum.attr, model, images.detach().clone(), classes).detach())
+        return output, torch.cat(attributions).to(input.dtype)
+
+
+class Isolated(torch.nn.Module):
+    '''A model that gets a copy of its input, which it may overwrite, in a dtype.
+
+    Parameters
+    ----------
+    model : :py:class:`torch.nn.Module`
+        The model.
+    dtype : :py:class:`torch.dtype`
+        The dtype of its input. (Captum's noise has float32 as its own.)
+    expected : :py:class:`torch.Tensor`, optional
+        The output for the first images of each batch, of shape (images, classes).
+
+    Raises
+    ------
+    ValueError
+        When called, if the output is not the expected one.
+    '''
+    def __init__(self, model, dtype, expected=None):
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.expected = expected
+
+    def forward(self, input):
+        '''Call the model.'''
+        output = self.model(input.to(self.dtype, copy=True))
+        if self.expected is not None:
+            difference = (output[:len(self.expected)].detach() - self.expected).abs().max()
+            if not difference <= 1e-2 * self.expected.abs().max():
+                raise ValueError(
+                    'the model computes something else when its activations get copies of their inputs: one of them'
+                    ' overwrites in place what is read again later'
+                )
+        return output
+
+
+def explained_classes(relevance, output):
+    '''The class of each image with the relevance one, of shape (batch,).
+
+    Parameters
+    ----------
+    relevance : :py:class:`torch.Tensor`
+        The relevance of the output.
+    output : :py:class:`torch.Tensor`
+        The output of shape (batch, classes).
+
+    Raises
+    ------
+    ValueError
+        If the relevance is not one for one class of each image and zero for all others.
+    '''
+    if relevance.shape != output.shape or not torch.equal((relevance != 0.).sum(1), torch.ones_like(relevance[:, 0])) \
+            or not torch.equal(relevance.sum(1), torch.ones_like(relevance[:, 0])):
+        raise ValueError(
+            'Captum explains one class: the relevance of the output must be one for it and zero for all others'
+        )
+    return relevance.argmax(1)
+
+
+class Saliency(CaptumAttributor):
+    '''The absolute gradient, by channel, see :py:class:`CaptumAttributor`.'''
+    def attribute(self, captum, model, input, targets):
+        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+        return captum.Saliency(model).attribute(input, targets)
+
+
+class InputXGradient(CaptumAttributor):
+    '''The product of the input and the gradient, see :py:class:`CaptumAttributor`.'''
+    def attribute(self, captum, model, input, targets):
+        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+        return captum.InputXGradient(model).attribute(input, targets)
+
+
+class IntegratedGradients(CaptumAttributor):
+    '''Integrated Gradients along the line from zeros, see :py:class:`CaptumAttributor`.
+
+    No more than 32 images, or those of a batch, enter the model at a time. Captum rounds the weights of the steps to
+    float32.
+
+    Parameters
+    ----------
+    model, attr_output
+        See :py:class:`CaptumAttributor`.
+    steps : int, optional
+        The number of steps.
+    '''
+    def __init__(self, model, steps=50, attr_output=None):
+        super().__init__(model, attr_output)
+        self.steps = steps
+
+    def attribute(self, captum, model, input, targets):
+        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+        return captum.IntegratedGradients(model).attribute(
+            input, target=targets, n_steps=self.steps, internal_batch_size=max(CHUNK, len(input))
+        )
+
+
+class GradientSHAP(CaptumAttributor):
+    '''Gradient SHAP: the mean of the gradient at random points of the line from zeros, times the input, see
+    :py:class:`CaptumAttributor`.
+
+    Captum has no default for the references; they are zeros, as for all other methods. Its points are drawn by NumPy,
+    and its noise, of the default standard deviation zero, by PyTorch. Both are seeded for each image by its values, and
+    their states are restored, so that a map does not depend on other images.
+
+    Parameters
+    ----------
+    model, attr_output
+        See :py:class:`CaptumAttributor`.
+    samples : int, optional
+        The number of points.
+    seed : int, optional
+        The seed.
+    '''
+    one_by_one = True
+
+    def __init__(self, model, samples=5, seed=0, attr_output=None):
+        super().__init__(model, attr_output)
+        self.samples = samples
+        self.seed = seed
+
+    def attribute(self, captum, model, input, targets):
+        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+        with seeded(image_seed(input[0], self.seed), input.device):
+            return captum.GradientShap(model).attribute(
+                input, torch.zeros_like(input), n_samples=self.samples, target=targets
+            )
+
+
+class Occlusion(CaptumAttributor):
+    '''Occlusion: how much the score falls when a square of all channels is set to zero, as a mean over the squares that
+    cover a pixel, see :py:class:`CaptumAttributor`.
+
+    Captum has no default for the squares. Theirs here are those of its tutorial for ImageNet; an image of 224 × 224
+    pixels takes 784 forward passes.
+
+    Parameters
+    ----------
+    model, attr_output
+        See :py:class:`CaptumAttributor`.
+    window : int, optional
+        The side of the square in pixels.
+    stride : int, optional
+        The distance of neighboring squares in pixels, at most their side.
+
+    Raises
+    ------
+    ValueError
+        If the stride is not from one to the window's side, or in a call, if the window is larger than the image.
+    '''
+    def __init__(self, model, window=15, stride=8, attr_output=None):
+        super().__init__(model, attr_output)
+        if not 1 <= stride <= window:
+            raise ValueError(f'stride must be from 1 to the window\'s {window} pixels, not {stride}')
+        self.window = window
+        self.stride = stride
+
+    def attribute(self, captum, model, input, targets):
+        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+        if self.window > min(input.shape[2:]):
+            height, width = input.shape[2:]
+            raise ValueError(f'the window of {self.window} pixels is larger than the image of {height} × {width}')
+        return captum.Occlusion(model).attribute(
+            input, (input.shape[1], self.window, self.window), (input.shape[1], self.stride, self.stride),
+            target=targets, perturbations_per_eval=max(1, CHUNK // len(input))
+        )
+
+
+class FeatureAblation(CaptumAttributor):
+    '''Feature Ablation: how much the score falls when a square patch of all channels is set to zero; the patches do not
+    overlap. See :py:class:`CaptumAttributor`.
+
+    Captum's default is one channel of one pixel at a time, which takes 150,528 forward passes for an image of 224 × 224
+    pixels. Patches of 16 pixels take 196.
+
+    Parameters
+    ----------
+    model, attr_output
+        See :py:class:`CaptumAttributor`.
+    patch : int, optional
+        The side of the patches in pixels. Those at the right and lower border are cut off.
+
+    Raises
+    ------
+    ValueError
+        If the patch has no pixel.
+    '''
+    def __init__(self, model, patch=16, attr_output=None):
+        super().__init__(model, attr_output)
+        if patch < 1:
+            raise ValueError(f'patch must be one pixel or more, not {patch}')
+        self.patch = patch
+
+    def attribute(self, captum, model, input, targets):
+        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+        return captum.FeatureAblation(model).attribute(
+            input, target=targets, feature_mask=patches(input, self.patch),
+            perturbations_per_eval=max(1, CHUNK // len(input))
+        )
+
+
+def patches(input, size):
+    '''The number of the square patch of each pixel, of the input's shape but for a batch of one.'''
+    rows, columns = (torch.arange(length, device=input.device) // size for length in input.shape[2:])
+    return (rows[:, None] * (columns[-1] + 1) + columns).expand(1, *input.shape[1:])
+
+
+class GradCAM(CaptumAttributor):
+    '''Grad-CAM at a layer, not rectified, as is Captum's default, see :py:class:`CaptumAttributor`.
+
+    The attribution is the map's bilinear upsampling to the input's size, divided evenly among the input's channels.
+
+    Parameters
+    ----------
+    model, attr_output
+        See :py:class:`CaptumAttributor`.
+    layer : str
+        The name of the module at whose output of shape (batch, channels, height, width) the map is computed.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such module, or in a call, if its output is not one tensor with channels, height and width.
+    '''
+    def __init__(self, model, layer, attr_output=None):
+        super().__init__(model, attr_output)
+        require_layer(model, layer)
+        self.layer = layer
+
+    def predict(self, input):
+        '''The model's output, see :py:meth:`CaptumAttributor.predict`.'''
+        with recorded(self.model, self.layer) as activations:
+            output = super().predict(input)
+        require_one_map(activations, self.layer)
+        return output
+
+    def attribute(self, captum, model, input, targets):
+        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+        layer = self.model.get_submodule(self.layer)
+        return spread(captum.LayerGradCam(model, layer).attribute(input, targets).detach(), input)

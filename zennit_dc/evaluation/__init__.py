@@ -1,0 +1,1 @@
+'''Measuring explanations as the paper does.'''

@@ -1,0 +1,250 @@
+'''Images with masks of the explained object, and their division into a validation and a test split.'''
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize
+
+from ..demo import CLASSES, draw
+from ..images import UnreadableImage, image_names, read_image
+
+
+IGNORED = 1000
+
+
+class Sample(NamedTuple):
+    '''An image with its mask.
+
+    Parameters
+    ----------
+    name : str
+        The image's name.
+    input : :py:class:`torch.Tensor`
+        The model's input of shape (channels, height, width).
+    mask : :py:class:`torch.Tensor`
+        Where the object is in the input, as Boolean values of shape (height, width).
+    label : int
+        The class.
+    '''
+    name: str
+    input: torch.Tensor
+    mask: torch.Tensor
+    label: int
+
+
+class MaskedImages:
+    '''Base class of images with masks: of length ``len(names)``, with a ``sample`` for each index.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier, whose preprocessing is applied to images and masks.
+    names : list[str]
+        The names of the images.
+    labels : list[int]
+        The class of each.
+    '''
+    def __init__(self, classifier, names, labels):
+        self.classifier = classifier
+        self.names, self.labels = names, labels
+
+    def __len__(self):
+        return len(self.names)
+
+    def picture(self, index):
+        '''The image of an index, as an image of Pillow.'''
+        raise NotImplementedError
+
+    def mask(self, index, size):
+        '''The mask of an index in the input, of a size (height, width), as Boolean values.'''
+        raise NotImplementedError
+
+    def sample(self, index):
+        '''The sample of an index.
+
+        Raises
+        ------
+        UnreadableImage
+            If the image or its mask cannot be read.
+        ValueError
+            If the mask is empty in the part of the image that the model sees.
+        '''
+        input = self.classifier.preprocessing(self.picture(index))
+        mask = torch.from_numpy(np.array(self.mask(index, tuple(input.shape[1:])), bool))
+        if mask.shape != input.shape[1:]:
+            raise ValueError(f'the mask of {self.names[index]} has the shape {tuple(mask.shape)} in an input of shape'
+                             f' {tuple(input.shape)}')
+        if not mask.any():
+            raise ValueError(f'the object of {self.names[index]} is not in the part that the model sees')
+        return Sample(self.names[index], input, mask, self.labels[index])
+
+    def cropped(self, mask, size):
+        '''A mask of a whole image, as an image of Pillow, where the preprocessing leaves it.'''
+        shorter = max(self.classifier.preprocessing.resize_size)
+        return center_crop(resize(mask, [shorter], InterpolationMode.NEAREST), list(size))
+
+
+class ImageNetS(MaskedImages):
+    '''A folder in the layout of ImageNet-S: ``SPLIT/CLASS/NAME.JPEG`` and ``SPLIT-segmentation/CLASS/NAME.png``.
+
+    A pixel's class in a mask is its red value plus 256 times its green one: 0 for none, 1000 for pixels to be ignored.
+    The object is all that is of another class, or, where several classes are in one mask, of the class whose place in
+    the sorted list of folders it is, counted from one. Masks with one channel are the object where they are not zero.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier.
+    folder : path
+        The folder.
+    labels : dict[str, int]
+        The class index of each folder.
+    split : str, optional
+        The folder's own split.
+
+    Raises
+    ------
+    ValueError
+        If there is no such folder, or no image with a mask, or a folder that is not in ``labels``.
+    '''
+    def __init__(self, classifier, folder, labels, split='validation'):
+        self.images, self.masks = Path(folder, split), Path(folder, f'{split}-segmentation')
+        for each in (self.images, self.masks):
+            if not each.is_dir():
+                raise ValueError(f'there is no folder {each}')
+        names = [name for name in sorted(image_names(self.images)) if self.mask_path(name).is_file()]
+        if not names:
+            raise ValueError(f'there is no image in {self.images} with a mask in {self.masks}')
+        folders = [name.split('/')[0] for name in names]
+        unknown = sorted(set(folders) - set(labels))
+        if unknown:
+            raise ValueError(f'there is no class for the folder {unknown[0]} of {self.images}')
+        super().__init__(classifier, names, [labels[each] for each in folders])
+        self.identities = {each: place for place, each in enumerate(sorted(entry.name for entry in self.images.iterdir()
+                                                                           if entry.is_dir()), 1)}
+
+    def mask_path(self, name):
+        '''The file of an image's mask.'''
+        return (self.masks / name).with_suffix('.png')
+
+    def picture(self, index):
+        return read_image(self.images / self.names[index], self.classifier.mode)
+
+    def mask(self, index, size):
+        name = self.names[index]
+        try:
+            with Image.open(self.mask_path(name)) as image:
+                values = np.asarray(image)
+        except Exception as error:
+            raise UnreadableImage(f'{self.mask_path(name)} cannot be read as an image: {error}') from error
+        if values.ndim == 3:
+            values = values[..., 0].astype(int) + 256 * values[..., 1].astype(int)
+            present = set(np.unique(values).tolist()) - {0, IGNORED}
+            object = values == self.identities[name.split('/')[0]] if len(present) > 1 else (
+                (values != 0) & (values != IGNORED)
+            )
+        else:
+            object = values != 0
+        return self.cropped(Image.fromarray(np.uint8(255) * object), size)
+
+
+class Polygons(MaskedImages):
+    '''The images of a folder whose outlines are in a JSON file: for each file's name its ``class`` and its
+    ``polygons``, lists of points [x, y] in [0, 1] of what the model sees.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier.
+    folder : path
+        The folder.
+    outlines : path
+        The JSON file.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read as outlines, or an image is missing.
+    '''
+    def __init__(self, classifier, folder, outlines):
+        self.folder = Path(folder)
+        try:
+            entries = json.loads(Path(outlines).read_text(encoding='utf-8'))
+            names = sorted(entries)
+            labels = [int(entries[name]['class']) for name in names]
+            self.polygons = [
+                [[(float(x), float(y)) for x, y in polygon] for polygon in entries[name]['polygons']] for name in names
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f'{outlines} cannot be read as outlines: {type(error).__name__} {error}') from error
+        missing = [name for name in names if not (self.folder / name).is_file()]
+        if missing or not names:
+            raise ValueError(f'there is no image {missing[0]} in {folder}' if missing else f'{outlines} has no outline')
+        super().__init__(classifier, names, labels)
+
+    def picture(self, index):
+        return read_image(self.folder / self.names[index], self.classifier.mode)
+
+    def mask(self, index, size):
+        height, width = size
+        image = Image.new('1', (width, height))
+        for polygon in self.polygons[index]:
+            ImageDraw.Draw(image).polygon([(x * width, y * height) for x, y in polygon], fill=1)
+        return image
+
+
+class Drawings(MaskedImages):
+    '''The demo's drawings, whose masks are exact.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The demo's classifier.
+    count : int
+        The number of drawings.
+    seed : int, optional
+        Their seed, from behind those of training and testing.
+    '''
+    def __init__(self, classifier, count, seed=0):
+        self.seed = 2 + seed
+        labels = [index % len(CLASSES) for index in range(count)]
+        super().__init__(classifier, [f'{seed}-{index:05d}' for index in range(count)], labels)
+
+    def picture(self, index):
+        return Image.fromarray(draw(self.seed, index).image)
+
+    def mask(self, index, size):
+        return draw(self.seed, index).mask
+
+
+def split(images, share=0.25, seed=0):
+    '''Divide images into a validation and a test split (section 5.1, where the former has one image of each class).
+
+    Parameters
+    ----------
+    images : :py:class:`MaskedImages`
+        The images.
+    share : float, optional
+        The share of the validation split, in (0, 1).
+    seed : int, optional
+        The seed.
+
+    Returns
+    -------
+    tuple of list[int]
+        The indices of the validation and of the test split, both sorted and neither empty. The validation split takes
+        one image of every class before it takes a second one of any; which ones, the seed decides.
+    '''
+    if not 0. < share < 1. or len(images) < 2:
+        raise ValueError(f'{len(images)} images cannot be divided with a share of {share}')
+    order = np.random.default_rng(seed).permutation(len(images))
+    labels = np.array(images.labels)[order]
+    # the k-th image of a class comes before the (k + 1)-th of any other
+    turns = np.array([(labels[:place] == label).sum() for place, label in enumerate(labels)])
+    order = order[np.argsort(turns, kind='stable')]
+    count = min(max(round(share * len(images)), 1), len(images) - 1)
+    return sorted(order[:count].tolist()), sorted(order[count:].tolist())
