@@ -137,7 +137,7 @@ def test_winners_of_incomplete_scores():
         winners(scores(TABLE + TABLE[:1]))
     with pytest.raises(ValueError, match='CAM one has no score for some'):
         winners(complete.drop(index=0))
-    with pytest.raises(ValueError, match='no scores for \'pointing game\''):
+    with pytest.raises(ValueError, match='no scores for \'pointing_game\''):
         winners(complete[complete['metric'] != 'pointing_game'])
     with pytest.raises(ValueError, match='without a score'):
         winners(complete[(complete['metric'] != 'pointing_game') | (complete['setting'] != 'one')])
