@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+
 pytest.importorskip('virelay', reason='the extra "virelay" is not installed')
 
 CHROMIUM, DRIVER = shutil.which('chromium'), shutil.which('chromedriver')
@@ -97,9 +99,24 @@ def colors(element):
 
 def shown_images(browser):
     '''The attributions that are shown, once they are all loaded.'''
-    images = browser.find_elements('css selector', '#selected-attributions-pane img')
     loaded = 'return arguments[0].complete && arguments[0].naturalWidth > 0'
-    return images if images and all(browser.execute_script(loaded, image) for image in images) else None
+    try:
+        images = browser.find_elements('css selector', '#selected-attributions-pane img')
+        return images if images and all(browser.execute_script(loaded, image) for image in images) else None
+    except StaleElementReferenceException:  # the page has replaced them
+        return None
+
+
+def new_picture(browser, others):
+    '''What the first attribution looks like, once it looks unlike others.'''
+    images = shown_images(browser)
+    try:
+        picture = images and np.array(Image.open(io.BytesIO(images[0].screenshot_as_png)).convert('RGB'), float)
+    except StaleElementReferenceException:
+        return None
+    if picture is None or any(np.abs(picture - other).mean() <= 3. for other in others):
+        return None
+    return [picture]
 
 
 def test_a_project_in_the_browser(address, browser, tmp_path):
@@ -121,13 +138,6 @@ def test_a_project_in_the_browser(address, browser, tmp_path):
     pictures = []
     for mode in ('input', 'overlay', 'attribution'):
         browser.find_element('css selector', f'label[for=radio-button-attribution-image-mode-{mode}]').click()
-        wait_for(lambda: all(np.abs(picture(browser) - other).mean() > 3. for other in pictures))
-        pictures.append(picture(browser))
+        pictures.extend(wait_for(lambda: new_picture(browser, pictures)))
         assert len(np.unique(pictures[-1].reshape(-1, 3), axis=0)) > 10
         browser.save_screenshot(str(tmp_path / f'{mode}.png'))
-
-
-def picture(browser):
-    '''What the first attribution looks like.'''
-    image = wait_for(lambda: shown_images(browser))[0]
-    return np.array(Image.open(io.BytesIO(image.screenshot_as_png)).convert('RGB'), float)
