@@ -151,7 +151,7 @@ def test_every_listed_layer_has_a_map():
         assert composite.saliency.shape == (1, *shape[1:])
 
 
-@pytest.mark.parametrize('command', ['demo', 'explain', 'layers', 'attribute', 'analyze', 'project'])
+@pytest.mark.parametrize('command', ['demo', 'explain', 'layers', 'attribute', 'analyze', 'project', 'evaluate'])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as status:
         main([command, '--help'], prog_name='zennit-dc')

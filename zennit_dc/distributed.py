@@ -1,4 +1,5 @@
 '''Several processes, as torchrun starts them.'''
+import atexit
 import os
 from contextlib import contextmanager
 from datetime import timedelta
@@ -27,7 +28,8 @@ def local_device(device):
 
 @contextmanager
 def process_group(device):
-    '''Join the processes that torchrun started, with nccl on GPUs and gloo on CPUs, or be the only one.
+    '''Join the processes that torchrun started, with nccl on GPUs and gloo on CPUs, or be the only one. Once joined, a
+    process stays in the group until it ends.
 
     Parameters
     ----------
@@ -46,12 +48,13 @@ def process_group(device):
     if int(os.environ.get('WORLD_SIZE', 1)) == 1:
         yield 0, 1, lambda: None
         return
-    backend = 'nccl' if device.type == 'cuda' else 'gloo'
-    if device.type == 'cuda':
-        torch.cuda.set_device(device)
-    # long enough to wait for the slowest process; when one fails, torchrun ends the others
-    torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
-    try:
-        yield torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.distributed.barrier
-    finally:
-        torch.distributed.destroy_process_group()
+    if not torch.distributed.is_initialized():
+        if device.type == 'cuda':
+            torch.cuda.set_device(device)
+        # long enough to wait for the slowest process; when one fails, torchrun ends the others
+        torch.distributed.init_process_group(
+            'nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(days=7)
+        )
+        # and not earlier, as a second group could not be made
+        atexit.register(torch.distributed.destroy_process_group)
+    yield torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.distributed.barrier

@@ -1,4 +1,5 @@
 '''Images with masks of the explained object, and their division into a validation and a test split.'''
+import hashlib
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from ..demo import CLASSES, draw
-from ..images import UnreadableImage, image_names, read_image
+from ..images import UnreadableImage, image_names, read_image, sampled
 
 
 IGNORED = 1000
@@ -62,6 +63,18 @@ class MaskedImages:
     def mask(self, index, size):
         '''The mask of an index in the input, of a size (height, width), as Boolean values.'''
         raise NotImplementedError
+
+    def files(self, index):
+        '''The files that an image and its mask are read from.'''
+        return ()
+
+    def fingerprint(self):
+        '''A hash of the names, the labels, and the sizes, beginnings and ends of the files.'''
+        digest = hashlib.sha256(json.dumps([self.names, self.labels]).encode())
+        for index in range(len(self)):
+            for path in self.files(index):
+                digest.update(sampled(path))
+        return digest.hexdigest()
 
     def sample(self, index):
         '''The sample of an index.
@@ -134,6 +147,9 @@ class ImageNetS(MaskedImages):
     def picture(self, index):
         return read_image(self.images / self.names[index], self.classifier.mode)
 
+    def files(self, index):
+        return self.images / self.names[index], self.mask_path(self.names[index])
+
     def mask(self, index, size):
         name = self.names[index]
         try:
@@ -171,7 +187,7 @@ class Polygons(MaskedImages):
         If the file cannot be read as outlines, or an image is missing.
     '''
     def __init__(self, classifier, folder, outlines):
-        self.folder = Path(folder)
+        self.folder, self.outlines = Path(folder), Path(outlines)
         try:
             entries = json.loads(Path(outlines).read_text(encoding='utf-8'))
             names = sorted(entries)
@@ -188,6 +204,9 @@ class Polygons(MaskedImages):
 
     def picture(self, index):
         return read_image(self.folder / self.names[index], self.classifier.mode)
+
+    def files(self, index):
+        return self.folder / self.names[index], self.outlines
 
     def mask(self, index, size):
         height, width = size

@@ -1,0 +1,158 @@
+'''Evaluations as runs that can be killed, resumed and shared.'''
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from zennit.attribution import Gradient
+
+from zennit_dc import Balanced, SplitCAM
+from zennit_dc.attribution import class_relevance
+from zennit_dc.evaluation.data import Drawings
+from zennit_dc.models import load_classifier
+
+pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
+
+from zennit_dc.evaluation.metrics import METRICS, pixel_flipping, pointing_game  # noqa: E402
+from zennit_dc.evaluation.runs import evaluate, finished, grid  # noqa: E402
+from zennit_dc.evaluation.tables import latex, markdown, results_table  # noqa: E402
+
+OPTIONS = (
+    'evaluate', 'drawings', '--model', 'demo', '--images', '12', '--method', 'splitcam', '--method', 'layercam',
+    '--method', 'random', '--layer', 'features', '--layer', 'residual', '--alpha', '0.45', '--alpha', 'balanced',
+    '--metric', 'pointing_game', '--metric', 'max_sensitivity'
+)
+RESULTS = ('validation.csv', 'winners.csv', 'test.csv', 'table.md', 'table.tex')
+
+
+def command(out, *more):
+    return [sys.executable, *more, '-m', 'zennit_dc', *OPTIONS, '--out', str(out)]
+
+
+def run(arguments):
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.fixture(scope='module', name='whole')
+def fixture_whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp('whole')
+    result = run(command(out))
+    assert result.returncode == 0, result.stderr
+    assert '14 settings on 3 images, the best ones on 9 others' in result.stdout
+    return out
+
+
+def lines(out):
+    '''All results that were ever written.'''
+    texts = [path.read_text() for path in out.glob('scores-*.jsonl')]
+    return [json.loads(line) for text in texts for line in text.splitlines() if line.endswith('}]')]
+
+
+def test_resume_after_kills_at_random_moments(whole, tmp_path):
+    moments = random.SystemRandom()
+    for _ in range(3):
+        before = len(lines(tmp_path))
+        process = subprocess.Popen(
+            command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'}
+        )
+        deadline = time.monotonic() + 60.
+        while process.poll() is None and len(lines(tmp_path)) == before and time.monotonic() < deadline:
+            time.sleep(.01)
+        time.sleep(moments.uniform(0., .3))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(lines(tmp_path)) > 0
+    result = run(command(tmp_path))
+    assert result.returncode == 0, result.stderr
+    for name in RESULTS:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    computed = [(*key, metric) for *key, scores in lines(tmp_path) for metric in scores]
+    assert len(computed) == len(set(map(tuple, computed)))  # nothing twice
+    count = len(lines(tmp_path))
+    assert run(command(tmp_path)).returncode == 0 and len(lines(tmp_path)) == count
+
+
+def test_two_processes_find_the_same(whole, tmp_path):
+    result = run(command(tmp_path, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2'))
+    assert result.returncode == 0, result.stderr
+    for name in RESULTS:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+    assert all('"' in path.read_text() for path in (tmp_path / 'scores-0.jsonl', tmp_path / 'scores-1.jsonl'))
+
+
+def test_scores_are_those_of_the_metrics(tmp_path):
+    classifier = load_classifier('demo')
+    drawings = Drawings(classifier, 4)
+    settings = grid(['splitcam'], layer=['features'], alpha=[Balanced(.2)], stream=['+g', 'positive'])
+    name = 'layer features, alpha Balanced(kappa=0.2), stream +g'
+    assert [setting.name for setting in settings] == [name, f'{name}, abs']
+    found = evaluate(
+        classifier, drawings, [1, 3], settings, ['pointing_game', 'pixel_flipping_20'], tmp_path, progress=False
+    )
+    assert len(found) == 8
+    for row in found.itertuples():
+        sample = drawings.sample(drawings.names.index(row.image))
+        composite = SplitCAM('features', Balanced(.2), '+g')
+        _, attribution = Gradient(classifier.model, composite)(sample.input[None], class_relevance(sample.label))
+        map = attribution.sum(1).abs() if row.setting.endswith('abs') else attribution.sum(1)
+        if row.metric == 'pointing_game':
+            assert row.score == pointing_game(map, sample.mask[None])[0]
+        else:
+            target = torch.tensor([sample.label])
+            expected = pixel_flipping(classifier.model, sample.input[None], target, map, (.2,))[0, 0]
+            assert row.score == pytest.approx(expected, rel=1e-4)
+    more = evaluate(classifier, drawings, [1, 2], settings, ['pointing_game'], tmp_path, progress=False)
+    assert len(more) == 4 and len(finished(tmp_path)) == 10
+    with pytest.raises(ValueError, match='another run, which differs in seed'):
+        evaluate(classifier, drawings, [1], settings, ['pointing_game'], tmp_path, seed=1, progress=False)
+    with pytest.raises(ValueError, match='another run, which differs in images'):
+        evaluate(classifier, Drawings(classifier, 4, 1), [1], settings, ['pointing_game'], tmp_path, progress=False)
+    with pytest.raises(ValueError, match='no metric \'speed\''):
+        evaluate(classifier, drawings, [1], settings, ['speed'], tmp_path, progress=False)
+    with pytest.raises(ValueError, match='SplitCAM needs layers'):
+        grid(['splitcam'], alpha=[.4])
+
+
+def test_tables(whole):
+    rows = [line.split(' | ') for line in (whole / 'table.md').read_text().strip('|\n').split('\n')]
+    assert len(rows) >= 2 + 3 and all(len(row) == len(rows[0]) for row in rows if len(row) > 1)
+    text = (whole / 'table.tex').read_text()
+    assert text.count(r'\\') == len(rows) - 1 and r'\toprule' in text
+    assert markdown([['a|b'], ['c']]) == '| a\\|b |\n|---|\n| c |\n'
+    assert r'50\% \& α'.replace('α', r'$\alpha$') in latex([['x'], ['50% & α']])
+
+
+def test_the_best_score_has_a_star():
+    pd = pytest.importorskip('pandas')
+    scores = pd.DataFrame([
+        ('a', 'CAM', setting, metric, value) for setting, values in {'one': (1., 1.), 'two': (2., 2.)}.items()
+        for metric, value in zip(('pointing_game', 'selectivity'), values)
+    ], columns=['image', 'method', 'setting', 'metric', 'score'])
+    header, one, two = results_table(scores)
+    assert header == ['method', 'setting', f'{METRICS["selectivity"].title} ↓', f'{METRICS["pointing_game"].title} ↑']
+    assert one == ['CAM', 'one', '1.000*', '1.000'] and two == ['CAM', 'two', '2.000', '2.000*']
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['missing', '--layer', 'features'], 'no folder'),
+    (['drawings', '--layer', 'nowhere'], 'nowhere'),
+    (['drawings'], 'needs layers'),
+    (['drawings', '--layer', 'features', '--share', '1.5'], '1.5'),
+    (['drawings', '--layer', 'features', '--metric', 'speed'], 'speed'),
+    (['missing', '--layer', 'features', '--outlines', 'missing.json'], 'missing.json'),
+])
+def test_bad_arguments(tmp_path, arguments, message, monkeypatch, capsys):
+    from zennit_dc.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as status:
+        main(['evaluate', *arguments, '--model', 'demo', '--images', '4'])
+    error = capsys.readouterr().err.splitlines()
+    assert status.value.code not in (0, None) and len(error) == 1 and message in error[0]

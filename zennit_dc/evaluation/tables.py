@@ -1,0 +1,61 @@
+'''Tables of an evaluation.'''
+from .metrics import METRICS
+from .selection import means
+
+
+def results_table(scores, criteria=None):
+    '''The mean scores as a table for people.
+
+    Parameters
+    ----------
+    scores : :py:class:`pandas.DataFrame`
+        The scores, see :py:func:`zennit_dc.evaluation.selection.means`.
+    criteria : :py:class:`pandas.DataFrame`, optional
+        The winners, see :py:func:`zennit_dc.evaluation.selection.winners`. The table then has their settings alone, and
+        a column with what they were chosen by.
+
+    Returns
+    -------
+    list[list[str]]
+        The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric has a
+        star behind it.
+    '''
+    table = means(scores)
+    metrics = [metric for metric in METRICS if metric in table]
+    chosen = {}
+    for method, criterion, setting in ([] if criteria is None else criteria[['method', 'criterion', 'setting']].values):
+        chosen.setdefault((method, setting), []).append(criterion)
+    order = list(dict.fromkeys(zip(scores['method'], scores['setting'])))
+    order = [each for each in order if criteria is None or each in chosen]
+    shown = table.loc[order, metrics]
+    best = {
+        metric: shown[metric].max() if METRICS[metric].larger_is_better else shown[metric].min() for metric in metrics
+    }
+    header = ['method', 'setting', *(['chosen by'] if chosen else []), *(
+        f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}' for metric in metrics
+    )]
+    rows = [header]
+    for (method, setting), values in zip(order, shown.values):
+        numbers = [f'{value:.3f}{"*" if value == best[metric] else ""}' for metric, value in zip(metrics, values)]
+        rows.append([method, setting, *([', '.join(chosen[method, setting])] if chosen else []), *numbers])
+    return rows
+
+
+def markdown(rows):
+    '''Rows, the first of which is the header, as a table in Markdown.'''
+    lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
+    return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]]) + '\n'
+
+
+def latex(rows):
+    '''Rows, the first of which is the header, as a table in LaTeX, which needs the package booktabs.'''
+    symbols = {
+        '\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '$': r'\$', '{': r'\{', '}': r'\}',
+        '↑': r'$\uparrow$', '↓': r'$\downarrow$', 'α': r'$\alpha$', 'γ': r'$\gamma$', '×': r'$\times$',
+        '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
+    }
+    lines = [' & '.join(''.join(symbols.get(each, each) for each in cell) for cell in row) + r' \\' for row in rows]
+    return '\n'.join([
+        r'\begin{tabular}{' + 'l' * len(rows[0]) + '}', r'\toprule', lines[0], r'\midrule', *lines[1:], r'\bottomrule',
+        r'\end{tabular}', ''
+    ])
