@@ -97,7 +97,8 @@ def test_the_mask_is_what_the_object_covers(seed, index):
 
     covered = drawing.blend(np.zeros(image.shape), np.ones(3), distance)[..., 0]
     assert np.array_equal(covered >= .5, mask)
-    assert not covered[[0, -1]].any() and not covered[:, [0, -1]].any()
+    # the smooth edge of a sharp corner may reach the border, but the object does not
+    assert max(covered[[0, -1]].max(), covered[:, [0, -1]].max()) < .5
 
 
 @pytest.mark.parametrize('label', range(10))

@@ -84,6 +84,8 @@ def attribute(
     FloatingPointError
         If a map is not finite.
     '''
+    import h5py  # noqa: F401 (not only at the end of the run)
+
     if batch_size < 1:
         raise ValueError(f'the batch size must be positive, not {batch_size}')
     if target == 'label' and None in images.labels:
