@@ -64,12 +64,8 @@ class ActivationMap(Attributor):
         attribution : :py:class:`torch.Tensor`
             The attribution in the input's shape.
         '''
-        with recorded(self.model, self.layer) as activations, torch.enable_grad():
-            output = self.model(input.detach().requires_grad_())
-        activation = require_one_map(activations, self.layer)
-        gradient, = torch.autograd.grad(output, activation, attr_output_fn(output))
-        saliency = self.combine(gradient, activation.detach()).relu()
-        return output.detach(), spread(saliency, input)
+        output, gradient, activation = gradient_at(self.model, self.layer, input, attr_output_fn)
+        return output, spread(self.combine(gradient, activation).relu(), input)
 
 
 class LayerCAM(ActivationMap):
@@ -122,6 +118,33 @@ def require_layer(model, layer):
     '''Raise a ValueError if a model has no module of a name.'''
     if not layer or layer not in dict(model.named_modules()):
         raise ValueError(f'the model has no module named {layer!r}')
+
+
+def gradient_at(model, layer, input, attr_output_fn):
+    '''The gradient at a layer's output, or what the hooks of a composite make of it.
+
+    Parameters
+    ----------
+    model : :py:class:`torch.nn.Module`
+        The model.
+    layer : str
+        The name of the module.
+    input : :py:class:`torch.Tensor`
+        The input of shape (batch, channels, height, width).
+    attr_output_fn : callable
+        The relevance of the output as a function of the output.
+
+    Returns
+    -------
+    tuple of :py:class:`torch.Tensor`
+        The model's output, and the gradient at the layer's output and this output, of shape (batch, channels, height,
+        width).
+    '''
+    with recorded(model, layer) as activations, torch.enable_grad():
+        output = model(input.detach().requires_grad_())
+    activation = require_one_map(activations, layer)
+    gradient, = torch.autograd.grad(output, activation, attr_output_fn(output))
+    return output.detach(), gradient, activation.detach()
 
 
 @contextmanager

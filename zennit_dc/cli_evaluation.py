@@ -25,7 +25,7 @@ STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in
     '--method', 'methods', multiple=True, type=click.Choice(METHODS), default=('splitcam', 'layercam', 'lrp-gamma'),
     help='A method. Can be given several times, as can those of the next four options.'
 )
-@option('--layer', 'layers', multiple=True, metavar='NAME', help='A layer to choose from.')
+@option('--layer', 'layers', multiple=True, metavar='NAME', help='A layer to choose from. input is the input.')
 @option('--alpha', 'alphas', multiple=True, type=Alpha(), metavar='ALPHA|balanced[:KAPPA]', help='A shift.')
 @option('--stream', 'streams', multiple=True, type=click.Choice(STREAMS), help='A stream.')
 @option('--pooling', 'poolings', multiple=True, type=click.Choice(['wta', 'convex']), help='A form of max-pooling.')
@@ -66,6 +66,7 @@ def evaluate(source, outlines, labels, count, methods, layers, alphas, streams, 
     classifier = load_classifier(model, weights, size, mean, std)
     images = load_images(classifier, source, outlines, labels, count, seed)
     validation, test = split(images, share, seed)
+    layers = [None if layer == 'input' else layer for layer in layers]
     settings = grid(methods, layer=layers, alpha=alphas, stream=streams, pooling=poolings)
     options = {'device': device, 'dtype': DTYPES[dtype], 'seed': seed, 'progress': sys.stderr.isatty()}
     chosen_on = evaluate_all(classifier, images, validation, settings, SELECTION, out, **options)

@@ -14,8 +14,10 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 
 import torch
+import zennit.composites
 from torch.overrides import TorchFunctionMode
 
+from .attribution import class_relevance, gradient_at, require_layer, spread
 from .baselines import CaptumAttributor, GradCAM, Isolated
 
 
@@ -141,12 +143,39 @@ def watched(modules, functions):
 
 
 class GuidedBackprop(HookingAttributor):
-    '''Guided Backprop: the gradient, rectified behind each ReLU, see :py:class:`HookingAttributor`.'''
+    '''Guided Backprop: the gradient, rectified behind each ReLU, see :py:class:`HookingAttributor`.
+
+    Captum has it at the input. At a layer, it is that of Zennit's composite of the same name.
+
+    Parameters
+    ----------
+    model, attr_output
+        See :py:class:`CaptumAttributor`.
+    layer : str, optional
+        The name of the module at whose output of shape (batch, channels, height, width) the gradient is read and summed
+        over channels. The attribution is then its bilinear upsampling to the input's size, divided evenly among the
+        input's channels. Default is the input.
+
+    Raises
+    ------
+    ValueError
+        If the model has no such module, or in a call, if its output is not one tensor with channels, height and width.
+    '''
     title = 'Guided Backprop'
+
+    def __init__(self, model, layer=None, attr_output=None):
+        super().__init__(model, attr_output)
+        if layer is not None:
+            require_layer(model, layer)
+        self.layer = layer
 
     def attribute(self, captum, model, input, targets):
         '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
-        return captum.GuidedBackprop(model).attribute(input, targets)
+        if self.layer is None:
+            return captum.GuidedBackprop(model).attribute(input, targets)
+        with zennit.composites.GuidedBackprop().context(model):
+            _, gradient, _ = gradient_at(model, f'model.{self.layer}', input, class_relevance(targets))
+        return spread(gradient.sum(1, keepdim=True), input)
 
 
 class Deconvolution(HookingAttributor):

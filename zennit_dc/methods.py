@@ -8,12 +8,12 @@ from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonGammaBox
 from zennit.torchvision import ResNetCanonizer
 
-from .attribution import GradCAMPlusPlus, LayerCAM, class_relevance
+from .attribution import GradCAMPlusPlus, LayerCAM, class_relevance, gradient_at, spread
 from .baselines import (
     FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency,
 )
 from .composites import SplitCAM, SplitGrad, SplitLRP
-from .controls import OriginalImage, Random
+from .controls import BinaryMask, OriginalImage, Random
 from .hooked_baselines import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
 
 
@@ -65,10 +65,14 @@ class LRPGamma(Gradient):
     ----------
     classifier : :py:class:`~zennit_dc.models.Classifier`
         The classifier.
+    layer : str, optional
+        The name of the module at whose output relevance is read and summed over channels. The attribution is then its
+        bilinear upsampling to the input's size, divided evenly among the input's channels. Default is the input.
     '''
-    def __init__(self, classifier):
+    def __init__(self, classifier, layer=None):
         super().__init__(classifier.model)
         self.preprocessing = classifier.preprocessing
+        self.layer = layer
 
     def forward(self, input, attr_output_fn):
         '''Compute the relevance, see :py:class:`zennit.attribution.Gradient`.'''
@@ -78,7 +82,10 @@ class LRPGamma(Gradient):
         low, high = (((value - mean) / std).expand_as(input) for value in (0., 1.))
         composite = EpsilonGammaBox(low=low, high=high, canonizers=canonizers(self.model))
         with composite.context(self.model):
-            return super().forward(input, attr_output_fn)
+            if self.layer is None:
+                return super().forward(input, attr_output_fn)
+            output, relevance, _ = gradient_at(self.model, self.layer, input, attr_output_fn)
+        return output, spread(relevance.sum(1, keepdim=True), input)
 
 
 def split(composite, classifier, **parameters):
@@ -92,7 +99,7 @@ STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 METHODS = {
     'gradient': Method('Gradient', gradient),
     'layercam': Method('LayerCAM', partial(plain, LayerCAM), ('layer',), needs_layer=True),
-    'lrp-gamma': Method('LRP-γ', LRPGamma),
+    'lrp-gamma': Method('LRP-γ', LRPGamma, ('layer',)),
     'splitgrad': Method('SplitGrad', partial(split, SplitGrad), SENSITIVITY, STREAMS),
     'splitcam': Method('SplitCAM', partial(split, SplitCAM), SENSITIVITY, STREAMS, needs_layer=True),
     'splitlrp': Method('SplitLRP', partial(split, SplitLRP), RELEVANCE, ('positive', 'negative', 'combined')),
@@ -101,7 +108,7 @@ METHODS = {
     'integrated-gradients': Method('Integrated Gradients', partial(plain, IntegratedGradients), ('steps',)),
     'gradient-shap': Method('Gradient SHAP', partial(plain, GradientSHAP), ('samples', 'seed')),
     'deeplift': Method('DeepLift', partial(plain, DeepLift)),
-    'guided-backprop': Method('Guided Backprop', partial(plain, GuidedBackprop)),
+    'guided-backprop': Method('Guided Backprop', partial(plain, GuidedBackprop), ('layer',)),
     'deconvolution': Method('Deconvolution', partial(plain, Deconvolution)),
     'guided-gradcam': Method('Guided GradCAM', partial(plain, GuidedGradCAM), ('layer',), needs_layer=True),
     'occlusion': Method('Occlusion', partial(plain, Occlusion), ('window', 'stride')),
@@ -110,8 +117,9 @@ METHODS = {
     'gradcam++': Method('GradCAM++', partial(plain, GradCAMPlusPlus), ('layer',), needs_layer=True),
     'random': Method('Random Baseline', partial(plain, Random), ('seed',)),
     'original-image': Method('Original Image', partial(plain, OriginalImage)),
+    'binary-mask': Method('Binary Mask', partial(plain, BinaryMask), ('masks',)),
 }
-BASELINES = ('gradient', 'layercam', 'lrp-gamma')
+BASELINES = ('gradient', 'layercam', 'lrp-gamma@input')
 
 
 def attributor(method, classifier, **parameters):
@@ -142,6 +150,8 @@ def attributor(method, classifier, **parameters):
     unknown = sorted(set(parameters) - set(chosen.parameters))
     if unknown:
         raise ValueError(f'{chosen.title} has no parameter {unknown[0]!r}')
+    if 'masks' in chosen.parameters and 'masks' not in parameters:
+        raise ValueError(f'{chosen.title} needs the masks of the images, which `zennit-dc evaluate` has')
     layer = parameters.get('layer')
     if layer is None and chosen.needs_layer:
         raise ValueError(

@@ -259,8 +259,9 @@ def logits_without(model, input, target, places, counts, value, batch_size):
     input, places, counts = (torch.as_tensor(each, device=model.device) for each in (input, places, counts))
     logits = []
     for count in counts.split(batch_size or (4 if input.device.type == 'cpu' else 64)):
-        removed = places < count.view(-1, 1, 1, 1)
-        output = require_scores(model.get_model()(torch.where(removed, float(value), input)))
+        images = torch.where(places < count.view(-1, 1, 1, 1), float(value), input)
+        # convolutions are up to twice as fast with channels last
+        output = require_scores(model.get_model()(images.contiguous(memory_format=torch.channels_last)))
         if not 0 <= target < output.shape[1]:
             raise ValueError(f'there is no class {target}, but those from 0 to {output.shape[1] - 1}')
         logits.append(output[:, target])

@@ -40,7 +40,8 @@ class Setting(NamedTuple):
     @property
     def name(self):
         '''The parameters for people, by which results are told apart.'''
-        return ', '.join([*(f'{name} {value}' for name, value in self.parameters), *(['abs'] if self.absolute else [])])
+        values = [f'{name} {"input" if value is None else value}' for name, value in self.parameters]
+        return ', '.join([*values, *(['abs'] if self.absolute else [])])
 
 
 def grid(methods, absolute=(False, True), **choices):
@@ -71,8 +72,12 @@ def grid(methods, absolute=(False, True), **choices):
             raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
         chosen = METHODS[method]
         own = {name: values for name, values in choices.items() if name in chosen.parameters}
-        if 'stream' in own:
+        if own.get('stream'):
             own['stream'] = [stream for stream in own['stream'] if stream in chosen.streams]
+            if not own['stream']:
+                raise ValueError(f'{chosen.title} needs one of the streams {", ".join(chosen.streams)}')
+        if chosen.needs_layer and 'layer' in own:
+            own['layer'] = [layer for layer in own['layer'] if layer is not None]
         if chosen.needs_layer and not own.get('layer'):
             raise ValueError(f'{chosen.title} needs layers')
         own = {name: values for name, values in own.items() if values}
@@ -149,15 +154,23 @@ def evaluate(
             ):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
-                chosen = attributor(method, classifier, **dict(parameters))
+                masks = {'masks': sample.mask[None]} if 'masks' in METHODS[method].parameters else {}
+                chosen = attributor(method, classifier, **dict(parameters), **masks)
 
                 def explain(inputs, targets, chosen=chosen):
                     return saliency_map(chosen, inputs.to(dtype), torch.as_tensor(targets, device=device))[1]
 
                 map, = explain(sample.input[None], torch.tensor([sample.label]))
+                known = {}
                 for setting, missing in group:
                     own = map.abs() if setting.absolute else map
-                    scores = score(classifier.model, sample, own, explain, missing, seed)
+                    left = [metric for metric in missing if metric not in known]
+                    scores = score(classifier.model, sample, own, explain, left, seed)
+                    known.update({
+                        metric: value for metric, value in scores.items()
+                        if metric == 'max_sensitivity' or (map >= 0.).all()  # those of the absolute value are the same
+                    })
+                    scores = {metric: known[metric] if metric in known else scores[metric] for metric in missing}
                     file.write(json.dumps([*key(images, index, setting), scores]) + '\n')
                     file.flush()
                     os.fsync(file.fileno())
