@@ -12,13 +12,15 @@ import torchvision
 from helpers import assert_close, random_image
 from torch import nn
 from torch.nn import functional as F
+from zennit.attribution import Gradient
+from zennit.composites import EpsilonGammaBox, LayerMapComposite
 
 from zennit_dc.attribution import GradCAMPlusPlus, class_relevance
 from zennit_dc.baselines import Isolated
 from zennit_dc.controls import BinaryMask
 from zennit_dc.demo import demo_network
 from zennit_dc.methods import METHODS, attributor
-from zennit_dc.models import Classifier
+from zennit_dc.models import IMAGENET_PREPROCESSING, Classifier
 
 needs_captum = pytest.mark.skipif(importlib.util.find_spec('captum') is None, reason='Captum is not installed')
 PARAMETERS = {
@@ -339,6 +341,41 @@ def test_activation_that_overwrites_what_is_read_again_is_refused(images):
     for name in ('deeplift', 'guided-backprop', 'deconvolution'):
         with pytest.raises(ValueError, match='overwrites in place'):
             make(name, model)(images, class_relevance(TARGETS))
+
+
+def at_layer(name, network, images, end):
+    '''The map at the output of a module of a sequence.'''
+    classifier = Classifier('', network, IMAGENET_PREPROCESSING(mean=(.5, .5), std=(.3, .2)))
+    _, attribution = attributor(name, classifier, layer=str(end - 1))(images, class_relevance(TARGETS))
+    assert_close(attribution[:, 0], attribution[:, 1])
+    return attribution.sum(1)
+
+
+def upsampled(relevance):
+    '''The map of what is at a layer.'''
+    return F.interpolate(relevance.sum(1, keepdim=True), (14, 14), mode='bilinear')[:, 0]
+
+
+@needs_captum
+@pytest.mark.parametrize('end', [1, 2, 4, 5])
+def test_guided_backprop_at_a_layer_is_captums_of_what_follows(end, network, images):
+    from captum import attr
+
+    middle = network[:end](images).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        expected = attr.GuidedBackprop(network[end:]).attribute(middle.clone().requires_grad_(), TARGETS)
+    assert_close(at_layer('guided-backprop', network, images, end), upsampled(expected.detach()))
+    with pytest.raises(ValueError, match='no layer \'nowhere\''):
+        attributor('guided-backprop', Classifier('', network, None), layer='nowhere')
+
+
+@pytest.mark.parametrize('end', [1, 2, 4, 5])
+def test_lrp_gamma_at_a_layer_is_that_of_what_follows(end, network, images):
+    rules = EpsilonGammaBox(low=-torch.ones(1, 2, 1, 1), high=torch.ones(1, 2, 1, 1)).layer_map
+    middle = network[:end](images).detach()
+    _, expected = Gradient(network[end:], LayerMapComposite(rules))(middle, class_relevance(TARGETS))
+    assert_close(at_layer('lrp-gamma', network, images, end), upsampled(expected))
 
 
 @needs_captum

@@ -12,22 +12,30 @@ import torch
 from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM
-from zennit_dc.attribution import class_relevance
+from zennit_dc.attribution import LayerCAM, class_relevance
 from zennit_dc.evaluation.data import Drawings
 from zennit_dc.models import load_classifier
 
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
 from zennit_dc.evaluation.metrics import METRICS, pixel_flipping, pointing_game  # noqa: E402
-from zennit_dc.evaluation.runs import evaluate, finished, grid  # noqa: E402
+from zennit_dc.evaluation.figures import layer_figure  # noqa: E402
+from zennit_dc.evaluation.mosaics import Mosaics  # noqa: E402
+from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
+from zennit_dc.evaluation.runs import evaluate, finished  # noqa: E402
+from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid  # noqa: E402
 from zennit_dc.evaluation.tables import latex, markdown, results_table  # noqa: E402
 
 OPTIONS = (
     'evaluate', 'drawings', '--model', 'demo', '--images', '12', '--method', 'splitcam', '--method', 'layercam',
     '--method', 'random', '--layer', 'features', '--layer', 'residual', '--alpha', '0.45', '--alpha', 'balanced',
-    '--metric', 'pointing_game', '--metric', 'max_sensitivity'
+    '--metric', 'pointing_game', '--metric', 'max_sensitivity', '--metric', 'spearman', '--subset', '4',
+    '--mosaics', '1', '--ablation', 'pooling'
 )
-RESULTS = ('validation.csv', 'winners.csv', 'test.csv', 'table.md', 'table.tex')
+RESULTS = (
+    'validation.csv', 'winners.csv', 'test.csv', 'table.md', 'table.tex', 'randomisation.md', 'mosaics.csv',
+    'mosaics.md', 'ablation.csv', 'ablation.md', 'layers.png', 'maps.png'
+)
 
 
 def command(out, *more):
@@ -50,7 +58,7 @@ def fixture_whole(tmp_path_factory):
 
 def lines(out):
     '''All results that were ever written.'''
-    texts = [path.read_text() for path in out.glob('scores-*.jsonl')]
+    texts = [path.read_text() for path in out.rglob('scores-*.jsonl')]
     return [json.loads(line) for text in texts for line in text.splitlines() if line.endswith('}]')]
 
 
@@ -90,7 +98,7 @@ def test_two_processes_find_the_same(whole, tmp_path):
 def test_scores_are_those_of_the_metrics(tmp_path):
     classifier = load_classifier('demo')
     drawings = Drawings(classifier, 4)
-    settings = grid(['splitcam'], layer=['features'], alpha=[Balanced(.2)], stream=['+g', 'positive'])
+    settings = grid(['splitcam'], layer=['features'], alpha=[Balanced(.2)], stream=['+g'])
     name = 'layer features, alpha Balanced(kappa=0.2), stream +g'
     assert [setting.name for setting in settings] == [name, f'{name}, abs']
     found = evaluate(
@@ -114,10 +122,110 @@ def test_scores_are_those_of_the_metrics(tmp_path):
         evaluate(classifier, drawings, [1], settings, ['pointing_game'], tmp_path, seed=1, progress=False)
     with pytest.raises(ValueError, match='another run, which differs in images'):
         evaluate(classifier, Drawings(classifier, 4, 1), [1], settings, ['pointing_game'], tmp_path, progress=False)
-    with pytest.raises(ValueError, match='no metric \'speed\''):
+    with pytest.raises(ValueError, match='images have no metric \'speed\''):
         evaluate(classifier, drawings, [1], settings, ['speed'], tmp_path, progress=False)
-    with pytest.raises(ValueError, match='SplitCAM needs layers'):
-        grid(['splitcam'], alpha=[.4])
+
+
+def test_settings():
+    chosen = grid(
+        ['splitcam', 'splitlrp', 'random'], [False], layer=[None, 'one'], stream=['g', 'positive', 'combined'],
+        recentering=['none']
+    )
+    assert [(setting.title, setting.name) for setting in chosen] == [
+        ('SplitCAM', 'layer one, stream g, recentering none'),
+        *(('SplitLRP', f'layer {layer}, stream {stream}, recentering none')
+          for layer in ('input', 'one') for stream in ('positive', 'combined')),
+        ('Random Baseline', '')
+    ]
+    assert chosen[1].arguments == {'layer': None, 'stream': 'positive', 'recentering': None}
+    for message, methods, choices in (
+        ('SplitCAM needs layers', ['splitcam'], {'alpha': [.4]}),
+        ('SplitCAM needs layers', ['splitcam', 'splitgrad'], {'layer': [None]}),
+        ('SplitLRP needs one of the streams', ['splitlrp', 'splitgrad'], {'stream': ['g']}),
+        ('none of the methods has a stream \'-h\'', ['splitlrp'], {'stream': ['positive', '-h']}),
+        ('none of the methods has a parameter \'window\'', ['splitgrad'], {'window': [3]}),
+        ('no method \'magic\'', ['magic'], {}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grid(methods, **choices)
+
+
+def test_ablations():
+    grad, cam, lrp, random_ = (
+        Setting('splitgrad', (('alpha', .4),)), Setting('splitcam', (('layer', 'one'), ('stream', '+g')), True),
+        Setting('splitlrp'), Setting('random')
+    )
+    changed = ablation([grad, grad._replace(parameters=()), cam, lrp, random_], 'alpha', 'recentering')
+    assert len(changed) == len(set(changed)) == 6 + 18 + 3
+    assert [dict(each.parameters)['alpha'] for each in changed[:6]] == list(ABLATIONS['alpha'])
+    assert all(each.absolute == (each.method == 'splitcam') for each in changed)
+    assert {each.name for each in changed[-3:]} == {f'recentering {name}' for name in ABLATIONS['recentering']}
+    with pytest.raises(ValueError, match='no ablation study of \'layer\''):
+        ablation([grad], 'layer')
+
+
+def test_mosaics_sanity_check_and_time(tmp_path):
+    classifier = load_classifier('demo')
+    drawings = Drawings(classifier, 10)
+    settings = grid(['layercam', 'binary-mask'], [False], layer=['features'])
+    whole = Mosaics(drawings, range(10), 1)
+    found = evaluate(classifier, whole, range(4), settings, ['grid_pointing_game'], tmp_path / 'a', progress=False)
+    assert found.groupby('method')['score'].mean()['Binary Mask'] == pytest.approx(1., abs=1e-6)
+    assert .25 < found.groupby('method')['score'].mean()['LayerCAM'] < 1.
+    with pytest.raises(ValueError, match='mosaics have no metric \'hog\''):
+        evaluate(classifier, whole, range(4), settings, ['hog'], tmp_path / 'a', progress=False)
+    with pytest.raises(ValueError, match='images have no metric \'grid_pointing_game\''):
+        evaluate(classifier, drawings, [0], settings, ['grid_pointing_game'], tmp_path / 'b', progress=False)
+    metrics = ['hog', 'spearman', 'ssim', 'time']
+    found = evaluate(classifier, drawings, [2], settings, metrics, tmp_path / 'b', progress=False, randomised_layers=2)
+    scores = found.set_index(['method', 'metric'])['score']
+    assert [scores['Binary Mask', metric] for metric in metrics[:3]] == pytest.approx([1.] * 3)
+    sample = drawings.sample(2)
+    maps = [
+        LayerCAM(each.model, 'features')(sample.input[None], class_relevance(sample.label))[1][0].sum(0)
+        for each in (classifier, randomised(classifier, 2))
+    ]
+    assert [scores['LayerCAM', metric] for metric in metrics[:3]] == pytest.approx(similarities(*maps), rel=1e-6)
+    assert (scores[:, 'time'] > 0.).all()
+    with pytest.raises(ValueError, match='randomised layers'):
+        evaluate(classifier, drawings, [2], settings, metrics, tmp_path / 'b', progress=False)
+
+
+def test_layer_figure():
+    pd = pytest.importorskip('pandas')
+    settings = grid(['layercam', 'splitgrad', 'random'], [False], layer=['one', None, 'two'], alpha=[.4, .5])
+    scores = pd.DataFrame([
+        ('a', setting.title, setting.name, metric, float(number))
+        for number, setting in enumerate(settings) for metric in ('pointing_game', 'selectivity')
+    ], columns=['image', 'method', 'setting', 'metric', 'score'])
+    figure = layer_figure(scores, settings, [settings[0], settings[3], settings[-1]])
+    first, second = figure.axes
+    assert [each.get_text() for each in first.get_xticklabels()] == ['input', 'one', 'two']
+    assert [line.get_xdata().tolist() for line in first.get_lines()] == [[1, 2], [0, 1, 2]]
+    assert first.get_lines()[1].get_ydata().tolist() == [.5, 0., 1.]
+    assert second.get_title() == 'Point. ↑'
+    assert [each.get_text() for each in figure.legends[0].get_texts()] == ['LayerCAM', 'SplitGrad alpha 0.5']
+    assert layer_figure(scores, settings, [settings[-1]]) is None
+
+
+def test_options_in_a_file(tmp_path, monkeypatch, capsys):
+    from zennit_dc.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    options = tmp_path / 'options.toml'
+    options.write_text('source = "drawings"\nmodel = "demo"\nimages = 4\nmethod = ["layercam"]\n'
+                       'layer = ["features"]\nmetric = ["pointing_game"]\nsubset = 1\nout = "there"\n')
+    with pytest.raises(SystemExit) as status:
+        main(['evaluate', '--config', str(options), '--method', 'gradcam'])
+    assert status.value.code in (0, None)
+    assert 'GradCAM' in (tmp_path / 'there' / 'table.md').read_text()
+    assert 'LayerCAM' not in capsys.readouterr().out
+    for text, message in (('method = 3\nspeed = 1', '\'speed\''), ('[', 'as TOML'), ('images = "many"', 'many')):
+        options.write_text(text)
+        with pytest.raises(SystemExit) as status:
+            main(['evaluate', 'drawings', '--config', str(options)])
+        error = capsys.readouterr().err.splitlines()
+        assert status.value.code not in (0, None) and len(error) == 1 and message in error[0]
 
 
 def test_tables(whole):

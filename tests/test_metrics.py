@@ -10,7 +10,12 @@ import torch
 from helpers import random_image
 
 quantus = pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
+from zennit_dc.demo import demo_network  # noqa: E402
 from zennit_dc.evaluation import metrics  # noqa: E402
+from zennit_dc.evaluation.data import Drawings  # noqa: E402
+from zennit_dc.evaluation.mosaics import Mosaics, mosaic, mosaic_members, require_any_size  # noqa: E402
+from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
+from zennit_dc.models import load_classifier  # noqa: E402
 
 DEVICES = ('cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')))
 
@@ -251,28 +256,47 @@ def test_the_grid_pointing_game_by_hand():
 def test_mosaics_are_of_different_classes_and_confident():
     targets = torch.arange(30) % 6
     confidences = torch.linspace(.2, .95, 30)
-    images = torch.arange(30.).view(-1, 1, 1, 1).expand(30, 3, 4, 5)
-    chosen = metrics.mosaics(images, targets, confidences, 20, seed=1)
-    assert chosen.inputs.shape == (20, 3, 8, 10) and chosen.targets.shape == chosen.members.shape == (20, 4)
-    assert all(len(set(row.tolist())) == 4 for row in chosen.targets)
-    assert (confidences[chosen.members] >= .5).all() and torch.equal(targets[chosen.members], chosen.targets)
-    corners = chosen.inputs[:, 0, [0, 0, 7, 7], [0, 9, 0, 9]]
-    assert torch.equal(corners, chosen.members.float())
-    assert torch.equal(chosen.inputs[:, :, :4, :5], images[chosen.members[:, 0]])
-    assert torch.equal(chosen.inputs, metrics.mosaics(images, targets, confidences, 20, seed=1).inputs)
-    assert not torch.equal(chosen.members, metrics.mosaics(images, targets, confidences, 20, seed=2).members)
+    members = mosaic_members(targets, confidences, 20, seed=1)
+    assert members.shape == (20, 4) and (confidences[members] >= .5).all()
+    assert all(len(set(row.tolist())) == 4 for row in targets[members])
+    assert torch.equal(members, mosaic_members(targets, confidences, 20, seed=1))
+    assert not torch.equal(members, mosaic_members(targets, confidences, 20, seed=2))
     with pytest.raises(ValueError, match='2 have one with a probability of at least 0.9'):
-        metrics.mosaics(images, targets, confidences, 1, least=.9)
+        mosaic_members(targets, confidences, 1, least=.9)
     with pytest.raises(ValueError, match='confidences'):
-        metrics.mosaics(images, targets, confidences[1:], 1)
+        mosaic_members(targets, confidences[1:], 1)
+    images = torch.arange(4.).view(4, 1, 1, 1).expand(4, 3, 4, 5)
+    whole = mosaic(images)
+    assert whole.shape == (3, 8, 10) and whole[0, [0, 0, 7, 7], [0, 9, 0, 9]].tolist() == [0., 1., 2., 3.]
+    assert torch.equal(whole[:, 4:, :5], images[2])
+
+
+def test_mosaics_of_drawings():
+    classifier = load_classifier('demo')
+    drawings = Drawings(classifier, 12)
+    chosen = Mosaics(drawings, list(range(2, 12)), 3, seed=1)
+    assert len(chosen) == 12 and chosen.names[5] == '00001-top-right'
+    sample = chosen.sample(5)
+    member = drawings.sample(chosen.members[1][1])
+    assert sample.label == member.label and sample.input.shape == (3, 128, 128)
+    assert torch.equal(sample.input[:, :64, 64:], member.input)
+    assert sample.mask[:64, 64:].all() and sample.mask.sum() == 64 ** 2
+    assert set(sum(chosen.members, [])) <= set(range(2, 12))
+    assert chosen.fingerprint() == Mosaics(drawings, list(range(2, 12)), 3, seed=1).fingerprint()
+    assert chosen.fingerprint() != Mosaics(drawings, list(range(2, 12)), 3, seed=2).fingerprint()
+    # the share inside the quadrant's mask is the score of the game
+    map = torch.randn(1, 128, 128, generator=torch.Generator().manual_seed(0))
+    expected = metrics.grid_pointing_game(map, torch.tensor([1]))
+    found = metrics.attribution_localisation(map, sample.mask[None], positive=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # Quantus adds 1e-9
 
 
 def test_a_network_of_a_fixed_size_takes_no_mosaics():
-    metrics.require_any_size(tiny_network(), random_image(3, 16, 16))
+    require_any_size(tiny_network(), random_image(3, 16, 16))
     fixed = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2)).double().eval()
-    metrics.require_any_size(fixed, random_image(3, 8, 8))
+    require_any_size(fixed, random_image(3, 8, 8))
     with pytest.raises(ValueError, match='16 x 16 pixels, as mosaics are'):
-        metrics.require_any_size(fixed, random_image(3, 16, 16))
+        require_any_size(fixed, random_image(3, 16, 16))
 
 
 @pytest.mark.parametrize('device', DEVICES)
@@ -403,16 +427,58 @@ def test_errors():
         with pytest.raises(ValueError, match='training mode'):
             arguments[0](model, images, targets, arguments[1])
     with pytest.raises(ValueError, match='training mode'):
-        metrics.require_any_size(model, images[0])
+        require_any_size(model, images[0])
 
 
 def test_the_table_of_metrics():
     assert [name for name, metric in metrics.METRICS.items() if not metric.larger_is_better] == [
-        'selectivity', 'max_sensitivity'
+        'selectivity', 'max_sensitivity', 'hog', 'spearman', 'ssim', 'time'
     ]
-    assert [name for name, metric in metrics.METRICS.items() if metric.needs_mask] == [
-        'attribution_localisation', 'pointing_game'
-    ]
+    assert [name for name, metric in metrics.METRICS.items() if metric.needs_mosaic] == ['grid_pointing_game']
+
+
+def test_similarities_by_hand():
+    from skimage.feature import hog
+
+    generator = torch.Generator().manual_seed(3)
+    first, second = torch.randn(2, 32, 40, generator=generator, dtype=torch.float64)
+    assert similarities(first, 7. * first) == pytest.approx((1., 1., 1.), abs=1e-12)  # a scale has no effect
+    gradients, ranks, structure = similarities(first, second)
+    # ranks by sorting, and Pearson's formula written out
+    places = [each.flatten().argsort().argsort().double() for each in (first, second)]
+    centered = [each - each.mean() for each in places]
+    assert ranks == pytest.approx((centered[0] @ centered[1] / (centered[0].norm() * centered[1].norm())).item())
+    histograms = [hog((each / each.abs().max()).numpy()) for each in (first, second)]
+    centered = [each - each.mean() for each in histograms]
+    norms = np.prod([np.linalg.norm(each) for each in centered])
+    assert gradients == pytest.approx(centered[0] @ centered[1] / norms)
+    assert -1. < structure < .2
+    assert similarities(first, -first)[1] == pytest.approx(-1.)  # signed
+    flat = torch.ones(32, 40)
+    assert similarities(flat, flat)[:2] == (1., 1.) and similarities(first, flat)[:2] == (0., 0.)
+    with pytest.raises(FloatingPointError):
+        similarities(first, first / 0.)
+    with pytest.raises(ValueError, match='24 pixels'):
+        similarities(first[:20], second[:20])
+
+
+def test_randomised_layers():
+    classifier = load_classifier('demo')
+    before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
+    drawn = [randomised(classifier, 2, seed).model.state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.model.state_dict().items())
+    changed = [name for name in before if not torch.equal(before[name], drawn[0][name])]
+    affine = [name for name, module in classifier.model.named_modules()
+              if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert {name.rpartition('.')[0] for name in changed} == set(affine[-2:])
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in before)
+    assert not any(torch.equal(drawn[0][name], drawn[2][name]) for name in changed)
+    weight = next(name for name in changed if name.startswith(affine[-2]))
+    assert drawn[0][weight].std().item() == pytest.approx(before[weight].std().item(), rel=.05)  # of 36,864 numbers
+    assert abs(drawn[0][weight].mean()) < .05 * before[weight].std()
+    assert type(classifier.model) is type(demo_network())
+    with pytest.raises(ValueError, match='layers and convolutions'):
+        randomised(classifier, 100)
 
 
 def test_quantus_is_named_where_it_is_missing(monkeypatch):

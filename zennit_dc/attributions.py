@@ -98,10 +98,8 @@ def attribute(
     if callable(parameters.get('alpha')):
         parameters['alpha'] = {name: parameters['alpha'](name) for name, _ in classifier.model.named_modules()}
     run = {
-        'images': images.fingerprint(), 'model': classifier.name, 'weights': fingerprint(classifier.model),
-        'preprocessing': ' '.join(repr(classifier.preprocessing).split()), 'method': METHODS[method].title,
-        'target': target, 'batch size': batch_size, 'device': device.type, 'dtype': str(dtype).removeprefix('torch.'),
-        'seed': seed, **{name: describe(value) for name, value in parameters.items()}
+        **description(classifier, images, device, dtype, seed), 'method': METHODS[method].title, 'target': target,
+        'batch size': batch_size, **{name: describe(value) for name, value in parameters.items()}
     }
     batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     parts = Parts(out, run, len(batches))
@@ -329,6 +327,15 @@ def require_space(classifier, out, count, missing):
             f'there is no space for {count} attributions in {folder}: {needed / 1e9:.2f} GB are needed, but'
             f' {free / 1e9:.2f} GB are free'
         )
+
+
+def description(classifier, images, device, dtype, seed):
+    '''What the results of a run depend on, whatever its method is, as far as JSON can tell.'''
+    return {
+        'model': classifier.name, 'weights': fingerprint(classifier.model),
+        'preprocessing': ' '.join(repr(classifier.preprocessing).split()), 'images': images.fingerprint(),
+        'device': device.type, 'dtype': str(dtype).removeprefix('torch.'), 'seed': seed
+    }
 
 
 def fingerprint(model):

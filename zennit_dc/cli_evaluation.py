@@ -5,34 +5,93 @@ from pathlib import Path
 
 import click
 
-from .cli_options import DTYPES, Alpha, compute_options, model_option, model_options, option
+from .cli_maps import save
+from .cli_options import DTYPES, Alpha, compute_options, model_option, model_options, option, together
 from .images import label_map, load_label_map
 from .methods import METHODS
 from .models import load_classifier
+from .parts import written
+from .recentering import RECENTERINGS
 
 
 path = click.Path(path_type=Path)
 SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
+OTHERS = ('selectivity', 'max_sensitivity', 'hog', 'spearman', 'ssim', 'time')
 STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
+
+
+def configured(context, parameter, value):
+    '''Take the options of a file as defaults.'''
+    if value is not None:
+        context.default_map = {**(context.default_map or {}), **read_options(context.command, value)}
+
+
+def read_options(command, file):
+    '''The options in a TOML file, by the names that the command's function has for them.'''
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        given = tomllib.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f'{file} cannot be read as TOML: {error}') from error
+    names = {each.name: each.name for each in command.params}
+    names.update({
+        name.lstrip('-'): each.name for each in command.params if isinstance(each, click.Option) for name in each.opts
+    })
+    for name in given:
+        if name not in names:
+            raise click.UsageError(f'{file} has {name!r}, which is no option: {", ".join(names)}')
+    return {names[name]: value for name, value in given.items()}
+
+
+def several(name, type, help, **more):
+    '''An option for a parameter of methods, of which several values can be compared.'''
+    return option(f'--{name.replace("_", "-")}', name, multiple=True, type=type, help=help, **more)
+
+
+parameter_options = together(
+    several('layer', str, 'A layer to choose from; input is the input.', metavar='NAME'),
+    several('alpha', Alpha(), 'The shift of SplitGrad and SplitCAM.', metavar='ALPHA|balanced[:KAPPA]'),
+    several('stream', click.Choice(STREAMS), 'The stream of a split method.'),
+    several('pooling', click.Choice(['wta', 'convex']), 'The form of max-pooling of a split method.'),
+    several('recentering', click.Choice(RECENTERINGS), 'The forward stabilisation of a split method.'),
+    several('epsilon', float, 'The stabilizer of SplitLRP.'),
+    several('steps', click.IntRange(1), 'The number of steps of Integrated Gradients.'),
+    several('samples', click.IntRange(1), 'The number of samples of Gradient SHAP.'),
+    several('window', click.IntRange(1), 'The side of Occlusion\'s square in pixels.'),
+    several('stride', click.IntRange(1), 'The distance of Occlusion\'s squares in pixels.'),
+    several('patch', click.IntRange(1), 'The side of Feature Ablation\'s patches in pixels.'),
+)
 
 
 @click.command()
 @click.argument('source', type=path, metavar='drawings|FOLDER')
+@option(
+    '--config', type=path, is_eager=True, expose_value=False, callback=configured,
+    help='A TOML file with options by their names, lists for those that can be given several times, and source.'
+    ' What is given on the command line takes precedence.'
+)
 @option('--outlines', type=path, help='A JSON file with polygons around the objects of the images in FOLDER.')
 @option('--label-map', 'labels', type=path, help='The label map by whose WordNet IDs folders of classes are found.')
 @option('--images', 'count', default=100, type=click.IntRange(2), help='The number of drawings.')
 @option(
     '--method', 'methods', multiple=True, type=click.Choice(METHODS), default=('splitcam', 'layercam', 'lrp-gamma'),
-    help='A method. Can be given several times, as can those of the next four options.'
+    help='A method. Can be given several times, as can the parameters from --layer to --patch.'
 )
-@option('--layer', 'layers', multiple=True, metavar='NAME', help='A layer to choose from. input is the input.')
-@option('--alpha', 'alphas', multiple=True, type=Alpha(), metavar='ALPHA|balanced[:KAPPA]', help='A shift.')
-@option('--stream', 'streams', multiple=True, type=click.Choice(STREAMS), help='A stream.')
-@option('--pooling', 'poolings', multiple=True, type=click.Choice(['wta', 'convex']), help='A form of max-pooling.')
+@parameter_options
 @option(
-    '--metric', 'metrics', multiple=True, default=SELECTION,
-    type=click.Choice([*SELECTION, 'selectivity', 'max_sensitivity']),
+    '--metric', 'metrics', multiple=True, default=SELECTION, type=click.Choice([*SELECTION, *OTHERS]),
     help='What to report on the test split; settings are always chosen by the default ones.'
+)
+@option('--subset', type=click.IntRange(1), help='The number of images of the test split for all other metrics.')
+@option('--randomised-layers', default=3, type=click.IntRange(1), help='The number of layers for hog, spearman, ssim.')
+@option('--mosaics', default=0, type=click.IntRange(0), help='The number of mosaics for the Grid Pointing Game.')
+@option(
+    '--ablation', 'ablations', multiple=True, type=click.Choice(['alpha', 'pooling', 'recentering']),
+    help='Report the best settings of split methods with all values of this parameter, too. Can be given several times.'
 )
 @option(
     '--share', default=.25, type=click.FloatRange(0., 1., min_open=True, max_open=True),
@@ -42,50 +101,106 @@ STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in
 @model_option
 @model_options
 @compute_options
-def evaluate(source, outlines, labels, count, methods, layers, alphas, streams, poolings, metrics, share, out, model,
-             weights, size, mean, std, device, dtype, seed):
+def evaluate(source, outlines, labels, count, methods, metrics, subset, randomised_layers, mosaics, ablations, share,
+             out, model, weights, size, mean, std, device, dtype, seed, **choices):
     '''Compare methods by the paper's metrics on images with masks.
 
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
-    validation split, all combinations of layers, shifts, streams and poolings are scored, with and without the absolute
-    value of the maps; on the test split, of each method the best by localisation and the best by Pixel Flipping. Writes
-    validation.csv, winners.csv, test.csv, table.md and table.tex into the folder. Interrupted at any moment, the same
-    command goes on where it was; started by torchrun, the processes share the work.
+    validation split, all combinations of the parameters are scored, with and without the absolute value of the maps; on
+    the test split, of each method the best by localisation and the best by Pixel Flipping. Writes all scores as CSV,
+    tables as Markdown and LaTeX, and figures into the folder. Interrupted at any moment, the same command goes on where
+    it was; started by torchrun, the processes share the work.
 
     \b
     zennit-dc evaluate drawings --model demo --layer features --layer residual --alpha 0.4 --alpha balanced
     zennit-dc evaluate photos --outlines masks.json --layer features.9 --layer features.4 --metric pointing_game
+    zennit-dc evaluate --config evaluation.toml --device cuda
     '''
+    import pandas as pd
+
     from .evaluation.data import split
+    from .evaluation.figures import layer_figure, map_figure
+    from .evaluation.metrics import METRICS
+    from .evaluation.mosaics import Mosaics
     from .evaluation.runs import evaluate as evaluate_all
-    from .evaluation.runs import grid
     from .evaluation.selection import winners
-    from .evaluation.tables import latex, markdown, results_table
-    from .parts import written
+    from .evaluation.settings import ablation, grid
 
     classifier = load_classifier(model, weights, size, mean, std)
     images = load_images(classifier, source, outlines, labels, count, seed)
     validation, test = split(images, share, seed)
-    layers = [None if layer == 'input' else layer for layer in layers]
-    settings = grid(methods, layer=layers, alpha=alphas, stream=streams, pooling=poolings)
-    options = {'device': device, 'dtype': DTYPES[dtype], 'seed': seed, 'progress': sys.stderr.isatty()}
+    choices['layer'] = [None if layer == 'input' else layer for layer in choices['layer']]
+    settings = grid(list(dict.fromkeys(methods)), **choices)
+    options = {
+        'device': device, 'dtype': DTYPES[dtype], 'seed': seed, 'progress': sys.stderr.isatty(),
+        'randomised_layers': randomised_layers
+    }
+
+    def on_test(settings, *tables):
+        asked = [each for each in dict.fromkeys(metrics) if not tables or METRICS[each].table in tables]
+        own = [each for each in asked if each in SELECTION]
+        others = [each for each in asked if each not in SELECTION]
+        return pd.concat([
+            evaluate_all(classifier, images, indices, settings, names, out, **options)
+            for indices, names in ((test, own), (sample_of(test, subset, seed), others))
+        ])
+
     chosen_on = evaluate_all(classifier, images, validation, settings, SELECTION, out, **options)
     chosen = winners(chosen_on)
-    kept = set(zip(chosen['method'], chosen['setting']))
-    best = [setting for setting in settings if (METHODS[setting.method].title, setting.name) in kept]
-    reported = evaluate_all(classifier, images, test, best, list(dict.fromkeys(metrics)), out, **options)
+    by_name = {(setting.title, setting.name): setting for setting in settings}
+    winning = [by_name[each] for each in zip(chosen['method'], chosen['setting'])]
+    localising = winning[:len(winning) // 2]  # by the first of two criteria
+    best = [setting for setting in settings if setting in winning]
+    results = {'test': (on_test(best), chosen)}
+    if mosaics:
+        drawn = Mosaics(images, test, mosaics, seed)
+        scores = evaluate_all(
+            classifier, drawn, range(len(drawn)), best, ['grid_pointing_game'], out / 'mosaics', **options
+        )
+        results['mosaics'] = scores, chosen
+    if ablations:
+        results['ablation'] = on_test(ablation(best, *dict.fromkeys(ablations)), 'table'), None
     if int(os.environ.get('RANK', 0)) > 0:
         return
-    rows = results_table(reported, chosen)
-    contents = {
-        'validation.csv': chosen_on.to_csv(index=False), 'winners.csv': chosen.to_csv(index=False),
-        'test.csv': reported.to_csv(index=False), 'table.md': markdown(rows), 'table.tex': latex(rows)
-    }
-    for name, content in contents.items():
-        with written(out / name) as temporary:
-            temporary.write_text(content, encoding='utf-8')
+    save_text(out / 'validation.csv', chosen_on.to_csv(index=False))
+    save_text(out / 'winners.csv', chosen.to_csv(index=False))
     click.echo(f'{len(settings)} settings on {len(validation)} images, the best ones on {len(test)} others:\n')
-    click.echo(markdown(rows))
+    for name, (scores, kept) in results.items():
+        report(out, name, scores, kept)
+    by_layers = layer_figure(chosen_on, settings, localising)
+    if by_layers is not None:
+        save(by_layers, out / 'layers.png')
+    save(map_figure(classifier, images, sample_of(test, 4, seed), localising), out / 'maps.png')
+
+
+def sample_of(indices, count, seed):
+    '''A number of indices in their order, drawn by a seed, or all of them.'''
+    import numpy as np
+
+    if count is None or count >= len(indices):
+        return indices
+    return sorted(np.random.default_rng(seed).choice(indices, count, replace=False).tolist())
+
+
+def report(out, name, scores, chosen):
+    '''Save scores and their tables, and print the tables.'''
+    from .evaluation.metrics import METRICS
+    from .evaluation.tables import latex, markdown, results_table
+
+    save_text(out / f'{name}.csv', scores.to_csv(index=False))
+    kinds = scores['metric'].map(lambda metric: METRICS[metric].table)
+    for kind in dict.fromkeys(kinds):
+        rows = results_table(scores[kinds == kind], chosen)
+        title = kind if name == 'test' else name if kind in ('table', name) else f'{name}-{kind}'
+        save_text(out / f'{title}.md', markdown(rows))
+        save_text(out / f'{title}.tex', latex(rows))
+        click.echo(f'{title}:\n\n{markdown(rows)}')
+
+
+def save_text(file, content):
+    '''Write a text as a whole or not at all.'''
+    with written(file) as temporary:
+        temporary.write_text(content, encoding='utf-8')
 
 
 def load_images(classifier, source, outlines, labels, count, seed):

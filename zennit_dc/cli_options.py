@@ -8,12 +8,11 @@ from .attention import DetachedAttention
 from .balancing import Balanced
 from .distributed import local_device
 from .methods import METHODS, attributor
-from .recentering import Scaling, Shifting
+from .recentering import RECENTERINGS
 from .smooth import SmoothReplacement
 
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.bfloat16}
-RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}
 CANONIZERS = {'smooth': SmoothReplacement, 'attention': DetachedAttention}
 
 

@@ -119,6 +119,7 @@ METHODS = {
     'original-image': Method('Original Image', partial(plain, OriginalImage)),
     'binary-mask': Method('Binary Mask', partial(plain, BinaryMask), ('masks',)),
 }
+CONTROLS = ('random', 'original-image', 'binary-mask')
 BASELINES = ('gradient', 'layercam', 'lrp-gamma@input')
 
 

@@ -71,3 +71,6 @@ class Shifting:
 
     def __repr__(self):
         return 'Shifting()'
+
+
+RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}

@@ -10,10 +10,8 @@ from typing import NamedTuple
 
 try:
     from .faithfulness import PixelFlipping, Selectivity, pixel_flipping, selectivity
-    from .localisation import (
-        Mosaics, attribution_localisation, grid_pointing_game, mosaic, mosaic_members, mosaics, pointing_game,
-        require_any_size,
-    )
+    from .localisation import attribution_localisation, grid_pointing_game, pointing_game
+    from .randomisation import similarities
     from .robustness import MaxSensitivity, max_sensitivity
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -22,9 +20,8 @@ except ModuleNotFoundError as error:
 
 
 __all__ = [
-    'METRICS', 'MaxSensitivity', 'Metric', 'Mosaics', 'PixelFlipping', 'Selectivity', 'attribution_localisation',
-    'grid_pointing_game', 'max_sensitivity', 'mosaic', 'mosaic_members', 'mosaics', 'pixel_flipping', 'pointing_game',
-    'require_any_size', 'selectivity',
+    'METRICS', 'MaxSensitivity', 'Metric', 'PixelFlipping', 'Selectivity', 'attribution_localisation',
+    'grid_pointing_game', 'max_sensitivity', 'pixel_flipping', 'pointing_game', 'selectivity', 'similarities',
 ]
 
 
@@ -37,26 +34,33 @@ class Metric(NamedTuple):
         Its name for people, as in the paper's tables.
     larger_is_better : bool
         Whether a larger score is better.
-    needs_mask : bool
-        Whether it compares the map with a mask of the object.
-    needs_explain : bool
-        Whether it computes maps of its own.
     needs_mosaic : bool
         Whether its maps are of mosaics.
+    needs_random : bool
+        Whether it compares the map with that of a model with randomised layers.
+    of_absolute : bool
+        Whether its score of a map and that of the map's absolute value are the same.
+    table : str
+        The name of the table in which it is reported.
     '''
     title: str
     larger_is_better: bool
-    needs_mask: bool = False
-    needs_explain: bool = False
     needs_mosaic: bool = False
+    needs_random: bool = False
+    of_absolute: bool = False
+    table: str = 'table'
 
 
 METRICS = {
     'selectivity': Metric('Select.', False),
-    'attribution_localisation': Metric('Attr. Loc.', True, needs_mask=True),
-    'pointing_game': Metric('Point.', True, needs_mask=True),
+    'attribution_localisation': Metric('Attr. Loc.', True),
+    'pointing_game': Metric('Point.', True),
     'pixel_flipping_5': Metric('Pixel Fl. AUC@5', True),
     'pixel_flipping_20': Metric('Pixel Fl. AUC@20', True),
-    'max_sensitivity': Metric('Max Sens.', False, needs_explain=True),
-    'grid_pointing_game': Metric('Grid Point.', True, needs_mosaic=True),
+    'max_sensitivity': Metric('Max Sens.', False, of_absolute=True),
+    'grid_pointing_game': Metric('Grid Point.', True, needs_mosaic=True, table='mosaics'),
+    'hog': Metric('HOG', False, needs_random=True, table='randomisation'),
+    'spearman': Metric('Spearman', False, needs_random=True, table='randomisation'),
+    'ssim': Metric('SSIM', False, needs_random=True, table='randomisation'),
+    'time': Metric('Time [ms]', False, of_absolute=True, table='time'),
 }

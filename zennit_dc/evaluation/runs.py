@@ -1,93 +1,31 @@
 '''Runs of an evaluation: every result is kept as soon as it is there, so that none is computed twice.'''
-import itertools
 import json
 import os
+import time
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..attributions import fingerprint
+from ..attributions import description
 from ..distributed import local_device, process_group
 from ..methods import METHODS, attributor, saliency_map
 from ..parts import differences, written
 from .metrics import (
-    METRICS, attribution_localisation, max_sensitivity, pixel_flipping, pointing_game, selectivity,
+    METRICS, attribution_localisation, max_sensitivity, pixel_flipping, pointing_game, selectivity, similarities,
 )
+from .mosaics import Mosaics
+from .randomisation import randomised
 
 
 COLUMNS = ['image', 'method', 'setting', 'metric', 'score']
 
 
-class Setting(NamedTuple):
-    '''A method with its parameters.
-
-    Parameters
-    ----------
-    method : str
-        The method's name in :py:data:`zennit_dc.methods.METHODS`.
-    parameters : tuple[tuple[str, object], ...]
-        The names and values of its parameters.
-    absolute : bool
-        Whether the map's absolute value is evaluated.
-    '''
-    method: str
-    parameters: tuple = ()
-    absolute: bool = False
-
-    @property
-    def name(self):
-        '''The parameters for people, by which results are told apart.'''
-        values = [f'{name} {"input" if value is None else value}' for name, value in self.parameters]
-        return ', '.join([*values, *(['abs'] if self.absolute else [])])
-
-
-def grid(methods, absolute=(False, True), **choices):
-    '''All settings of methods.
-
-    Parameters
-    ----------
-    methods : list[str]
-        The methods' names.
-    absolute : sequence of bool, optional
-        Whether to evaluate the maps as they are, their absolute values, or both.
-    **choices
-        For parameters their values. A method takes those that it has; of streams, those that it has.
-
-    Returns
-    -------
-    list[Setting]
-        The settings, by method.
-
-    Raises
-    ------
-    ValueError
-        If there is no such method, or there are no values for the layer or stream of a method that takes some.
-    '''
-    settings = []
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
-        chosen = METHODS[method]
-        own = {name: values for name, values in choices.items() if name in chosen.parameters}
-        if own.get('stream'):
-            own['stream'] = [stream for stream in own['stream'] if stream in chosen.streams]
-            if not own['stream']:
-                raise ValueError(f'{chosen.title} needs one of the streams {", ".join(chosen.streams)}')
-        if chosen.needs_layer and 'layer' in own:
-            own['layer'] = [layer for layer in own['layer'] if layer is not None]
-        if chosen.needs_layer and not own.get('layer'):
-            raise ValueError(f'{chosen.title} needs layers')
-        own = {name: values for name, values in own.items() if values}
-        for values in itertools.product(*own.values()):
-            settings += [Setting(method, tuple(zip(own, values)), each) for each in absolute]
-    return settings
-
-
 def evaluate(
-    classifier, images, indices, settings, metrics, out, device='cpu', dtype=torch.float32, seed=0, progress=True
+    classifier, images, indices, settings, metrics, out, device='cpu', dtype=torch.float32, seed=0, progress=True,
+    randomised_layers=3
 ):
     '''Score maps of the labelled classes of images by metrics.
 
@@ -107,17 +45,20 @@ def evaluate(
     indices : sequence of int
         Those of the images to be evaluated.
     settings : list[Setting]
-        The settings, see :py:func:`grid`.
+        The settings, see :py:func:`zennit_dc.evaluation.settings.grid`.
     metrics : sequence of str
-        The names of the metrics in :py:data:`zennit_dc.evaluation.metrics.METRICS`, but for the Grid Pointing Game.
+        The names of the metrics in :py:data:`zennit_dc.evaluation.metrics.METRICS`. The Grid Pointing Game is for
+        :py:class:`~zennit_dc.evaluation.mosaics.Mosaics`, and all others are for images.
     out : str or path
         The folder of the results.
     device, dtype
         Where and how to compute.
     seed : int, optional
-        The seed of Max Sensitivity.
+        The seed of Max Sensitivity's noise and of randomised layers.
     progress : bool, optional
         Whether to show a progress bar, with an estimate of the time that is left.
+    randomised_layers : int, optional
+        The number of layers that are randomised, see :py:func:`~zennit_dc.evaluation.randomisation.randomised`.
 
     Returns
     -------
@@ -130,16 +71,16 @@ def evaluate(
     ValueError
         If the folder is of another model, data set or seed, or a parameter is wrong.
     '''
-    unknown = sorted(set(metrics) - (set(METRICS) - {'grid_pointing_game'}))
-    if unknown:
-        raise ValueError(f'there is no metric {unknown[0]!r} for images with masks, but {", ".join(METRICS)}')
+    is_mosaics = isinstance(images, Mosaics)
+    known = [name for name, metric in METRICS.items() if metric.needs_mosaic == is_mosaics]
+    for name in metrics:
+        if name not in known:
+            raise ValueError(f'{"mosaics" if is_mosaics else "images"} have no metric {name!r}, but {", ".join(known)}')
     device, out = local_device(device), Path(out)
     classifier.to(device, dtype)
-    run = {
-        'model': classifier.name, 'weights': fingerprint(classifier.model), 'device': device.type,
-        'preprocessing': ' '.join(repr(classifier.preprocessing).split()), 'dtype': str(dtype).removeprefix('torch.'),
-        'images': images.fingerprint(), 'seed': seed
-    }
+    run = {**description(classifier, images, device, dtype, seed), 'randomised layers': randomised_layers}
+    needs_random = any(METRICS[name].needs_random for name in metrics)
+    other = randomised(classifier, randomised_layers, seed) if needs_random else classifier
     with process_group(device) as (rank, size, wait):
         if rank == 0:
             require_folder(out, run)
@@ -149,26 +90,28 @@ def evaluate(
         wait()
         with open(out / f'scores-{rank}.jsonl', 'a', encoding='utf-8') as file:
             file.write('\n')  # ends a line that was being written when the last run was killed
-            for index, (method, parameters), group in tqdm(
+            for index, method, group in tqdm(
                 tasks, 'maps', unit='map', disable=not progress or rank > 0
             ):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
-                masks = {'masks': sample.mask[None]} if 'masks' in METHODS[method].parameters else {}
-                chosen = attributor(method, classifier, **dict(parameters), **masks)
-
-                def explain(inputs, targets, chosen=chosen):
-                    return saliency_map(chosen, inputs.to(dtype), torch.as_tensor(targets, device=device))[1]
-
-                map, = explain(sample.input[None], torch.tensor([sample.label]))
+                arguments = group[0][0].arguments
+                if 'masks' in METHODS[method].parameters:
+                    arguments['masks'] = sample.mask[None]
+                explain, explain_randomised = (
+                    partial(explain_by, attributor(method, each, **arguments), device, dtype)
+                    for each in (classifier, other)
+                )
+                map, = explain(sample.input[None], [sample.label])
                 known = {}
                 for setting, missing in group:
-                    own = map.abs() if setting.absolute else map
                     left = [metric for metric in missing if metric not in known]
-                    scores = score(classifier.model, sample, own, explain, left, seed)
+                    scores = score(
+                        classifier.model, sample, map, setting.absolute, explain, explain_randomised, left, seed
+                    )
                     known.update({
                         metric: value for metric, value in scores.items()
-                        if metric == 'max_sensitivity' or (map >= 0.).all()  # those of the absolute value are the same
+                        if METRICS[metric].of_absolute or (map >= 0.).all()  # those of the absolute value are the same
                     })
                     scores = {metric: known[metric] if metric in known else scores[metric] for metric in missing}
                     file.write(json.dumps([*key(images, index, setting), scores]) + '\n')
@@ -189,13 +132,13 @@ def unfinished(images, indices, settings, metrics, done):
             missing = [metric for metric in metrics if (*key(images, index, setting), metric) not in done]
             if missing:
                 groups.setdefault(setting[:2], []).append((setting, missing))
-        tasks += [(index, *each) for each in groups.items()]
+        tasks += [(index, method, group) for (method, _), group in groups.items()]
     return tasks
 
 
 def key(images, index, setting):
     '''What tells the results of a map apart.'''
-    return images.names[index], METHODS[setting.method].title, setting.name
+    return images.names[index], setting.title, setting.name
 
 
 def require_folder(out, run):
@@ -226,7 +169,12 @@ def finished(out):
     return results
 
 
-def score(model, sample, map, explain, metrics, seed):
+def explain_by(attributor, device, dtype, inputs, targets):
+    '''The maps of images and classes by an attributor, of shape (batch, height, width).'''
+    return saliency_map(attributor, inputs.to(dtype), torch.as_tensor(targets, device=device))[1]
+
+
+def score(model, sample, map, absolute, explain, explain_randomised, metrics, seed):
     '''The scores of a map.
 
     Parameters
@@ -237,8 +185,12 @@ def score(model, sample, map, explain, metrics, seed):
         The image, where the model is, and its mask.
     map : :py:class:`torch.Tensor`
         The map of shape (height, width).
+    absolute : bool
+        Whether to score its absolute value.
     explain : callable
         The method, from inputs and targets to maps.
+    explain_randomised : callable
+        The same for the model with randomised layers.
     metrics : sequence of str
         The metrics.
     seed : int
@@ -249,17 +201,37 @@ def score(model, sample, map, explain, metrics, seed):
     dict[str, float]
         The score by each metric.
     '''
-    input, map, mask = sample.input[None], map[None], sample.mask[None]
+    def changed(map):
+        return map.abs() if absolute else map
+
+    input, mask = sample.input[None], sample.mask[None]
     target = torch.tensor([sample.label], device=input.device)
+    own = changed(map)[None]
     groups = {
-        ('selectivity',): lambda: selectivity(model, input, target, map),
-        ('attribution_localisation',): lambda: attribution_localisation(map, mask, positive=True),
-        ('pointing_game',): lambda: pointing_game(map, mask),
-        ('pixel_flipping_5', 'pixel_flipping_20'): lambda: pixel_flipping(model, input, target, map, (.05, .2))[:, 0],
+        ('selectivity',): lambda: selectivity(model, input, target, own),
+        ('attribution_localisation',): lambda: attribution_localisation(own, mask, positive=True),
+        ('pointing_game',): lambda: pointing_game(own, mask),
+        ('pixel_flipping_5', 'pixel_flipping_20'): lambda: pixel_flipping(model, input, target, own, (.05, .2))[:, 0],
         ('max_sensitivity',): lambda: max_sensitivity(model, input, target, explain, seed=seed),
+        # the mask of a mosaic is the quadrant
+        ('grid_pointing_game',): lambda: attribution_localisation(own, mask, positive=True),
+        ('hog', 'spearman', 'ssim'): lambda: similarities(own[0], changed(explain_randomised(input, target)[0])),
+        ('time',): lambda: [milliseconds(explain, input, target)],
     }
     results = {}
     for names, function in groups.items():
         if set(names) & set(metrics):
             results.update(zip(names, function()))
     return {metric: float(results[metric]) for metric in metrics}
+
+
+def milliseconds(explain, input, target):
+    '''How long a map takes.'''
+    def now():
+        if input.device.type == 'cuda':
+            torch.cuda.synchronize(input.device)
+        return time.perf_counter()
+
+    start = now()
+    explain(input, target)
+    return 1000. * (now() - start)

@@ -1,4 +1,5 @@
 '''Tables of an evaluation.'''
+from ..methods import CONTROLS, METHODS
 from .metrics import METRICS
 from .selection import means
 
@@ -18,7 +19,7 @@ def results_table(scores, criteria=None):
     -------
     list[list[str]]
         The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric has a
-        star behind it.
+        star behind it, but for controls.
     '''
     table = means(scores)
     metrics = [metric for metric in METRICS if metric in table]
@@ -28,8 +29,9 @@ def results_table(scores, criteria=None):
     order = list(dict.fromkeys(zip(scores['method'], scores['setting'])))
     order = [each for each in order if criteria is None or each in chosen]
     shown = table.loc[order, metrics]
+    ranked = shown.drop(index=[METHODS[name].title for name in CONTROLS], level='method', errors='ignore')
     best = {
-        metric: shown[metric].max() if METRICS[metric].larger_is_better else shown[metric].min() for metric in metrics
+        metric: ranked[metric].max() if METRICS[metric].larger_is_better else ranked[metric].min() for metric in metrics
     }
     header = ['method', 'setting', *(['chosen by'] if chosen else []), *(
         f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}' for metric in metrics
