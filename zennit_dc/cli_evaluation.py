@@ -86,7 +86,15 @@ parameter_options = together(
     '--metric', 'metrics', multiple=True, default=SELECTION, type=click.Choice([*SELECTION, *OTHERS]),
     help='What to report on the test split; settings are always chosen by the default ones.'
 )
-@option('--subset', type=click.IntRange(1), help='The number of images of the test split for all other metrics.')
+@option(
+    '--subset', type=click.IntRange(1),
+    help='The number of images of the test split for all other metrics, and for all but localisation in ablations.'
+)
+@option(
+    '--costly', multiple=True, type=click.Choice(METHODS),
+    help='A method of many forward passes to leave out of Max Sensitivity and mosaics. Can be given several times.'
+)
+@option('--selectivity-patch', default=8, type=click.IntRange(1), help='The side of Selectivity\'s patches in pixels.')
 @option('--randomised-layers', default=3, type=click.IntRange(1), help='The number of layers for hog, spearman, ssim.')
 @option('--mosaics', default=0, type=click.IntRange(0), help='The number of mosaics for the Grid Pointing Game.')
 @option(
@@ -101,8 +109,8 @@ parameter_options = together(
 @model_option
 @model_options
 @compute_options
-def evaluate(source, outlines, labels, count, methods, metrics, subset, randomised_layers, mosaics, ablations, share,
-             out, model, weights, size, mean, std, device, dtype, seed, **choices):
+def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, selectivity_patch, randomised_layers,
+             mosaics, ablations, share, out, model, weights, size, mean, std, device, dtype, seed, **choices):
     '''Compare methods by the paper's metrics on images with masks.
 
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
@@ -120,10 +128,9 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, randomis
 
     from .evaluation.data import split
     from .evaluation.figures import layer_figure, map_figure
-    from .evaluation.metrics import METRICS
     from .evaluation.mosaics import Mosaics
     from .evaluation.runs import evaluate as evaluate_all
-    from .evaluation.selection import winners
+    from .evaluation.selection import CRITERIA, winners
     from .evaluation.settings import ablation, grid
 
     classifier = load_classifier(model, weights, size, mean, std)
@@ -133,17 +140,13 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, randomis
     settings = grid(list(dict.fromkeys(methods)), **choices)
     options = {
         'device': device, 'dtype': DTYPES[dtype], 'seed': seed, 'progress': sys.stderr.isatty(),
-        'randomised_layers': randomised_layers
+        'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch
     }
+    few = sample_of(test, subset, seed)
 
-    def on_test(settings, *tables):
-        asked = [each for each in dict.fromkeys(metrics) if not tables or METRICS[each].table in tables]
-        own = [each for each in asked if each in SELECTION]
-        others = [each for each in asked if each not in SELECTION]
-        return pd.concat([
-            evaluate_all(classifier, images, indices, settings, names, out, **options)
-            for indices, names in ((test, own), (sample_of(test, subset, seed), others))
-        ])
+    def scores_of(*groups):
+        # all processes make the same calls
+        return pd.concat([evaluate_all(classifier, images, *group, out, **options) for group in groups])
 
     chosen_on = evaluate_all(classifier, images, validation, settings, SELECTION, out, **options)
     chosen = winners(chosen_on)
@@ -151,15 +154,26 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, randomis
     winning = [by_name[each] for each in zip(chosen['method'], chosen['setting'])]
     localising = winning[:len(winning) // 2]  # by the first of two criteria
     best = [setting for setting in settings if setting in winning]
-    results = {'test': (on_test(best), chosen)}
+    cheap = [setting for setting in best if setting.method not in costly]
+    asked = list(dict.fromkeys(metrics))
+    others = [each for each in asked if each not in SELECTION]
+    results = {'test': (scores_of(
+        (test, best, [each for each in asked if each in SELECTION]),
+        (few, best, [each for each in others if each != 'max_sensitivity']),
+        (few, cheap, [each for each in others if each == 'max_sensitivity'])
+    ), chosen)}
     if mosaics:
         drawn = Mosaics(images, test, mosaics, seed)
         scores = evaluate_all(
-            classifier, drawn, range(len(drawn)), best, ['grid_pointing_game'], out / 'mosaics', **options
+            classifier, drawn, range(len(drawn)), cheap, ['grid_pointing_game'], out / 'mosaics', **options
         )
         results['mosaics'] = scores, chosen
     if ablations:
-        results['ablation'] = on_test(ablation(best, *dict.fromkeys(ablations)), 'table'), None
+        changed = ablation(cheap, *dict.fromkeys(ablations))
+        results['ablation'] = scores_of(
+            (test, changed, [each for each in asked if each in CRITERIA['localisation']]),
+            (few, changed, [each for each in asked if each in CRITERIA['faithfulness'] or each == 'max_sensitivity'])
+        ), None
     if int(os.environ.get('RANK', 0)) > 0:
         return
     save_text(out / 'validation.csv', chosen_on.to_csv(index=False))

@@ -19,7 +19,7 @@ def results_table(scores, criteria=None):
     -------
     list[list[str]]
         The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric has a
-        star behind it, but for controls.
+        star behind it, but for controls; a dash is where a setting has no score.
     '''
     table = means(scores)
     metrics = [metric for metric in METRICS if metric in table]
@@ -38,7 +38,10 @@ def results_table(scores, criteria=None):
     )]
     rows = [header]
     for (method, setting), values in zip(order, shown.values):
-        numbers = [f'{value:.3f}{"*" if value == best[metric] else ""}' for metric, value in zip(metrics, values)]
+        numbers = [
+            '–' if value != value else f'{value:.3f}{"*" if value == best[metric] else ""}'
+            for metric, value in zip(metrics, values)
+        ]
         rows.append([method, setting, *([', '.join(chosen[method, setting])] if chosen else []), *numbers])
     return rows
 
