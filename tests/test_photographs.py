@@ -8,6 +8,7 @@ from helpers import assert_close, explain
 from PIL import Image
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
+from zennit_dc.models import load_classifier
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 WEIGHTS = DATA / 'weights' / 'squeezenet1_0_imagenet.pt'
@@ -83,3 +84,31 @@ def test_maps_do_not_depend_on_the_batch(model, photographs):
 
 def test_output_of_explain_is_the_plain_one(model, photographs):
     explain(SplitLRP(), model, photographs[0][:1], unit=7)
+
+
+def test_evaluation_of_photographs(tmp_path):
+    '''Polygons lie over their objects, methods beat the controls, and the results are resumed.'''
+    pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
+    from zennit_dc.evaluation.data import Polygons
+    from zennit_dc.evaluation.runs import evaluate
+    from zennit_dc.evaluation.settings import grid
+
+    classifier = load_classifier('squeezenet1_0', WEIGHTS)
+    images = Polygons(classifier, DATA / 'imagenet', DATA / 'imagenet' / 'masks.json')
+    assert len(images) == 68
+    methods = ['splitcam', 'layercam', 'random', 'binary-mask']
+    settings = grid(methods, [False], layer=['features.12'], alpha=[.45])
+    metrics, chosen = ['attribution_localisation', 'pointing_game'], range(0, 68, 4)
+    found = evaluate(classifier, images, chosen, settings, metrics, tmp_path, progress=False)
+    results = (tmp_path / 'scores-0.jsonl').read_text().split()
+    assert found.equals(evaluate(classifier, images, chosen, settings, metrics, tmp_path, progress=False))
+    assert (tmp_path / 'scores-0.jsonl').read_text().split() == results  # nothing twice
+    means = found.groupby(['metric', 'method'])['score'].mean()
+    located, pointed = means['attribution_localisation'], means['pointing_game']
+    assert pointed['Binary Mask'] == 1. and located['Binary Mask'] == pytest.approx(1., abs=1e-6)
+    for method in ('SplitCAM', 'LayerCAM'):
+        assert located[method] > located['Random Baseline'] + .1
+        assert pointed[method] > pointed['Random Baseline'] + .2
+    # noise has the mask's share of the image
+    shares = [images.sample(index).mask.double().mean().item() for index in chosen]
+    assert located['Random Baseline'] == pytest.approx(sum(shares) / len(shares), abs=.01)
