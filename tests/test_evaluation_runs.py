@@ -156,8 +156,8 @@ def test_ablations():
         Setting('splitlrp'), Setting('random')
     )
     changed = ablation([grad, grad._replace(parameters=()), cam, lrp, random_], 'alpha', 'recentering')
-    assert len(changed) == len(set(changed)) == 6 + 18 + 3
-    assert [dict(each.parameters)['alpha'] for each in changed[:6]] == list(ABLATIONS['alpha'])
+    assert len(changed) == len(set(changed)) == 7 + 21 + 3
+    assert [dict(each.parameters)['alpha'] for each in changed[:7]] == list(ABLATIONS['alpha'])
     assert all(each.absolute == (each.method == 'splitcam') for each in changed)
     assert {each.name for each in changed[-3:]} == {f'recentering {name}' for name in ABLATIONS['recentering']}
     with pytest.raises(ValueError, match='no ablation study of \'layer\''):

@@ -162,18 +162,19 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
         (few, best, [each for each in others if each != 'max_sensitivity']),
         (few, cheap, [each for each in others if each == 'max_sensitivity'])
     ), chosen)}
-    if mosaics:
-        drawn = Mosaics(images, test, mosaics, seed)
-        scores = evaluate_all(
-            classifier, drawn, range(len(drawn)), cheap, ['grid_pointing_game'], out / 'mosaics', **options
-        )
-        results['mosaics'] = scores, chosen
-    if ablations:
-        changed = ablation(cheap, *dict.fromkeys(ablations))
+    changed = ablation(cheap, *dict.fromkeys(ablations)) if ablations else []
+    if changed:
         results['ablation'] = scores_of(
             (test, changed, [each for each in asked if each in CRITERIA['localisation']]),
             (few, changed, [each for each in asked if each in CRITERIA['faithfulness'] or each == 'max_sensitivity'])
         ), None
+    if mosaics:
+        drawn = Mosaics(images, test, mosaics, seed)
+        for name, compared, kept in (('mosaics', cheap, chosen), ('ablation-mosaics', changed, None)):
+            if compared:
+                results[name] = evaluate_all(
+                    classifier, drawn, range(len(drawn)), compared, ['grid_pointing_game'], out / 'mosaics', **options
+                ), kept
     if int(os.environ.get('RANK', 0)) > 0:
         return
     save_text(out / 'validation.csv', chosen_on.to_csv(index=False))
@@ -205,7 +206,7 @@ def report(out, name, scores, chosen):
     kinds = scores['metric'].map(lambda metric: METRICS[metric].table)
     for kind in dict.fromkeys(kinds):
         rows = results_table(scores[kinds == kind], chosen)
-        title = kind if name == 'test' else name if kind in ('table', name) else f'{name}-{kind}'
+        title = kind if name == 'test' else name
         save_text(out / f'{title}.md', markdown(rows))
         save_text(out / f'{title}.tex', latex(rows))
         click.echo(f'{title}:\n\n{markdown(rows)}')

@@ -2,14 +2,16 @@
 import itertools
 from typing import NamedTuple
 
+from ..balancing import Balanced
 from ..methods import METHODS
 from ..recentering import RECENTERINGS
 
 
 ABLATIONS = {
-    'alpha': (.5, .45, .4, .35, .3, 0.), 'pooling': ('wta', 'convex'), 'recentering': ('scaling', 'shifting', 'none')
+    'alpha': (.5, .45, .4, .35, .3, 0., Balanced()), 'pooling': ('wta', 'convex'),
+    'recentering': ('scaling', 'shifting', 'none')
 }
-'''The values of the paper's ablation studies (appendix C) by their parameters.'''
+'''The values of the paper's ablation studies (appendix C) by their parameters, and the shift that follows gradients.'''
 
 
 class Setting(NamedTuple):
