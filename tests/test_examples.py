@@ -85,3 +85,12 @@ def test_benchmark():
         'SplitCAM', 'SplitLRP'
     ]
     assert all(float(cell) >= 0 for row in rows[2:] for cell in row[2:])
+
+
+@pytest.mark.parametrize('name', ['photographs', 'drawings'])
+def test_options_of_the_results(name):
+    from zennit_dc.cli_evaluation import evaluate, read_options
+
+    options = read_options(evaluate, EXAMPLES / 'results' / f'{name}.toml')
+    context = evaluate.make_context('evaluate', [] if 'source' in options else ['photos'], default_map=options)
+    assert len(context.params['methods']) == 20 and len(context.params['metrics']) == 10
