@@ -60,6 +60,16 @@ def test_classes_in_masks(folder):
     values[:, 32:40] = 300  # another class beside it
     segmentation(path, values)
     assert torch.equal(images.sample(1).mask, alone) and 0 < alone.sum() < alone.numel()
+    values[values == 2] = 7
+    segmentation(path, values)
+    with pytest.raises(ValueError, match='has the classes 7, 300, but not 2'):
+        images.sample(1)
+    before = images.fingerprint()
+    (folder / 'validation-segmentation' / 'n00').mkdir()
+    assert ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9}).fingerprint() != before
+    segmentation(path, (values == 7).T)
+    with pytest.raises(ValueError, match='48 × 64 pixels, but the image, the right way up, has 64 × 48'):
+        images.sample(1)
     segmentation(path, 0 * values)
     with pytest.raises(ValueError, match='not in the part'):
         images.sample(1)
@@ -78,7 +88,15 @@ def test_polygons(tmp_path):
     outlines.write_text(json.dumps({'a.png': {'class': 3, 'polygons': [[[0, 0], [.5, 0], [.5, 1], [0, 1]]]}}))
     sample = Polygons(CLASSIFIER, tmp_path, outlines).sample(0)
     assert sample.label == 3 and sample.mask[:, :12].all() and not sample.mask[:, 13:].any()
-    outlines.write_text(json.dumps({'b.png': {'class': 3, 'polygons': []}}))
+    first = Polygons(CLASSIFIER, tmp_path, outlines).fingerprint()
+    triangle = [[0, 0], [.6, 0], [.5, 1]]
+    outlines.write_text(json.dumps({'a.png': {'class': 3, 'polygons': [triangle]}}))
+    assert Polygons(CLASSIFIER, tmp_path, outlines).fingerprint() != first
+    for polygons in ([], [[[0, 0], [50, 0], [50, 50]]], [triangle, [[0, 0], [.5, 0]]]):
+        outlines.write_text(json.dumps({'a.png': {'class': 3, 'polygons': polygons}}))
+        with pytest.raises(ValueError, match=r'polygons of a.png must be three or more points in \[0, 1\]'):
+            Polygons(CLASSIFIER, tmp_path, outlines)
+    outlines.write_text(json.dumps({'b.png': {'class': 3, 'polygons': [triangle]}}))
     with pytest.raises(ValueError, match='no image b.png'):
         Polygons(CLASSIFIER, tmp_path, outlines)
     outlines.write_text(json.dumps({'a.png': {'polygons': []}}))
@@ -139,5 +157,5 @@ def test_winners_of_incomplete_scores():
         winners(complete.drop(index=0))
     with pytest.raises(ValueError, match='no scores for \'pointing_game\''):
         winners(complete[complete['metric'] != 'pointing_game'])
-    with pytest.raises(ValueError, match='without a score'):
+    with pytest.raises(ValueError, match='CAM one has no score in localisation'):
         winners(complete[(complete['metric'] != 'pointing_game') | (complete['setting'] != 'one')])

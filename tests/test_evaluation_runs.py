@@ -191,6 +191,56 @@ def test_mosaics_sanity_check_and_time(tmp_path):
         evaluate(classifier, drawings, [2], settings, metrics, tmp_path / 'b', progress=False)
 
 
+def test_a_score_does_not_depend_on_what_else_is_asked(tmp_path):
+    '''The map of the trained network is not negative, but that of the randomised one is.'''
+    classifier = load_classifier('demo')
+    drawings = Drawings(classifier, 10)
+    both = grid(['splitcam', 'splitlrp'], layer=['residual'], stream=['-g', '+g', 'positive', 'combined'])
+    metrics = ['spearman', 'ssim', 'pointing_game']
+    together = evaluate(classifier, drawings, [0, 3], both, metrics, tmp_path / 'both', progress=False)
+    absolute = [setting for setting in both if setting.absolute]
+    alone = evaluate(classifier, drawings, [0, 3], absolute, metrics, tmp_path / 'one', progress=False)
+    keys = ['image', 'method', 'setting', 'metric']
+    together = together.set_index(keys)['score']
+    assert all(together[tuple(row[keys])] == row['score'] for _, row in alone.iterrows())
+
+
+def test_failures_are_named_and_leave_the_others(tmp_path, capsys, monkeypatch):
+    from zennit_dc.evaluation import runs
+
+    classifier = load_classifier('demo')
+    drawings = Drawings(classifier, 4)
+    settings = grid(['gradient', 'random'], [False])
+    explain = runs.explain_by
+
+    def failing(error):
+        def explain_or_fail(attributor, device, dtype, inputs, targets):
+            if int(targets[0]) == 1 and type(attributor) is Gradient:
+                raise error('of a wrong number')
+            return explain(attributor, device, dtype, inputs, targets)
+        return explain_or_fail
+
+    monkeypatch.setattr(runs, 'explain_by', failing(FloatingPointError))
+    found = evaluate(classifier, drawings, [0, 1], settings, ['pointing_game'], tmp_path / 'a', progress=False)
+    assert found['score'].isna().tolist() == [False, False, True, False]
+    assert '0-00001, Gradient: no score, as of a wrong number' in capsys.readouterr().err
+    assert [row[-1] for row in results_table(found)[1:]][0] == '–'
+    monkeypatch.setattr(runs, 'explain_by', failing(ValueError))
+    with pytest.raises(ValueError, match='0-00001, Gradient: of a wrong number'):
+        evaluate(classifier, drawings, [0, 1], settings, ['pointing_game'], tmp_path / 'b', progress=False)
+    assert len(finished(tmp_path / 'b')) == 2
+    monkeypatch.undo()
+    with runs.appended(tmp_path / 'b' / 'scores-0.jsonl'), pytest.raises(ValueError, match='another process writes'):
+        evaluate(classifier, drawings, [0, 1], settings, ['pointing_game'], tmp_path / 'b', progress=False)
+    with pytest.raises(ValueError, match='float32 or float64'):
+        evaluate(classifier, drawings, [0], settings, ['pointing_game'], tmp_path, dtype=torch.bfloat16)
+    scores = [
+        evaluate(classifier, drawings, [0], settings[1:], ['spearman', 'pixel_flipping_5'], tmp_path / str(seed),
+                 seed=seed, progress=False)['score'].tolist() for seed in (0, 1)
+    ]
+    assert scores[0][0] == scores[1][0] == 1. and scores[0][1] != scores[1][1]
+
+
 def test_layer_figure():
     pd = pytest.importorskip('pandas')
     settings = grid(['layercam', 'splitgrad', 'random'], [False], layer=['one', None, 'two'], alpha=[.4, .5])
@@ -220,7 +270,10 @@ def test_options_in_a_file(tmp_path, monkeypatch, capsys):
     assert status.value.code in (0, None)
     assert 'GradCAM' in (tmp_path / 'there' / 'table.md').read_text()
     assert 'LayerCAM' not in capsys.readouterr().out
-    for text, message in (('method = 3\nspeed = 1', '\'speed\''), ('[', 'as TOML'), ('images = "many"', 'many')):
+    for text, message in (
+        ('images = 3\nspeed = 1', '\'speed\''), ('[', 'as TOML'), ('images = "many"', 'many'),
+        ('layer = "features"', 'must be a list')
+    ):
         options.write_text(text)
         with pytest.raises(SystemExit) as status:
             main(['evaluate', 'drawings', '--config', str(options)])
@@ -246,6 +299,10 @@ def test_the_best_score_has_a_star():
     header, one, two = results_table(scores)
     assert header == ['method', 'setting', f'{METRICS["selectivity"].title} ↓', f'{METRICS["pointing_game"].title} ↑']
     assert one == ['CAM', 'one', '1.000*', '1.000'] and two == ['CAM', 'two', '2.000', '2.000*']
+    header, *rows = results_table(pd.concat([scores, scores.assign(method='Binary Mask')]))
+    assert [row[-1] for row in rows] == ['1.000', '2.000*', '1.000', '2.000']
+    more = pd.concat([scores, scores[scores['metric'] == 'selectivity'].assign(image='b')])
+    assert results_table(more)[0][2:] == ['Select. ↓ (2 images)', 'Point. ↑ (1 images)']
 
 
 @pytest.mark.parametrize('arguments, message', [
@@ -255,6 +312,11 @@ def test_the_best_score_has_a_star():
     (['drawings', '--layer', 'features', '--share', '1.5'], '1.5'),
     (['drawings', '--layer', 'features', '--metric', 'speed'], 'speed'),
     (['missing', '--layer', 'features', '--outlines', 'missing.json'], 'missing.json'),
+    (['drawings', '--layer', 'features', '--metric', 'time', '--ablation', 'alpha'], 'ablations are of'),
+    (['drawings', '--layer', 'features', '--metric', 'hog', '--randomised-layers', '99'], 'not 99'),
+    (['drawings', '--layer', 'features', '--mosaics', '1'], 'four classes'),
+    (['drawings', '--layer', 'features', '--ablation', 'recentering'], 'none of the best settings depends on recent'),
+    (['drawings', '--layer', 'features', '--model', 'squeezenet1_0', '--weights', 'none'], 'none'),
 ])
 def test_bad_arguments(tmp_path, arguments, message, monkeypatch, capsys):
     from zennit_dc.cli import main

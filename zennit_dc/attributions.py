@@ -93,7 +93,8 @@ def attribute(
     if target not in ('label', 'predicted'):
         target = operator.index(target)
     device, out = local_device(device), Path(out)
-    chosen = attributor(method, classifier, **parameters)
+    own_seed = {'seed': seed} if 'seed' in METHODS[method].parameters else {}
+    chosen = attributor(method, classifier, **own_seed, **parameters)
     classifier.to(device, dtype)
     if callable(parameters.get('alpha')):
         parameters['alpha'] = {name: parameters['alpha'](name) for name, _ in classifier.model.named_modules()}

@@ -7,6 +7,7 @@ import click
 
 from .cli_maps import save
 from .cli_options import DTYPES, Alpha, compute_options, model_option, model_options, option, together
+from .distributed import local_device
 from .images import label_map, load_label_map
 from .methods import METHODS
 from .models import load_classifier
@@ -17,7 +18,7 @@ from .recentering import RECENTERINGS
 path = click.Path(path_type=Path)
 SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
 OTHERS = ('selectivity', 'max_sensitivity', 'hog', 'spearman', 'ssim', 'time')
-STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
+ALL_STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
 
 
 def configured(context, parameter, value):
@@ -41,9 +42,12 @@ def read_options(command, file):
     names.update({
         name.lstrip('-'): each.name for each in command.params if isinstance(each, click.Option) for name in each.opts
     })
-    for name in given:
+    several = [each.name for each in command.params if isinstance(each, click.Option) and each.multiple]
+    for name, value in given.items():
         if name not in names:
             raise click.UsageError(f'{file} has {name!r}, which is no option: {", ".join(names)}')
+        if names[name] in several and not isinstance(value, list):
+            raise click.UsageError(f'{file}: {name} can have several values, and so must be a list, as in [{value!r}]')
     return {names[name]: value for name, value in given.items()}
 
 
@@ -55,7 +59,7 @@ def several(name, type, help, **more):
 parameter_options = together(
     several('layer', str, 'A layer to choose from; input is the input.', metavar='NAME'),
     several('alpha', Alpha(), 'The shift of SplitGrad and SplitCAM.', metavar='ALPHA|balanced[:KAPPA]'),
-    several('stream', click.Choice(STREAMS), 'The stream of a split method.'),
+    several('stream', click.Choice(ALL_STREAMS), 'The stream of a split method.'),
     several('pooling', click.Choice(['wta', 'convex']), 'The form of max-pooling of a split method.'),
     several('recentering', click.Choice(RECENTERINGS), 'The forward stabilisation of a split method.'),
     several('epsilon', float, 'The stabilizer of SplitLRP.'),
@@ -128,7 +132,9 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
 
     from .evaluation.data import split
     from .evaluation.figures import layer_figure, map_figure
+    from .evaluation.metrics import METRICS
     from .evaluation.mosaics import Mosaics
+    from .evaluation.randomisation import randomised
     from .evaluation.runs import evaluate as evaluate_all
     from .evaluation.selection import CRITERIA, winners
     from .evaluation.settings import ablation, grid
@@ -143,49 +149,61 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
         'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch
     }
     few = sample_of(test, subset, seed)
+    asked = list(dict.fromkeys(metrics))
+    others = [each for each in asked if each not in SELECTION and each != 'max_sensitivity']
+    if ablations and not (mosaics or {*SELECTION, 'max_sensitivity'} & {*asked}):
+        raise click.UsageError('ablations are of localisation, Pixel Flipping, Max Sensitivity and mosaics alone')
 
-    def scores_of(*groups):
+    # what can fail early should
+    for index in range(len(images)):
+        images.sample(index)
+    classifier.to(local_device(device), DTYPES[dtype])
+    if any(METRICS[each].needs_random for each in asked):
+        randomised(classifier, randomised_layers, seed)
+    drawn = Mosaics(images, test, mosaics, seed) if mosaics else None
+
+    def scores_of(settings, *groups):
         # all processes make the same calls
-        return pd.concat([evaluate_all(classifier, images, *group, out, **options) for group in groups])
+        return pd.concat([evaluate_all(classifier, images, indices, [
+            each for each in settings if names != ['max_sensitivity'] or each.method not in costly
+        ], names, out, **options) for indices, names in groups])
 
-    chosen_on = evaluate_all(classifier, images, validation, settings, SELECTION, out, **options)
+    def game(settings):
+        return evaluate_all(
+            classifier, drawn, range(len(drawn)), [each for each in settings if each.method not in costly],
+            ['grid_pointing_game'], out / f'mosaics-{drawn.fingerprint()[:8]}', **options
+        )
+
+    chosen_on = scores_of(settings, (validation, list(SELECTION)))
     chosen = winners(chosen_on)
     by_name = {(setting.title, setting.name): setting for setting in settings}
     winning = [by_name[each] for each in zip(chosen['method'], chosen['setting'])]
     localising = winning[:len(winning) // 2]  # by the first of two criteria
     best = [setting for setting in settings if setting in winning]
-    cheap = [setting for setting in best if setting.method not in costly]
-    asked = list(dict.fromkeys(metrics))
-    others = [each for each in asked if each not in SELECTION]
-    results = {'test': (scores_of(
-        (test, best, [each for each in asked if each in SELECTION]),
-        (few, best, [each for each in others if each != 'max_sensitivity']),
-        (few, cheap, [each for each in others if each == 'max_sensitivity'])
-    ), chosen)}
-    changed = ablation(cheap, *dict.fromkeys(ablations)) if ablations else []
-    if changed:
-        results['ablation'] = scores_of(
-            (test, changed, [each for each in asked if each in CRITERIA['localisation']]),
-            (few, changed, [each for each in asked if each in CRITERIA['faithfulness'] or each == 'max_sensitivity'])
-        ), None
+    for name in ablations:
+        if not ablation(best, name):
+            raise click.UsageError(f'none of the best settings depends on {name}: leave out --ablation {name}')
+    changed = ablation(best, *dict.fromkeys(ablations)) if ablations else []
+    first = int(os.environ.get('RANK', 0)) == 0
+    if first:
+        remove_results(out)
+        save_text(out / 'validation.csv', chosen_on.to_csv(index=False))
+        save_text(out / 'winners.csv', chosen.to_csv(index=False))
+        click.echo(f'{len(settings)} settings on {len(validation)} images, the best ones on {len(test)} others:\n')
+        by_layers = layer_figure(chosen_on, settings, localising)
+        if by_layers is not None:
+            save(by_layers, out / 'layers.png')
+        save(map_figure(classifier, images, sample_of(test, 4, seed), localising), out / 'maps.png')
+    sensitivity = [each for each in asked if each == 'max_sensitivity']
+    on_test = scores_of(best, (test, [each for each in asked if each in SELECTION]), (few, others), (few, sensitivity))
+    report(first, out, 'test', on_test, chosen)
     if mosaics:
-        drawn = Mosaics(images, test, mosaics, seed)
-        for name, compared, kept in (('mosaics', cheap, chosen), ('ablation-mosaics', changed, None)):
-            if compared:
-                results[name] = evaluate_all(
-                    classifier, drawn, range(len(drawn)), compared, ['grid_pointing_game'], out / 'mosaics', **options
-                ), kept
-    if int(os.environ.get('RANK', 0)) > 0:
-        return
-    save_text(out / 'validation.csv', chosen_on.to_csv(index=False))
-    save_text(out / 'winners.csv', chosen.to_csv(index=False))
-    click.echo(f'{len(settings)} settings on {len(validation)} images, the best ones on {len(test)} others:\n')
-    for name, (scores, kept) in results.items():
-        report(out, name, scores, kept)
-    by_layers = layer_figure(chosen_on, settings, localising)
-    if by_layers is not None:
-        save(by_layers, out / 'layers.png')
-    save(map_figure(classifier, images, sample_of(test, 4, seed), localising), out / 'maps.png')
+        report(first, out, 'mosaics', game(best), chosen)
+    if changed:
+        groups = [[each for each in asked if each in CRITERIA[name]] for name in ('localisation', 'faithfulness')]
+        report(first, out, 'ablation', scores_of(changed, *zip((test, few, few), [*groups, sensitivity])), None)
+    if changed and mosaics:
+        report(first, out, 'ablation-mosaics', game(changed), None)
 
 
 def sample_of(indices, count, seed):
@@ -197,11 +215,23 @@ def sample_of(indices, count, seed):
     return sorted(np.random.default_rng(seed).choice(indices, count, replace=False).tolist())
 
 
-def report(out, name, scores, chosen):
-    '''Save scores and their tables, and print the tables.'''
+def remove_results(out):
+    '''Remove the tables and figures of an earlier run with other settings.'''
+    for name in (
+        'validation', 'winners', 'test', 'table', 'randomisation', 'time', 'mosaics', 'ablation', 'ablation-mosaics',
+        'layers', 'maps'
+    ):
+        for end in ('csv', 'md', 'tex', 'png'):
+            (out / f'{name}.{end}').unlink(missing_ok=True)
+
+
+def report(first, out, name, scores, chosen):
+    '''Save scores and their tables, and print the tables, if this is the first process.'''
     from .evaluation.metrics import METRICS
     from .evaluation.tables import latex, markdown, results_table
 
+    if not first:
+        return
     save_text(out / f'{name}.csv', scores.to_csv(index=False))
     kinds = scores['metric'].map(lambda metric: METRICS[metric].table)
     for kind in dict.fromkeys(kinds):

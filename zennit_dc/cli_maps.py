@@ -58,7 +58,9 @@ def explain(images, methods, compare, model, weights, size, mean, std, layer, ta
         raise click.UsageError(f'--layer {layer} is that of no method')
     classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(device, dtype) for path in images]
-    attributors = {title: attributor_of(*each, classifier, given) for title, each in titles_of(chosen).items()}
+    attributors = {
+        title: attributor_of(*each, classifier, given, seed) for title, each in titles_of(chosen).items()
+    }
     folder = out.with_name(f'{out.stem}_maps')
     rows = []
     with tqdm(total=len(inputs) * len(attributors), desc='maps', unit='map', disable=None) as bar:

@@ -165,6 +165,7 @@ def titles(methods):
     return ', '.join(dict.fromkeys(METHODS[method].title for method in methods))
 
 
-def attributor_of(method, layer, classifier, given):
+def attributor_of(method, layer, classifier, given, seed):
     '''The attributor of a method with the given options.'''
-    return attributor(method, classifier, **parameters_of(method, layer, given))
+    own_seed = {'seed': seed} if 'seed' in METHODS[method].parameters else {}
+    return attributor(method, classifier, **own_seed, **parameters_of(method, layer, given))

@@ -76,6 +76,10 @@ class LRPGamma(Gradient):
 
     def forward(self, input, attr_output_fn):
         '''Compute the relevance, see :py:class:`zennit.attribution.Gradient`.'''
+        if len(self.preprocessing.mean) != input.shape[1]:
+            raise ValueError(
+                f'LRP-γ needs the mean and std of {input.shape[1]} channels, but has {len(self.preprocessing.mean)}'
+            )
         mean, std = (
             input.new_tensor(values).view(-1, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
         )

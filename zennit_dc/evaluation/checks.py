@@ -4,7 +4,7 @@ import torch
 
 
 def finite_maps(maps, shape):
-    '''Maps of a shape (batch, height, width) as a float64 array, or an error as the functions above have it.'''
+    '''Maps of a shape (batch, height, width) as a float64 array, or an error that says what is wrong with them.'''
     require_shape('maps', maps, shape)
     if len(shape) != 3:
         raise ValueError(f'the maps must have the shape (batch, height, width), not {tuple(shape)}')
@@ -15,7 +15,7 @@ def finite_maps(maps, shape):
 
 
 def filled_masks(masks):
-    '''Masks as a bool array, or an error as the functions above have it.'''
+    '''Masks as a bool array, or an error that says what is wrong with them.'''
     masks = masks.detach().cpu().numpy()
     if masks.dtype != bool:
         raise ValueError(f'the masks must be of type bool, not {masks.dtype}')

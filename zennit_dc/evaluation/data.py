@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from ..demo import CLASSES, draw
+from ..demo.drawing import SIZE
 from ..images import UnreadableImage, image_names, read_image, sampled
 
 
@@ -95,8 +96,14 @@ class MaskedImages:
             raise ValueError(f'the object of {self.names[index]} is not in the part that the model sees')
         return Sample(self.names[index], input, mask, self.labels[index])
 
-    def cropped(self, mask, size):
+    def cropped(self, mask, index, size):
         '''A mask of a whole image, as an image of Pillow, where the preprocessing leaves it.'''
+        whole = self.picture(index).size
+        if mask.size != whole:
+            raise ValueError(
+                f'the mask of {self.names[index]} has {mask.size[0]} × {mask.size[1]} pixels, but the image, the right'
+                f' way up, has {whole[0]} × {whole[1]}: save both alike'
+            )
         shorter = max(self.classifier.preprocessing.resize_size)
         return center_crop(resize(mask, [shorter], InterpolationMode.NEAREST), list(size))
 
@@ -135,10 +142,17 @@ class ImageNetS(MaskedImages):
         folders = [name.split('/')[0] for name in names]
         unknown = sorted(set(folders) - set(labels))
         if unknown:
-            raise ValueError(f'there is no class for the folder {unknown[0]} of {self.images}')
+            raise ValueError(
+                f'there is no class for the folder {unknown[0]} of {self.images}: name a file with --label-map that has'
+                ' its WordNet ID'
+            )
         super().__init__(classifier, names, [labels[each] for each in folders])
-        self.identities = {each: place for place, each in enumerate(sorted(entry.name for entry in self.images.iterdir()
-                                                                           if entry.is_dir()), 1)}
+        entries = [entry.name for each in (self.images, self.masks) for entry in each.iterdir() if entry.is_dir()]
+        self.identities = {each: place for place, each in enumerate(sorted(set(entries)), 1)}
+
+    def fingerprint(self):
+        '''A hash of all that the samples depend on.'''
+        return hashlib.sha256(json.dumps([super().fingerprint(), self.identities]).encode()).hexdigest()
 
     def mask_path(self, name):
         '''The file of an image's mask.'''
@@ -160,12 +174,17 @@ class ImageNetS(MaskedImages):
         if values.ndim == 3:
             values = values[..., 0].astype(int) + 256 * values[..., 1].astype(int)
             present = set(np.unique(values).tolist()) - {0, IGNORED}
-            object = values == self.identities[name.split('/')[0]] if len(present) > 1 else (
-                (values != 0) & (values != IGNORED)
-            )
+            identity = self.identities[name.split('/')[0]]
+            if len(present) > 1 and identity not in present:
+                raise ValueError(
+                    f'{self.mask_path(name)} has the classes {", ".join(map(str, sorted(present)))}, but not'
+                    f' {identity}, the place of its folder among {len(self.identities)}: keep all folders of the data'
+                    ' set'
+                )
+            object = values == identity if len(present) > 1 else (values != 0) & (values != IGNORED)
         else:
             object = values != 0
-        return self.cropped(Image.fromarray(np.uint8(255) * object), size)
+        return self.cropped(Image.fromarray(np.uint8(255) * object), index, size)
 
 
 class Polygons(MaskedImages):
@@ -197,6 +216,13 @@ class Polygons(MaskedImages):
             ]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{outlines} cannot be read as outlines: {type(error).__name__} {error}') from error
+        for name, polygons in zip(names, self.polygons):
+            if not polygons or not all(len(polygon) > 2 and 0. <= np.min(polygon) <= np.max(polygon) <= 1.
+                                       for polygon in polygons):
+                raise ValueError(
+                    f'{outlines}: the polygons of {name} must be three or more points in [0, 1], as shares of the width'
+                    ' and height of what the model sees'
+                )
         missing = [name for name in names if not (self.folder / name).is_file()]
         if missing or not names:
             raise ValueError(f'there is no image {missing[0]} in {folder}' if missing else f'{outlines} has no outline')
@@ -206,7 +232,11 @@ class Polygons(MaskedImages):
         return read_image(self.folder / self.names[index], self.classifier.mode)
 
     def files(self, index):
-        return self.folder / self.names[index], self.outlines
+        return self.folder / self.names[index],
+
+    def fingerprint(self):
+        '''A hash of all that the samples depend on.'''
+        return hashlib.sha256(json.dumps([super().fingerprint(), self.polygons]).encode()).hexdigest()
 
     def mask(self, index, size):
         height, width = size
@@ -227,8 +257,15 @@ class Drawings(MaskedImages):
         The number of drawings.
     seed : int, optional
         Their seed, from behind those of training and testing.
+
+    Raises
+    ------
+    ValueError
+        If the classifier is another one.
     '''
     def __init__(self, classifier, count, seed=0):
+        if classifier.name != 'demo' or list(classifier.preprocessing.crop_size) != [SIZE]:
+            raise ValueError(f'the drawings are for the demo\'s classifier (--model demo), not for {classifier.name}')
         self.seed = 2 + seed
         labels = [index % len(CLASSES) for index in range(count)]
         super().__init__(classifier, [f'{seed}-{index:05d}' for index in range(count)], labels)

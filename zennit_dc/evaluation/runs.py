@@ -1,7 +1,10 @@
 '''Runs of an evaluation: every result is kept as soon as it is there, so that none is computed twice.'''
 import json
+import math
 import os
+import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +23,12 @@ from .mosaics import Mosaics
 from .randomisation import randomised
 
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # there is none on Windows
+    fcntl = None
+
+
 COLUMNS = ['image', 'method', 'setting', 'metric', 'score']
 
 
@@ -32,6 +41,8 @@ def evaluate(
     The scores of each map are appended to a file in the folder ``out`` as soon as they are there. Started again, the
     run goes on where it was; more images, settings or metrics may be added. Started by ``torchrun``, the processes
     share the work, by this folder, which all must reach.
+
+    Where a map or a logit is not finite, this is reported, and the score is NaN.
 
     Attribution Localisation is that of the map's positive part, which is always in [0, 1]; see
     :py:func:`zennit_dc.evaluation.metrics.attribution_localisation`.
@@ -71,8 +82,13 @@ def evaluate(
     Raises
     ------
     ValueError
-        If the folder is of another model, data set or seed, or a parameter is wrong.
+        If the folder is of another run: of another model, weights, preprocessing, data set, device, dtype, seed, number
+        of randomised layers or size of patches; if another process is writing to it; or if a parameter is wrong.
+    UnreadableImage
+        If an image or mask cannot be read.
     '''
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f'evaluations are computed in float32 or float64, not in {dtype}')
     is_mosaics = isinstance(images, Mosaics)
     known = [name for name, metric in METRICS.items() if metric.needs_mosaic == is_mosaics]
     for name in metrics:
@@ -91,40 +107,92 @@ def evaluate(
         done = finished(out)
         tasks = unfinished(images, indices, settings, metrics, done)[rank::size]
         wait()
-        with open(out / f'scores-{rank}.jsonl', 'a', encoding='utf-8') as file:
+        with appended(out / f'scores-{rank}.jsonl') as file:
             file.write('\n')  # ends a line that was being written when the last run was killed
-            for index, method, group in tqdm(
-                tasks, 'maps', unit='map', disable=not progress or rank > 0
-            ):
+            for index, method, group in tqdm(tasks, 'maps', unit='map', disable=not progress or rank > 0):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
-                arguments = group[0][0].arguments
-                if 'masks' in METHODS[method].parameters:
-                    arguments['masks'] = sample.mask[None]
-                explain, explain_randomised = (
-                    partial(explain_by, attributor(method, each, **arguments), device, dtype)
-                    for each in (classifier, other)
-                )
-                map, = explain(sample.input[None], [sample.label])
-                known = {}
-                for setting, missing in group:
-                    left = [metric for metric in missing if metric not in known]
-                    scores = score(
-                        classifier.model, sample, map, setting.absolute, explain, explain_randomised, left, seed,
-                        selectivity_patch
-                    )
-                    known.update({
-                        metric: value for metric, value in scores.items()
-                        if METRICS[metric].of_absolute or (map >= 0.).all()  # those of the absolute value are the same
-                    })
-                    scores = {metric: known[metric] if metric in known else scores[metric] for metric in missing}
-                    file.write(json.dumps([*key(images, index, setting), scores]) + '\n')
-                    file.flush()
-                    os.fsync(file.fileno())
+                left = dict(group)
+                try:
+                    for setting, scores in results_of(
+                        classifier, other, sample, method, group, seed, selectivity_patch
+                    ):
+                        store(file, key(images, index, setting), scores)
+                        del left[setting]
+                except FloatingPointError as error:
+                    for setting, missing in left.items():
+                        tqdm.write(f'{name_of(images, index, setting)}: no score, as {error}', file=sys.stderr)
+                        store(file, key(images, index, setting), dict.fromkeys(missing, math.nan))
+                except (ValueError, RuntimeError) as error:
+                    kind = ValueError if isinstance(error, ValueError) else RuntimeError
+                    raise kind(f'{name_of(images, index, group[0][0])}: {error}') from error
         wait()
         done = finished(out)
     asked = [(*key(images, index, setting), metric) for index in indices for setting in settings for metric in metrics]
     return pd.DataFrame([(*each, done[each]) for each in asked], columns=COLUMNS)
+
+
+@contextmanager
+def appended(path):
+    '''Open a file to append lines, for this process alone.'''
+    with open(path, 'a', encoding='utf-8') as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f'another process writes to {path}: wait for it, or choose another --out') from None
+        yield file
+
+
+def store(file, key, scores):
+    '''Append a result to a file, so that it is on the disk.'''
+    file.write(json.dumps([*key, scores]) + '\n')
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def results_of(classifier, other, sample, method, group, seed, selectivity_patch):
+    '''The scores of one map, and of its absolute value.
+
+    Parameters
+    ----------
+    classifier, other : :py:class:`~zennit_dc.models.Classifier`
+        The classifier, and that with randomised layers.
+    sample : :py:class:`~zennit_dc.evaluation.data.Sample`
+        The image, where the classifier is, in its dtype.
+    method : str
+        The method's name.
+    group : list[tuple[:py:class:`~zennit_dc.evaluation.settings.Setting`, list[str]]]
+        The settings of this map, each with the metrics that are missing.
+    seed, selectivity_patch
+        See :py:func:`evaluate`.
+
+    Yields
+    ------
+    tuple[:py:class:`~zennit_dc.evaluation.settings.Setting`, dict[str, float]]
+        Each setting with its scores.
+    '''
+    arguments = group[0][0].arguments
+    if 'masks' in METHODS[method].parameters:
+        arguments['masks'] = sample.mask[None]
+    if 'seed' in METHODS[method].parameters:
+        arguments.setdefault('seed', seed)
+    explain, explain_randomised = (
+        partial(explain_by, attributor(method, each, **arguments), sample.input.device, sample.input.dtype)
+        for each in (classifier, other)
+    )
+    map, = explain(sample.input[None], [sample.label])
+    shared = {}
+    for setting, missing in group:
+        left = [metric for metric in missing if metric not in shared]
+        scores = score(
+            classifier.model, sample, map, setting.absolute, explain, explain_randomised, left, seed, selectivity_patch
+        )
+        shared.update({  # the absolute value has the same
+            metric: value for metric, value in scores.items() if METRICS[metric].of_absolute
+            or (map >= 0.).all() and not METRICS[metric].needs_random
+        })
+        yield setting, {metric: shared[metric] if metric in shared else scores[metric] for metric in missing}
 
 
 def unfinished(images, indices, settings, metrics, done):
@@ -143,6 +211,11 @@ def unfinished(images, indices, settings, metrics, done):
 def key(images, index, setting):
     '''What tells the results of a map apart.'''
     return images.names[index], setting.title, setting.name
+
+
+def name_of(images, index, setting):
+    '''The same for people.'''
+    return ', '.join(filter(None, key(images, index, setting)))
 
 
 def require_folder(out, run):

@@ -20,7 +20,7 @@ def means(scores):
     Returns
     -------
     :py:class:`pandas.DataFrame`
-        A row for each method and setting, and a column for each metric.
+        A row for each method and setting, and a column for each metric. A mean is NaN if one of the scores is.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def means(scores):
     if incomplete.any(axis=None):
         method, setting = incomplete.index[incomplete.any(axis=1)][0]
         raise ValueError(f'{method} {setting} has no score for some of the images')
-    return scores.groupby(keys)['score'].mean().unstack('metric')
+    return scores.groupby(keys)['score'].agg(lambda values: values.mean(skipna=False)).unstack('metric')
 
 
 def winners(scores, criteria=CRITERIA):
@@ -72,7 +72,8 @@ def winners(scores, criteria=CRITERIA):
         for method in dict.fromkeys(scores['method']):
             own = table.loc[method]
             if own[list(metrics)].isna().any(axis=None):
-                raise ValueError(f'{method} has settings without a score in {criterion}')
+                empty = own.index[own[list(metrics)].isna().any(axis=1)][0]
+                raise ValueError(f'{method} {empty} has no score in {criterion}: leave this setting out')
             ranks = pd.concat([own[metric].rank(ascending=not larger) for metric, larger in metrics.items()], axis=1)
             mean_ranks = ranks.mean(axis=1)
             best = min(mean_ranks.index, key=lambda setting: (mean_ranks[setting], order[setting]))

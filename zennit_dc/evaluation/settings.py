@@ -91,7 +91,9 @@ def grid(methods, absolute=(False, True), **choices):
             raise ValueError(f'none of the methods has a stream {stream!r}')
     settings = []
     for method, each in zip(methods, chosen):
-        own = {name: list(values) for name, values in choices.items() if values and name in each.parameters}
+        own = {
+            name: list(dict.fromkeys(values)) for name, values in choices.items() if values and name in each.parameters
+        }
         if 'stream' in own:
             own['stream'] = [stream for stream in own['stream'] if stream in each.streams]
             if not own['stream']:

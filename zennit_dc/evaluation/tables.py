@@ -19,7 +19,8 @@ def results_table(scores, criteria=None):
     -------
     list[list[str]]
         The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric has a
-        star behind it, but for controls; a dash is where a setting has no score.
+        star behind it, but for controls; a dash is where a setting has no
+        score. Where metrics were computed on different numbers of images, the header says so.
     '''
     table = means(scores)
     metrics = [metric for metric in METRICS if metric in table]
@@ -29,17 +30,20 @@ def results_table(scores, criteria=None):
     order = list(dict.fromkeys(zip(scores['method'], scores['setting'])))
     order = [each for each in order if criteria is None or each in chosen]
     shown = table.loc[order, metrics]
-    ranked = shown.drop(index=[METHODS[name].title for name in CONTROLS], level='method', errors='ignore')
+    controls = [METHODS[name].title for name in CONTROLS]
+    ranked = shown.drop(index=controls, level='method', errors='ignore')
+    counts = scores.groupby('metric')['image'].nunique()
     best = {
         metric: ranked[metric].max() if METRICS[metric].larger_is_better else ranked[metric].min() for metric in metrics
     }
     header = ['method', 'setting', *(['chosen by'] if chosen else []), *(
-        f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}' for metric in metrics
+        f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}'
+        f'{f" ({counts[metric]} images)" if counts[metrics].nunique() > 1 else ""}' for metric in metrics
     )]
     rows = [header]
     for (method, setting), values in zip(order, shown.values):
         numbers = [
-            '–' if value != value else f'{value:.3f}{"*" if value == best[metric] else ""}'
+            '–' if value != value else f'{value:.3f}{"*" if value == best[metric] and method not in controls else ""}'
             for metric, value in zip(metrics, values)
         ]
         rows.append([method, setting, *([', '.join(chosen[method, setting])] if chosen else []), *numbers])
