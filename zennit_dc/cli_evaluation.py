@@ -187,13 +187,13 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     first = int(os.environ.get('RANK', 0)) == 0
     if first:
         remove_results(out)
-        save_text(out / 'validation.csv', chosen_on.to_csv(index=False))
         save_text(out / 'winners.csv', chosen.to_csv(index=False))
         click.echo(f'{len(settings)} settings on {len(validation)} images, the best ones on {len(test)} others:\n')
         by_layers = layer_figure(chosen_on, settings, localising)
         if by_layers is not None:
             save(by_layers, out / 'layers.png')
         save(map_figure(classifier, images, sample_of(test, 4, seed), localising), out / 'maps.png')
+    report(first, out, 'validation', chosen_on, None, echo=False)
     sensitivity = [each for each in asked if each == 'max_sensitivity']
     on_test = scores_of(best, (test, [each for each in asked if each in SELECTION]), (few, others), (few, sensitivity))
     report(first, out, 'test', on_test, chosen)
@@ -225,7 +225,7 @@ def remove_results(out):
             (out / f'{name}.{end}').unlink(missing_ok=True)
 
 
-def report(first, out, name, scores, chosen):
+def report(first, out, name, scores, chosen, echo=True):
     '''Save scores and their tables, and print the tables, if this is the first process.'''
     from .evaluation.metrics import METRICS
     from .evaluation.tables import latex, markdown, results_table
@@ -239,7 +239,8 @@ def report(first, out, name, scores, chosen):
         title = kind if name == 'test' else name
         save_text(out / f'{title}.md', markdown(rows))
         save_text(out / f'{title}.tex', latex(rows))
-        click.echo(f'{title}:\n\n{markdown(rows)}')
+        if echo:
+            click.echo(f'{title}:\n\n{markdown(rows)}')
 
 
 def save_text(file, content):
