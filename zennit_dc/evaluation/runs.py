@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -105,7 +106,9 @@ def evaluate(
             require_folder(out, run)
         wait()
         done = finished(out)
-        tasks = unfinished(images, indices, settings, metrics, done)[rank::size]
+        tasks = unfinished(images, indices, settings, metrics, done)
+        # in no order, so that shares are alike and the time left can be estimated
+        tasks = [tasks[each] for each in np.random.default_rng(seed).permutation(len(tasks))[rank::size]]
         wait()
         with appended(out / f'scores-{rank}.jsonl') as file:
             file.write('\n')  # ends a line that was being written when the last run was killed
