@@ -256,7 +256,9 @@ def test_layer_figure():
     assert [line.get_xdata().tolist() for line in first.get_lines()] == [[1, 2], [0, 1, 2]]
     assert first.get_lines()[1].get_ydata().tolist() == [.5, 0., 1.]
     assert second.get_title() == 'Point. ↑'
-    assert [each.get_text() for each in figure.legends[0].get_texts()] == ['LayerCAM', 'SplitGrad alpha 0.5']
+    assert [each.get_text() for each in figure.legends[0].get_texts()] == [
+        'LayerCAM:  0.00 – 1.00,  0.00 – 1.00', 'SplitGrad alpha 0.5:  3.00 – 7.00,  3.00 – 7.00'
+    ]
     assert layer_figure(scores, settings, [settings[-1]]) is None
 
 

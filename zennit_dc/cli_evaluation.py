@@ -192,7 +192,6 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
         by_layers = layer_figure(chosen_on, settings, localising)
         if by_layers is not None:
             save(by_layers, out / 'layers.png')
-        save(map_figure(classifier, images, sample_of(test, 4, seed), localising), out / 'maps.png')
     report(first, out, 'validation', chosen_on, None, echo=False)
     sensitivity = [each for each in asked if each == 'max_sensitivity']
     on_test = scores_of(best, (test, [each for each in asked if each in SELECTION]), (few, others), (few, sensitivity))
@@ -204,6 +203,8 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
         report(first, out, 'ablation', scores_of(changed, *zip((test, few, few), [*groups, sensitivity])), None)
     if changed and mosaics:
         report(first, out, 'ablation-mosaics', game(changed), None)
+    if first:
+        save(map_figure(classifier, images, sample_of(test, 4, seed), localising), out / 'maps.png')
 
 
 def sample_of(indices, count, seed):

@@ -24,7 +24,7 @@ def layer_figure(scores, settings, chosen):
     -------
     :py:class:`matplotlib.figure.Figure` or None
         The figure, with the layers in the order in which the settings have them, but the input first, and the lowest
-        and the highest mean score of each line in the legend; None if no setting is left.
+        and the highest mean score by each metric in the legend; None if no setting is left.
     '''
     table, curves = means(scores), {}
     for setting in chosen:
@@ -41,21 +41,20 @@ def layer_figure(scores, settings, chosen):
     parameters = [dict(setting.parameters) for setting in settings]
     layers = dict.fromkeys(each['layer'] for each in parameters if 'layer' in each)
     layers = sorted(layers, key=lambda layer: layer is not None)
-    metrics = [metric for metric in METRICS if metric in table]
-    figure = Figure(figsize=(3.4 * len(metrics), 2.8 + .22 * len(curves)), layout='constrained')
+    metrics, ranges = [metric for metric in METRICS if metric in table], []
+    figure = Figure(figsize=(3.2 * len(metrics), 3.4 + .22 * len(curves)), layout='constrained')
     for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
         for style, own in zip(styles(), curves.values()):
             values = [table.loc[(own[layer].title, own[layer].name), metric] for layer in layers if layer in own]
             low, high = min(values), max(values)
             places = [place for place, layer in enumerate(layers) if layer in own]
-            axis.plot(places, [(value - low) / ((high - low) or 1.) for value in values], **style,
-                      label=f'{low:.2f} – {high:.2f}')
+            axis.plot(places, [(value - low) / ((high - low) or 1.) for value in values], **style)
+            ranges.append(f'{low:.2f} – {high:.2f}')
         axis.set_title(f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}')
         axis.set_xticks(range(len(layers)), [layer or 'input' for layer in layers], rotation=45, ha='right')
         axis.set_yticks([0., 1.], ['lowest', 'highest'])
-        axis.legend(fontsize='x-small')
-    lines = axis.get_lines()
-    figure.legend(lines, list(curves), loc='outside lower center', fontsize='small')
+    labels = [f'{title}:  {",  ".join(ranges[row::len(curves)])}' for row, title in enumerate(curves)]
+    figure.legend(axis.get_lines(), labels, loc='outside lower center', fontsize='small')
     return figure
 
 
