@@ -106,6 +106,10 @@ parameter_options = together(
     help='Report the best settings of split methods with all values of this parameter, too. Can be given several times.'
 )
 @option(
+    '--ablation-metric', 'ablation_metrics', multiple=True, type=click.Choice([*SELECTION, 'max_sensitivity']),
+    help='What to report of ablations.  [default: what is reported of the best settings]'
+)
+@option(
     '--share', default=.25, type=click.FloatRange(0., 1., min_open=True, max_open=True),
     help='The share of the images on which settings are chosen.'
 )
@@ -114,7 +118,7 @@ parameter_options = together(
 @model_options
 @compute_options
 def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, selectivity_patch, randomised_layers,
-             mosaics, ablations, share, out, model, weights, size, mean, std, device, dtype, seed, **choices):
+             mosaics, ablations, ablation_metrics, share, out, model, weights, size, mean, std, device, dtype, seed, **choices):
     '''Compare methods by the paper's metrics on images with masks.
 
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
@@ -151,7 +155,8 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     few = sample_of(test, subset, seed)
     asked = list(dict.fromkeys(metrics))
     others = [each for each in asked if each not in SELECTION and each != 'max_sensitivity']
-    if ablations and not (mosaics or {*SELECTION, 'max_sensitivity'} & {*asked}):
+    ablated = [each for each in dict.fromkeys(ablation_metrics or asked) if each in (*SELECTION, 'max_sensitivity')]
+    if ablations and not (mosaics or ablated):
         raise click.UsageError('ablations are of localisation, Pixel Flipping, Max Sensitivity and mosaics alone')
 
     # what can fail early should
@@ -199,8 +204,10 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     if mosaics:
         report(first, out, 'mosaics', game(best), chosen)
     if changed:
-        groups = [[each for each in asked if each in CRITERIA[name]] for name in ('localisation', 'faithfulness')]
-        report(first, out, 'ablation', scores_of(changed, *zip((test, few, few), [*groups, sensitivity])), None)
+        groups = [[each for each in ablated if each in CRITERIA[name]] for name in ('localisation', 'faithfulness')]
+        groups.append([each for each in ablated if each == 'max_sensitivity'])
+        if ablated:
+            report(first, out, 'ablation', scores_of(changed, *zip((test, few, few), groups)), None)
     if changed and mosaics:
         report(first, out, 'ablation-mosaics', game(changed), None)
     if first:
