@@ -118,7 +118,8 @@ parameter_options = together(
 @model_options
 @compute_options
 def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, selectivity_patch, randomised_layers,
-             mosaics, ablations, ablation_metrics, share, out, model, weights, size, mean, std, device, dtype, seed, **choices):
+             mosaics, ablations, ablation_metrics, share, out, model, weights, size, mean, std, device, dtype, seed,
+             **choices):
     '''Compare methods by the paper's metrics on images with masks.
 
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
