@@ -1,6 +1,7 @@
 '''Composites: SplitLRP, SplitGrad and SplitCAM.'''
 from collections.abc import Mapping
 
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
@@ -182,7 +183,9 @@ class SensitivityComposite(SplitComposite):
         for types, hook in self.layer_map[:self.own_layers]:
             if isinstance(module, types):
                 return hook
-        if any(parameter is not None for parameter in module._parameters.values()):
+        if isinstance(module, ParametrizationList):
+            return None
+        if any(parameter is not None for parameter in module._parameters.values()) or is_parametrized(module):
             return sensitivity_rule(self.alpha_of(name))
         return None
 

@@ -4,7 +4,11 @@ import textwrap
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from zennit.attribution import Gradient
 from zennit.image import imgify
+
+from .attribution import class_relevance
+from .composites import SplitGrad
 
 
 def color(saliency, cmap='bwr'):
@@ -79,3 +83,48 @@ def side_by_side(rows, heading=None):
             axis.set_title(title, fontsize='medium')
             axis.set(xticks=[], yticks=[])
     return figure
+
+
+def concept_gallery(classifier, inputs, target, alpha=.25):
+    '''What a network has learned of a class (figure 5): the gradients of the streams g and h of the class's score at
+    several images. They are vertices of the imaginative polytopes (appendix A.2), and so prototypes of the class.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.models.Classifier`
+        The classifier.
+    inputs : :py:class:`torch.Tensor`
+        Normalized images of shape (count, channels, height, width).
+    target : int
+        The class.
+    alpha : float, optional
+        The shift of :py:class:`~zennit_dc.SplitGrad`.
+
+    Returns
+    -------
+    :py:class:`matplotlib.figure.Figure`
+        The figure, with a row for each image: the image, and the gradients of g and h, summed over the channels.
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or the classifier does not have the class.
+    FloatingPointError
+        If a gradient is not finite.
+    '''
+    if inputs.ndim != 4 or not len(inputs):
+        raise ValueError(
+            f'the images must have the shape (count, channels, height, width), with a count of at least one, not'
+            f' {tuple(inputs.shape)}'
+        )
+    gradients = {}
+    for stream in ('g', 'h'):
+        with Gradient(classifier.model, SplitGrad(alpha, stream), class_relevance(target)) as attributor:
+            outputs, gradients[f'gradient of {stream}'] = attributor(inputs)
+    return side_by_side([
+        (
+            caption(classifier, output, target), classifier.pixels(input),
+            {title: color(gradient[index].sum(0)) for title, gradient in gradients.items()},
+        )
+        for index, (input, output) in enumerate(zip(inputs, outputs))
+    ], f'Prototypes of {classifier.category(target)}, α = {alpha}')

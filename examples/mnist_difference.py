@@ -1,0 +1,122 @@
+'''Train differences of monotone and of input-convex networks on MNIST, and print their accuracies (table 12).
+
+    python mnist_difference.py FOLDER --out runs --variant dic --variant dm --seed 0 --seed 1
+
+FOLDER holds mnist_train.npz and mnist_test.npz, with the arrays x of shape (count, 28, 28) and dtype uint8, and y. Each
+finished training is a line of runs/results.jsonl, and its weights are a file beside it. Killed at any moment, the same
+command goes on behind the last epoch. Trained weights are used like this:
+
+    from zennit_dc import SplitGrad
+    from zennit_dc.networks import mlp_maxout
+
+    network = mlp_maxout('dicin').eval()
+    network.load_state_dict(torch.load('runs/mlp_maxout_dicin_0.pt', weights_only=True))
+    with SplitGrad(alpha=0., stream='h').context(network):
+        torch.autograd.grad(network(images)[:, 3].sum(), images)
+'''
+import json
+from pathlib import Path
+from statistics import median
+
+import click
+import numpy as np
+import torch
+
+from zennit_dc.distributed import local_device
+from zennit_dc.networks import VARIANTS, accuracy, cnn_maxout, mlp_maxout, train
+from zennit_dc.parts import differences, written
+
+
+NETWORKS = {'mlp_maxout': mlp_maxout, 'cnn_maxout': cnn_maxout}
+
+
+def digits(path):
+    '''Images of shape (count, 1, 28, 28) and their classes.'''
+    try:
+        with np.load(path) as arrays:
+            images, labels = arrays['x'], arrays['y']
+    except (OSError, KeyError, ValueError) as error:
+        raise click.ClickException(f'{path} cannot be read as digits: {error}') from error
+    if images.shape[1:] != (28, 28) or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
+        raise click.ClickException(
+            f'{path} must have x of shape (count, 28, 28) and dtype uint8, and y of shape (count,), not'
+            f' {images.dtype} {images.shape} and {labels.shape}'
+        )
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
+
+
+def finished(path):
+    '''The results so far.'''
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def table(results):
+    '''Table 12: the median of the test accuracies in per cent, with their minimum and maximum.'''
+    shown = [variant for variant in VARIANTS if any(result['variant'] == variant for result in results)]
+    lines = ['| Model | ' + ' | '.join(shown) + ' |', '|---' * (len(shown) + 1) + '|']
+    for network in dict.fromkeys(result['network'] for result in results):
+        cells = []
+        for variant in shown:
+            shares = [
+                100 * result['accuracy'] for result in results
+                if (result['network'], result['variant']) == (network, variant)
+            ]
+            cells.append(f'{median(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]' if shares else '')
+        lines.append(f'| {network} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+@click.command(help=__doc__.split('\n\n')[0])
+@click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option('--out', type=click.Path(file_okay=False, path_type=Path), required=True, help='Folder for the results.')
+@click.option('--network', 'networks', type=click.Choice(list(NETWORKS)), multiple=True, default=['mlp_maxout'])
+@click.option('--variant', 'variants', type=click.Choice(VARIANTS), multiple=True, default=VARIANTS)
+@click.option('--seed', 'seeds', type=click.IntRange(0), multiple=True, default=[0])
+@click.option('--epochs', type=click.IntRange(1), default=8, show_default=True)
+@click.option('--batch-size', type=click.IntRange(2), default=256, show_default=True)
+@click.option('--learning-rate', type=click.FloatRange(0, min_open=True), default=.03, show_default=True)
+@click.option('--weight-decay', type=click.FloatRange(0), default=1e-3, show_default=True)
+@click.option('--scale', type=click.FloatRange(0, min_open=True), default=.01, show_default=True,
+              help='Of the initial non-negative weights.')
+@click.option('--device', default='cpu', show_default=True, help='Where to train.')
+def main(folder, out, networks, variants, seeds, scale, device, **settings):
+    '''Train what is not trained yet.'''
+    try:
+        device = local_device(device)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    training, test = (digits(folder / f'mnist_{part}.npz') for part in ('train', 'test'))
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / 'results.jsonl'
+    for network, variant, seed in ((n, v, s) for s in seeds for n in networks for v in variants):
+        run = {'network': network, 'variant': variant, 'seed': seed, 'scale': scale, **settings}
+        results = finished(path)
+        before = next((each for each in results if all(each[key] == run[key] for key in list(run)[:3])), None)
+        if before is not None:
+            different = differences({key: before.get(key) for key in run}, run)
+            if different:
+                raise click.ClickException(
+                    f'{path} has {network} {variant} {seed} with other settings, {", ".join(different)}: choose another'
+                    ' --out'
+                )
+            continue
+        name = f'{network}_{variant}_{seed}'
+        click.echo(name, err=True)
+        torch.manual_seed(seed)
+        model = NETWORKS[network](variant, scale=scale).to(device)
+        checkpoint = out / f'{name}.checkpoint'
+        try:
+            train(model, *training, **settings, checkpoint=checkpoint)
+        except (ValueError, FloatingPointError) as error:
+            raise click.ClickException(f'{name}: {error}') from error
+        with written(out / f'{name}.pt') as temporary:
+            torch.save({key: tensor.cpu() for key, tensor in model.state_dict().items()}, temporary)
+        run['accuracy'] = accuracy(model, *test)
+        with written(path) as temporary:
+            temporary.write_text(''.join(json.dumps(each) + '\n' for each in [*results, run]))
+        checkpoint.unlink()
+    click.echo(table(finished(path)))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,211 @@
+'''Training that can be killed and resumed, the example that trains on MNIST, and the gallery of prototypes.'''
+import json
+import runpy
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import explain
+from torch import nn
+
+from zennit_dc import SplitGrad
+from zennit_dc.demo import demo_network, demo_preprocessing
+from zennit_dc.figures import color, concept_gallery
+from zennit_dc.models import Classifier
+from zennit_dc.networks import accuracy, mlp_maxout, train
+from zennit_dc.networks.train import Checkpoint
+
+EXAMPLE = Path(__file__).parents[1] / 'examples' / 'mnist_difference.py'
+MNIST = Path(__file__).parents[2] / 'shared' / 'data' / 'mnist'
+
+
+def drawn(count, seed):
+    '''Images of which the brightest of ten columns tells the class.'''
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (count,), generator=generator)
+    images = torch.randint(0, 120, (count, 1, 28, 28), generator=generator)
+    images[torch.arange(count), 0, :, 2 * labels + 4] += 120
+    return images.to(torch.uint8), labels
+
+
+def network(variant='dicin', seed=0):
+    torch.manual_seed(seed)
+    return mlp_maxout(variant, width=8)
+
+
+class Killed(Exception):
+    pass
+
+
+def killed_behind(epoch):
+    '''A context in which a training is killed when it has saved the state behind an epoch.'''
+    save = Checkpoint.save
+
+    def save_and_die(checkpoint, number):
+        save(checkpoint, number)
+        if number == epoch:
+            raise Killed
+    return patch.object(Checkpoint, 'save', save_and_die)
+
+
+def same_weights(one, other):
+    return all(torch.equal(weight, other.state_dict()[key]) for key, weight in one.state_dict().items())
+
+
+def test_training_learns():
+    model = train(network(), *drawn(600, 0), epochs=8, batch_size=50, learning_rate=.02, progress=False)
+    assert not model.training
+    assert accuracy(model, *drawn(200, 1)) > .6
+    floats, labels = drawn(200, 1)
+    assert accuracy(model, floats / 255., labels) == accuracy(model, floats, labels)
+
+
+def test_training_that_was_killed_goes_on(tmp_path):
+    def run(**options):
+        model = network()
+        model.h = nn.Sequential(model.h, nn.Dropout(.1))  # so that more than the order of images is random
+        return train(model, *drawn(90, 0), epochs=3, batch_size=20, progress=False, **options)
+
+    whole = run()
+    path = tmp_path / 'state'
+    for epoch in (1, 2):
+        with pytest.raises(Killed), killed_behind(epoch):
+            run(checkpoint=path)
+    assert torch.load(path, weights_only=True)['epoch'] == 2
+    with patch.object(torch, 'randperm', wraps=torch.randperm) as order:
+        resumed = run(checkpoint=path)
+    assert order.call_count == 1
+    assert same_weights(resumed, whole)
+    assert same_weights(run(checkpoint=path), whole)
+    assert [each.name for each in tmp_path.iterdir()] == ['state']
+
+
+def test_checkpoint_is_whole_or_not_written(tmp_path):
+    '''Killed while it writes the second, the first is still there.'''
+    path, data = tmp_path / 'state', drawn(40, 0)
+
+    def fail(state, file):
+        Path(file).write_bytes(b'half')
+        raise Killed
+
+    with pytest.raises(Killed), killed_behind(1):
+        train(network(), *data, epochs=2, checkpoint=path, progress=False)
+    before = path.read_bytes()
+    with pytest.raises(Killed), patch.object(torch, 'save', fail):
+        train(network(), *data, epochs=2, checkpoint=path, progress=False)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_training_errors_name_the_thing(tmp_path):
+    images, labels = drawn(40, 0)
+    with pytest.raises(ValueError, match='there are 40 images, but 39 labels'):
+        train(network(), images, labels[1:])
+    model = network()
+    with torch.no_grad():
+        next(model.parameters()).fill_(float('nan'))
+    with pytest.raises(FloatingPointError, match='loss is not finite in epoch 1: use a smaller learning rate'):
+        train(model, images, labels, progress=False)
+    path = tmp_path / 'state'
+    train(network(), images, labels, epochs=1, checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match=r'which differs in learning_rate \(0.03 there, 1.0 here'):
+        train(network(), images, labels, epochs=1, learning_rate=1., checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match='of another training, which differs in network'):
+        train(network('dm'), images, labels, epochs=1, checkpoint=path, progress=False)
+    path.write_bytes(b'something else')
+    with pytest.raises(ValueError, match='is no checkpoint of a training'):
+        train(network(), images, labels, epochs=1, checkpoint=path, progress=False)
+
+
+def run_example(*arguments):
+    return CliRunner().invoke(runpy.run_path(str(EXAMPLE))['main'], [str(each) for each in arguments])
+
+
+@pytest.fixture(scope='module', name='folder')
+def fixture_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('mnist')
+    for part, count, seed in (('train', 256, 0), ('test', 100, 1)):
+        images, labels = drawn(count, seed)
+        np.savez(folder / f'mnist_{part}.npz', x=images[:, 0].numpy(), y=labels.numpy())
+    return folder
+
+
+def test_example(folder, tmp_path):
+    out = tmp_path / 'runs'
+    options = ['--out', out, '--epochs', 1, '--variant', 'ic', '--seed', 0]
+    result = run_example(folder, *options)
+    assert result.exit_code == 0, result.output
+    first = json.loads((out / 'results.jsonl').read_text())
+    assert first['variant'] == 'ic' and first['epochs'] == 1 and 0 <= first['accuracy'] <= 1
+    assert sorted(path.name for path in out.iterdir()) == ['mlp_maxout_ic_0.pt', 'results.jsonl']
+    trained = mlp_maxout('ic')
+    trained.load_state_dict(torch.load(out / 'mlp_maxout_ic_0.pt', weights_only=True))
+    with np.load(folder / 'mnist_test.npz') as arrays:
+        images, labels = torch.from_numpy(arrays['x'])[:, None], torch.from_numpy(arrays['y'])
+    assert accuracy(trained, images, labels) == first['accuracy']
+    (out / 'mlp_maxout_ic_0.pt').unlink()
+
+    result = run_example(folder, *options, '--variant', 'mon')
+    assert result.exit_code == 0, result.output
+    results = [json.loads(line) for line in (out / 'results.jsonl').read_text().splitlines()]
+    assert results[0] == first and results[1]['variant'] == 'mon'
+    assert not (out / 'mlp_maxout_ic_0.pt').exists()  # was not trained again
+    assert result.stdout.splitlines() == [
+        '| Model | ic | mon |', '|---|---|---|', '| mlp_maxout | ' + ' | '.join(
+            '{0:.2f} [{0:.2f}, {0:.2f}]'.format(100 * each['accuracy']) for each in results
+        ) + ' |'
+    ]
+
+    result = run_example(folder, *options, '--batch-size', 32)
+    assert result.exit_code == 1
+    assert 'has mlp_maxout ic 0 with other settings, batch_size (256 there, 32 here)' in result.stderr
+
+
+def test_example_refuses_other_data(tmp_path):
+    np.savez(tmp_path / 'mnist_train.npz', x=np.zeros((2, 32, 32), np.uint8), y=np.zeros(2))
+    result = run_example(tmp_path, '--out', tmp_path / 'runs')
+    assert result.exit_code == 1 and 'must have x of shape (count, 28, 28)' in result.stderr
+    result = run_example(tmp_path, '--out', tmp_path / 'runs', '--variant', 'dcm')
+    assert result.exit_code == 2 and '\'dcm\' is not one of' in result.stderr
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f'{MNIST} is not there')
+def test_digits_of_mnist_are_learned():
+    '''A small difference of monotone networks on a tenth of the digits.'''
+    data = []
+    for part in ('train', 'test'):
+        with np.load(MNIST / f'mnist_{part}.npz') as arrays:
+            data.append((torch.from_numpy(arrays['x'])[::10, None], torch.from_numpy(arrays['y']).long()[::10]))
+    torch.manual_seed(0)
+    model = train(
+        mlp_maxout('dmin', width=64), *data[0], epochs=3, batch_size=50, learning_rate=.02, progress=False
+    )
+    assert accuracy(model, *data[1]) > .8
+
+
+# figure 5
+
+def test_concept_gallery():
+    classifier = Classifier('demo', demo_network(), demo_preprocessing(), [f'name {index}' for index in range(10)])
+    inputs = torch.randn(2, 3, 64, 64)
+    figure = concept_gallery(classifier, inputs, 3)
+    axes = figure.get_axes()
+    assert len(axes) == 6 and figure.get_suptitle() == 'Prototypes of name 3, α = 0.25'
+    assert [axis.get_title() for axis in axes[1:3]] == ['gradient of g', 'gradient of h']
+    for row, input in enumerate(inputs):
+        np.testing.assert_allclose(axes[3 * row].get_images()[0].get_array(), classifier.pixels(input))
+        for column, stream in ((1, 'g'), (2, 'h')):
+            map = explain(SplitGrad(.25, stream), classifier.model, inputs, 3)[row].sum(0)
+            shown = axes[3 * row + column].get_images()[0].get_array()
+            assert np.array_equal(shown, np.asarray(color(map).convert('RGB')))
+    figure.canvas.draw()
+
+
+def test_concept_gallery_names_what_is_wrong():
+    classifier = Classifier('demo', demo_network(), demo_preprocessing())
+    with pytest.raises(ValueError, match=r'must have the shape \(count, channels, height, width\).*not \(3, 64, 64\)'):
+        concept_gallery(classifier, torch.zeros(3, 64, 64), 0)
+    with pytest.raises(ValueError, match='there is no class 10'):
+        concept_gallery(classifier, torch.zeros(1, 3, 64, 64), 10)
