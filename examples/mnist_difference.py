@@ -3,8 +3,9 @@
     python mnist_difference.py FOLDER --out runs --variant dic --variant dm --seed 0 --seed 1
 
 FOLDER holds mnist_train.npz and mnist_test.npz, with the arrays x of shape (count, 28, 28) and dtype uint8, and y. Each
-finished training is a line of runs/results.jsonl, and its weights are a file beside it. Killed at any moment, the same
-command goes on behind the last epoch. Trained weights are used like this:
+finished training is two files in runs, the weights, and the accuracy with the settings. Killed at any moment, the same
+command goes on behind the last epoch; several commands can share a folder if they train different networks, variants or
+seeds. Trained weights are used like this:
 
     from zennit_dc import SplitGrad
     from zennit_dc.networks import mlp_maxout
@@ -45,16 +46,17 @@ def digits(path):
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
 
 
-def finished(path):
-    '''The results so far.'''
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+def finished(out):
+    '''The results so far, by network, variant and seed.'''
+    results = [json.loads(path.read_text()) for path in out.glob('*.json')]
+    return {tuple(result[key] for key in ('network', 'variant', 'seed')): result for result in results}
 
 
 def table(results):
     '''Table 12: the median of the test accuracies in per cent, with their minimum and maximum.'''
     shown = [variant for variant in VARIANTS if any(result['variant'] == variant for result in results)]
     lines = ['| Model | ' + ' | '.join(shown) + ' |', '|---' * (len(shown) + 1) + '|']
-    for network in dict.fromkeys(result['network'] for result in results):
+    for network in (name for name in NETWORKS if any(result['network'] == name for result in results)):
         cells = []
         for variant in shown:
             shares = [
@@ -78,8 +80,9 @@ def table(results):
 @click.option('--weight-decay', type=click.FloatRange(0), default=1e-3, show_default=True)
 @click.option('--scale', type=click.FloatRange(0, min_open=True), default=.01, show_default=True,
               help='Of the initial non-negative weights.')
+@click.option('--bfloat16', is_flag=True, help='Multiply with weights in this precision, which some CPUs do faster.')
 @click.option('--device', default='cpu', show_default=True, help='Where to train.')
-def main(folder, out, networks, variants, seeds, scale, device, **settings):
+def main(folder, out, networks, variants, seeds, scale, bfloat16, device, **settings):
     '''Train what is not trained yet.'''
     try:
         device = local_device(device)
@@ -87,16 +90,14 @@ def main(folder, out, networks, variants, seeds, scale, device, **settings):
         raise click.BadParameter(str(error)) from error
     training, test = (digits(folder / f'mnist_{part}.npz') for part in ('train', 'test'))
     out.mkdir(parents=True, exist_ok=True)
-    path = out / 'results.jsonl'
     for network, variant, seed in ((n, v, s) for s in seeds for n in networks for v in variants):
-        run = {'network': network, 'variant': variant, 'seed': seed, 'scale': scale, **settings}
-        results = finished(path)
-        before = next((each for each in results if all(each[key] == run[key] for key in list(run)[:3])), None)
+        run = {'network': network, 'variant': variant, 'seed': seed, 'scale': scale, 'bfloat16': bfloat16, **settings}
+        before = finished(out).get((network, variant, seed))
         if before is not None:
             different = differences({key: before.get(key) for key in run}, run)
             if different:
                 raise click.ClickException(
-                    f'{path} has {network} {variant} {seed} with other settings, {", ".join(different)}: choose another'
+                    f'{out} has {network} {variant} {seed} with other settings, {", ".join(different)}: choose another'
                     ' --out'
                 )
             continue
@@ -106,16 +107,16 @@ def main(folder, out, networks, variants, seeds, scale, device, **settings):
         model = NETWORKS[network](variant, scale=scale).to(device)
         checkpoint = out / f'{name}.checkpoint'
         try:
-            train(model, *training, **settings, checkpoint=checkpoint)
+            train(model, *training, **settings, autocast=torch.bfloat16 if bfloat16 else None, checkpoint=checkpoint)
         except (ValueError, FloatingPointError) as error:
             raise click.ClickException(f'{name}: {error}') from error
         with written(out / f'{name}.pt') as temporary:
             torch.save({key: tensor.cpu() for key, tensor in model.state_dict().items()}, temporary)
         run['accuracy'] = accuracy(model, *test)
-        with written(path) as temporary:
-            temporary.write_text(''.join(json.dumps(each) + '\n' for each in [*results, run]))
+        with written(out / f'{name}.json') as temporary:
+            temporary.write_text(json.dumps(run, indent=1))
         checkpoint.unlink()
-    click.echo(table(finished(path)))
+    click.echo(table(finished(out).values()))
 
 
 if __name__ == '__main__':

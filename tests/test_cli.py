@@ -18,7 +18,7 @@ from zennit_dc.attribution import class_relevance
 from zennit_dc.cli import main
 from zennit_dc.cli_maps import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
-from zennit_dc.figures import color
+from zennit_dc.figures import color, concept_gallery
 from zennit_dc.models import layers, load_classifier
 
 PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
@@ -99,6 +99,20 @@ def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weight
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
 
 
+def test_concept_gallery(tmp_path, drawings):
+    result = run('concept-gallery', *drawings, '--model', 'demo', '--target', 3, '--out', 'concepts.png', cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    classifier = load_classifier('demo')
+    inputs = torch.stack([classifier.preprocessing(Image.open(drawing)) for drawing in drawings])
+    concept_gallery(classifier, inputs, 3).savefig(tmp_path / 'expected.png', dpi=110)
+    pictures = [np.array(Image.open(tmp_path / name).convert('RGB'), int) for name in ('concepts.png', 'expected.png')]
+    # the number of threads may differ, which is up to one step of 255, and two after resizing
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2
+    require_error(
+        run('concept-gallery', *drawings, '--model', 'demo', '--target', 10, cwd=tmp_path), 'there is no class 10'
+    )
+
+
 OWN = '''
 import torch
 
@@ -151,7 +165,9 @@ def test_every_listed_layer_has_a_map():
         assert composite.saliency.shape == (1, *shape[1:])
 
 
-@pytest.mark.parametrize('command', ['demo', 'explain', 'layers', 'attribute', 'analyze', 'project', 'evaluate'])
+@pytest.mark.parametrize('command', [
+    'demo', 'explain', 'concept-gallery', 'layers', 'attribute', 'analyze', 'project', 'evaluate'
+])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as status:
         main([command, '--help'], prog_name='zennit-dc')

@@ -13,7 +13,7 @@ from torch import nn
 
 from zennit_dc import SplitGrad
 from zennit_dc.demo import demo_network, demo_preprocessing
-from zennit_dc.figures import color, concept_gallery
+from zennit_dc.figures import color, concept_gallery, stream_overlay
 from zennit_dc.models import Classifier
 from zennit_dc.networks import accuracy, mlp_maxout, train
 from zennit_dc.networks.train import Checkpoint
@@ -137,9 +137,9 @@ def test_example(folder, tmp_path):
     options = ['--out', out, '--epochs', 1, '--variant', 'ic', '--seed', 0]
     result = run_example(folder, *options)
     assert result.exit_code == 0, result.output
-    first = json.loads((out / 'results.jsonl').read_text())
+    first = json.loads((out / 'mlp_maxout_ic_0.json').read_text())
     assert first['variant'] == 'ic' and first['epochs'] == 1 and 0 <= first['accuracy'] <= 1
-    assert sorted(path.name for path in out.iterdir()) == ['mlp_maxout_ic_0.pt', 'results.jsonl']
+    assert sorted(path.name for path in out.iterdir()) == ['mlp_maxout_ic_0.json', 'mlp_maxout_ic_0.pt']
     trained = mlp_maxout('ic')
     trained.load_state_dict(torch.load(out / 'mlp_maxout_ic_0.pt', weights_only=True))
     with np.load(folder / 'mnist_test.npz') as arrays:
@@ -149,7 +149,7 @@ def test_example(folder, tmp_path):
 
     result = run_example(folder, *options, '--variant', 'mon')
     assert result.exit_code == 0, result.output
-    results = [json.loads(line) for line in (out / 'results.jsonl').read_text().splitlines()]
+    results = [json.loads((out / f'mlp_maxout_{variant}_0.json').read_text()) for variant in ('ic', 'mon')]
     assert results[0] == first and results[1]['variant'] == 'mon'
     assert not (out / 'mlp_maxout_ic_0.pt').exists()  # was not trained again
     assert result.stdout.splitlines() == [
@@ -209,3 +209,42 @@ def test_concept_gallery_names_what_is_wrong():
         concept_gallery(classifier, torch.zeros(3, 64, 64), 0)
     with pytest.raises(ValueError, match='there is no class 10'):
         concept_gallery(classifier, torch.zeros(1, 3, 64, 64), 10)
+
+
+# figures 3 and 8
+
+def test_stream_overlay():
+    image = torch.tensor([[0., 1.], [.5, .5]])
+    g, h = torch.tensor([[1., 0.], [.1, .4]]), torch.tensor([[.5, 0.], [-9., .4]])
+    colors = stream_overlay(image, g, h, threshold=.2, decay=.25)
+    # ranks: 0 and 1 at the first pixel, 2 and 3 at the last; the pixel between is below the threshold
+    opacity = torch.exp(-torch.arange(4, dtype=torch.float64))
+    for row, column, red, blue in ((0, 0, opacity[0], opacity[1]), (1, 1, opacity[2], opacity[3])):
+        rest = image[row, column] * (1. - red) * (1. - blue)
+        both = 1. - (1. - red) * (1. - blue)
+        expected = torch.stack([rest + both * red / (red + blue), rest, rest + both * blue / (red + blue)])
+        torch.testing.assert_close(colors[row, column], expected, rtol=1e-12, atol=0.)
+    assert colors[0, 1].tolist() == [1., 1., 1.] and colors[1, 0].tolist() == [.5, .5, .5]
+
+
+def test_stream_overlay_by_one_scale():
+    '''Compared with larger maps, nothing may be above the threshold.'''
+    image, map = torch.rand(5, 5, dtype=torch.float64), torch.rand(5, 5)
+    gray = image[:, :, None].expand(-1, -1, 3)
+    torch.testing.assert_close(stream_overlay(image, map, map, largest=6.), gray, rtol=0., atol=0.)
+    assert not torch.equal(stream_overlay(image, map, map), gray)
+    for nothing in (torch.zeros(5, 5), -map):
+        torch.testing.assert_close(stream_overlay(image, nothing, nothing, threshold=0.), gray, rtol=0., atol=0.)
+    assert (stream_overlay(image, map, -map)[:, :, 2] <= image + 1e-12).all()
+
+
+def test_stream_overlay_names_what_is_wrong():
+    maps = torch.zeros(3, 4, 4)
+    with pytest.raises(ValueError, match=r'one shape \(height, width\), not \(4, 4\), \(4, 4\) and \(1, 4, 4\)'):
+        stream_overlay(maps[0], maps[1], maps[:1])
+    with pytest.raises(ValueError, match='threshold must be in'):
+        stream_overlay(*maps, threshold=2.)
+    with pytest.raises(ValueError, match='decay positive'):
+        stream_overlay(*maps, decay=0.)
+    with pytest.raises(FloatingPointError, match='not finite'):
+        stream_overlay(maps[0], maps[1], maps[2] / 0.)

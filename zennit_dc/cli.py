@@ -7,7 +7,7 @@ import click
 from . import __version__
 from .cli_data import analyze, attribute, project
 from .cli_evaluation import evaluate
-from .cli_maps import demo, explain, layers
+from .cli_maps import demo, explain, gallery, layers
 
 
 class Commands(click.Group):
@@ -41,7 +41,7 @@ def fail(reason, status=1):
 
 
 @click.group(
-    cls=Commands, commands=[demo, explain, layers, attribute, analyze, project, evaluate],
+    cls=Commands, commands=[demo, explain, gallery, layers, attribute, analyze, project, evaluate],
     context_settings={'help_option_names': ['-h', '--help'], 'show_default': True, 'max_content_width': 110}
 )
 @click.version_option(__version__, prog_name='zennit-dc')

@@ -1,17 +1,19 @@
-'''Commands that make pictures: explain, layers and demo.'''
+'''Commands that make pictures: explain, concept-gallery, layers and demo.'''
 import re
 import sys
 from pathlib import Path
 
 import click
+import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 from zennit.image import CMAPS
 
 from .cli_options import (
-    attributor_of, compute_options, method_options, model_option, model_options, option, require_compute, require_used,
+    Alpha, attributor_of, compute_options, method_options, model_option, model_options, option, require_compute,
+    require_used,
 )
-from .figures import caption, color, side_by_side
+from .figures import caption, color, concept_gallery, side_by_side
 from .images import read_image
 from .methods import BASELINES, METHODS, saliency_map
 from .models import layers as layers_of
@@ -132,6 +134,31 @@ def save(figure, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
+
+
+@click.command('concept-gallery')
+@click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE...')
+@model_option
+@model_options
+@option('--target', type=int, required=True, help='The index of the class.')
+@option('--alpha', type=Alpha(), default=.25, metavar='ALPHA|balanced[:KAPPA]', help='The shift of SplitGrad.')
+@option('--out', default='concepts.png', type=click.Path(path_type=Path), help='The figure.')
+@compute_options
+def gallery(images, model, weights, size, mean, std, target, alpha, out, device, dtype, seed):
+    '''See what a classifier has learned of a class.
+
+    Writes a figure with the gradients of the streams g and h of the class's score at each image, which need not be of
+    the class: they are prototypes of it.
+
+    \b
+    zennit-dc concept-gallery dragonfly.jpg flower.jpg --model vgg16 --target 319
+    '''
+    device, dtype = require_compute(device, dtype, seed)
+    require_format(out)
+    classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
+    inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
+    save(concept_gallery(classifier, inputs.to(device, dtype), target, alpha), out)
+    click.echo(out)
 
 
 @click.command()

@@ -85,6 +85,60 @@ def side_by_side(rows, heading=None):
     return figure
 
 
+def stream_overlay(image, g, h, threshold=.2, decay=.1, largest=None):
+    '''Show two streams over an image (figures 3 and 8): g in red and h in blue.
+
+    Values above the threshold are shown. The more of them are larger, the paler a value is, with an exponential decay:
+    it is opaque by :math:`\\exp(-r / (d n))`, for the rank r among the shown values of both maps, which begins with
+    zero, the number n of pixels, and the decay d.
+
+    Parameters
+    ----------
+    image : :py:class:`torch.Tensor`
+        The gray image of shape (height, width) with values in [0, 1].
+    g, h : :py:class:`torch.Tensor`
+        The maps of the same shape, in red and blue.
+    threshold : float, optional
+        The smallest value to be shown, as a share of the largest one.
+    decay : float, optional
+        The share of the pixels by which the opacity falls to 1 / e.
+    largest : float, optional
+        The largest value, by which maps are compared. The default is that of the two maps.
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        The colors of shape (height, width, 3), in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or the threshold or decay is out of range.
+    FloatingPointError
+        If a map is not finite.
+    '''
+    if image.ndim != 2 or not image.shape == g.shape == h.shape:
+        raise ValueError(
+            f'image and maps must have one shape (height, width), not {tuple(image.shape)}, {tuple(g.shape)} and'
+            f' {tuple(h.shape)}'
+        )
+    if not 0. <= threshold <= 1. or not decay > 0.:
+        raise ValueError(f'the threshold must be in [0, 1] and the decay positive, not {threshold!r} and {decay!r}')
+    maps = torch.stack([g, h]).detach().cpu().double()
+    if not torch.isfinite(maps).all():
+        raise FloatingPointError('a map is not finite: check the input and the weights, or use a higher precision')
+    largest = maps.max().item() if largest is None else largest
+    shown = (maps > 0.) & (maps >= threshold * largest)
+    values = maps.masked_fill(~shown, 0.).flatten()
+    ranks = values.argsort(descending=True, stable=True).argsort().reshape(maps.shape)
+    red, blue = torch.where(shown, torch.exp(-ranks.double() / (decay * image.numel())), 0.)
+    # what covers the image leaves its color there alone
+    colors = image.detach().cpu().double() * (1. - red) * (1. - blue)
+    both = 1. - (1. - red) * (1. - blue)
+    return torch.stack([colors + red * both / (red + blue).clamp(min=1e-12), colors,
+                        colors + blue * both / (red + blue).clamp(min=1e-12)], -1).clamp(0., 1.)
+
+
 def concept_gallery(classifier, inputs, target, alpha=.25):
     '''What a network has learned of a class (figure 5): the gradients of the streams g and h of the class's score at
     several images. They are vertices of the imaginative polytopes (appendix A.2), and so prototypes of the class.
@@ -123,7 +177,7 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
             outputs, gradients[f'gradient of {stream}'] = attributor(inputs)
     return side_by_side([
         (
-            caption(classifier, output, target), classifier.pixels(input),
+            caption(classifier, output, target), classifier.pixels(input).numpy(),
             {title: color(gradient[index].sum(0)) for title, gradient in gradients.items()},
         )
         for index, (input, output) in enumerate(zip(inputs, outputs))

@@ -10,8 +10,8 @@ from ..parts import differences, written
 
 
 def train(
-    network, images, labels, epochs=8, batch_size=256, learning_rate=.03, weight_decay=1e-3, checkpoint=None,
-    progress=True
+    network, images, labels, epochs=8, batch_size=256, learning_rate=.03, weight_decay=1e-3, autocast=None,
+    checkpoint=None, progress=True
 ):
     '''Train a classifier by AdamW with a one-cycle learning rate, on the device where it is.
 
@@ -34,6 +34,9 @@ def train(
         The largest learning rate.
     weight_decay : float, optional
         The weight decay, of the parameters to which the positivity transform is applied (appendix D.1).
+    autocast : torch.dtype, optional
+        The type for products with weights, ``torch.bfloat16``, where a processor is faster at it; the weights, the
+        optimizer and the loss keep theirs.
     checkpoint : path, optional
         A file to which the state is written after each epoch. If it is there, training goes on from it, and ends with
         the same weights as if it had never been stopped.
@@ -60,7 +63,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * steps)
     state = Checkpoint(checkpoint, network, optimizer, schedule, {
         'network': str(network), 'images': len(images), 'epochs': epochs, 'batch_size': batch_size,
-        'learning_rate': learning_rate, 'weight_decay': weight_decay,
+        'learning_rate': learning_rate, 'weight_decay': weight_decay, 'autocast': str(autocast),
     })
     finished = state.load()
     with tqdm(total=epochs * steps, initial=finished * steps, unit='step', disable=not progress) as bar:
@@ -68,7 +71,9 @@ def train(
             bar.set_description(f'Epoch {epoch} of {epochs}')
             network.train()
             for rows in torch.randperm(len(images)).split(batch_size):
-                loss = F.cross_entropy(network(as_input(images[rows], device)), labels[rows].to(device))
+                with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                    scores = network(as_input(images[rows], device))
+                loss = F.cross_entropy(scores.float() if autocast is not None else scores, labels[rows].to(device))
                 if not torch.isfinite(loss):
                     raise FloatingPointError(
                         f'the loss is not finite in epoch {epoch}: use a smaller learning rate, or a smaller scale of'
