@@ -81,14 +81,14 @@ def of_classes(model, images, classes=10):
     for image in images:
         g, h = streams(model, image.expand(classes, -1, -1, -1), torch.arange(classes))
         largest = torch.maximum(g.amax(), h.amax()).item()
-        rows.append([image[0], *(stream_overlay(image[0], *pair, largest=largest) for pair in zip(g, h))])
+        rows.append([image[0], *(stream_overlay(.6 * image[0], *pair, largest=largest) for pair in zip(g, h))])
     return panels(rows, ['', *map(str, range(classes))], [''] * len(rows))
 
 
 def of_digits(models, images, labels):
     '''The streams of each digit's own class, by model.'''
     rows = [
-        [stream_overlay(image[0], *pair) for image, *pair in zip(images, *streams(model, images, labels))]
+        [stream_overlay(.6 * image[0], *pair) for image, *pair in zip(images, *streams(model, images, labels))]
         for model in models.values()
     ]
     return panels([*rows, list(images[:, 0])], map(str, labels.tolist()), [*models, ''])
@@ -155,6 +155,11 @@ def main(folder, runs, out, count):
         with torch.no_grad():
             right = torch.stack([model(images[:2000]).argmax(1) == labels[:2000] for model in models.values()]).all(0)
         of_class = [(right & (labels[:2000] == label)).nonzero()[:, 0] for label in range(10)]
+        for label, each in enumerate(of_class):
+            if len(each) < 2:
+                raise click.ClickException(
+                    f'of the class {label}, not even two digits are right for all networks of {runs}: train them longer'
+                )
         first = torch.stack([each[0] for each in of_class])
         for title in ('DIC', 'DICIN', 'DMIN'):
             if title in models:

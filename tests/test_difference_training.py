@@ -172,6 +172,35 @@ def test_example_refuses_other_data(tmp_path):
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason=f'{MNIST} is not there')
+def test_pictures(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    for part in ('train', 'test'):
+        with np.load(MNIST / f'mnist_{part}.npz') as arrays:
+            np.savez(tmp_path / f'mnist_{part}.npz', x=arrays['x'][::20], y=arrays['y'][::20])
+    variants = ('none', 'mon', 'diff', 'dicin')
+    chosen = [option for variant in variants for option in ('--variant', variant)]
+    trained = run_example(tmp_path, '--out', tmp_path / 'runs', '--epochs', 3, '--batch-size', 50, *chosen)
+    assert trained.exit_code == 0, trained.output
+    script = runpy.run_path(str(EXAMPLE.with_name('mnist_pictures.py')))
+    result = CliRunner().invoke(script['main'], [
+        str(each) for each in (tmp_path, tmp_path / 'runs', '--out', tmp_path / 'pictures', '--count', 50)
+    ])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == [
+        'classes_mlp_maxout_dicin.png', 'comparison_mlp_maxout.png', 'digits_mlp_maxout.png'
+    ]
+    rows = [line.strip('| ').split(' | ') for line in result.output.splitlines() if line.startswith('| ')]
+    assert [tuple(row[:2]) for row in rows[2:]] == [
+        ('mlp_maxout None', 'positive'), ('mlp_maxout None', 'negative'), ('mlp_maxout Mon', 'positive'),
+        ('mlp_maxout Mon', 'negative'), ('mlp_maxout Diff.None', 'g'), ('mlp_maxout Diff.None', 'h'),
+        ('mlp_maxout DICIN', 'g'), ('mlp_maxout DICIN', 'h'), ('mlp_maxout None, split (α = 0.4)', 'g'),
+    ]
+    for row in [rows[1], *rows[2:5], *rows[6:]]:  # of a monotone network, no gradient is negative
+        assert sum(map(float, row[2:])) == pytest.approx(1., abs=.002)  # three digits behind the point
+    assert rows[5][2:] == ['nan'] * 3
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f'{MNIST} is not there')
 def test_digits_of_mnist_are_learned():
     '''A small difference of monotone networks on a tenth of the digits.'''
     data = []

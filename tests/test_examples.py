@@ -63,7 +63,7 @@ def test_virelay_project(tmp_path):
 def test_code_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (EXAMPLES.parent / 'README.md').read_text()
-    use, _, own = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    use, _, _, own = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
     names = {}
     exec(use.replace("weights='DEFAULT'", 'weights=None'), names)
     assert names['composite'].saliency.shape == (1, 14, 14)
@@ -74,6 +74,21 @@ def test_code_of_the_readme(tmp_path, monkeypatch):
         assert torch.trace(pair).difference == -3 and torch.trace(pair).stream_sum == 5
     finally:
         FORMS.pop(torch.trace, None)
+
+
+def test_difference_of_the_readme():
+    text = (EXAMPLES.parent / 'README.md').read_text()
+    code, = re.findall(r'```python\n([^`]*DifferenceOfConvex[^`]*)```', text)
+    torch.manual_seed(0)
+    names = {'images': torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8), 'labels': torch.randint(10, (64,))}
+    exec(code, names)
+    model = names['model'].double()
+    inputs = (names['images'][:8] / 255.).double().requires_grad_()
+    h = model.h(1. - inputs)
+    classes = names['output'].argmax(1)
+    gradient, = torch.autograd.grad(h[torch.arange(8), classes].sum(), inputs)
+    # float32 against float64
+    torch.testing.assert_close(names['missing'].double(), gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
 
 
 def test_benchmark():
