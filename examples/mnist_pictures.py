@@ -95,15 +95,16 @@ def of_digits(models, images, labels):
 
 
 def comparison(ordinary, difference, images, labels):
-    '''The same methods for both networks, by digit: a column for each map.'''
-    composites = {
-        'SplitLRP +': SplitLRP(stream='positive'), 'SplitLRP −': SplitLRP(stream='negative'),
-        'SplitLRP': SplitLRP(stream='combined'),
-    }
+    '''The same methods for both networks, by digit: a column for each map. The ordinary one also has shifted streams.
+    Maxout is taken in its convex form, as the winner-takes-all one leaves half of the gradient in each stream.'''
     columns = {'': list(images[:, 0])}
-    for name, model, alpha in ((*ordinary, .4), (*difference, 0.)):
-        shown = {**composites, f'g, α = {alpha:g}': SplitGrad(alpha, 'g'), f'h, α = {alpha:g}': SplitGrad(alpha, 'h')}
-        for title, composite in shown.items():
+    for (name, model), alphas in ((ordinary, (.4, 0.)), (difference, (0.,))):
+        composites = {'SplitLRP': SplitLRP(pooling='convex')}
+        composites |= {
+            f'{stream}, α = {alpha:g}': SplitGrad(alpha, stream, pooling='convex')
+            for alpha in alphas for stream in 'gh'
+        }
+        for title, composite in composites.items():
             columns[f'{name}\n{title}'] = [color(map) for map in map_by(model, composite, images, labels)]
     return panels([*zip(*columns.values())], columns, [''] * len(images))
 
@@ -169,7 +170,10 @@ def main(folder, runs, out, count):
             shown = first[[0, 3, 4, 6, 7]]
             figure = comparison(('None', models['None']), ('DICIN', models['DICIN']), images[shown], labels[shown])
             save(figure, f'comparison_{network}.png')
-        split = {f'{network} None, split (α = 0.4)': SplitGrad(.4, 'g')} if 'None' in models else {}
+        split = {
+            f'{network} None, split (α = {alpha:g})': SplitGrad(alpha, 'g', pooling='convex') for alpha in (.4, 0.)
+            if 'None' in models
+        }
         for title, model in tqdm(models.items(), network, leave=False, disable=None):
             pair = streams(model, images[:count], labels[:count])
             names = ('g', 'h') if isinstance(model, Difference) else ('positive', 'negative')

@@ -193,7 +193,8 @@ def test_pictures(tmp_path, monkeypatch):
     assert [tuple(row[:2]) for row in rows[2:]] == [
         ('mlp_maxout None', 'positive'), ('mlp_maxout None', 'negative'), ('mlp_maxout Mon', 'positive'),
         ('mlp_maxout Mon', 'negative'), ('mlp_maxout Diff.None', 'g'), ('mlp_maxout Diff.None', 'h'),
-        ('mlp_maxout DICIN', 'g'), ('mlp_maxout DICIN', 'h'), ('mlp_maxout None, split (α = 0.4)', 'g'),
+        ('mlp_maxout DICIN', 'g'), ('mlp_maxout DICIN', 'h'),
+        ('mlp_maxout None, split (α = 0.4)', 'g'), ('mlp_maxout None, split (α = 0)', 'g'),
     ]
     for row in [rows[1], *rows[2:5], *rows[6:]]:  # of a monotone network, no gradient is negative
         assert sum(map(float, row[2:])) == pytest.approx(1., abs=.002)  # three digits behind the point
