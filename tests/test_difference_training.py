@@ -1,6 +1,9 @@
 '''Training that can be killed and resumed, the example that trains on MNIST, and the gallery of prototypes.'''
 import json
 import runpy
+import subprocess
+import sys
+import time
 from pathlib import Path
 from unittest.mock import patch
 
@@ -161,6 +164,27 @@ def test_example(folder, tmp_path):
     result = run_example(folder, *options, '--batch-size', 32)
     assert result.exit_code == 1
     assert 'has mlp_maxout ic 0 with other settings, batch_size (256 there, 32 here)' in result.stderr
+
+
+def test_example_that_was_killed_goes_on(folder, tmp_path):
+    '''By SIGKILL, at any moment behind the first epoch; the weights become the same.'''
+    def command(out):
+        return [sys.executable, EXAMPLE, folder, '--out', out, '--variant', 'dmin', '--epochs', '12']
+
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    subprocess.run(command(whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (killed / 'mlp_maxout_dmin_0.checkpoint').exists():
+        assert process.poll() is None
+        time.sleep(.01)
+    process.kill()
+    process.wait()
+    assert not (killed / 'mlp_maxout_dmin_0.json').exists()
+    result = subprocess.run(command(killed), check=True, capture_output=True, text=True)
+    assert 'Epoch 1 of 12' not in result.stderr
+    one, other = (torch.load(out / 'mlp_maxout_dmin_0.pt', weights_only=True) for out in (whole, killed))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert not (killed / 'mlp_maxout_dmin_0.checkpoint').exists()
 
 
 def test_example_refuses_other_data(tmp_path):
