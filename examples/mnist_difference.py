@@ -16,6 +16,7 @@ seeds. Trained weights are used like this:
         torch.autograd.grad(network(images)[:, 3].sum(), images)
 '''
 import json
+import zipfile
 from pathlib import Path
 from statistics import median
 
@@ -36,13 +37,15 @@ def digits(path):
     try:
         with np.load(path) as arrays:
             images, labels = arrays['x'], arrays['y']
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise click.ClickException(f'{path} cannot be read as digits: {error}') from error
     if images.shape[1:] != (28, 28) or images.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise click.ClickException(
             f'{path} must have x of shape (count, 28, 28) and dtype uint8, and y of shape (count,), not'
             f' {images.dtype} {images.shape} and {labels.shape}'
         )
+    if not labels.size or labels.min() < 0 or labels.max() > 9:
+        raise click.ClickException(f'{path} must have classes from 0 to 9 in y')
     return torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()
 
 
@@ -71,9 +74,11 @@ def table(results):
 @click.command(help=__doc__.split('\n\n')[0])
 @click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option('--out', type=click.Path(file_okay=False, path_type=Path), required=True, help='Folder for the results.')
-@click.option('--network', 'networks', type=click.Choice(list(NETWORKS)), multiple=True, default=['mlp_maxout'])
-@click.option('--variant', 'variants', type=click.Choice(VARIANTS), multiple=True, default=VARIANTS)
-@click.option('--seed', 'seeds', type=click.IntRange(0), multiple=True, default=[0])
+@click.option('--network', 'networks', type=click.Choice(list(NETWORKS)), multiple=True, default=['mlp_maxout'],
+              show_default=True)
+@click.option('--variant', 'variants', type=click.Choice(VARIANTS), multiple=True, default=VARIANTS,
+              show_default=True)
+@click.option('--seed', 'seeds', type=click.IntRange(0), multiple=True, default=[0], show_default=True)
 @click.option('--epochs', type=click.IntRange(1), default=8, show_default=True)
 @click.option('--batch-size', type=click.IntRange(2), default=256, show_default=True)
 @click.option('--learning-rate', type=click.FloatRange(0, min_open=True), default=.03, show_default=True)
@@ -92,6 +97,7 @@ def main(folder, out, networks, variants, seeds, scale, bfloat16, device, **sett
     out.mkdir(parents=True, exist_ok=True)
     for network, variant, seed in ((n, v, s) for s in seeds for n in networks for v in variants):
         run = {'network': network, 'variant': variant, 'seed': seed, 'scale': scale, 'bfloat16': bfloat16, **settings}
+        name = f'{network}_{variant}_{seed}'
         before = finished(out).get((network, variant, seed))
         if before is not None:
             different = differences({key: before.get(key) for key in run}, run)
@@ -100,8 +106,8 @@ def main(folder, out, networks, variants, seeds, scale, bfloat16, device, **sett
                     f'{out} has {network} {variant} {seed} with other settings, {", ".join(different)}: choose another'
                     ' --out'
                 )
+            (out / f'{name}.checkpoint').unlink(missing_ok=True)
             continue
-        name = f'{network}_{variant}_{seed}'
         click.echo(name, err=True)
         torch.manual_seed(seed)
         model = NETWORKS[network](variant, scale=scale).to(device)

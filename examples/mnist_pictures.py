@@ -9,8 +9,10 @@ there, at the first seed:
 - digits_*.png (figure 8): a digit of each class, and the gradients of its own class;
 - comparison_*.png: SplitLRP and SplitGrad of an ordinary network, and of the difference;
 
-and prints how much of each stream's gradient is on the strokes, and how much in the gaps between them.
+and prints how much of each stream's gradient is on the strokes, and how much in the gaps between them. It needs
+scikit-image, which comes with pip install "zennit-dc[evaluation]".
 '''
+from itertools import product
 from pathlib import Path
 
 import click
@@ -99,13 +101,18 @@ def comparison(ordinary, difference, images, labels):
     Maxout is taken in its convex form, as the winner-takes-all one leaves half of the gradient in each stream.'''
     columns = {'': list(images[:, 0])}
     for (name, model), alphas in ((ordinary, (.4, 0.)), (difference, (0.,))):
-        composites = {'SplitLRP': SplitLRP(pooling='convex')}
-        composites |= {
-            f'{stream}, α = {alpha:g}': SplitGrad(alpha, stream, pooling='convex')
-            for alpha in alphas for stream in 'gh'
-        }
-        for title, composite in composites.items():
-            columns[f'{name}\n{title}'] = [color(map) for map in map_by(model, composite, images, labels)]
+        relevance = SplitLRP(pooling='convex')
+        if isinstance(model, DifferenceOfConvex):
+            maps = {
+                'SplitLRP of g': map_by(model.g, relevance, images, labels),
+                'SplitLRP of h': map_by(model.h, relevance, model.input_of_h(images), labels),
+            }
+        else:
+            maps = {'SplitLRP': map_by(model, relevance, images, labels)}
+        for alpha, stream in product(alphas, 'gh'):
+            composite = SplitGrad(alpha, stream, pooling='convex')
+            maps[f'{stream}, α = {alpha:g}'] = map_by(model, composite, images, labels)
+        columns |= {f'{name}\n{title}': [color(map) for map in shown] for title, shown in maps.items()}
     return panels([*zip(*columns.values())], columns, [''] * len(images))
 
 

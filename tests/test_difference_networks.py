@@ -184,6 +184,10 @@ def test_effective_weights_can_be_set(transform):
     torch.testing.assert_close(layer.weight, weight, rtol=1e-9, atol=0. if transform == 'relu' else 1.1e-6)
     with pytest.raises(ValueError, match='can not be set to negative'):
         layer.weight = -weight
+    before = weight.clone()
+    with torch.no_grad():
+        layer.parametrizations.weight.original.add_(1.)
+    assert torch.equal(weight, before)  # the layer has its own
 
 
 def test_initial_weights_are_absolute_gaussian():
@@ -222,6 +226,13 @@ def test_errors_name_the_thing():
         DifferenceOfConvex(nonnegative(nn.Linear(2, 2)), nn.Sequential(nonnegative(nn.Linear(2, 2)), nn.Linear(2, 2)))
     with pytest.raises(ValueError, match='weight of module \'g\' .* may become negative'):
         DifferenceOfConvex(parametrizations.weight_norm(nn.Linear(2, 2, bias=False)), nonnegative(nn.Linear(2, 2)))
+    positive, negative = (nonnegative(nn.Linear(2, 2)) for _ in range(2))
+    for module in (nn.PReLU(), nn.ReLU6(), nn.GELU()):
+        with pytest.raises(ValueError, match=f'module \'h.1\' .{type(module).__name__}. is not convex'):
+            DifferenceOfConvex(positive, nn.Sequential(negative, nonnegative(module)))
+    with pytest.raises(ValueError, match='module g.2 .FreeLinear. is behind an activation'):
+        DifferenceOfConvex(nonnegative(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), FreeLinear(2, 2))), negative)
+    DifferenceOfConvex(nonnegative(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), FreeLinear(2, 2), Maxout())), negative)
     difference = Difference(nn.Linear(2, 2), nn.Linear(2, 1))
     with pytest.raises(ValueError, match=r'outputs of g and h differ in shape: \(3, 2\) and \(3, 1\)'):
         difference(torch.zeros(3, 2))
@@ -330,6 +341,50 @@ def test_relevance_of_g_is_that_of_its_stream():
     assert_close(relevance.sum(1), torch.ones(4, dtype=torch.float64), 1e-5)
 
 
+@pytest.mark.parametrize('variant', ['dic', 'dicin', 'dm'])
+@pytest.mark.parametrize('name', SMALL)
+def test_relevance_of_h_is_that_of_the_network_h(name, variant):
+    '''And none of the difference's, which has that of g in its positive stream.'''
+    network, images = trained(name, variant, 8), digits(3, 5)
+    other = copy.deepcopy(network)
+    for parameter in other.h.parameters():
+        parameter.data *= 3.
+    relevance = explain(SplitLRP(), network, images)
+    assert_close(explain(SplitLRP(), other, images), relevance, 1e-5)
+    assert_close(relevance, explain(SplitLRP(), network.g, images), 1e-5)  # by the stabilizer of the last difference
+    assert not explain(SplitLRP(stream='negative'), network, images).any()
+
+
+@pytest.mark.parametrize('name', SMALL)
+def test_relevance_of_an_input_convex_network(name):
+    '''It depends on no split of the input, also where values are negative.'''
+    network, images = trained(name, 'ic', 8), 2. * digits(3, 5) - 1.
+    relu, half = (explain(SplitLRP(input_split=kind), network, images) for kind in ('relu', 'half'))
+    assert_close(half, relu)
+    assert_close(explain(SplitLRP(), DifferenceOfConvex(network, network), images), relu, 1e-5)
+
+
+def test_a_forward_of_ones_own_is_refused():
+    class Doubled(DifferenceOfConvex):
+        def forward(self, input):
+            return super().forward(2 * input)
+
+    network = trained('mlp_maxout', 'dm')
+    with pytest.raises(NotImplementedError, match='Doubled is a DifferenceOfConvex with a forward of its own'):
+        explain(SplitGrad(), Doubled(network.g, network.h), digits(1, 0))
+
+
+@pytest.mark.parametrize('variant', DIFFERENCES)
+def test_bfloat16(variant):
+    '''The streams are about those in float64: a bfloat16 has 8 bits, and its gradient is off by as much.'''
+    network, images = copy.deepcopy(trained('cnn_maxout', variant, 8)), digits(4, 5, torch.bfloat16)
+    for stream in ('g', 'h'):
+        exact = explain(SplitGrad(0., stream), network.double(), images.double())
+        map = explain(SplitGrad(0., stream), network.bfloat16(), images)
+        assert map.dtype == torch.bfloat16
+        assert (map.double() - exact).norm() < .1 * exact.norm()
+
+
 @pytest.mark.parametrize('variant', ['dicin', 'dm'])
 @pytest.mark.parametrize('make', [SplitLRP, lambda: SplitCAM('g.maxout2', .3, '+g')])
 def test_maps_can_be_differentiated_again(make, variant):
@@ -399,7 +454,9 @@ def test_a_deep_pair_with_scaled_gradients():
 @pytest.mark.parametrize('variant', CONVEX)
 def test_effective_networks(variant):
     network, images = trained('cnn_maxout', variant, 8), digits(3, 5)
-    plain = effective(network)
+    plain = effective(network.requires_grad_(variant != 'dm'))
+    network.requires_grad_()
+    assert all(parameter.requires_grad == (variant != 'dm') for parameter in plain.parameters())
     assert not any(parametrize.is_parametrized(module) for module in plain.modules())
     assert any(parametrize.is_parametrized(module) for module in network.modules())
     assert torch.equal(plain(images), network(images)) and type(plain) is type(network)

@@ -1,4 +1,5 @@
 '''Training that can be killed and resumed, the example that trains on MNIST, and the gallery of prototypes.'''
+import copy
 import json
 import runpy
 import subprocess
@@ -19,7 +20,7 @@ from zennit_dc.demo import demo_network, demo_preprocessing
 from zennit_dc.figures import color, concept_gallery, stream_overlay
 from zennit_dc.models import Classifier
 from zennit_dc.networks import accuracy, mlp_maxout, train
-from zennit_dc.networks.train import Checkpoint
+from zennit_dc.networks.train import Checkpoint, batches
 
 EXAMPLE = Path(__file__).parents[1] / 'examples' / 'mnist_difference.py'
 MNIST = Path(__file__).parents[2] / 'shared' / 'data' / 'mnist'
@@ -86,6 +87,36 @@ def test_training_that_was_killed_goes_on(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ['state']
 
 
+def test_a_single_image_in_the_last_batch():
+    rows = batches(torch.arange(7), 3)
+    assert [each.tolist() for each in rows] == [[0, 1, 2], [3, 4, 5, 6]]
+    assert [len(each) for each in batches(torch.arange(8), 3)] == [3, 3, 2]
+    train(network(), *drawn(41, 0), epochs=2, batch_size=20, progress=False)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('autocast', [None, torch.bfloat16])
+def test_types(dtype, autocast):
+    '''Images of any type are those of the network, and a step in bfloat16 is about one in float32.'''
+    images, labels = drawn(60, 0)
+
+    def run(images, labels, autocast):
+        return train(
+            network().to(dtype), images, labels, epochs=2, batch_size=20, autocast=autocast, progress=False
+        )
+
+    trained = run(images, labels, autocast)
+    assert next(trained.parameters()).dtype == dtype
+    assert same_weights(trained, run(images.to(dtype) / 255., labels.int(), autocast))
+    assert accuracy(trained, images, labels) == accuracy(trained, images.to(torch.float64) / 255., labels.int())
+    exact = run(images, labels, None)
+    change, error = (
+        sum((one - two).square().sum() for one, two in zip(exact.parameters(), other.parameters()))
+        for other in (network().to(dtype), trained)
+    )
+    assert error <= .2 * change if autocast else error == 0.
+
+
 def test_checkpoint_is_whole_or_not_written(tmp_path):
     '''Killed while it writes the second, the first is still there.'''
     path, data = tmp_path / 'state', drawn(40, 0)
@@ -104,19 +135,39 @@ def test_checkpoint_is_whole_or_not_written(tmp_path):
 
 def test_training_errors_name_the_thing(tmp_path):
     images, labels = drawn(40, 0)
-    with pytest.raises(ValueError, match='there are 40 images, but 39 labels'):
-        train(network(), images, labels[1:])
+    for function in (train, accuracy):
+        for data, message in (
+            ((images, labels[1:]), 'there are 40 images, but 39 labels'),
+            ((images, labels[:, None]), r'integers of shape \(count,\), not torch.int64 \(40, 1\)'),
+            ((images, labels.float()), 'labels must be integers'), ((images.int(), labels), 'not of torch.int32'),
+        ):
+            with pytest.raises(ValueError, match=message):
+                function(network(), *data)
+    for options in ({'epochs': 0}, {'batch_size': 1}):
+        with pytest.raises(ValueError, match='at least one epoch, and two images in a batch'):
+            train(network(), images, labels, **options)
+    with pytest.raises(ValueError, match='there is no folder .*nowhere for the checkpoint state: make it'):
+        train(network(), images, labels, checkpoint=tmp_path / 'nowhere' / 'state')
     model = network()
     with torch.no_grad():
         next(model.parameters()).fill_(float('nan'))
     with pytest.raises(FloatingPointError, match='loss is not finite in epoch 1: use a smaller learning rate'):
         train(model, images, labels, progress=False)
+    with pytest.raises(FloatingPointError, match='g.linear1.weight is not finite in epoch 1: use a smaller learning'):
+        train(network(), images, labels, epochs=1, batch_size=40, weight_decay=float('inf'), progress=False)
     path = tmp_path / 'state'
     train(network(), images, labels, epochs=1, checkpoint=path, progress=False)
     with pytest.raises(ValueError, match=r'which differs in learning_rate \(0.03 there, 1.0 here'):
         train(network(), images, labels, epochs=1, learning_rate=1., checkpoint=path, progress=False)
-    with pytest.raises(ValueError, match='of another training, which differs in network'):
-        train(network('dm'), images, labels, epochs=1, checkpoint=path, progress=False)
+    for other, data, key in (
+        (network('dm'), (images, labels), 'initial weights, network'),
+        (network(seed=1), (images, labels), 'initial weights'),
+        (network(), (255 - images, labels), 'images'), (network(), (images, labels.flip(0)), 'images'),
+    ):
+        before = copy.deepcopy(other)
+        with pytest.raises(ValueError, match=f'of another training, which differs in {key}: '):
+            train(other, *data, epochs=1, checkpoint=path, progress=False)
+        assert same_weights(before, other)
     path.write_bytes(b'something else')
     with pytest.raises(ValueError, match='is no checkpoint of a training'):
         train(network(), images, labels, epochs=1, checkpoint=path, progress=False)
@@ -188,6 +239,12 @@ def test_example_that_was_killed_goes_on(folder, tmp_path):
 
 
 def test_example_refuses_other_data(tmp_path):
+    np.savez(tmp_path / 'mnist_train.npz', x=np.zeros((2, 28, 28), np.uint8), y=np.array([3, 10]))
+    result = run_example(tmp_path, '--out', tmp_path / 'runs')
+    assert result.exit_code == 1 and 'must have classes from 0 to 9' in result.stderr
+    (tmp_path / 'mnist_train.npz').write_bytes((tmp_path / 'mnist_train.npz').read_bytes()[:100])
+    result = run_example(tmp_path, '--out', tmp_path / 'runs')
+    assert result.exit_code == 1 and 'cannot be read as digits' in result.stderr
     np.savez(tmp_path / 'mnist_train.npz', x=np.zeros((2, 32, 32), np.uint8), y=np.zeros(2))
     result = run_example(tmp_path, '--out', tmp_path / 'runs')
     assert result.exit_code == 1 and 'must have x of shape (count, 28, 28)' in result.stderr

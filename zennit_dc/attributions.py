@@ -341,8 +341,13 @@ def description(classifier, images, device, dtype, seed):
 
 def fingerprint(model):
     '''A hash of a model's parameters and buffers.'''
+    return fingerprint_of(model.state_dict())
+
+
+def fingerprint_of(tensors):
+    '''A hash of tensors by their names.'''
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in tensors.items():
         digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -151,7 +151,7 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
         Normalized images of shape (count, channels, height, width).
     target : int
         The class.
-    alpha : float, optional
+    alpha : float or :py:class:`~zennit_dc.Balanced`, optional
         The shift of :py:class:`~zennit_dc.SplitGrad`.
 
     Returns

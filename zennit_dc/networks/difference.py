@@ -60,6 +60,11 @@ class DifferenceOfConvex(Difference):
     streams ``'h'`` and ``'+h'`` that of h, both by x; with ``alpha=0.5`` both are plus or minus half of the gradient of
     f. Layers are named ``'g.conv1'`` or ``'h.conv1'``.
 
+    :py:class:`~zennit_dc.SplitLRP` gives all relevance to the positive stream of the output, and so explains g alone.
+    That of h is the relevance of the network ``h`` for the input ``input_of_h(x)``.
+
+    What is in front of a difference in a larger model is explained by its plain gradient.
+
     Parameters
     ----------
     g, h : :py:class:`torch.nn.Module`
@@ -73,7 +78,9 @@ class DifferenceOfConvex(Difference):
     Raises
     ------
     ValueError
-        If weights of g or h may become negative.
+        If g or h is certainly not convex: if weights may become negative, a module is not convex (such as PReLU), or a
+        free layer of an :py:class:`torch.nn.Sequential` is behind an activation. Operations that are no modules, and
+        where modules are called in another order, are up to you.
     '''
     def __init__(self, g, h, invert=False):
         require_nonnegative(g, 'g')
@@ -84,6 +91,11 @@ class DifferenceOfConvex(Difference):
 @split_form(DifferenceOfConvex)
 def trained_pair(module, pair):
     '''The pair :math:`(g(x), h(x))`.'''
+    if type(module).forward is not Difference.forward:
+        raise NotImplementedError(
+            f'{type(module).__name__} is a DifferenceOfConvex with a forward of its own, which has no split form: put'
+            ' what it does around a DifferenceOfConvex, in a module that has it as a child'
+        )
     def enter(function):
         return pair.form.rule.activation(
             lambda operand: in_positive_stream(operand.like(function(operand.difference), operand._stream_sum)), pair
@@ -99,13 +111,13 @@ def trained_pair(module, pair):
 @split_form(FreeLinear)
 def free_linear(module, pair):
     '''An affine transformation of the input, by weights of either sign.'''
-    return free_affine(F.linear(pair, module.weight, module.bias))
+    return free_affine(F.linear(whole(pair), module.weight, module.bias))
 
 
 @split_form(FreeConv2d)
 def free_convolution(module, pair):
     '''The same for a convolution.'''
-    return free_affine(module._conv_forward(pair, module.weight, module.bias))
+    return free_affine(module._conv_forward(whole(pair), module.weight, module.bias))
 
 
 def free_affine(output):
@@ -113,6 +125,11 @@ def free_affine(output):
     free = finish_affine(in_positive_stream(output.layer.raw), None)
     free.channel_axis = output.channel_axis
     return free
+
+
+def whole(pair):
+    '''The same for the input, for relevance, too.'''
+    return pair.form.rule.activation(in_positive_stream, pair)
 
 
 def in_positive_stream(pair):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 # the positivity transforms p of appendix D.1, each with its inverse for positive weights
 TRANSFORMS = {
-    'relu': (torch.relu, lambda weight: weight),
+    'relu': (torch.relu, torch.clone),
     'softplus': (F.softplus, lambda weight: weight + torch.log(-torch.expm1(-weight))),
     'exp': (torch.exp, torch.log),
     'square': (torch.square, torch.sqrt),
@@ -65,6 +65,13 @@ class FreeConv2d(nn.Conv2d):
 
 
 FREE = FreeLinear, FreeConv2d
+# what may be between the input and a free layer
+AFFINE = *FREE, nn.Flatten, nn.Unflatten, nn.Linear, nn.modules.conv._ConvNd, _BatchNorm, nn.Identity, nn.Dropout
+NOT_CONVEX = (
+    nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink,
+    nn.Threshold, nn.Sigmoid, nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.GELU, nn.SiLU, nn.Mish, nn.SELU, nn.Softmax,
+    nn.LogSoftmax, nn.LayerNorm, nn.GroupNorm,
+)
 
 
 class Maxout(nn.Module):
@@ -146,8 +153,23 @@ def nonnegative(module, transform='relu', scale=.01):
 
 
 def require_nonnegative(network, name):
-    '''Raise a ValueError if a layer of a network has parameters that may become negative, and is not free to.'''
+    '''Raise a ValueError if a network is certainly not convex: if a layer has parameters that may become negative, and
+    is not free to; if a module is not convex; or if a free layer of a sequence is behind an activation.'''
+    affine = True
+    for path, layer in network.named_children() if isinstance(network, nn.Sequential) else ():
+        if isinstance(layer, FREE) and not affine:
+            raise ValueError(
+                f'module {name}.{path} ({type(layer).__name__}) is behind an activation, but must be a first layer:'
+                ' restrict a usual layer by zennit_dc.networks.nonnegative instead'
+            )
+        affine = affine and isinstance(layer, AFFINE)
     for path, layer in network.named_modules():
+        if isinstance(layer, NOT_CONVEX):
+            kind = parametrize.type_before_parametrizations(layer)
+            raise ValueError(
+                f'module {".".join(filter(None, (name, path)))!r} ({kind.__name__}) is not convex and'
+                ' non-decreasing: use Maxout or ReLU, or Difference for networks that are not convex'
+            )
         if isinstance(layer, (*FREE, parametrize.ParametrizationList)):
             continue
         free = [key for key, _ in layer.named_parameters(recurse=False)]
@@ -181,10 +203,13 @@ def effective(network):
     network = copy.deepcopy(network)
     for layer in [*network.modules()]:
         if parametrize.is_parametrized(layer):
-            weights = {key: getattr(layer, key).detach() for key in layer.parametrizations}
+            weights = {
+                key: (getattr(layer, key).detach(), chain.original.requires_grad)
+                for key, chain in layer.parametrizations.items()
+            }
             # not by remove_parametrizations, which would change the class that the copy shares with the original
             layer.__class__ = parametrize.type_before_parametrizations(layer)
             del layer.parametrizations
-            for key, weight in weights.items():
-                layer.register_parameter(key, nn.Parameter(weight))
+            for key, (weight, requires_grad) in weights.items():
+                layer.register_parameter(key, nn.Parameter(weight, requires_grad))
     return network.eval()
