@@ -16,6 +16,7 @@ seeds. Trained weights are used like this:
         torch.autograd.grad(network(images)[:, 3].sum(), images)
 '''
 import json
+import sys
 import zipfile
 from pathlib import Path
 from statistics import median
@@ -113,7 +114,10 @@ def main(folder, out, networks, variants, seeds, scale, bfloat16, device, **sett
         model = NETWORKS[network](variant, scale=scale).to(device)
         checkpoint = out / f'{name}.checkpoint'
         try:
-            train(model, *training, **settings, autocast=torch.bfloat16 if bfloat16 else None, checkpoint=checkpoint)
+            train(
+                model, *training, **settings, autocast=torch.bfloat16 if bfloat16 else None, checkpoint=checkpoint,
+                progress=sys.stderr.isatty()
+            )
         except (ValueError, FloatingPointError) as error:
             raise click.ClickException(f'{name}: {error}') from error
         with written(out / f'{name}.pt') as temporary:
