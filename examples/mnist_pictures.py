@@ -12,7 +12,6 @@ there, at the first seed:
 and prints how much of each stream's gradient is on the strokes, and how much in the gaps between them. It needs
 scikit-image, which comes with pip install "zennit-dc[evaluation]".
 '''
-from itertools import product
 from pathlib import Path
 
 import click
@@ -47,15 +46,20 @@ def load(runs, network, variant):
 
 def map_by(model, composite, images, target):
     '''The attributions of shape (count, 28, 28) of a class, or of a class for each image.'''
-    with Gradient(model, composite, class_relevance(target)) as attributor:
-        return attributor(images)[1][:, 0]
+    targets = torch.as_tensor(target).expand(len(images))
+    with Gradient(model, composite) as attributor:
+        return torch.cat([
+            attributor(some, class_relevance(classes))[1][:, 0]
+            for some, classes in zip(images.split(100), targets.split(100))
+        ])
 
 
 def streams(model, images, target):
     '''What is shown in red and blue: of a difference the gradients of g and of h, each by what it sees; of another
-    network the positive and the negative part of its gradient.'''
+    network the positive and the negative part of its gradient. Rounding errors, where one is zero, are left out.'''
     if isinstance(model, DifferenceOfConvex):
-        g, h = (map_by(model, SplitGrad(0., stream), images, target) for stream in ('g', 'h'))
+        pair = torch.stack([map_by(model, SplitGrad(0., stream), images, target) for stream in ('g', 'h')])
+        g, h = torch.where(pair.abs() < 1e-5 * pair.abs().amax((0, 2, 3), keepdim=True), 0., pair)
         return g, -h if model.invert else h
     if isinstance(model, Difference):
         return map_by(model.g, None, images, target), map_by(model.h, None, images, target)
@@ -98,7 +102,8 @@ def of_digits(models, images, labels):
 
 def comparison(ordinary, difference, images, labels):
     '''The same methods for both networks, by digit: a column for each map. The ordinary one also has shifted streams.
-    Maxout is taken in its convex form, as the winner-takes-all one leaves half of the gradient in each stream.'''
+    Maxout is taken in its convex form, as the winner-takes-all one leaves half of the gradient in each stream. The
+    gradients of g and h have one scale.'''
     columns = {'': list(images[:, 0])}
     for (name, model), alphas in ((ordinary, (.4, 0.)), (difference, (0.,))):
         relevance = SplitLRP(pooling='convex')
@@ -109,10 +114,14 @@ def comparison(ordinary, difference, images, labels):
             }
         else:
             maps = {'SplitLRP': map_by(model, relevance, images, labels)}
-        for alpha, stream in product(alphas, 'gh'):
-            composite = SplitGrad(alpha, stream, pooling='convex')
-            maps[f'{stream}, α = {alpha:g}'] = map_by(model, composite, images, labels)
         columns |= {f'{name}\n{title}': [color(map) for map in shown] for title, shown in maps.items()}
+        for alpha in alphas:
+            pair = [map_by(model, SplitGrad(alpha, stream, pooling='convex'), images, labels) for stream in 'gh']
+            largest = torch.stack(pair).abs().amax((0, 2, 3)).tolist()
+            for stream, shown in zip('gh', pair):
+                columns[f'{name}\n{stream}, α = {alpha:g}'] = [
+                    color(map, largest=end) for map, end in zip(shown, largest)
+                ]
     return panels([*zip(*columns.values())], columns, [''] * len(images))
 
 

@@ -11,7 +11,7 @@ from .attribution import class_relevance
 from .composites import SplitGrad
 
 
-def color(saliency, cmap='bwr'):
+def color(saliency, cmap='bwr', largest=None):
     '''Color a map by a color map of Zennit that is symmetric around zero.
 
     Parameters
@@ -20,6 +20,8 @@ def color(saliency, cmap='bwr'):
         The map of shape (height, width). Its largest absolute value gets the color map's end, and zero its center.
     cmap : str, optional
         Zennit's name of the color map, or its code.
+    largest : float, optional
+        Another value for the color map's end, by which maps can be compared.
 
     Returns
     -------
@@ -34,7 +36,7 @@ def color(saliency, cmap='bwr'):
     saliency = saliency.detach().cpu().double()
     if not torch.isfinite(saliency).all():
         raise FloatingPointError('the map is not finite: check the input and the weights, or use a higher precision')
-    largest = saliency.abs().max().item() or 1.
+    largest = (saliency.abs().max().item() if largest is None else largest) or 1.
     return imgify(saliency.numpy(), vmin=-largest, vmax=largest, cmap=cmap)
 
 
