@@ -183,7 +183,7 @@ def main(folder, runs, out, count):
                 save(of_classes(models[title], images[of_class[3][:2]]), f'classes_{network}_{title.lower()}.png')
         save(of_digits(models, images[first], labels[first]), f'digits_{network}.png')
         if {'None', 'DICIN'} <= {*models}:
-            shown = first[[0, 3, 4, 6, 7]]
+            shown = first[[2, 3, 4, 5, 7]]
             figure = comparison(('None', models['None']), ('DICIN', models['DICIN']), images[shown], labels[shown])
             save(figure, f'comparison_{network}.png')
         split = {
