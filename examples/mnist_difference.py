@@ -33,6 +33,13 @@ from zennit_dc.parts import differences, written
 NETWORKS = {'mlp_maxout': mlp_maxout, 'cnn_maxout': cnn_maxout}
 
 
+def defaults(network, variant):
+    '''The settings of a training. Fully connected layers of cnn_maxout have no batch norm, and take smaller steps.'''
+    if network == 'mlp_maxout':
+        return {'batch_size': 256, 'learning_rate': .03, 'scale': .01}
+    return {'batch_size': 64, 'learning_rate': .002 if variant in ('none', 'diff') else .005, 'scale': .003}
+
+
 def digits(path):
     '''Images of shape (count, 1, 28, 28) and their classes.'''
     try:
@@ -81,14 +88,15 @@ def table(results):
               show_default=True)
 @click.option('--seed', 'seeds', type=click.IntRange(0), multiple=True, default=[0], show_default=True)
 @click.option('--epochs', type=click.IntRange(1), default=8, show_default=True)
-@click.option('--batch-size', type=click.IntRange(2), default=256, show_default=True)
-@click.option('--learning-rate', type=click.FloatRange(0, min_open=True), default=.03, show_default=True)
+@click.option('--batch-size', type=click.IntRange(2), help='[default: 256; cnn_maxout 64]')
+@click.option('--learning-rate', type=click.FloatRange(0, min_open=True),
+              help='[default: 0.03; cnn_maxout 0.005, without restrictions 0.002]')
 @click.option('--weight-decay', type=click.FloatRange(0), default=1e-3, show_default=True)
-@click.option('--scale', type=click.FloatRange(0, min_open=True), default=.01, show_default=True,
-              help='Of the initial non-negative weights.')
+@click.option('--scale', type=click.FloatRange(0, min_open=True),
+              help='Of the initial non-negative weights.  [default: 0.01; cnn_maxout 0.003]')
 @click.option('--bfloat16', is_flag=True, help='Multiply with weights in this precision, which some CPUs do faster.')
 @click.option('--device', default='cpu', show_default=True, help='Where to train.')
-def main(folder, out, networks, variants, seeds, scale, bfloat16, device, **settings):
+def main(folder, out, networks, variants, seeds, bfloat16, device, epochs, weight_decay, **given):
     '''Train what is not trained yet.'''
     try:
         device = local_device(device)
@@ -97,7 +105,9 @@ def main(folder, out, networks, variants, seeds, scale, bfloat16, device, **sett
     training, test = (digits(folder / f'mnist_{part}.npz') for part in ('train', 'test'))
     out.mkdir(parents=True, exist_ok=True)
     for network, variant, seed in ((n, v, s) for s in seeds for n in networks for v in variants):
-        run = {'network': network, 'variant': variant, 'seed': seed, 'scale': scale, 'bfloat16': bfloat16, **settings}
+        settings = {'epochs': epochs, 'weight_decay': weight_decay, **defaults(network, variant)}
+        settings.update({key: value for key, value in given.items() if value is not None})
+        run = {'network': network, 'variant': variant, 'seed': seed, 'bfloat16': bfloat16, **settings}
         name = f'{network}_{variant}_{seed}'
         before = finished(out).get((network, variant, seed))
         if before is not None:
@@ -111,7 +121,7 @@ def main(folder, out, networks, variants, seeds, scale, bfloat16, device, **sett
             continue
         click.echo(name, err=True)
         torch.manual_seed(seed)
-        model = NETWORKS[network](variant, scale=scale).to(device)
+        model = NETWORKS[network](variant, scale=settings.pop('scale')).to(device)
         checkpoint = out / f'{name}.checkpoint'
         try:
             train(
