@@ -96,6 +96,7 @@ def trained_pair(module, pair):
             f'{type(module).__name__} is a DifferenceOfConvex with a forward of its own, which has no split form: put'
             ' what it does around a DifferenceOfConvex, in a module that has it as a child'
         )
+
     def enter(function):
         return pair.form.rule.activation(
             lambda operand: in_positive_stream(operand.like(function(operand.difference), operand._stream_sum)), pair
@@ -128,7 +129,7 @@ def free_affine(output):
 
 
 def whole(pair):
-    '''The same for the input, for relevance, too.'''
+    '''The input of a free layer, all of it in the positive stream; relevance passes unchanged.'''
     return pair.form.rule.activation(in_positive_stream, pair)
 
 

@@ -67,6 +67,7 @@ class FreeConv2d(nn.Conv2d):
 FREE = FreeLinear, FreeConv2d
 # what may be between the input and a free layer
 AFFINE = *FREE, nn.Flatten, nn.Unflatten, nn.Linear, nn.modules.conv._ConvNd, _BatchNorm, nn.Identity, nn.Dropout
+# modules that are not both convex and non-decreasing
 NOT_CONVEX = (
     nn.PReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink,
     nn.Threshold, nn.Sigmoid, nn.Tanh, nn.Softsign, nn.LogSigmoid, nn.GELU, nn.SiLU, nn.Mish, nn.SELU, nn.Softmax,
