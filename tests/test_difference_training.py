@@ -215,7 +215,7 @@ def test_example(folder, tmp_path):
     result = run_example(folder, *options[:4], '--variant', 'none', '--network', 'cnn_maxout', '--scale', .02)
     assert result.exit_code == 0, result.output
     third = json.loads((out / 'cnn_maxout_none_0.json').read_text())
-    assert (third['batch_size'], third['learning_rate'], third['scale']) == (64, .002, .02)
+    assert (third['batch_size'], third['learning_rate'], third['scale']) == (64, .0005, .02)
 
     result = run_example(folder, *options, '--batch-size', 32)
     assert result.exit_code == 1
