@@ -236,6 +236,12 @@ def test_example_that_was_killed_goes_on(folder, tmp_path):
     process.kill()
     process.wait()
     assert not (killed / 'mlp_maxout_dmin_0.json').exists()
+    checkpoint = killed / 'mlp_maxout_dmin_0.checkpoint'
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:100])  # a training from the start, whose weights were the same, would not read it
+    refused = subprocess.run(command(killed), capture_output=True, text=True)
+    assert refused.returncode == 1 and 'is no checkpoint of a training' in refused.stderr
+    checkpoint.write_bytes(content)
     subprocess.run(command(killed), check=True, capture_output=True)
     one, other = (torch.load(out / 'mlp_maxout_dmin_0.pt', weights_only=True) for out in (whole, killed))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
