@@ -1,50 +1,27 @@
-'''The command line as a process.'''
-import os
+'''The command line.'''
 import re
 import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from commands import require_error, require_success, run, run_process
 from PIL import Image
 from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM
 from zennit_dc.attribution import class_relevance
-from zennit_dc.cli import main
 from zennit_dc.cli_maps import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
 from zennit_dc.figures import color, concept_gallery
 from zennit_dc.models import layers, load_classifier
 
 PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
-
-
-def run(*arguments, cwd=None, largest_file=None, **environment):
-    def limit():
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
-    return subprocess.run(
-        [sys.executable, '-m', 'zennit_dc', *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd,
-        env={**os.environ, **environment}, preexec_fn=limit
-    )
-
-
-def require_error(result, *messages):
-    assert result.returncode not in (0, None)
-    require_one_line(result.stderr, *messages)
-
-
-def require_one_line(error, *messages):
-    assert len(error.splitlines()) == 1, error
-    assert error.startswith('zennit-dc: error: ')
-    for message in messages:
-        assert message in error
 
 
 @pytest.fixture(scope='module', name='drawings')
@@ -65,9 +42,9 @@ def fixture_weights(tmp_path_factory):
 
 def test_explain(tmp_path, drawings):
     figure = tmp_path / 'figures' / 'figure.png'
-    result = run('explain', *drawings, '--model', 'demo', '--layer', 'residual', '--alpha', .45, '--compare',
-                 '--out', figure)
-    assert result.returncode == 0, result.stderr
+    require_success(run_process(
+        'explain', *drawings, '--model', 'demo', '--layer', 'residual', '--alpha', .45, '--compare', '--out', figure
+    ))
     assert Image.open(figure).size[0] > 1000
     folder = figure.with_name('figure_maps')
     methods = ['Gradient', 'LRP-gamma', 'LayerCAM', 'SplitCAM', 'SplitGrad', 'SplitLRP']
@@ -78,17 +55,17 @@ def test_explain(tmp_path, drawings):
     input = classifier.preprocessing(Image.open(drawings[1]))[None]
     attribution = Gradient(classifier.model, SplitCAM('residual', .45))(input, class_relevance())[1]
     expected = np.array(color(attribution[0].sum(0)).convert('RGB'), int)
-    # the number of threads may differ, which is up to one step of 255
+    # the order of sums may differ, which is up to one step of 255
     assert np.abs(np.array(Image.open(folder / '1_SplitCAM.png').convert('RGB'), int) - expected).max() <= 2
 
 
-def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weights):
-    result = run(
+def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weights, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    require_success(run(
         'explain', PHOTOGRAPH, PHOTOGRAPH, '--weights', weights, '--method', 'splitcam@features.9', '--method',
         'splitcam@features.12', '--method', 'splitlrp@input', '--stream', '+g', '--stream', 'positive', '--target', 967,
-        '--recentering', 'shifting', '--dtype', 'float64', '--out', 'figure.pdf', cwd=tmp_path
-    )
-    assert result.returncode == 0, result.stderr
+        '--recentering', 'shifting', '--dtype', 'float64', '--out', 'figure.pdf'
+    ))
     assert (tmp_path / 'figure.pdf').read_bytes().startswith(b'%PDF')
     assert sorted(path.name for path in (tmp_path / 'figure_maps').iterdir()) == [
         f'coffee-{index}_{method}.png'
@@ -100,17 +77,15 @@ def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weight
 
 
 def test_concept_gallery(tmp_path, drawings):
-    result = run('concept-gallery', *drawings, '--model', 'demo', '--target', 3, '--out', 'concepts.png', cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    options = 'concept-gallery', *drawings, '--model', 'demo'
+    require_success(run_process(*options, '--target', 3, '--out', 'concepts.png', cwd=tmp_path))
     classifier = load_classifier('demo')
     inputs = torch.stack([classifier.preprocessing(Image.open(drawing)) for drawing in drawings])
     concept_gallery(classifier, inputs, 3).savefig(tmp_path / 'expected.png', dpi=110)
     pictures = [np.array(Image.open(tmp_path / name).convert('RGB'), int) for name in ('concepts.png', 'expected.png')]
-    # the number of threads may differ, which is up to one step of 255, and two after resizing
+    # the order of sums may differ, which is up to one step of 255, and two after resizing
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
-    require_error(
-        run('concept-gallery', *drawings, '--model', 'demo', '--target', 10, cwd=tmp_path), 'there is no class 10'
-    )
+    require_error(run(*options, '--target', 10), 'there is no class 10')
 
 
 OWN = '''
@@ -132,25 +107,35 @@ class Both(torch.nn.Module):
 '''
 
 
-def test_a_model_of_ones_own(tmp_path, drawings):
+@pytest.fixture(name='own')
+def fixture_own(tmp_path, monkeypatch):
+    '''The working directory, with a module whose functions return models.'''
     (tmp_path / 'own.py').write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, 'own', raising=False)
+    return tmp_path
+
+
+def test_a_model_of_ones_own(own, drawings, monkeypatch):
+    monkeypatch.syspath_prepend(own)
     model = ('own:build', '--size', 28, '--mean', 0.5, '--std', 0.5)
-    options = ('--model', *model, '--layer', '1', '--method', 'splitcam')
-    result = run('explain', drawings[0], *options, cwd=tmp_path)
-    require_error(result, 'SmoothReplacement')
-    result = run('explain', drawings[0], *options, '--canonizer', 'smooth', cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert Image.open(tmp_path / 'explanation_maps' / '0_SplitCAM.png').size == (28, 28)
-    listed = run('layers', *model, cwd=tmp_path)
+    options = ('explain', drawings[0], '--model', *model, '--layer', '1', '--method', 'splitcam')
+    require_error(run(*options), 'SmoothReplacement')
+    require_success(run(*options, '--canonizer', 'smooth'))
+    assert Image.open(own / 'explanation_maps' / '0_SplitCAM.png').size == (28, 28)
+    require_error(run('layers', 'own:broken'), 'own:broken', 'KeyError', 'weights')
+    require_error(run('layers', 'own:number'), 'own:number', 'int')
+    require_error(run('layers', 'nowhere:build'), 'nowhere')
+    require_error(run('explain', drawings[0], '--model', 'own:Both', '--method', 'gradient'), 'tuple')
+
+
+def test_layers_of_a_model_in_the_working_directory(own):
+    listed = run_process('layers', 'own:build', '--size', 28, '--mean', .5, '--std', .5)
     assert [line.split() for line in listed.stdout.splitlines()[1:]] == [
         ['0', '4', '×', '26', '×', '26', 'Conv2d'], ['1', '4', '×', '26', '×', '26', 'GELU']
     ]
-    require_error(run('layers', 'own:broken', cwd=tmp_path), 'own:broken', 'KeyError', 'weights')
-    require_error(run('layers', 'own:number', cwd=tmp_path), 'own:number', 'int')
-    require_error(run('layers', 'nowhere:build', cwd=tmp_path), 'nowhere')
-    require_error(run('explain', drawings[0], '--model', 'own:Both', '--method', 'gradient', cwd=tmp_path), 'tuple')
     code = 'import sys; sys.path.remove(""); from zennit_dc.cli import main; main(["layers", "own:number"])'
-    script = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    script = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     require_error(script, 'own:number returns a int')
 
 
@@ -168,11 +153,10 @@ def test_every_listed_layer_has_a_map():
 @pytest.mark.parametrize('command', [
     'demo', 'explain', 'concept-gallery', 'layers', 'attribute', 'analyze', 'project', 'evaluate'
 ])
-def test_help_shows_an_example(command, capsys):
-    with pytest.raises(SystemExit) as status:
-        main([command, '--help'], prog_name='zennit-dc')
-    assert not status.value.code
-    description = capsys.readouterr().out.partition('Usage: ')[2].partition('\n')[2].partition('Options:')[0]
+def test_help_shows_an_example(command):
+    result = run(command, '--help')
+    require_success(result)
+    description = result.stdout.partition('Usage: ')[2].partition('\n')[2].partition('Options:')[0]
     assert f'zennit-dc {command}' in description
 
 
@@ -212,17 +196,14 @@ def test_help_and_version():
     (['0.png', '--mean', '1,2,x'], '1,2,x'),
     (['0.png', '--mean', '0.1,0.2'], 'channels'),
 ])
-def test_explain_with_bad_arguments(tmp_path, drawings, arguments, message, monkeypatch, capsys):
+def test_explain_with_bad_arguments(tmp_path, drawings, arguments, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / '0.png').write_bytes(drawings[0].read_bytes())
     (tmp_path / 'truncated.png').write_bytes(drawings[0].read_bytes()[:2000])
     (tmp_path / 'text.png').write_text('no image')
     torch.save(demo_network().state_dict(), tmp_path / 'demo.pt')
     model = () if '--model' in arguments else ('--model', 'demo')
-    with pytest.raises(SystemExit) as status:
-        main(['explain', *model, *arguments])
-    assert status.value.code not in (0, None)
-    require_one_line(capsys.readouterr().err, message)
+    require_error(run('explain', *model, *arguments), message)
     assert not (tmp_path / 'explanation.png').exists()
 
 
@@ -236,10 +217,9 @@ def test_maps_of_zeros_and_of_nothing():
 def test_balanced_alpha(tmp_path, drawings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, alpha in (('one', 'balanced'), ('two', 'balanced:0.1'), ('three', 'balanced:2')):
-        with pytest.raises(SystemExit) as status:
-            main(['explain', str(drawings[0]), '--model', 'demo', '--method', 'splitgrad', '--alpha', alpha, '--out',
-                  f'{name}.png'])
-        assert not status.value.code
+        require_success(run(
+            'explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--alpha', alpha, '--out', f'{name}.png'
+        ))
     one, two, three = (Path(f'{name}_maps/0_SplitGrad.png').read_bytes() for name in ('one', 'two', 'three'))
     assert one == two != three
 
@@ -248,19 +228,33 @@ def test_names_of_maps_are_distinct():
     assert distinct(['a', 'b', 'a', 'a-1', 'a-3']) == ['a-1-0', 'b', 'a-3-0', 'a-1', 'a-3']
 
 
+@contextmanager
+def largest_file(size):
+    '''A context in which no file may become larger than this, as if the disk were full.'''
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_explain_without_space_on_disk(tmp_path, drawings):
-    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--out', tmp_path / 'figure.png')
-    require_error(run(*options, largest_file=4096), 'too large')
+    with largest_file(4096):
+        result = run(
+            'explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--out', tmp_path / 'figure.png'
+        )
+    require_error(result, 'too large')
     assert not (tmp_path / 'figure.png').exists()
 
 
 def test_demo(tmp_path):
     tables = []
-    for folder in ('first', 'second'):
-        result = run('demo', '--images', 60, '--seed', 3, '--out', tmp_path / folder)
-        assert result.returncode == 0, result.stderr
+    for folder, run_once in (('first', run_process), ('second', run)):
+        result = run_once('demo', '--images', 30, '--seed', 3, '--out', tmp_path / folder)
+        require_success(result)
         lines = result.stdout.splitlines()
-        assert '60 drawings of 10 classes' in lines[0]
+        assert '30 drawings of 10 classes' in lines[0]
         tables.append([re.split(r'\s{2,}', line.rstrip())[:5] for line in lines[3:13]])
         assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
     assert tables[0] == tables[1]
@@ -272,7 +266,7 @@ def test_demo(tmp_path):
     }
     assert all(0. <= each <= 1. for numbers in scores.values() for each in numbers)
     assert scores['SplitCAM', 'residual'][0] > 2. * chance
-    images, masks, labels = draw_batch(60, 5)
+    images, masks, labels = draw_batch(30, 5)
     paths = sorted((tmp_path / 'first' / 'images').glob('*/*.png'), key=lambda path: path.name)
     for index, path in enumerate(paths):
         assert (np.array(Image.open(path)) == images[index]).all()
@@ -281,6 +275,6 @@ def test_demo(tmp_path):
 
 
 def test_demo_with_too_few_images(tmp_path):
-    require_error(run('demo', '--images', 3, cwd=tmp_path), '3')
+    require_error(run('demo', '--images', 3, '--out', tmp_path / 'folder'), '3')
     (tmp_path / 'file').touch()
     require_error(run('demo', '--images', 10, '--out', tmp_path / 'file'), 'file')

@@ -1,0 +1,39 @@
+'''Commands of the command line, in this process or in one of their own.'''
+import subprocess
+import sys
+
+from click.testing import CliRunner
+
+from zennit_dc.cli import main
+
+
+def run(*arguments):
+    '''Run a command in this process, which is the quick way: an import of PyTorch takes seconds.'''
+    result = CliRunner().invoke(main, [str(each) for each in arguments], prog_name='zennit-dc')
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def command(*arguments, launcher=()):
+    '''The command line of a command, which a module may launch.'''
+    return [sys.executable, *launcher, '-m', 'zennit_dc', *map(str, arguments)]
+
+
+def run_process(*arguments, launcher=(), **options):
+    '''Run a command as a process.'''
+    return subprocess.run(
+        command(*arguments, launcher=launcher), capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def require_success(result):
+    '''Require that a command did what it should.'''
+    assert result.returncode == 0, result.stderr
+
+
+def require_error(result, *messages):
+    '''Require that a command ended with one line, which has these words.'''
+    assert result.returncode not in (0, None)
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith('zennit-dc: error: ')
+    for message in messages:
+        assert message in result.stderr
