@@ -6,6 +6,8 @@ from click.testing import CliRunner
 
 from zennit_dc.cli import main
 
+ATTRIBUTE = ('--model', 'demo', '--layer', 'residual', '--method', 'splitcam', '--batch-size', '4')
+
 
 def run(*arguments):
     '''Run a command in this process, which is the quick way: an import of PyTorch takes seconds.'''

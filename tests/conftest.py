@@ -7,7 +7,14 @@ for library in ('OMP', 'MKL', 'OPENBLAS', 'NUMBA'):
 
 from collections import Counter  # noqa: E402
 
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
+from commands import ATTRIBUTE, require_success, run_process  # noqa: E402
+from databases import write_attributions  # noqa: E402
+
+from zennit_dc.demo import draw_batch  # noqa: E402
+from zennit_dc.demo.report import save_drawings  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -25,3 +32,48 @@ def unit(item):
     '''What one worker runs: a group of tests, or a test.'''
     group = item.get_closest_marker('xdist_group')
     return item.nodeid if group is None else (group.args or (group.kwargs['name'],))
+
+
+# what the tests of the group 'virelay' share: each step from drawings to a project, by its command as a process
+
+@pytest.fixture(scope='session', name='drawings')
+def fixture_drawings(tmp_path_factory):
+    '''A folder with 90 drawings.'''
+    folder = tmp_path_factory.mktemp('drawings')
+    save_drawings(folder, *draw_batch(90, 11))
+    return folder / 'images'
+
+
+@pytest.fixture(scope='session', name='attributed')
+def fixture_attributed(drawings, tmp_path_factory):
+    '''The folder of the attributions of the drawings.'''
+    pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
+    out = tmp_path_factory.mktemp('attributed') / 'attribution.h5'
+    require_success(run_process('attribute', drawings, *ATTRIBUTE, '--out', out))
+    return out.parent
+
+
+@pytest.fixture(scope='session', name='project_file')
+def fixture_project_file(attributed):
+    '''The project file of the analysis of the attributions.'''
+    pytest.importorskip('corelay', reason='the extra "virelay" is not installed')
+    attribution, analysis = attributed / 'attribution.h5', attributed / 'analysis.h5'
+    out = attributed / 'project.yaml'
+    require_success(run_process('analyze', attribution, '--clusters', '2,3', '--out', analysis))
+    written = run_process('project', attribution, analysis, '--name', 'Drawings', '--out', out)
+    require_success(written)
+    assert f'python -m virelay {out}' in written.stdout
+    return out
+
+
+@pytest.fixture(name='blobs')
+def fixture_blobs(tmp_path):
+    '''Maps of two classes, each of two groups with blobs at different places, and three maps of a third class.'''
+    rng = np.random.default_rng(0)
+    labels, groups = np.array(30 * [0, 1] + 3 * [2]), rng.integers(0, 2, 63)
+    maps = .1 * rng.standard_normal((63, 40, 40))
+    for map, group in zip(maps, groups):
+        row = 5 + 22 * group
+        map[row:row + 8, 10:18] += rng.uniform(1., 100.)
+    write_attributions(tmp_path / 'attribution.h5', maps, labels)
+    return tmp_path, labels, groups

@@ -1,0 +1,304 @@
+'''Attributions of data sets: runs that can be killed, resumed and shared.'''
+import filecmp
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+from commands import ATTRIBUTE, command, require_error, require_success, run, run_process
+from PIL import Image
+from zennit.attribution import Gradient
+
+from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad
+from zennit_dc.attribution import class_relevance
+from zennit_dc.demo import CLASSES, draw_batch
+from zennit_dc.demo.report import save_drawings
+from zennit_dc.images import ImageArray, ImageFolder, label_map
+from zennit_dc.models import Classifier, IMAGENET_PREPROCESSING, load_classifier
+from zennit_dc.virelay import attribute
+
+h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
+
+FILES = ('attribution.h5', 'attribution_data.h5', 'attribution_labels.json')
+shared = pytest.mark.xdist_group('virelay')  # of the fixture of attributed attributions
+
+
+def require_same(first, second):
+    for name in FILES:
+        assert filecmp.cmp(first / name, second / name, shallow=False), name
+
+
+@shared
+def test_attributions_of_a_folder(drawings, attributed):
+    classifier = load_classifier('demo')
+    paths = sorted(drawings.glob('*/*.png'))
+    with h5py.File(attributed / 'attribution.h5') as file, h5py.File(attributed / 'attribution_data.h5') as data:
+        assert file['attribution'].shape == (90, 3, 64, 64) and file['attribution'].dtype == np.float32
+        assert file['name'].asstr()[:].tolist() == [path.relative_to(drawings).as_posix() for path in paths]
+        assert json.loads(file.attrs['run'])['layer'] == 'residual'
+        for row in (0, 41, 89):
+            image = Image.open(paths[row])
+            output, attribution = Gradient(classifier.model, SplitCAM('residual'))(
+                classifier.preprocessing(image)[None], class_relevance()
+            )
+            np.testing.assert_allclose(
+                file['attribution'][row], attribution[0], rtol=1e-4, atol=1e-5 * attribution.abs().max().item()
+            )
+            np.testing.assert_allclose(file['prediction'][row], output[0].detach(), rtol=1e-4, atol=1e-4)
+            assert file['target'][row] == output.argmax()
+            assert file['label'][row] == data['label'][row]
+            assert CLASSES[file['label'][row]] == paths[row].parent.name.replace('_', ' ')
+            assert (data['data'][row] == np.array(image)).all()
+    entries = json.loads((attributed / 'attribution_labels.json').read_text())
+    assert [(entry['index'], entry['name']) for entry in entries] == list(enumerate(CLASSES))
+    assert {entry['word_net_id'] for entry in entries} == {path.parent.name for path in paths}
+
+
+@shared
+def test_a_finished_run_is_not_run_again(drawings, attributed):
+    before = [(attributed / name).stat().st_mtime_ns for name in FILES]
+    again = ('attribute', drawings, *ATTRIBUTE, '--out', attributed / 'attribution.h5')
+    result = run(*again)
+    require_success(result)
+    assert '90 images' in result.stdout
+    assert before == [(attributed / name).stat().st_mtime_ns for name in FILES]
+    require_error(run(*again, '--alpha', .3), 'alpha')
+
+
+@shared
+@pytest.mark.slow(15)
+def test_resume_after_kills_at_random_moments(drawings, attributed, tmp_path):
+    out, moments = tmp_path / 'attribution.h5', random.SystemRandom()
+    parts, kills = tmp_path / 'attribution.h5.parts', []
+    for _ in range(2):
+        process = subprocess.Popen(
+            command('attribute', drawings, *ATTRIBUTE, '--out', out), stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL
+        )
+        before = len(list(parts.glob('*.npz')))
+        deadline = time.monotonic() + 60.
+        while process.poll() is None and len(list(parts.glob('*.npz'))) == before and time.monotonic() < deadline:
+            time.sleep(.002)
+        time.sleep(moments.uniform(0., .15))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills.append((before, len(list(parts.glob('*.npz'))), out.exists()))
+    assert kills[0][1] > 0 or kills[0][2], kills
+    require_success(run('attribute', drawings, *ATTRIBUTE, '--out', out))
+    require_same(tmp_path, attributed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES), kills
+
+
+@shared
+@pytest.mark.slow(12)
+def test_two_processes_make_the_same_files(drawings, attributed, tmp_path):
+    result = run_process(
+        'attribute', drawings, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5',
+        launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
+    )
+    require_success(result)
+    assert result.stdout.count('90 images') == 1
+    require_same(tmp_path, attributed)
+
+
+@shared
+def test_processes_that_read_images(drawings, attributed, tmp_path):
+    require_success(run('attribute', drawings, *ATTRIBUTE, '--workers', 2, '--out', tmp_path / 'attribution.h5'))
+    require_same(tmp_path, attributed)
+
+
+@shared
+def test_unreadable_images_are_left_out(drawings, tmp_path):
+    folder = tmp_path / 'images'
+    for index, path in enumerate(sorted(drawings.glob('*/*.png'))[::8]):
+        target = folder / path.relative_to(drawings)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes()
+        target.write_bytes(content[:1500] if index == 3 else b'' if index == 4 else content)
+    (folder / 'striped_disk' / 'notes.txt').write_text('not an image')
+    (folder / 'striped_disk' / 'zzz.jpg').write_text('not an image')
+    out = tmp_path / 'attribution.h5'
+    for _ in range(2):
+        result = run('attribute', folder, *ATTRIBUTE, '--out', out)
+        require_success(result)
+        left_out = [line for line in result.stdout.splitlines() if line.startswith('left out')]
+        assert len(left_out) == 3 and any('zzz.jpg' in line for line in left_out)
+    with h5py.File(out) as file, h5py.File(tmp_path / 'attribution_data.h5') as data:
+        names = file['name'].asstr()[:].tolist()
+        assert len(names) == len(file['attribution']) == len(data['data']) == 12 - 2
+        assert not any(name.endswith('zzz.jpg') for name in names)
+        for name, image in zip(names, data['data']):
+            assert (image == np.array(Image.open(folder / name))).all()
+    for path in folder.glob('*/*'):
+        path.write_text('no image')
+    result = run('attribute', folder, *ATTRIBUTE, '--out', tmp_path / 'none.h5')
+    assert result.returncode != 0 and 'none of the 13 images can be read' in result.stderr.splitlines()[-1]
+
+
+@shared
+@pytest.mark.slow(5)
+def test_no_space_on_disk_loses_no_finished_part(drawings, attributed, tmp_path):
+    def limit():  # the attributions as a whole are larger, but a part is not
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 21, 2 ** 21))
+
+    out = tmp_path / 'attribution.h5'
+    result = run_process('attribute', drawings, *ATTRIBUTE, '--out', out, preexec_fn=limit)
+    assert result.returncode not in (0, -signal.SIGXFSZ)
+    assert 'attribution.h5 cannot be written' in result.stderr.splitlines()[-1]
+    assert not out.exists() and len(list((tmp_path / 'attribution.h5.parts').glob('*.npz'))) == 23
+    require_success(run('attribute', drawings, *ATTRIBUTE, '--out', out))
+    require_same(tmp_path, attributed)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['missing'], 'no folder missing'),
+    (['empty'], 'no image in the folder empty'),
+    (['truncated.npz'], 'truncated.npz cannot be read'),
+    (['wrong.npz'], 'no array x'),
+    (['pickled.npz'], 'pickled.npz cannot be read'),
+    (['flat', '--target', 'label'], 'has no label'),
+    (['flat', '--target', 'dog'], 'dog'),
+    (['flat', '--target', '10'], 'no class 10'),
+    (['flat', '--label-regex', '('], 'regular expression'),
+    (['flat', '--label-regex', '\\d'], 'no group'),
+    (['flat', '--label-regex', '(x)'], 'finds no label'),
+    (['unknown'], 'the label \'cat\''),
+    (['flat', '--label-map', 'missing.json'], 'missing.json'),
+    (['flat', '--label-map', 'short.json'], 'label map'),
+    (['flat', '--batch-size', '0'], '0'),
+    (['flat', '--method', 'perceptron'], 'perceptron'),
+    (['flat', '--layer', 'nowhere'], 'nowhere'),
+    (['flat', '--method', 'gradient', '--alpha', '.3'], '--alpha'),
+    (['flat', '--out', 'flat/0.png'], '0.png exists'),
+])
+def test_attribute_with_bad_arguments(tmp_path, arguments, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, _, labels = draw_batch(3, 0)
+    for name in ('empty', 'flat', 'unknown/cat'):
+        os.makedirs(name)
+    Image.fromarray(images[0]).save('flat/0.png')
+    Image.fromarray(images[0]).save('unknown/cat/0.png')
+    np.savez('whole.npz', x=images, y=labels)
+    (tmp_path / 'truncated.npz').write_bytes((tmp_path / 'whole.npz').read_bytes()[:3000])
+    np.savez('wrong.npz', images=images)
+    np.savez('pickled.npz', x=np.array([{}], object))
+    (tmp_path / 'short.json').write_text(json.dumps(label_map(['one'])))
+    layer = [] if {'--method', '--layer'} & {*arguments} else ['--layer', 'residual']
+    result = run('attribute', *arguments, '--model', 'demo', *layer)
+    assert result.returncode not in (0, None)
+    error = result.stderr.splitlines()[-1]
+    assert message in error and error.startswith('zennit-dc: error: ')
+    assert not (tmp_path / 'attribution.h5').exists()
+
+
+@pytest.fixture(name='few')
+def fixture_few(tmp_path):
+    '''A folder with four drawings, and the arguments of a run over them.'''
+    save_drawings(tmp_path, *draw_batch(4, 5))
+    return tmp_path, (load_classifier('demo'), ImageFolder(tmp_path / 'images', label_map(CLASSES)))
+
+
+def test_parts_of_another_run_are_never_used(few, monkeypatch):
+    folder, run = few
+    out, parts = folder / 'a.h5', folder / 'a.h5.parts'
+    options = {'layer': 'residual', 'batch_size': 2, 'progress': False}
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    from zennit_dc import attributions
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attributions, 'merge', fail)
+        with pytest.raises(KeyboardInterrupt):
+            attribute(*run, out, alpha=.1, **options)
+    assert len(list(parts.glob('*.npz'))) == 2
+    with pytest.raises(ValueError, match='another run, which differs in alpha'):
+        attribute(*run, out, alpha=.4, **options)
+    (parts / 'run.json').unlink()  # as if it had been killed while it removed the folder
+    attribute(*run, out, alpha=.4, **options)
+    attribute(*run, folder / 'b.h5', alpha=.4, **options)
+    assert filecmp.cmp(out, folder / 'b.h5', shallow=False)
+
+
+def test_a_run_that_failed_at_once_can_be_corrected(few):
+    folder, run = few
+    with pytest.raises(ValueError, match='no class 10'):
+        attribute(*run, folder / 'a.h5', layer='residual', target=10, progress=False)
+    assert attribute(*run, folder / 'a.h5', layer='residual', target=np.int64(1), progress=False) == []
+
+
+def test_other_pixels_or_parameters_are_another_run(few):
+    folder, (classifier, images) = few
+    out, options = folder / 'a.h5', {'method': 'splitgrad', 'progress': False, 'canonizers': [SmoothReplacement()]}
+    attribute(classifier, images, out, alpha=lambda name: .1, **options)
+    before = out.stat().st_mtime_ns
+    attribute(classifier, images, out, alpha=lambda name: .1, **options)  # with the same canonizer, after it was used
+    assert out.stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match='alpha'):
+        attribute(classifier, images, out, alpha=lambda name: .4, **options)
+    options['canonizers'] = [SmoothReplacement(tolerance=.1)]
+    with pytest.raises(ValueError, match='canonizers'):
+        attribute(classifier, images, out, alpha=lambda name: .1, **options)
+    save_drawings(folder, *draw_batch(4, 6))
+    with pytest.raises(ValueError, match='images'):
+        attribute(classifier, images, out, **options)
+    attribute(classifier, images, folder / 'double.h5', 'splitgrad', dtype=torch.float64, progress=False)
+    attribute(classifier, images, folder / 'double.h5', 'splitgrad', dtype=torch.float64, progress=False)
+
+
+def test_errors_of_the_disk_are_not_errors_of_an_image(few):
+    folder, (classifier, images) = few
+
+    class Vanishing(ImageFolder):
+        def image(self, index, mode='RGB'):
+            if index == 2:
+                self.folder.rename(folder / 'elsewhere')
+            return super().image(index, mode)
+
+    vanishing = Vanishing(images.folder, label_map(CLASSES))
+    with pytest.raises(OSError, match='No such file'):
+        attribute(classifier, vanishing, folder / 'a.h5', layer='residual', batch_size=1, progress=False)
+    (folder / 'elsewhere').rename(images.folder)
+    assert attribute(classifier, images, folder / 'a.h5', layer='residual', batch_size=1, progress=False) == []
+
+
+def test_files_of_others_are_not_overwritten(few):
+    folder, run = few
+    (folder / 'a_data.h5').write_text('mine')
+    with pytest.raises(ValueError, match='a_data.h5 exists'):
+        attribute(*run, folder / 'a.h5', layer='residual', progress=False)
+    for name in ('q0.3', 'q0.4'):
+        attribute(*run, folder / name, layer='residual', progress=False)
+        assert (folder / f'{name}_data.h5').is_file()
+
+
+def test_arrays_targets_and_channels(tmp_path):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(400, 5)
+    ).eval()
+    classifier = Classifier('own', model, IMAGENET_PREPROCESSING(crop_size=12, resize_size=12, mean=(.5,), std=(.2,)))
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (7, 12, 12), np.uint8), rng.integers(0, 5, 7)
+    input = torch.stack([classifier.preprocessing(Image.fromarray(image)) for image in x])
+    predicted = model(input).argmax(1)
+    for target, explained in (('label', torch.from_numpy(y)), ('predicted', predicted), (3, torch.full((7,), 3))):
+        out = tmp_path / f'{target}.h5'
+        attribute(classifier, ImageArray(x, y), out, 'splitgrad', target, batch_size=3, progress=False, alpha=.3)
+        _, expected = Gradient(model, SplitGrad(.3))(input, class_relevance(explained))
+        with h5py.File(out) as file:
+            np.testing.assert_allclose(file['attribution'][:].sum(1), expected[:, 0], rtol=1e-5, atol=1e-7)
+            assert (file['attribution'][:, :1] == file['attribution'][:]).all()
+            assert (file['label'][:] == y).all() and (file['target'][:] == explained.numpy()).all()
+        with h5py.File(tmp_path / f'{target}_data.h5') as data:
+            assert (data['data'][:] == x[..., None]).all()
+    attribute(classifier, ImageArray(x), tmp_path / 'none.h5', 'splitgrad', progress=False)
+    with h5py.File(tmp_path / 'none.h5') as file:
+        assert (file['label'][:] == predicted.numpy()).all()
