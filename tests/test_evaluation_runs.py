@@ -1,14 +1,13 @@
 '''Evaluations as runs that can be killed, resumed and shared.'''
 import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
+from commands import command, require_error, require_success, run, run_process
 from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM
@@ -29,7 +28,7 @@ from zennit_dc.evaluation.tables import latex, markdown, results_table  # noqa: 
 OPTIONS = (
     'evaluate', 'drawings', '--model', 'demo', '--images', '12', '--method', 'splitcam', '--method', 'layercam',
     '--method', 'random', '--layer', 'features', '--layer', 'residual', '--alpha', '0.45', '--alpha', 'balanced',
-    '--metric', 'pointing_game', '--metric', 'max_sensitivity', '--metric', 'spearman', '--subset', '4',
+    '--metric', 'pointing_game', '--metric', 'max_sensitivity', '--metric', 'spearman', '--subset', '2',
     '--mosaics', '1', '--ablation', 'pooling'
 )
 RESULTS = (
@@ -38,20 +37,14 @@ RESULTS = (
 )
 
 
-def command(out, *more):
-    return [sys.executable, *more, '-m', 'zennit_dc', *OPTIONS, '--out', str(out)]
-
-
-def run(arguments):
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=300, env=environment)
+shared = pytest.mark.xdist_group('evaluation')  # of the fixture of a whole run
 
 
 @pytest.fixture(scope='module', name='whole')
 def fixture_whole(tmp_path_factory):
     out = tmp_path_factory.mktemp('whole')
-    result = run(command(out))
-    assert result.returncode == 0, result.stderr
+    result = run_process(*OPTIONS, '--out', out)
+    require_success(result)
     assert '14 settings on 3 images, the best ones on 9 others' in result.stdout
     return out
 
@@ -62,14 +55,14 @@ def lines(out):
     return [json.loads(line) for text in texts for line in text.splitlines() if line.endswith('}]')]
 
 
+@shared
+@pytest.mark.slow(30)
 def test_resume_after_kills_at_random_moments(whole, tmp_path):
     moments = random.SystemRandom()
-    for _ in range(3):
+    options = (*OPTIONS, '--out', tmp_path)
+    for _ in range(2):
         before = len(lines(tmp_path))
-        process = subprocess.Popen(
-            command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env={**os.environ, 'OMP_NUM_THREADS': '1'}
-        )
+        process = subprocess.Popen(command(*options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60.
         while process.poll() is None and len(lines(tmp_path)) == before and time.monotonic() < deadline:
             time.sleep(.01)
@@ -77,19 +70,21 @@ def test_resume_after_kills_at_random_moments(whole, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert len(lines(tmp_path)) > 0
-    result = run(command(tmp_path))
-    assert result.returncode == 0, result.stderr
+    require_success(run(*options))
     for name in RESULTS:
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     computed = [(*key, metric) for *key, scores in lines(tmp_path) for metric in scores]
     assert len(computed) == len(set(map(tuple, computed)))  # nothing twice
     count = len(lines(tmp_path))
-    assert run(command(tmp_path)).returncode == 0 and len(lines(tmp_path)) == count
+    require_success(run(*options))
+    assert len(lines(tmp_path)) == count
 
 
+@shared
+@pytest.mark.slow(20)
 def test_two_processes_find_the_same(whole, tmp_path):
-    result = run(command(tmp_path, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2'))
-    assert result.returncode == 0, result.stderr
+    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
+    require_success(run_process(*OPTIONS, '--out', tmp_path, launcher=launcher))
     for name in RESULTS:
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     assert all('"' in path.read_text() for path in (tmp_path / 'scores-0.jsonl', tmp_path / 'scores-1.jsonl'))
@@ -262,29 +257,24 @@ def test_layer_figure():
     assert layer_figure(scores, settings, [settings[-1]]) is None
 
 
-def test_options_in_a_file(tmp_path, monkeypatch, capsys):
-    from zennit_dc.cli import main
-
+def test_options_in_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = tmp_path / 'options.toml'
     options.write_text('source = "drawings"\nmodel = "demo"\nimages = 4\nmethod = ["layercam"]\n'
                        'layer = ["features"]\nmetric = ["pointing_game"]\nsubset = 1\nout = "there"\n')
-    with pytest.raises(SystemExit) as status:
-        main(['evaluate', '--config', str(options), '--method', 'gradcam'])
-    assert status.value.code in (0, None)
+    result = run('evaluate', '--config', options, '--method', 'gradcam')
+    require_success(result)
     assert 'GradCAM' in (tmp_path / 'there' / 'table.md').read_text()
-    assert 'LayerCAM' not in capsys.readouterr().out
+    assert 'LayerCAM' not in result.stdout
     for text, message in (
         ('images = 3\nspeed = 1', '\'speed\''), ('[', 'as TOML'), ('images = "many"', 'many'),
         ('layer = "features"', 'must be a list')
     ):
         options.write_text(text)
-        with pytest.raises(SystemExit) as status:
-            main(['evaluate', 'drawings', '--config', str(options)])
-        error = capsys.readouterr().err.splitlines()
-        assert status.value.code not in (0, None) and len(error) == 1 and message in error[0]
+        require_error(run('evaluate', 'drawings', '--config', options), message)
 
 
+@shared
 def test_tables(whole):
     rows = [line.split(' | ') for line in (whole / 'table.md').read_text().strip('|\n').split('\n')]
     assert len(rows) >= 2 + 3 and all(len(row) == len(rows[0]) for row in rows if len(row) > 1)
@@ -322,11 +312,6 @@ def test_the_best_score_has_a_star():
     (['drawings', '--layer', 'features', '--ablation', 'recentering'], 'none of the best settings depends on recent'),
     (['drawings', '--layer', 'features', '--model', 'squeezenet1_0', '--weights', 'none'], 'none'),
 ])
-def test_bad_arguments(tmp_path, arguments, message, monkeypatch, capsys):
-    from zennit_dc.cli import main
-
+def test_bad_arguments(tmp_path, arguments, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as status:
-        main(['evaluate', *arguments, '--model', 'demo', '--images', '4'])
-    error = capsys.readouterr().err.splitlines()
-    assert status.value.code not in (0, None) and len(error) == 1 and message in error[0]
+    require_error(run('evaluate', *arguments, '--model', 'demo', '--images', '4'), message)
