@@ -36,20 +36,20 @@ def unit(item):
 
 # what the tests of the group 'virelay' share: each step from drawings to a project, by its command as a process
 
-@pytest.fixture(scope='session', name='drawings')
-def fixture_drawings(tmp_path_factory):
-    '''A folder with 90 drawings.'''
+@pytest.fixture(scope='session', name='dataset')
+def fixture_dataset(tmp_path_factory):
+    '''The folder of the images of 90 drawings.'''
     folder = tmp_path_factory.mktemp('drawings')
     save_drawings(folder, *draw_batch(90, 11))
     return folder / 'images'
 
 
 @pytest.fixture(scope='session', name='attributed')
-def fixture_attributed(drawings, tmp_path_factory):
+def fixture_attributed(dataset, tmp_path_factory):
     '''The folder of the attributions of the drawings.'''
     pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
     out = tmp_path_factory.mktemp('attributed') / 'attribution.h5'
-    require_success(run_process('attribute', drawings, *ATTRIBUTE, '--out', out))
+    require_success(run_process('attribute', dataset, *ATTRIBUTE, '--out', out))
     return out.parent
 
 

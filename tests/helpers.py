@@ -30,3 +30,12 @@ def gradient_of(network, image, unit=2):
     '''The plain gradient of one output unit.'''
     image = image.detach().clone().requires_grad_()
     return torch.autograd.grad(network(image)[:, unit].sum(), image)[0]
+
+
+def drawn(count, seed):
+    '''Images of which the brightest of ten columns tells the class.'''
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(10, (count,), generator=generator)
+    images = torch.randint(0, 120, (count, 1, 28, 28), generator=generator)
+    images[torch.arange(count), 0, :, 2 * labels + 4] += 120
+    return images.to(torch.uint8), labels

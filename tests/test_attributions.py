@@ -35,12 +35,12 @@ def require_same(first, second):
 
 
 @shared
-def test_attributions_of_a_folder(drawings, attributed):
+def test_attributions_of_a_folder(dataset, attributed):
     classifier = load_classifier('demo')
-    paths = sorted(drawings.glob('*/*.png'))
+    paths = sorted(dataset.glob('*/*.png'))
     with h5py.File(attributed / 'attribution.h5') as file, h5py.File(attributed / 'attribution_data.h5') as data:
         assert file['attribution'].shape == (90, 3, 64, 64) and file['attribution'].dtype == np.float32
-        assert file['name'].asstr()[:].tolist() == [path.relative_to(drawings).as_posix() for path in paths]
+        assert file['name'].asstr()[:].tolist() == [path.relative_to(dataset).as_posix() for path in paths]
         assert json.loads(file.attrs['run'])['layer'] == 'residual'
         for row in (0, 41, 89):
             image = Image.open(paths[row])
@@ -61,9 +61,9 @@ def test_attributions_of_a_folder(drawings, attributed):
 
 
 @shared
-def test_a_finished_run_is_not_run_again(drawings, attributed):
+def test_a_finished_run_is_not_run_again(dataset, attributed):
     before = [(attributed / name).stat().st_mtime_ns for name in FILES]
-    again = ('attribute', drawings, *ATTRIBUTE, '--out', attributed / 'attribution.h5')
+    again = ('attribute', dataset, *ATTRIBUTE, '--out', attributed / 'attribution.h5')
     result = run(*again)
     require_success(result)
     assert '90 images' in result.stdout
@@ -73,12 +73,12 @@ def test_a_finished_run_is_not_run_again(drawings, attributed):
 
 @shared
 @pytest.mark.slow(15)
-def test_resume_after_kills_at_random_moments(drawings, attributed, tmp_path):
+def test_resume_after_kills_at_random_moments(dataset, attributed, tmp_path):
     out, moments = tmp_path / 'attribution.h5', random.SystemRandom()
     parts, kills = tmp_path / 'attribution.h5.parts', []
     for _ in range(2):
         process = subprocess.Popen(
-            command('attribute', drawings, *ATTRIBUTE, '--out', out), stdout=subprocess.DEVNULL,
+            command('attribute', dataset, *ATTRIBUTE, '--out', out), stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL
         )
         before = len(list(parts.glob('*.npz')))
@@ -90,16 +90,16 @@ def test_resume_after_kills_at_random_moments(drawings, attributed, tmp_path):
         process.wait()
         kills.append((before, len(list(parts.glob('*.npz'))), out.exists()))
     assert kills[0][1] > 0 or kills[0][2], kills
-    require_success(run('attribute', drawings, *ATTRIBUTE, '--out', out))
+    require_success(run('attribute', dataset, *ATTRIBUTE, '--out', out))
     require_same(tmp_path, attributed)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES), kills
 
 
 @shared
 @pytest.mark.slow(12)
-def test_two_processes_make_the_same_files(drawings, attributed, tmp_path):
+def test_two_processes_make_the_same_files(dataset, attributed, tmp_path):
     result = run_process(
-        'attribute', drawings, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5',
+        'attribute', dataset, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5',
         launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
     )
     require_success(result)
@@ -108,16 +108,16 @@ def test_two_processes_make_the_same_files(drawings, attributed, tmp_path):
 
 
 @shared
-def test_processes_that_read_images(drawings, attributed, tmp_path):
-    require_success(run('attribute', drawings, *ATTRIBUTE, '--workers', 2, '--out', tmp_path / 'attribution.h5'))
+def test_processes_that_read_images(dataset, attributed, tmp_path):
+    require_success(run('attribute', dataset, *ATTRIBUTE, '--workers', 2, '--out', tmp_path / 'attribution.h5'))
     require_same(tmp_path, attributed)
 
 
 @shared
-def test_unreadable_images_are_left_out(drawings, tmp_path):
+def test_unreadable_images_are_left_out(dataset, tmp_path):
     folder = tmp_path / 'images'
-    for index, path in enumerate(sorted(drawings.glob('*/*.png'))[::8]):
-        target = folder / path.relative_to(drawings)
+    for index, path in enumerate(sorted(dataset.glob('*/*.png'))[::8]):
+        target = folder / path.relative_to(dataset)
         target.parent.mkdir(parents=True, exist_ok=True)
         content = path.read_bytes()
         target.write_bytes(content[:1500] if index == 3 else b'' if index == 4 else content)
@@ -143,16 +143,16 @@ def test_unreadable_images_are_left_out(drawings, tmp_path):
 
 @shared
 @pytest.mark.slow(5)
-def test_no_space_on_disk_loses_no_finished_part(drawings, attributed, tmp_path):
+def test_no_space_on_disk_loses_no_finished_part(dataset, attributed, tmp_path):
     def limit():  # the attributions as a whole are larger, but a part is not
         resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 21, 2 ** 21))
 
     out = tmp_path / 'attribution.h5'
-    result = run_process('attribute', drawings, *ATTRIBUTE, '--out', out, preexec_fn=limit)
+    result = run_process('attribute', dataset, *ATTRIBUTE, '--out', out, preexec_fn=limit)
     assert result.returncode not in (0, -signal.SIGXFSZ)
     assert 'attribution.h5 cannot be written' in result.stderr.splitlines()[-1]
     assert not out.exists() and len(list((tmp_path / 'attribution.h5.parts').glob('*.npz'))) == 23
-    require_success(run('attribute', drawings, *ATTRIBUTE, '--out', out))
+    require_success(run('attribute', dataset, *ATTRIBUTE, '--out', out))
     require_same(tmp_path, attributed)
 
 

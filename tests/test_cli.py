@@ -207,13 +207,6 @@ def test_explain_with_bad_arguments(tmp_path, drawings, arguments, message, monk
     assert not (tmp_path / 'explanation.png').exists()
 
 
-def test_maps_of_zeros_and_of_nothing():
-    (count, white), = color(torch.zeros(4, 4)).convert('RGB').getcolors()
-    assert count == 16 and min(white) > 250
-    with pytest.raises(FloatingPointError):
-        color(torch.full((4, 4), torch.nan))
-
-
 def test_balanced_alpha(tmp_path, drawings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, alpha in (('one', 'balanced'), ('two', 'balanced:0.1'), ('three', 'balanced:2')):

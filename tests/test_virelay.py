@@ -15,11 +15,11 @@ pytestmark = pytest.mark.xdist_group('virelay')
 
 
 @pytest.mark.slow(25)
-def test_project(drawings, attributed, project_file, tmp_path):
+def test_project(dataset, attributed, project_file, tmp_path):
     model = pytest.importorskip('virelay.model')
-    paths = sorted(drawings.glob('*/*.png'))
+    paths = sorted(dataset.glob('*/*.png'))
     out = tmp_path / 'project.yaml'
-    for data in (None, drawings):
+    for data in (None, dataset):
         project(attributed / 'attribution.h5', attributed / 'analysis.h5', out, data=data)
         opened = model.Project(str(out))
         category = opened.get_analysis_categories('Spectral')[3]
@@ -36,7 +36,7 @@ def test_project(drawings, attributed, project_file, tmp_path):
         opened.close()
 
 
-def test_project_with_bad_arguments(blobs, drawings, attributed, tmp_path):
+def test_project_with_bad_arguments(blobs, dataset, attributed, tmp_path):
     out = tmp_path / 'project.yaml'
     with pytest.raises(ValueError, match='no file'):
         project(tmp_path / 'missing.h5', tmp_path / 'analysis.h5', out)
@@ -50,7 +50,7 @@ def test_project_with_bad_arguments(blobs, drawings, attributed, tmp_path):
         project(attributed / 'attribution.h5', tmp_path / 'other.h5', out, data=tmp_path / 'nowhere')
     swapped = swapped_labels(tmp_path)
     with pytest.raises(ValueError, match='do not lie in folders'):
-        project(attributed / 'attribution.h5', tmp_path / 'other.h5', out, data=drawings, labels=swapped)
+        project(attributed / 'attribution.h5', tmp_path / 'other.h5', out, data=dataset, labels=swapped)
     assert not out.exists()
 
 

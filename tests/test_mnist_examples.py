@@ -1,0 +1,141 @@
+'''The examples that train differences of networks on MNIST, and draw what these see.'''
+import json
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from helpers import drawn
+
+from zennit_dc.networks import accuracy, mlp_maxout
+
+EXAMPLE = Path(__file__).parents[1] / 'examples' / 'mnist_difference.py'
+MNIST = Path(__file__).parents[2] / 'shared' / 'data' / 'mnist'
+
+
+def run_example(*arguments):
+    return CliRunner().invoke(runpy.run_path(str(EXAMPLE))['main'], [str(each) for each in arguments])
+
+
+@pytest.fixture(scope='module', name='folder')
+def fixture_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('mnist')
+    for part, count, seed in (('train', 256, 0), ('test', 100, 1)):
+        images, labels = drawn(count, seed)
+        np.savez(folder / f'mnist_{part}.npz', x=images[:, 0].numpy(), y=labels.numpy())
+    return folder
+
+
+def test_example(folder, tmp_path):
+    out = tmp_path / 'runs'
+    options = ['--out', out, '--epochs', 1, '--variant', 'ic', '--seed', 0]
+    result = run_example(folder, *options)
+    assert result.exit_code == 0, result.output
+    first = json.loads((out / 'mlp_maxout_ic_0.json').read_text())
+    assert first['variant'] == 'ic' and first['epochs'] == 1 and 0 <= first['accuracy'] <= 1
+    assert sorted(path.name for path in out.iterdir()) == ['mlp_maxout_ic_0.json', 'mlp_maxout_ic_0.pt']
+    trained = mlp_maxout('ic')
+    trained.load_state_dict(torch.load(out / 'mlp_maxout_ic_0.pt', weights_only=True))
+    with np.load(folder / 'mnist_test.npz') as arrays:
+        images, labels = torch.from_numpy(arrays['x'])[:, None], torch.from_numpy(arrays['y'])
+    assert accuracy(trained, images, labels) == first['accuracy']
+    (out / 'mlp_maxout_ic_0.pt').unlink()
+
+    result = run_example(folder, *options, '--variant', 'mon')
+    assert result.exit_code == 0, result.output
+    results = [json.loads((out / f'mlp_maxout_{variant}_0.json').read_text()) for variant in ('ic', 'mon')]
+    assert results[0] == first and results[1]['variant'] == 'mon'
+    assert not (out / 'mlp_maxout_ic_0.pt').exists()  # was not trained again
+    assert result.stdout.splitlines() == [
+        '| Model | ic | mon |', '|---|---|---|', '| mlp_maxout | ' + ' | '.join(
+            '{0:.2f} [{0:.2f}, {0:.2f}]'.format(100 * each['accuracy']) for each in results
+        ) + ' |'
+    ]
+
+    result = run_example(folder, *options[:4], '--variant', 'none', '--network', 'cnn_maxout', '--scale', .02)
+    assert result.exit_code == 0, result.output
+    third = json.loads((out / 'cnn_maxout_none_0.json').read_text())
+    assert (third['batch_size'], third['learning_rate'], third['scale']) == (64, .0005, .02)
+
+    result = run_example(folder, *options, '--batch-size', 32)
+    assert result.exit_code == 1
+    assert 'has mlp_maxout ic 0 with other settings, batch_size (256 there, 32 here)' in result.stderr
+
+
+@pytest.mark.slow(10)
+def test_example_that_was_killed_goes_on(folder, tmp_path):
+    '''By SIGKILL, at any moment behind the first epoch; the weights become the same.'''
+    def options(out):
+        return [folder, '--out', out, '--variant', 'dmin', '--epochs', '12']
+
+    whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+    assert run_example(*options(whole)).exit_code == 0
+    process = subprocess.Popen(
+        [sys.executable, EXAMPLE, *options(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (killed / 'mlp_maxout_dmin_0.checkpoint').exists():
+        assert process.poll() is None
+        time.sleep(.01)
+    process.kill()
+    process.wait()
+    assert not (killed / 'mlp_maxout_dmin_0.json').exists()
+    checkpoint = killed / 'mlp_maxout_dmin_0.checkpoint'
+    content = checkpoint.read_bytes()
+    checkpoint.write_bytes(content[:100])  # a training from the start, whose weights were the same, would not read it
+    refused = run_example(*options(killed))
+    assert refused.exit_code == 1 and 'is no checkpoint of a training' in refused.stderr
+    checkpoint.write_bytes(content)
+    assert run_example(*options(killed)).exit_code == 0
+    one, other = (torch.load(out / 'mlp_maxout_dmin_0.pt', weights_only=True) for out in (whole, killed))
+    assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    assert not (killed / 'mlp_maxout_dmin_0.checkpoint').exists()
+
+
+def test_example_refuses_other_data(tmp_path):
+    np.savez(tmp_path / 'mnist_train.npz', x=np.zeros((2, 28, 28), np.uint8), y=np.array([3, 10]))
+    result = run_example(tmp_path, '--out', tmp_path / 'runs')
+    assert result.exit_code == 1 and 'must have classes from 0 to 9' in result.stderr
+    (tmp_path / 'mnist_train.npz').write_bytes((tmp_path / 'mnist_train.npz').read_bytes()[:100])
+    result = run_example(tmp_path, '--out', tmp_path / 'runs')
+    assert result.exit_code == 1 and 'cannot be read as digits' in result.stderr
+    np.savez(tmp_path / 'mnist_train.npz', x=np.zeros((2, 32, 32), np.uint8), y=np.zeros(2))
+    result = run_example(tmp_path, '--out', tmp_path / 'runs')
+    assert result.exit_code == 1 and 'must have x of shape (count, 28, 28)' in result.stderr
+    result = run_example(tmp_path, '--out', tmp_path / 'runs', '--variant', 'dcm')
+    assert result.exit_code == 2 and '\'dcm\' is not one of' in result.stderr
+
+
+@pytest.mark.slow(15)
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f'{MNIST} is not there')
+def test_pictures(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    for part, step in (('train', 20), ('test', 10)):
+        with np.load(MNIST / f'mnist_{part}.npz') as arrays:
+            np.savez(tmp_path / f'mnist_{part}.npz', x=arrays['x'][::step], y=arrays['y'][::step])
+    variants = ('none', 'mon', 'diff', 'dicin')
+    chosen = [option for variant in variants for option in ('--variant', variant)]
+    trained = run_example(tmp_path, '--out', tmp_path / 'runs', '--epochs', 1, '--batch-size', 50, *chosen)
+    assert trained.exit_code == 0, trained.output
+    script = runpy.run_path(str(EXAMPLE.with_name('mnist_pictures.py')))
+    result = CliRunner().invoke(script['main'], [
+        str(each) for each in (tmp_path, tmp_path / 'runs', '--out', tmp_path / 'pictures', '--count', 50)
+    ])
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == [
+        'classes_mlp_maxout_dicin.png', 'comparison_mlp_maxout.png', 'digits_mlp_maxout.png'
+    ]
+    rows = [line.strip('| ').split(' | ') for line in result.output.splitlines() if line.startswith('| ')]
+    assert [tuple(row[:2]) for row in rows[2:]] == [
+        ('mlp_maxout None', 'positive'), ('mlp_maxout None', 'negative'), ('mlp_maxout Mon', 'positive'),
+        ('mlp_maxout Mon', 'negative'), ('mlp_maxout Diff.None', 'g'), ('mlp_maxout Diff.None', 'h'),
+        ('mlp_maxout DICIN', 'g'), ('mlp_maxout DICIN', 'h'),
+        ('mlp_maxout None, split (α = 0.4)', 'g'), ('mlp_maxout None, split (α = 0)', 'g'),
+    ]
+    for row in [rows[1], *rows[2:5], *rows[6:]]:  # of a monotone network, no gradient is negative
+        assert sum(map(float, row[2:])) == pytest.approx(1., abs=.002)  # three digits behind the point
+    assert rows[5][2:] == ['nan'] * 3
