@@ -1,6 +1,7 @@
 '''Measure time and memory of the methods, as multiples of those of the plain gradient.
 
     python benchmark.py --models vgg16 resnet18 --batch 2 --rounds 7
+    python benchmark.py --methods SplitGrad SplitLRP
 
 The models have random weights. The time is that of the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, each of which times the gradient and the method one after the other, so
@@ -67,7 +68,7 @@ def seconds(call, device):
 def times(name, args):
     '''For each method, the median of its time over that of the gradient, and the median of its time.'''
     model, input, relevance = load(name, args)
-    calls = {method: partial(make(model, LAYERS[name]), input, relevance) for method, make in METHODS.items()}
+    calls = {method: partial(METHODS[method](model, LAYERS[name]), input, relevance) for method in args.methods}
     results = {}
     for method, call in calls.items():
         for warm_up in (calls[BASELINE], call):
@@ -120,6 +121,9 @@ def main():
     '''Measure, and print a table in Markdown.'''
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--models', nargs='+', default=list(LAYERS), choices=LAYERS)
+    parser.add_argument(
+        '--methods', nargs='+', default=list(METHODS), choices=METHODS, help=f'default: all; {BASELINE} is always one'
+    )
     parser.add_argument('--batch', type=int, default=2)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
@@ -127,6 +131,7 @@ def main():
     parser.add_argument('--threads', type=int, help='the number of threads on the CPU (default: that of PyTorch)')
     parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.methods = [method for method in METHODS if method in (BASELINE, *args.methods)]
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.measure:
@@ -134,7 +139,7 @@ def main():
         return
 
     # memory first, as the peak of a new process starts with the size of the one that it comes from
-    memories = {name: {method: memory_apart(name, method) for method in METHODS} for name in args.models}
+    memories = {name: {method: memory_apart(name, method) for method in args.methods} for name in args.models}
     print('| model | method | time / gradient | seconds | peak MiB | / gradient | increase MiB | / gradient |')
     print('|---|---|---|---|---|---|---|---|')
     for name in args.models:

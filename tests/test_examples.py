@@ -1,7 +1,9 @@
-'''The examples as processes.'''
+'''The examples.'''
 import re
+import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ DATA = Path(__file__).parents[2] / 'shared' / 'data'
 PHOTOGRAPH = EXAMPLES / 'coffee.jpg'
 
 
-def run(script, *arguments, cwd=None):
+def run_process(script, *arguments, cwd=None):
     return subprocess.run(
         [sys.executable, EXAMPLES / script, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd
     )
@@ -32,8 +34,9 @@ def fixture_weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow(5)
 def test_explain_photo(tmp_path, weights):
-    result = run('explain_photo.py', PHOTOGRAPH, weights, cwd=tmp_path)
+    result = run_process('explain_photo.py', PHOTOGRAPH, weights, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() in torchvision.models.SqueezeNet1_0_Weights.DEFAULT.meta['categories']
     maps = sorted(tmp_path.iterdir())
@@ -43,14 +46,17 @@ def test_explain_photo(tmp_path, weights):
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
 
 
+@pytest.mark.xdist_group('virelay')
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')
-def test_virelay_project(tmp_path):
+def test_virelay_project(tmp_path, monkeypatch, capsys):
     model = pytest.importorskip('virelay.model', reason='the extra "virelay" is not installed')
     images, labels = np.load(DATA / 'cifar10' / 'test_1000.npz').values()
     np.savez(tmp_path / 'images.npz', x=images[::10], y=labels[::10])
     weights = DATA / 'weights' / 'resnet20_cifar10.pt'
-    result = run('virelay_project.py', tmp_path / 'images.npz', weights, '--out', tmp_path / 'cifar10')
-    assert result.returncode == 0, result.stderr
+    arguments = ('virelay_project.py', tmp_path / 'images.npz', weights, '--out', tmp_path / 'cifar10')
+    monkeypatch.setattr(sys, 'argv', [str(each) for each in arguments])
+    runpy.run_path(str(EXAMPLES / 'virelay_project.py'), run_name='__main__')
+    assert f'python -m virelay {tmp_path / "cifar10" / "project.yaml"}' in capsys.readouterr().out
     project = model.Project(str(tmp_path / 'cifar10' / 'project.yaml'))
     assert [each.human_readable_name for each in project.get_analysis_categories('Spectral')] == [
         'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
@@ -91,15 +97,27 @@ def test_difference_of_the_readme():
     torch.testing.assert_close(names['missing'].double(), gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
 
 
+@pytest.mark.slow(20)
 def test_benchmark():
-    result = run('benchmark.py', '--models', 'resnet18', '--batch', 1, '--rounds', 1)
+    '''The whole script with two methods, as it starts a process for each of them, and its measurements with all.'''
+    result = run_process('benchmark.py', '--models', 'resnet18', '--batch', 1, '--rounds', 1, '--methods', 'SplitLRP')
     assert result.returncode == 0, result.stderr
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()]
-    assert [row[1] for row in rows[2:]] == [
+    assert [row[1] for row in rows[2:]] == ['Saliency', 'SplitLRP']
+    assert all(float(cell) >= 0 for row in rows[2:] for cell in row[2:])
+    assert len({len(row) for row in rows}) == 1
+
+    script = runpy.run_path(str(EXAMPLES / 'benchmark.py'))
+    args = Namespace(batch=1, rounds=1, device=torch.device('cpu'), dtype='float32', methods=list(script['METHODS']))
+    assert args.methods == [
         'Model splitting', 'Saliency', 'LayerCAM', 'LRP-γ (EpsilonGammaBox)', 'LRP (EpsilonPlus)', 'SplitGrad',
         'SplitCAM', 'SplitLRP'
     ]
-    assert all(float(cell) >= 0 for row in rows[2:] for cell in row[2:])
+    timings = script['times']('resnet18', args)
+    assert list(timings) == args.methods and min(value for pair in timings.values() for value in pair) > 0
+    for method in args.methods:
+        before, peak = script['memory']('resnet18', method, args)
+        assert peak >= before > 0
 
 
 @pytest.mark.parametrize('name', ['photographs', 'drawings'])
