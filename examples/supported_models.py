@@ -33,8 +33,8 @@ def models_of(family):
     return torchvision.models.list_models(module=FAMILIES[family])
 
 
-def build(name, family):
-    '''A model with random weights, and an input for it.'''
+def build(name, family, frames=16):
+    '''A model with random weights, and an input for it; that of a video model has some frames.'''
     torch.manual_seed(0)
     size, options = SIZES.get(name, 64), {'weights': None}
     if name.startswith('vit'):
@@ -47,7 +47,7 @@ def build(name, family):
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=.02)
-    shape = (3, *([16] if family == 'video' else []), size, size)
+    shape = (3, *([frames] if family == 'video' else []), size, size)
     calibrate(model, torch.randn(2, *shape))
     return model, torch.randn(1, *shape)
 
@@ -111,9 +111,9 @@ def try_layers(model, image, layers, canonizers):
     raise error
 
 
-def examine(name, family):
+def examine(name, family, frames=16):
     '''The row of a model.'''
-    model, image = build(name, family)
+    model, image = build(name, family, frames)
     plain = model(image)
     for title, make in (
         ('exact', list), ('replacement', lambda: [SmoothReplacement()]), ('constants', lambda: [DetachedAttention()]),
