@@ -1,10 +1,13 @@
 '''The networks of torchvision: the output of the split form is the original's, bit by bit, and all maps are finite.'''
+import copy
 import warnings
 
 import pytest
 import torch
 import torchvision
 from helpers import assert_close, explain, gradient_of
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 
@@ -60,25 +63,58 @@ def test_networks(name):
         assert attribution.abs().flatten(1).sum(1).min() > 0
 
 
-@pytest.mark.parametrize('name', ['resnet152', 'densenet201'])
-def test_depth_alone_makes_no_map_infinite(name):
+class Decisions(TorchFunctionMode):
+    '''A mode that writes down which ReLUs are on and which entries max-pooling takes.'''
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.relu:
+            self.made.append(args[0] >= 0)
+        elif function is torch.max_pool2d:
+            self.made.append(F.max_pool2d(*args, **kwargs, return_indices=True)[1])
+        return function(*args, **kwargs)
+
+
+@torch.no_grad()
+def decisions(model, image):
+    '''All decisions of a model: among the inputs for which they are the same, it is affine.'''
+    with Decisions() as decided:
+        model(image)
+    assert len(decided.made) > 100
+    return decided.made
+
+
+def decided_image(model, exact):
+    '''An image for which float32 decides as float64. Of some million pre-activations, about one is so close to zero
+    that it rounds to another sign. There the network has a kink, and both maps are right, one for each side.'''
+    for seed in range(30):
+        image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+        if all(map(torch.equal, decisions(model, image), decisions(exact, image.double()))):
+            return image
+    raise AssertionError('float32 decides about no image as float64 does')
+
+
+@pytest.mark.slow(10)
+@pytest.mark.parametrize('name, layer', [('resnet152', 'layer2.3'), ('densenet201', 'features.denseblock2')])
+def test_depth_alone_makes_no_map_infinite(name, layer):
     '''The maps in float32 are those in float64, but for a power of two for each image where they are too large.'''
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval()
-    image = torch.randn(2, 3, 64, 64)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        layer = {'resnet152': 'layer2.3', 'densenet201': 'features.denseblock2'}[name]
-        composites = [
-            make() for make in (SplitGrad, SplitLRP, lambda: SplitCAM(layer), lambda: SplitGrad(0.))
-        ]
-        maps = [explain(composite, model, image) for composite in composites]
-        exact = [explain(composite, model.double(), image.double()) for composite in composites]
-    for single, double in zip(maps, exact):
+    exact = copy.deepcopy(model).double()
+    image = decided_image(model, exact)
+    maps = []
+    for make in (SplitGrad, SplitLRP, lambda: SplitCAM(layer), lambda: SplitGrad(0.)):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            single, double = explain(make(), model, image), explain(make(), exact, image.double())
         double = double / double.abs().amax((1, 2, 3), keepdim=True)
         ratio = (single.double() * double).sum((1, 2, 3)) / double.square().sum((1, 2, 3))
         # some hundred layers in float32
-        assert_close(single.double() / ratio.reshape(-1, 1, 1, 1), double, 1e-4)
+        assert_close(single.double() / ratio.reshape(-1, 1, 1, 1), double, 1e-5)
+        maps.append(single)
     for scaled in (maps[0], maps[3]):
         assert scaled.abs().max() < torch.finfo(torch.float32).max
 
