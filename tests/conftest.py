@@ -18,23 +18,43 @@ from zennit_dc.demo.report import save_drawings  # noqa: E402
 
 torch.set_num_threads(1)
 
+# the beginnings of the names of tests that share fixtures of many seconds, so that one worker is to run all of them
+TOGETHER = {
+    'virelay': (
+        'tests/test_analyses.py', 'tests/test_attributions.py', 'tests/test_browser.py', 'tests/test_virelay.py',
+        'tests/test_examples.py::test_virelay_project'
+    ),
+    'evaluation': ('tests/test_evaluation_runs.py',),
+}
+
+
+def unit(name):
+    '''What one worker runs: a test, or some together.'''
+    return next((unit for unit, beginnings in TOGETHER.items() if name.startswith(beginnings)), name)
+
 
 def pytest_collection_modifyitems(items):
-    '''Start with what takes longest: the tests of a group, which one worker runs, by the sum of their times.'''
-    times = Counter()
+    '''Start with what takes longest.'''
+    seconds = Counter()
     for item in items:
         slow = item.get_closest_marker('slow')
-        times[unit(item)] += slow.args[0] if slow else 0
-    items.sort(key=lambda item: -times[unit(item)])
+        seconds[unit(item.nodeid)] += slow.args[0] if slow else 0
+    items.sort(key=lambda item: -seconds[unit(item.nodeid)])
 
 
-def unit(item):
-    '''What one worker runs: a group of tests, or a test.'''
-    group = item.get_closest_marker('xdist_group')
-    return item.nodeid if group is None else (group.args or (group.kwargs['name'],))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    '''With ``--dist loadscope``, workers take unit by unit, in the order of the collection.'''
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return unit(nodeid)
+
+    return Scheduling(config, log) if config.getvalue('dist') == 'loadscope' else None
 
 
-# what the tests of the group 'virelay' share: each step from drawings to a project, by its command as a process
+# what the tests of the unit 'virelay' share: each step from drawings to a project, by its command as a process
 
 @pytest.fixture(scope='session', name='dataset')
 def fixture_dataset(tmp_path_factory):

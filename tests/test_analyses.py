@@ -13,7 +13,6 @@ from zennit_dc.virelay import analyze
 
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 pytest.importorskip('corelay', reason='the extra "virelay" is not installed')
-pytestmark = pytest.mark.xdist_group('virelay')  # so that one worker alone compiles UMAP
 
 
 @pytest.mark.slow(15)

@@ -26,7 +26,6 @@ from zennit_dc.virelay import attribute
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 
 FILES = ('attribution.h5', 'attribution_data.h5', 'attribution_labels.json')
-shared = pytest.mark.xdist_group('virelay')  # of the fixture of attributed attributions
 
 
 def require_same(first, second):
@@ -34,7 +33,6 @@ def require_same(first, second):
         assert filecmp.cmp(first / name, second / name, shallow=False), name
 
 
-@shared
 def test_attributions_of_a_folder(dataset, attributed):
     classifier = load_classifier('demo')
     paths = sorted(dataset.glob('*/*.png'))
@@ -60,7 +58,6 @@ def test_attributions_of_a_folder(dataset, attributed):
     assert {entry['word_net_id'] for entry in entries} == {path.parent.name for path in paths}
 
 
-@shared
 def test_a_finished_run_is_not_run_again(dataset, attributed):
     before = [(attributed / name).stat().st_mtime_ns for name in FILES]
     again = ('attribute', dataset, *ATTRIBUTE, '--out', attributed / 'attribution.h5')
@@ -71,7 +68,6 @@ def test_a_finished_run_is_not_run_again(dataset, attributed):
     require_error(run(*again, '--alpha', .3), 'alpha')
 
 
-@shared
 @pytest.mark.slow(15)
 def test_resume_after_kills_at_random_moments(dataset, attributed, tmp_path):
     out, moments = tmp_path / 'attribution.h5', random.SystemRandom()
@@ -95,7 +91,6 @@ def test_resume_after_kills_at_random_moments(dataset, attributed, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES), kills
 
 
-@shared
 @pytest.mark.slow(12)
 def test_two_processes_make_the_same_files(dataset, attributed, tmp_path):
     result = run_process(
@@ -107,13 +102,11 @@ def test_two_processes_make_the_same_files(dataset, attributed, tmp_path):
     require_same(tmp_path, attributed)
 
 
-@shared
 def test_processes_that_read_images(dataset, attributed, tmp_path):
     require_success(run('attribute', dataset, *ATTRIBUTE, '--workers', 2, '--out', tmp_path / 'attribution.h5'))
     require_same(tmp_path, attributed)
 
 
-@shared
 def test_unreadable_images_are_left_out(dataset, tmp_path):
     folder = tmp_path / 'images'
     for index, path in enumerate(sorted(dataset.glob('*/*.png'))[::8]):
@@ -141,7 +134,6 @@ def test_unreadable_images_are_left_out(dataset, tmp_path):
     assert result.returncode != 0 and 'none of the 13 images can be read' in result.stderr.splitlines()[-1]
 
 
-@shared
 @pytest.mark.slow(5)
 def test_no_space_on_disk_loses_no_finished_part(dataset, attributed, tmp_path):
     def limit():  # the attributions as a whole are larger, but a part is not

@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(
         not (CHROMIUM and DRIVER), reason='there is no Chromium: install the packages chromium and chromium-driver'
     ),
-    pytest.mark.xdist_group('virelay'), pytest.mark.slow(10),
+    pytest.mark.slow(10),
 ]
 
 

@@ -37,9 +37,6 @@ RESULTS = (
 )
 
 
-shared = pytest.mark.xdist_group('evaluation')  # of the fixture of a whole run
-
-
 @pytest.fixture(scope='module', name='whole')
 def fixture_whole(tmp_path_factory):
     out = tmp_path_factory.mktemp('whole')
@@ -55,7 +52,6 @@ def lines(out):
     return [json.loads(line) for text in texts for line in text.splitlines() if line.endswith('}]')]
 
 
-@shared
 @pytest.mark.slow(30)
 def test_resume_after_kills_at_random_moments(whole, tmp_path):
     moments = random.SystemRandom()
@@ -80,7 +76,6 @@ def test_resume_after_kills_at_random_moments(whole, tmp_path):
     assert len(lines(tmp_path)) == count
 
 
-@shared
 @pytest.mark.slow(20)
 def test_two_processes_find_the_same(whole, tmp_path):
     launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
@@ -274,7 +269,6 @@ def test_options_in_a_file(tmp_path, monkeypatch):
         require_error(run('evaluate', 'drawings', '--config', options), message)
 
 
-@shared
 def test_tables(whole):
     rows = [line.split(' | ') for line in (whole / 'table.md').read_text().strip('|\n').split('\n')]
     assert len(rows) >= 2 + 3 and all(len(row) == len(rows[0]) for row in rows if len(row) > 1)

@@ -46,7 +46,6 @@ def test_explain_photo(tmp_path, weights):
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
 
 
-@pytest.mark.xdist_group('virelay')
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')
 def test_virelay_project(tmp_path, monkeypatch, capsys):
     model = pytest.importorskip('virelay.model', reason='the extra "virelay" is not installed')

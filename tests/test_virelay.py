@@ -11,7 +11,6 @@ from zennit_dc.virelay import analyze, project
 
 pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 pytest.importorskip('corelay', reason='the extra "virelay" is not installed')
-pytestmark = pytest.mark.xdist_group('virelay')
 
 
 @pytest.mark.slow(25)
