@@ -12,6 +12,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from commands import ATTRIBUTE, require_success, run_process  # noqa: E402
 from databases import write_attributions  # noqa: E402
+from helpers import random_image  # noqa: E402
+from literal import Network  # noqa: E402
 
 from zennit_dc.demo import draw_batch  # noqa: E402
 from zennit_dc.demo.report import save_drawings  # noqa: E402
@@ -52,6 +54,18 @@ def pytest_xdist_make_scheduler(config, log):
             return unit(nodeid)
 
     return Scheduling(config, log) if config.getvalue('dist') == 'loadscope' else None
+
+
+@pytest.fixture(name='network')
+def fixture_network():
+    '''The network that has a literal implementation.'''
+    return Network()
+
+
+@pytest.fixture(name='image')
+def fixture_image():
+    '''Two images for it.'''
+    return random_image(2, 3, 16, 16)
 
 
 # what the tests of the unit 'virelay' share: each step from drawings to a project, by its command as a process

@@ -1,18 +1,22 @@
-'''Models of other structures than one image in, one tensor of logits out.'''
-import copy
+'''One forward pass of a model and its map: where the map is read, what it depends on, and what becomes of it.'''
 import gc
 import warnings
 import weakref
 
 import pytest
 import torch
-import torchvision
-from helpers import assert_close, explain, gradient_of, random_image
+from helpers import assert_close, explain, random_image
+from literal import Network
+from small_models import METHODS, Small, UNet
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.stateless import _reparametrize_module
+from zennit.attribution import Gradient
 
-from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
 
+
+# inputs and outputs
 
 class TwoInputs(nn.Module):
     def __init__(self):
@@ -76,6 +80,171 @@ def test_nested_outputs():
             assert_close(torch.autograd.grad(total, image, retain_graph=True)[0], expected / 2, 1e-14)
 
 
+def test_two_classes_of_one_forward_pass():
+    model, image = TwoOutputs().double(), random_image(2, 8)
+    for make in (lambda: SplitGrad(.2), SplitLRP):
+        pixels = image.clone().requires_grad_()
+        with make().context(model):
+            output = model(pixels)['one']
+            maps = [torch.autograd.grad(output[:, unit].sum(), pixels, retain_graph=True)[0] for unit in (0, 2)]
+        for unit, map in zip((0, 2), maps):
+            with make().context(model):
+                pixels = image.clone().requires_grad_()
+                again, = torch.autograd.grad(model(pixels)['one'][:, unit].sum(), pixels)
+            assert torch.equal(map, again)
+
+
+# maps of layers
+
+def test_layer_map_is_upsampled_to_the_input(network, image):
+    for composite in (SplitCAM('conv3', stream='+g'), SplitGrad(layer='conv3'), SplitLRP(layer='conv3')):
+        assert composite.saliency is None
+        attribution = explain(composite, network, image)
+        assert composite.saliency.shape == (2, 8, 8)
+        expected = F.interpolate(composite.saliency[:, None], (16, 16), mode='bilinear', align_corners=False)[:, 0]
+        assert attribution.shape == image.shape
+        assert_close(attribution.sum(1), expected, 1e-14)
+        assert torch.equal(attribution[:, 0], attribution[:, 2])
+
+
+def test_layer_may_be_a_container():
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.Sequential(nn.Conv2d(4, 5, 3), nn.Flatten())
+    ).double()
+    image = random_image(2, 3, 8, 8)
+    one, two = SplitCAM('0', .3, '+g'), SplitCAM('0.1', .3, '+g')
+    assert torch.equal(explain(one, model, image), explain(two, model, image))
+
+
+def test_nothing_below_the_layer_is_differentiated(network, image):
+    calls = []
+    network.conv1.register_full_backward_hook(lambda *_: calls.append('conv1'))
+    handle = network.conv2.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    explain(SplitCAM('conv3'), network, image)
+    handle.remove()
+    # the first is that of the plain forward pass
+    assert calls == [True, False]
+
+
+@pytest.mark.parametrize('forward, layer, message', [
+    (lambda self, x: self.two(self.two(self.one(x))).flatten(1), 'two', 'more than once'),
+    (lambda self, x: self.two(self.one(x)).flatten(1), 'dense', 'was not called'),
+    (lambda self, x: self.dense(self.two(self.one(x)).flatten(1)), 'dense', r'\(2, 5\).*spatial'),
+    (lambda self, x: (self.two(self.one(x.detach())), self.one(x).flatten(1))[1], 'two', 'does not depend'),
+])
+def test_layers_that_have_no_map(forward, layer, message):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.dense = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Linear(48, 5)
+
+    Model.forward = forward
+    model, image = Model(), torch.randn(2, 3, 4, 4).requires_grad_()
+    with SplitCAM(layer).context(model), pytest.raises(ValueError, match=message):
+        torch.autograd.grad(model(image).sum(), image)
+    assert torch.is_grad_enabled()
+
+
+def test_channels_that_are_not_the_second_axis():
+    class ChannelsLast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mix, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 6), nn.Identity()
+            self.back, self.dense = nn.Identity(), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.mix(self.conv(x).permute(0, 2, 3, 1))
+            x = self.other(x.reshape(len(x), -1, 6).reshape(x.shape))
+            return self.dense(F.relu(self.back(x.permute(0, 3, 1, 2))).mean((2, 3)))
+
+    model, image = ChannelsLast().double(), random_image(2, 3, 16, 16)
+    for layer in ('mix', 'other'):
+        with SplitCAM(layer).context(model), pytest.raises(ValueError, match='second axis is not that of channels'):
+            model(image)
+    for layer in ('conv', 'back'):
+        composite = SplitCAM(layer)
+        explain(composite, model, image)
+        assert composite.saliency.shape == (2, 16, 16)
+
+
+# maps that are differentiated
+
+@pytest.mark.parametrize('composite', [
+    SplitGrad(.3), SplitGrad(.3, 'g', 'conv2'), SplitCAM('conv2', .3), SplitCAM('norm', .3, '+g'),
+    SplitCAM('pool', .3, '-h', pooling='convex'), SplitCAM('pool', .3, '-h', recentering=Scaling(.1, .5)),
+    SplitLRP(.1), SplitLRP(.1, 'positive', 'conv2'), SplitLRP(.1, layer='conv1'), SplitLRP(.1, pooling='convex'),
+    SplitLRP(.1, input_split='half'), SplitLRP(.1, recentering=Scaling(.1, .5)), SplitLRP(.1, recentering=Shifting()),
+])
+def test_maps_can_be_differentiated(composite):
+    model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
+    seed = random_image(1, 2, seed=9).abs().requires_grad_()
+    with composite.context(model):
+        assert torch.autograd.gradgradcheck(model, image, seed, atol=1e-6, rtol=1e-6)
+        plain, = torch.autograd.grad(model(image), image, seed.detach())
+        differentiable, = torch.autograd.grad(model(image), image, seed.detach(), create_graph=True)
+    assert_close(differentiable.detach(), plain, 1e-13)
+
+
+def test_maps_can_be_differentiated_by_weights():
+    model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
+    for composite in (SplitGrad(.3), SplitCAM('conv2', .3, '+g'), SplitLRP(.1)):
+        def total(weight, composite=composite):
+            # the map is computed while the model has these weights
+            with composite.context(model), _reparametrize_module(model, {'conv2.weight': weight}):
+                attribution, = torch.autograd.grad(model(image)[:, 0].sum(), image, create_graph=True)
+            return attribution.square().sum()
+
+        weight = model.conv2.weight.detach().clone().requires_grad_()
+        assert torch.autograd.gradcheck(total, weight, atol=1e-6, rtol=1e-6)
+
+
+def test_map_that_needs_another_pass_needs_the_same_model():
+    model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
+    with SplitLRP().context(model):
+        output = model(image)
+    with pytest.raises(RuntimeError, match='inside of the composite'):
+        torch.autograd.grad(output[:, 0].sum(), image, create_graph=True)
+    with SplitLRP().context(model):
+        output = model(image)
+        model.conv2.weight.data = 2 * model.conv2.weight.data
+        with pytest.raises(RuntimeError, match='same parameters'):
+            torch.autograd.grad(output[:, 0].sum(), image, create_graph=True)
+
+
+def test_autocast_holds_for_another_pass():
+    network, image = Network().float(), random_image(2, 3, 16, 16).float().requires_grad_()
+    maps = []
+    for create_graph in (False, True):
+        with SplitCAM('conv3', stream='+g').context(network):
+            with torch.autocast('cpu', torch.bfloat16):
+                output = network(image)
+            maps.append(torch.autograd.grad(output[:, 2].sum(), image, create_graph=create_graph)[0].detach())
+    assert_close(maps[1], maps[0], 1e-6)
+
+
+# gradients that are too large
+
+def test_scale_is_undone_where_the_map_is_representable():
+    '''In this network the sensitivities of early layers overflow on the way, but not at the input.'''
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 64)]
+    for _ in range(60):
+        layers += [torch.nn.ReLU(), torch.nn.Linear(64, 64)]
+    model = torch.nn.Sequential(*layers)
+    for layer in layers[::2]:
+        torch.nn.init.normal_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.constant_(layers[0].weight, 1e-35)
+    image = torch.randn(3, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        # each layer multiplies the sum's gradient by about 0.24 * 51, and the first by 1e-35
+        single = explain(SplitGrad(.38, '+g'), model, image)
+    double = explain(SplitGrad(.38, '+g'), model.double(), image.double())
+    assert 1e3 < double.abs().max() < 1e38
+    assert_close(single.double(), double, 1e-4)
+
+
 def test_scaled_gradients_of_nested_outputs():
     torch.manual_seed(0)
     model, image = TwoOutputs(90), torch.randn(2, 8)
@@ -101,174 +270,43 @@ def test_scaled_gradients_of_nested_outputs():
         assert_close(maps[key, torch.float32], maps[key, torch.float64], 1e-4)
 
 
-def test_two_classes_of_one_forward_pass():
-    model, image = TwoOutputs().double(), random_image(2, 8)
-    for make in (lambda: SplitGrad(.2), SplitLRP):
-        pixels = image.clone().requires_grad_()
-        with make().context(model):
-            output = model(pixels)['one']
-            maps = [torch.autograd.grad(output[:, unit].sum(), pixels, retain_graph=True)[0] for unit in (0, 2)]
-        for unit, map in zip((0, 2), maps):
-            with make().context(model):
-                pixels = image.clone().requires_grad_()
-                again, = torch.autograd.grad(model(pixels)['one'][:, unit].sum(), pixels)
-            assert torch.equal(map, again)
-
-
-@pytest.mark.parametrize('name', ['fcn_resnet50', 'deeplabv3_resnet50', 'lraspp_mobilenet_v3_large'])
-def test_segmentation(name):
+def test_image_that_is_not_explained_beside_one_whose_gradients_are_scaled():
     torch.manual_seed(0)
-    builder = getattr(torchvision.models.segmentation, name)
-    options = {'aux_loss': True} if name != 'lraspp_mobilenet_v3_large' else {}
-    model = builder(weights=None, weights_backbone=None, num_classes=4, **options).eval()
-    image = random_image(2, 3, 48, 48, dtype=torch.float32)
-    layer = 'backbone.layer2' if options else 'backbone.12'
-    canonizers = [] if options else [SmoothReplacement()]
-    for entry in ['out', 'aux'] if options else ['out']:
-        pixels = image.clone().requires_grad_()
-        plain = model(pixels)[entry]
-        gradient, = torch.autograd.grad(plain[:, 1].sum(), pixels)
-        for composite in (
-            SplitGrad(.5, canonizers=canonizers), SplitLRP(canonizers=canonizers),
-            SplitCAM(layer, canonizers=canonizers),
-        ):
-            with composite.context(model):
-                output = model(pixels)[entry]
-                map, = torch.autograd.grad(output[:, 1].sum(), pixels)
-            if not canonizers:
-                assert torch.equal(output, plain)
-                if isinstance(composite, SplitGrad):
-                    assert_close(map, gradient / 2, 1e-5)
-            assert map.abs().max() > 0
+    model = nn.Sequential(*[layer for _ in range(60) for layer in (nn.Linear(64, 64, bias=False), nn.ReLU())][:-1])
+    for layer in model[::2]:
+        nn.init.normal_(layer.weight)
+    nn.init.constant_(model[0].weight, 1e-35)
+    image = torch.randn(2, 64).requires_grad_()
+    with SplitGrad(.38, '+g').context(model):
+        output = model(image)
+        map, = torch.autograd.grad(output[1, 2], image)
+    assert torch.isfinite(map).all() and map[1].abs().max() > 0 and (map[0] == 0).all()
 
 
-class UNet(nn.Module):
-    '''Downwards by max-pooling, upwards by a transposed convolution and by interpolation, with skip connections.'''
-    def __init__(self):
-        super().__init__()
-        self.down = nn.ModuleList([nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)])
-        self.bottom = nn.Conv2d(6, 8, 3, padding=1)
-        self.up = nn.ConvTranspose2d(8, 6, 2, 2)
-        self.conv, self.last = nn.Conv2d(12, 4, 3, padding=1), nn.Conv2d(8, 2, 1)
-        self.double()
-
-    def forward(self, x):
-        one = F.relu(self.down[0](x))
-        two = F.relu(self.down[1](F.max_pool2d(one, 2)))
-        x = self.up(F.relu(self.bottom(F.max_pool2d(two, 2))))
-        x = F.relu(self.conv(torch.cat([x, two], 1)))
-        x = F.interpolate(x, scale_factor=2, mode='bilinear', align_corners=False)
-        return self.last(torch.cat([x, one], 1)).mean((2, 3))
+def test_map_that_is_not_finite_in_float16():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).half()
+    model[0].weight.data.fill_(6e4)
+    model[1].weight.data.copy_(torch.tensor([[10., -10.], [10., -10.]]))
+    image = torch.full((1, 2), .01, dtype=torch.float16).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with SplitGrad(0., '+g').context(model):
+            try:
+                map, = torch.autograd.grad(model(image)[:, 0].sum(), image)
+            except FloatingPointError:
+                return
+    assert torch.isfinite(map).all()
 
 
-def test_unet():
-    model, image = UNet(), random_image(2, 2, 16, 16)
-    assert_close(explain(SplitGrad(.5), model, image, 1), gradient_of(model, image, 1) / 2, 1e-13)
-    for composite in (SplitGrad(), SplitLRP(), SplitCAM('bottom', stream='+g'), SplitLRP(layer='conv')):
-        assert explain(composite, model, image, 1).abs().max() > 0
+@pytest.mark.parametrize('method', METHODS)
+def test_maps_that_are_not_finite(network, image, method):
+    image[0, 0, 0, 0] = torch.nan
+    image.requires_grad_()
+    with METHODS[method]().context(network), pytest.raises(FloatingPointError, match='not finite'):
+        torch.autograd.grad(network(image).sum(), image, torch.full((), torch.nan, dtype=torch.float64))
 
 
-class Recurrent(nn.Module):
-    def __init__(self, unrolled=False):
-        super().__init__()
-        self.cell, self.dense = nn.Linear(6, 6).double(), nn.Linear(6, 3).double()
-        self.cells = nn.ModuleList([copy.deepcopy(self.cell) for _ in range(3)]) if unrolled else [self.cell] * 3
-
-    def forward(self, x):
-        state = torch.zeros(len(x), 6, dtype=x.dtype)
-        for step, cell in enumerate(self.cells):
-            state = F.relu(cell(state + x[:, step]))
-        return self.dense(state)
-
-
-@pytest.mark.parametrize('make', [lambda: SplitGrad(.3), SplitLRP])
-def test_recurrent_use_of_a_layer(make):
-    torch.manual_seed(0)
-    model = Recurrent(True)
-    shared = Recurrent()
-    shared.load_state_dict({key: value for key, value in model.state_dict().items() if 'cells' not in key})
-    shared.cell.load_state_dict(model.cell.state_dict())
-    image = random_image(2, 3, 6)
-    assert torch.equal(explain(make(), shared, image), explain(make(), model, image))
-
-
-@pytest.mark.parametrize('model, shape', [
-    (nn.Linear(4, 3), (2, 4)), (nn.Conv2d(3, 4, 2), (2, 3, 2, 2)), (nn.MaxPool2d(2), (2, 3, 4, 4)),
-    (nn.BatchNorm2d(3).eval(), (2, 3, 4, 4)), (nn.ReLU(), (2, 3)), (nn.Sequential(nn.Linear(4, 3)), (2, 4)),
-    (nn.DataParallel(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))), (2, 4)),
-])
-def test_roots(model, shape):
-    model, image = model.double(), random_image(*shape)
-    assert_close(explain(SplitGrad(.5), model, image), gradient_of(model, image) / 2)
-    for composite in (SplitGrad(), SplitLRP(), SplitGrad({name: .2 for name, _ in model.named_modules()})):
-        assert explain(composite, model, image).shape == image.shape
-
-
-def test_weights_that_require_no_gradient():
-    model, image = UNet(), random_image(2, 2, 16, 16)
-    expected = [explain(composite, model, image, 1) for composite in (SplitGrad(), SplitLRP(), SplitCAM('bottom'))]
-    model.requires_grad_(False)
-    for one, composite in zip(expected, (SplitGrad(), SplitLRP(), SplitCAM('bottom'))):
-        assert torch.equal(explain(composite, model, image, 1), one)
-
-
-def test_batch_norm_that_stands_before_its_convolution():
-    class PreActivation(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)
-
-        def forward(self, x):
-            return self.conv(F.relu(self.norm(x))).flatten(1)
-
-    class AffineFirst(PreActivation):
-        '''The same with the batch norm written as a convolution: an affine layer of its own.'''
-        def __init__(self, model):
-            super().__init__()
-            self.conv, self.norm = model.conv, nn.Conv2d(3, 3, 1, groups=3).double()
-            scale = model.norm.weight / torch.sqrt(model.norm.running_var + model.norm.eps)
-            self.norm.weight.data = scale.data.reshape(3, 1, 1, 1)
-            self.norm.bias.data = (model.norm.bias - scale * model.norm.running_mean).data
-
-    model = PreActivation().double().eval()
-    for tensor in (model.norm.weight.data, model.norm.bias.data, model.norm.running_mean):
-        tensor.normal_()
-    other, image = AffineFirst(model), random_image(2, 3, 6, 6)
-    for make in (SplitLRP, lambda: SplitGrad(.3), lambda: SplitGrad(.1, '+g')):
-        results = []
-        for each in (model, other):
-            pixels = image.clone().requires_grad_()
-            with make().context(each):
-                results.append(torch.autograd.grad(each(pixels)[:, 2].sum(), pixels)[0])
-        assert_close(*results)
-
-
-def test_convolution_before_two_batch_norms():
-    '''Each of the norms is merged into the convolution as if it were one of its own.'''
-    class Forked(nn.Module):
-        def __init__(self, copies=False):
-            super().__init__()
-            self.convs, self.norms = nn.ModuleList([nn.Conv2d(3, 4, 3)]), nn.ModuleList(nn.BatchNorm2d(4) for _ in '12')
-
-        def forward(self, x):
-            first = self.convs[0](x)
-            other = self.convs[1](x) if len(self.convs) > 1 else first
-            return torch.cat([F.relu(self.norms[0](first)), self.norms[1](other)], 1).flatten(1)
-
-    model = Forked().double().eval()
-    for norm in model.norms:
-        for tensor in (norm.weight.data, norm.bias.data, norm.running_mean):
-            tensor.normal_()
-    twice, image = copy.deepcopy(model), random_image(2, 3, 6, 6)
-    twice.convs.append(copy.deepcopy(model.convs[0]))
-    for stream in ('positive', 'negative'):
-        maps = []
-        for each in (model, twice):
-            pixels = image.clone().requires_grad_()
-            with SplitLRP(stream=stream).context(each):
-                maps.append(torch.autograd.grad(each(pixels)[:, ::7].sum(), pixels)[0])
-        assert_close(*maps)
-
+# what is kept
 
 def test_no_forward_pass_is_kept_alive():
     model, image = UNet(), random_image(2, 2, 16, 16)
@@ -293,23 +331,18 @@ def test_no_forward_pass_is_kept_alive():
         gc.enable()
 
 
-def test_channels_that_are_not_the_second_axis():
-    class ChannelsLast(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.mix, self.other = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 6), nn.Identity()
-            self.back, self.dense = nn.Identity(), nn.Linear(6, 4)
-
-        def forward(self, x):
-            x = self.mix(self.conv(x).permute(0, 2, 3, 1))
-            x = self.other(x.reshape(len(x), -1, 6).reshape(x.shape))
-            return self.dense(F.relu(self.back(x.permute(0, 3, 1, 2))).mean((2, 3)))
-
-    model, image = ChannelsLast().double(), random_image(2, 3, 16, 16)
-    for layer in ('mix', 'other'):
-        with SplitCAM(layer).context(model), pytest.raises(ValueError, match='second axis is not that of channels'):
-            model(image)
-    for layer in ('conv', 'back'):
-        composite = SplitCAM(layer)
-        explain(composite, model, image)
-        assert composite.saliency.shape == (2, 16, 16)
+def test_default_output_relevance_keeps_nothing_alive():
+    '''The output relevance of Zennit's default is the output itself, whose graph holds the run that holds it.'''
+    network, composite = Network(), SplitGrad()
+    gc.collect()
+    gc.disable()
+    try:
+        for create_graph in (False, True):
+            image = random_image(1, 3, 16, 16)
+            kept = weakref.ref(image)
+            with Gradient(network, composite, create_graph=create_graph) as attributor:
+                attributor(image)
+            del image
+            assert kept() is None
+    finally:
+        gc.enable()

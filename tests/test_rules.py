@@ -1,18 +1,56 @@
-'''The sum's gradient, balanced with the difference's.'''
+'''The rules of layers.'''
 import pytest
 import torch
 from helpers import assert_close, explain, random_image
 from literal import Affine, Network
+from torch import nn
 from zennit.attribution import Gradient
+from zennit.composites import EpsilonPlus, MixedComposite, NameMapComposite
+from zennit.rules import Epsilon, Gamma
 
-from zennit_dc import Balanced, SplitCAM, SplitGrad
+from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
+from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon
 
 UNIT = 2
 # the activations from each node to the output, on the longest way
 ACTIVATIONS = {'input': 4, 'conv1': 4, 'pool': 3, 'conv2': 3, 'conv3': 2, 'conv4': 1, 'mean': 0}
 
+
+def test_foreign_rules_are_refused(network, image):
+    for rule in (Gamma(), Epsilon()):
+        with pytest.raises(TypeError, match=type(rule).__name__):
+            SplitLRP(layer_map=[(nn.Linear, rule)])
+        mixed = MixedComposite([NameMapComposite([(['conv3'], rule)]), SplitLRP()])
+        with mixed.context(network), pytest.raises(TypeError, match=f'{type(rule).__name__}.*conv3'):
+            network(image)
+    with EpsilonPlus().context(network), SplitGrad().context(network), pytest.raises(TypeError, match='conv1'):
+        network(image)
+    for rule, composite in ((ShiftedSensitivity(.3), SplitLRP()), (SplitEpsilon(), SplitGrad())):
+        mixed = MixedComposite([NameMapComposite([(['conv3'], rule)]), composite])
+        with mixed.context(network), pytest.raises(TypeError, match='rule for'):
+            network(image)
+
+
+@pytest.mark.parametrize('names, rule', [(['conv1'], SplitEpsilon(.5)), (['conv2'], SplitEpsilon(.2))])
+def test_epsilon_of_a_convolution_with_batch_norm(network, image, names, rule):
+    literal = network.literal(merged=True)
+    literal.forward(image, recentering=(.1, 10.))
+    epsilons = dict.fromkeys([name for name, *_ in literal.nodes], 1e-6)
+    epsilons[names[0].replace('conv', 'norm')] = rule.epsilon
+    expected = literal.relevances(torch.eye(5, dtype=torch.float64)[[UNIT] * 2], epsilons)['input'][0]
+    mixed = MixedComposite([NameMapComposite([(names, rule)]), SplitLRP(stream='positive')])
+    assert_close(explain(mixed, network, image), expected)
+
+
+def test_rule_of_a_root_that_is_a_layer():
+    model, image = nn.Linear(4, 3).double(), random_image(2, 4)
+    strong = explain(SplitLRP(layer_map=[(nn.Linear, SplitEpsilon(10.))]), model, image)
+    assert_close(strong, explain(SplitLRP(10.), model, image))
+
+
+# the sum's gradient, balanced with the difference's
 
 def balanced(literal, stream, part):
     '''The balanced sensitivities at each node of the literal implementation.'''
@@ -35,7 +73,7 @@ def balanced(literal, stream, part):
 @pytest.mark.parametrize('pooling', ['wta', 'convex'])
 @pytest.mark.parametrize('kappa', [0., .1, 1.])
 @pytest.mark.parametrize('stream', ['+g', 'g', '-h', 'h'])
-def test_equality_with_the_literal_implementation(stream, kappa, pooling):
+def test_balanced_sensitivities_are_those_of_the_literal_implementation(stream, kappa, pooling):
     network, image = Network(), random_image(3, 3, 16, 16)
     literal = network.literal(pooling)
     literal.forward(image)
@@ -50,12 +88,12 @@ def test_equality_with_the_literal_implementation(stream, kappa, pooling):
             assert_close(composite.saliency, expected.mean(1))
 
 
-def test_zero_is_the_original_gradient():
+def test_kappa_of_zero_is_the_original_gradient():
     network, image = Network(), random_image(3, 3, 16, 16)
     assert_close(explain(SplitGrad(Balanced(0.)), network, image), explain(SplitGrad(.5), network, image))
 
 
-def test_maps_do_not_depend_on_the_batch():
+def test_balanced_maps_do_not_depend_on_the_batch():
     network, images = Network(), random_image(4, 3, 16, 16)
     for composite in (SplitGrad(Balanced(.5)), SplitCAM('conv3', Balanced(.5), '+g')):
         together = explain(composite, network, images)
@@ -63,7 +101,7 @@ def test_maps_do_not_depend_on_the_batch():
             assert_close(explain(composite, network, image[None]), together[index:index + 1])
 
 
-def test_maps_are_homogeneous_in_the_relevance_and_differentiable():
+def test_balanced_maps_are_homogeneous_in_the_relevance_and_differentiable():
     network, image = Network(), random_image(2, 3, 16, 16)
     relevance = class_relevance(UNIT)
     attributor = Gradient(network, SplitGrad(Balanced(.3)), create_graph=True)
@@ -88,7 +126,7 @@ def test_maps_are_homogeneous_in_the_relevance_and_differentiable():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
-def test_output_and_dtypes(dtype):
+def test_output_and_dtypes_of_balanced_maps(dtype):
     network = demo_network().to(dtype)
     images, _, labels = draw_batch(4, 3)
     input = torch.from_numpy(images).permute(0, 3, 1, 2).to(dtype) / 128. - 1.
@@ -128,12 +166,12 @@ def test_one_kappa_serves_every_depth():
 
 
 @pytest.mark.parametrize('kappa', [-.1, float('inf'), float('nan'), '0.1', True, None])
-def test_bad_values(kappa):
+def test_bad_kappas(kappa):
     with pytest.raises(ValueError, match='kappa'):
         Balanced(kappa)
 
 
-def test_one_for_each_module():
+def test_one_kappa_for_each_module():
     network, image = Network(), random_image(1, 3, 16, 16)
     expected = explain(SplitGrad(Balanced(.2)), network, image)
     assert_close(explain(SplitGrad(lambda name: Balanced(.2)), network, image), expected)

@@ -5,11 +5,11 @@ import warnings
 import pytest
 import torch
 import torchvision
-from helpers import assert_close, explain, gradient_of
+from helpers import assert_close, explain, gradient_of, random_image
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from zennit_dc import SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 
 # layer, and the size of the image
 NETWORKS = {
@@ -119,27 +119,6 @@ def test_depth_alone_makes_no_map_infinite(name, layer):
         assert scaled.abs().max() < torch.finfo(torch.float32).max
 
 
-def test_scale_is_undone_where_the_map_is_representable():
-    '''In this network the sensitivities of early layers overflow on the way, but not at the input.'''
-    torch.manual_seed(0)
-    layers = [torch.nn.Linear(8, 64)]
-    for _ in range(60):
-        layers += [torch.nn.ReLU(), torch.nn.Linear(64, 64)]
-    model = torch.nn.Sequential(*layers)
-    for layer in layers[::2]:
-        torch.nn.init.normal_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
-    torch.nn.init.constant_(layers[0].weight, 1e-35)
-    image = torch.randn(3, 8)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        # each layer multiplies the sum's gradient by about 0.24 * 51, and the first by 1e-35
-        single = explain(SplitGrad(.38, '+g'), model, image)
-    double = explain(SplitGrad(.38, '+g'), model.double(), image.double())
-    assert 1e3 < double.abs().max() < 1e38
-    assert_close(single.double(), double, 1e-4)
-
-
 def test_scaled_maps_are_said_to_be_scaled():
     model = torchvision.models.resnet152(weights=None).eval()
     image = torch.randn(1, 3, 32, 32)
@@ -155,3 +134,30 @@ def test_overflow_without_recentering_is_an_error():
     with pytest.raises(FloatingPointError, match='SplitLRP is not finite.*Scaling'):
         explain(SplitLRP(recentering=None), model, image)
     explain(SplitLRP(), model, image)
+
+
+@pytest.mark.parametrize('name', ['fcn_resnet50', 'deeplabv3_resnet50', 'lraspp_mobilenet_v3_large'])
+def test_segmentation(name):
+    torch.manual_seed(0)
+    builder = getattr(torchvision.models.segmentation, name)
+    options = {'aux_loss': True} if name != 'lraspp_mobilenet_v3_large' else {}
+    model = builder(weights=None, weights_backbone=None, num_classes=4, **options).eval()
+    image = random_image(2, 3, 48, 48, dtype=torch.float32)
+    layer = 'backbone.layer2' if options else 'backbone.12'
+    canonizers = [] if options else [SmoothReplacement()]
+    for entry in ['out', 'aux'] if options else ['out']:
+        pixels = image.clone().requires_grad_()
+        plain = model(pixels)[entry]
+        gradient, = torch.autograd.grad(plain[:, 1].sum(), pixels)
+        for composite in (
+            SplitGrad(.5, canonizers=canonizers), SplitLRP(canonizers=canonizers),
+            SplitCAM(layer, canonizers=canonizers),
+        ):
+            with composite.context(model):
+                output = model(pixels)[entry]
+                map, = torch.autograd.grad(output[:, 1].sum(), pixels)
+            if not canonizers:
+                assert torch.equal(output, plain)
+                if isinstance(composite, SplitGrad):
+                    assert_close(map, gradient / 2, 1e-5)
+            assert map.abs().max() > 0

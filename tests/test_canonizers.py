@@ -1,0 +1,152 @@
+'''A model into split form and back.'''
+import copy
+
+import pytest
+import torch
+from helpers import explain, gradient_of
+from literal import Network
+from small_models import METHODS, Calls
+from torch import nn
+from torch.nn import functional as F
+from zennit.canonizers import SequentialMergeBatchNorm
+from zennit.composites import MixedComposite, NameMapComposite
+from zennit.core import Composite
+
+from zennit_dc import SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+
+
+def test_bare_canonizer_gives_the_original_gradient(network, image):
+    assert torch.equal(explain(Composite(canonizers=[SplitCanonizer()]), network, image), gradient_of(network, image))
+
+
+def test_other_canonizers_are_applied_before(image):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()).double().eval()
+    model[1].running_mean.normal_()
+    merged = copy.deepcopy(model)
+    SequentialMergeBatchNorm().apply(merged)
+    with torch.no_grad():
+        expected = merged(image)
+    with SplitLRP(canonizers=[SequentialMergeBatchNorm()]).context(model):
+        assert torch.equal(model(image), expected)
+        assert torch.equal(model[1].weight, torch.ones(4, dtype=torch.float64))
+    assert not torch.equal(model(image), expected)
+
+
+def test_keyword_input(network, image):
+    image.requires_grad_()
+    with SplitGrad(.5).context(network):
+        gradient, = torch.autograd.grad(network(x=image)[:, 2].sum(), image)
+    assert torch.equal(gradient, gradient_of(network, image) / 2)
+
+
+def test_inputs_and_outputs_without_tensors():
+    class Constant(nn.Module):
+        def forward(self, x):
+            return {'out': torch.ones(2)}
+
+    with SplitGrad().context(model := Constant()):
+        with pytest.raises(NotImplementedError, match='is a dict without any'):
+            model(torch.randn(2, 3))
+        with pytest.raises(NotImplementedError, match='without a floating point tensor'):
+            model(torch.ones(2, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize('layer', [
+    nn.BatchNorm2d(4), nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout(), F.dropout, F.dropout2d,
+    nn.BatchNorm2d(4, track_running_stats=False).eval(), lambda x: F.batch_norm(x, None, None, training=True),
+])
+def test_training_mode(layer):
+    model = Calls(layer)
+    with SplitGrad().context(model), pytest.raises(RuntimeError, match=r'eval\(\)'):
+        model(torch.randn(1, 3, 8, 8))
+
+
+def test_hooks_of_the_user_keep_firing(network, image):
+    seen = []
+    network.conv1.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    explain(SplitGrad(), network, image)
+    assert seen == [(2, 8, 16, 16)] * 2
+
+
+# the model is left as it was
+
+def state_of(model):
+    return [
+        (
+            name, module, dict(module.__dict__), list(module._forward_hooks), list(module._forward_pre_hooks),
+            {key: (value, value.requires_grad, value.clone()) for key, value in module._parameters.items()
+             if value is not None},
+            {key: value.clone() for key, value in module._buffers.items()},
+        ) for name, module in model.named_modules()
+    ]
+
+
+def assert_untouched(model, before):
+    after = state_of(model)
+    assert len(after) == len(before)
+    for old, new in zip(before, after):
+        assert old[:2] == new[:2] and old[3:5] == new[3:5]
+        assert old[2].keys() == new[2].keys()
+        assert all(new[2][key] is value for key, value in old[2].items())
+        for key, (parameter, requires_grad, value) in old[5].items():
+            assert new[5][key][0] is parameter and parameter.requires_grad == requires_grad
+            assert torch.equal(value, new[5][key][2]) and parameter.grad is None
+        assert all(torch.equal(value, new[6][key]) for key, value in old[6].items())
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_model_is_untouched(network, image, method):
+    network.conv1.weight.requires_grad_(False)
+    before = state_of(network)
+    explain(METHODS[method](), network, image)
+    assert_untouched(network, before)
+    with pytest.raises(ZeroDivisionError), METHODS[method]().context(network):
+        network(image)
+        raise ZeroDivisionError
+    assert_untouched(network, before)
+    network.train()
+    training = state_of(network)
+    with pytest.raises(RuntimeError, match='eval'), METHODS[method]().context(network):
+        network(image)
+    assert_untouched(network, training)
+    assert torch.is_grad_enabled()
+
+
+def test_own_forward_attribute_survives(network, image):
+    plain = network.forward
+    network.forward = lambda x: plain(x) * 2
+    own = network.forward
+    assert torch.equal(explain(SplitGrad(.5), network, image), gradient_of(network, image) / 2)
+    assert network.__dict__['forward'] is own
+
+
+def test_nested_contexts(network, image):
+    before = state_of(network)
+    other = Network(1)
+    with SplitGrad().context(network):
+        expected = network(image)
+        with pytest.raises(RuntimeError, match='split form already'), SplitLRP().context(network):
+            pass
+        with SplitLRP().context(other):
+            assert torch.equal(network(image), expected)
+            other(image)
+        with SplitGrad().context(network.dense), pytest.raises(RuntimeError, match='nested'):
+            network(image)
+        assert torch.equal(network(image), expected)
+    assert_untouched(network, before)
+
+
+def test_context_that_can_not_be_entered(network):
+    before = state_of(network)
+    for composite in (SplitCAM('conv9'), SplitGrad({'': .3}), SplitGrad({'': .3, 'conv9': .2})):
+        with pytest.raises(ValueError, match='conv'), composite.context(network):
+            pass
+        assert_untouched(network, before)
+
+
+def test_mixed_composite_that_can_not_be_entered(network):
+    before = state_of(network)
+    mixed = MixedComposite([NameMapComposite([]), SplitGrad({'': .3})])
+    with pytest.raises(ValueError, match='conv1'), mixed.context(network):
+        pass
+    assert_untouched(network, before)

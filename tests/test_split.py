@@ -1,0 +1,90 @@
+'''The pair, and the table of split forms.'''
+import copy
+
+import pytest
+import torch
+from helpers import random_image
+from small_models import Calls
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from zennit_dc import SplitGrad, SplitTensor
+
+
+def test_pair_from_tensors_of_other_shapes():
+    with pytest.raises(ValueError, match='shape'):
+        SplitTensor(torch.ones(2, 3), torch.ones(3))
+    with pytest.raises(TypeError, match='int64'):
+        SplitTensor(torch.ones(2, dtype=torch.int64), torch.ones(2))
+
+
+def test_sum_that_is_not_computed_is_not_given(network, image):
+    def read(module, args, output):
+        with pytest.raises(RuntimeError, match='not computed'):
+            return output.stream_sum
+
+    handle = network.conv3.register_forward_hook(read)
+    with SplitGrad().context(network):
+        network(image)
+    handle.remove()
+
+
+def test_sum_is_kept_in_float32():
+    pair = nn.Linear(4, 3).bfloat16()(SplitTensor.of(torch.randn(2, 4, dtype=torch.bfloat16)))
+    assert pair.dtype == pair.difference.dtype == torch.bfloat16
+    assert pair.stream_sum.dtype == torch.float32
+    assert pair.float().stream_sum.dtype == torch.float32
+    assert pair.double().stream_sum.dtype == torch.float64
+    with torch.autocast('cpu', torch.bfloat16):
+        pair = nn.Linear(4, 3)(SplitTensor.of(torch.randn(2, 4)))
+    assert (pair.difference.dtype, pair.stream_sum.dtype) == (torch.bfloat16, torch.float32)
+
+
+def test_functions_whose_names_have_two_signatures():
+    pair = SplitTensor.of(random_image(2, 4, 6))
+    weight, bias, mean, variance = (random_image(4, seed=seed).abs() for seed in range(4))
+    output = torch.batch_norm(pair, weight, bias, mean, variance, False, .1, 1e-5, True)
+    assert torch.equal(output.difference, F.batch_norm(pair.difference, mean, variance, weight, bias))
+    values, places = torch.adaptive_max_pool1d(pair, 3)
+    assert torch.equal(values.difference, F.adaptive_max_pool1d(pair.difference, 3)) and places.shape == (2, 4, 3)
+    assert torch.dropout(pair, .5, False) is pair and torch.dropout(pair, p=.5, train=False) is pair
+
+
+@pytest.mark.parametrize('function, named', [
+    (torch.sigmoid, r'sigmoid.*SmoothReplacement\(\)'), (F.softmax, 'softmax'), (torch.Tensor.exp, 'exp'),
+    (lambda x: x ** 3, 'pow'),
+    (F.gelu, 'gelu.*smooth'), (F.hardshrink, 'jumps'), (lambda x: F.threshold(x, 0., 1.), 'jumps'),
+    (lambda x: x.clamp(x), 'bounds'), (lambda x: 1 / x, 'truediv'),
+    (lambda x: x / x, 'division'), (lambda x: torch.zeros(1, 4, 6, 6).add_(x), 'plain tensor'),
+    (lambda x: F.conv2d(torch.ones(1, 4, 9, 9), x), 'conv2d'), (lambda x: F.linear(x, x[0, 0]), 'linear'),
+    (lambda x: F.interpolate(x, scale_factor=2, mode='bicubic'), 'interpolate'), (lambda x: x.numpy(), 'numpy'),
+    (lambda x: F.relu(x[0, 0, 0]).fill_(1.), 'fill_'), (lambda x: x.amax(0), 'batch'), (copy.deepcopy, 'deepcopy'),
+    (lambda x: F.conv2d(x[0], torch.ones(1, 4, 3, 3)), 'batch axis'), (lambda x: torch.ops.aten.relu(x), 'relu'),
+    (lambda x: F.linear(x.flatten(), torch.ones(1, 144)), 'batch axis'), (lambda x: torch.sort(x)[0], 'sort'),
+    (lambda x: torch.ones(6, 4) @ x[0, :, 0], 'samples'),
+])
+def test_unsupported_functions_are_named(function, named):
+    model = Calls(function)
+    with SplitGrad().context(model), pytest.raises(NotImplementedError, match=named) as error:
+        model(torch.randn(1, 3, 8, 8))
+    assert '\'block.calling\' (Calling)' in str(error.value)
+
+
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * 2
+
+
+@pytest.mark.parametrize('function', [
+    Doubling.apply, lambda x: checkpoint(torch.relu, x, use_reentrant=True), lambda x: Doubling.apply(x).relu() + x,
+])
+def test_autograd_functions_are_refused(function):
+    model, image = Calls(function), torch.randn(1, 3, 8, 8).requires_grad_()
+    with SplitGrad().context(model), pytest.raises(NotImplementedError, match='autograd function'):
+        model(image)
