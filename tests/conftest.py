@@ -35,8 +35,10 @@ def unit(name):
     return next((unit for unit, beginnings in TOGETHER.items() if name.startswith(beginnings)), name)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     '''Start with what takes longest.'''
+    files = {beginning.partition('::')[0] for beginnings in TOGETHER.values() for beginning in beginnings}
+    assert all((config.rootpath / file).is_file() for file in files), 'TOGETHER has files that are not there'
     seconds = Counter()
     for item in items:
         slow = item.get_closest_marker('slow')

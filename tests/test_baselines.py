@@ -427,6 +427,7 @@ def test_default_relevance_and_bounds(network, images):
         METHODS['gradcam'].attributor(Classifier('', network, None), layer='5')(images, class_relevance(TARGETS))
 
 
+@pytest.mark.slow(4)
 def test_missing_captum():
     code = (
         'import sys; sys.modules["captum"] = None\n'

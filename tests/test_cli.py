@@ -40,6 +40,7 @@ def fixture_weights(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow(5)
 def test_explain(tmp_path, drawings):
     figure = tmp_path / 'figures' / 'figure.png'
     require_success(run_process(
@@ -76,6 +77,7 @@ def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weight
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
 
 
+@pytest.mark.slow(5)
 def test_concept_gallery(tmp_path, drawings):
     options = 'concept-gallery', *drawings, '--model', 'demo'
     require_success(run_process(*options, '--target', 3, '--out', 'concepts.png', cwd=tmp_path))
@@ -129,6 +131,7 @@ def test_a_model_of_ones_own(own, drawings, monkeypatch):
     require_error(run('explain', drawings[0], '--model', 'own:Both', '--method', 'gradient'), 'tuple')
 
 
+@pytest.mark.slow(8)
 def test_layers_of_a_model_in_the_working_directory(own):
     listed = run_process('layers', 'own:build', '--size', 28, '--mean', .5, '--std', .5)
     assert [line.split() for line in listed.stdout.splitlines()[1:]] == [
@@ -241,6 +244,7 @@ def test_explain_without_space_on_disk(tmp_path, drawings):
     assert not (tmp_path / 'figure.png').exists()
 
 
+@pytest.mark.slow(10)
 def test_demo(tmp_path):
     tables = []
     for folder, run_once in (('first', run_process), ('second', run)):

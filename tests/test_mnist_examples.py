@@ -31,6 +31,7 @@ def fixture_folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow(5)
 def test_example(folder, tmp_path):
     out = tmp_path / 'runs'
     options = ['--out', out, '--epochs', 1, '--variant', 'ic', '--seed', 0]

@@ -40,6 +40,7 @@ def attribute(composite, model, images, targets):
     return output, relevance
 
 
+@pytest.mark.slow(9)
 def test_predictions_and_maps(model, photographs):
     images, targets = photographs
     with torch.no_grad():
