@@ -94,7 +94,7 @@ def explain(composite, model, image):
     with composite.context(model):
         output = model(image)
         map, = torch.autograd.grad(logit(output), image)
-        products = any(handle.has_products for handle in composite.handles if isinstance(handle, SplitCanonizer))
+        products = any(handle.needs_sums for handle in composite.handles if isinstance(handle, SplitCanonizer))
     if not map.any():
         raise ValueError('the map is zero')
     return output, products

@@ -99,11 +99,11 @@ class AveragePool:
 
 
 class ReLU:
-    '''Equation 1.'''
+    '''Equation 1. At zero, where the equation's maximum has two derivatives, it is the one that torch's ReLU has.'''
     recentered = False
 
     def forward(self, plus, minus):
-        self.mask = (plus - minus >= 0).to(plus.dtype)
+        self.mask = (plus - minus > 0).to(plus.dtype)
         return torch.maximum(plus, minus), minus
 
     def sensitivities(self, plus, minus, alpha):

@@ -9,8 +9,7 @@ from zennit.canonizers import SequentialMergeBatchNorm
 
 import zennit_dc
 from zennit_dc import SplitGrad, SplitLRP, split_form
-from zennit_dc.affine import Layer, affine
-from zennit_dc.operations import activation
+from zennit_dc.operations import Layer, activation, affine
 
 
 def test_own_function_and_own_module():
@@ -84,6 +83,7 @@ def test_batch_norm_that_stands_before_its_convolution():
             self.norm.weight.data = scale.data.reshape(3, 1, 1, 1)
             self.norm.bias.data = (model.norm.bias - scale * model.norm.running_mean).data
 
+    torch.manual_seed(0)
     model = PreActivation().double().eval()
     for tensor in (model.norm.weight.data, model.norm.bias.data, model.norm.running_mean):
         tensor.normal_()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from literal import Affine, Network
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.split import SplitForm
+from zennit_dc.split import Pass
 
 seeds = st.integers(0, 2 ** 31)
 alphas = st.floats(0., .5)
@@ -17,7 +17,7 @@ quickly = settings(max_examples=20, deadline=None)
 
 def streams(network, plus, minus, pooling='convex'):
     '''g and h of a network at a pair of inputs.'''
-    output = network(SplitTensor(plus - minus, plus + minus, SplitForm(pooling)))
+    output = network(SplitTensor(plus - minus, plus + minus, Pass(pooling)))
     return output.positive_stream, output.negative_stream
 
 
@@ -107,7 +107,7 @@ def test_theorem_9_closed_form(seed, alpha):
     # masks of the pre-activations; the last layer has no activation, and all of it passes
     activation, masks = image, []
     for weight in weights:
-        masks.append((activation @ weight.T >= 0).double())
+        masks.append((activation @ weight.T > 0).double())
         activation = (activation @ weight.T).clamp(min=0)
     masks[-1] = torch.ones_like(masks[-1])
 

@@ -126,14 +126,23 @@ def test_scaled_maps_are_said_to_be_scaled():
         explain(SplitGrad(0.), model, image)
 
 
-def test_overflow_without_recentering_is_an_error():
+def test_overflow_without_recentering():
+    '''Streams that overflow float32 are computed in float64, and are an error where they overflow that as well.'''
     model, image = network_of('wide_resnet50_2'), image_for('wide_resnet50_2', 64)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.weight.data *= 3.
+    single = explain(SplitLRP(recentering=None), model, image)
+    # nothing is left of float32 but the rounding of the map
+    assert_close(single.double(), explain(SplitLRP(recentering=None), model.double(), image.double()), 1e-7)
+    torch.manual_seed(0)
+    layers = [layer for _ in range(450) for layer in (torch.nn.Linear(32, 32, bias=False), torch.nn.ReLU())]
+    for layer in layers[::2]:
+        torch.nn.init.orthogonal_(layer.weight, 1.4)
+    deep, image = torch.nn.Sequential(*layers), torch.randn(2, 32)
     with pytest.raises(FloatingPointError, match='SplitLRP is not finite.*Scaling'):
-        explain(SplitLRP(recentering=None), model, image)
-    explain(SplitLRP(), model, image)
+        explain(SplitLRP(recentering=None), deep, image)
+    explain(SplitLRP(), deep, image)
 
 
 @pytest.mark.parametrize('name', ['fcn_resnet50', 'deeplabv3_resnet50', 'lraspp_mobilenet_v3_large'])

@@ -1,11 +1,11 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from . import activations, functional, pooling, routing  # noqa: F401 (register the split forms)
-from .attention import DetachedAttention
-from .balancing import Balanced
+from . import forms  # noqa: F401 (registers the split forms)
 from .canonizers import SplitCanonizer
 from .composites import SplitCAM, SplitGrad, SplitLRP
+from .forms.attention import DetachedAttention
+from .forms.smooth import SmoothReplacement
 from .recentering import Scaling, Shifting
-from .smooth import SmoothReplacement
+from .rules import Balanced
 from .split import SplitTensor, split_form
 
 

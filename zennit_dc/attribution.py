@@ -5,6 +5,8 @@ from contextlib import contextmanager
 import torch
 from zennit.attribution import Attributor
 
+from .spatial import spread
+
 
 class ActivationMap(Attributor):
     '''Base class of the rectified maps made of a layer's gradient and its activation.
@@ -168,25 +170,6 @@ def require_one_map(activations, layer):
     if len(activations) != 1 or not isinstance(activations[0], torch.Tensor) or activations[0].ndim != 4:
         raise ValueError(f'layer {layer!r} does not give one output with channels, height and width')
     return activations[0]
-
-
-def spread(saliency, input):
-    '''The attribution of a map: its bilinear upsampling to the input's size, divided evenly among the channels.
-
-    Parameters
-    ----------
-    saliency : :py:class:`torch.Tensor`
-        The map of shape (batch, 1, height, width), at any resolution.
-    input : :py:class:`torch.Tensor`
-        The input of shape (batch, channels, height, width).
-
-    Returns
-    -------
-    :py:class:`torch.Tensor`
-        The attribution in the input's shape.
-    '''
-    upsampled = torch.nn.functional.interpolate(saliency, input.shape[2:], mode='bilinear')
-    return (upsampled / input.shape[1]).expand(input.shape)
 
 
 def require_scores(output):

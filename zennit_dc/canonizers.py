@@ -1,21 +1,21 @@
 '''Canonizers: a model into split form and back.'''
-import functools
+from functools import partial
 from itertools import chain
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_flatten, tree_unflatten
-from torchvision.ops import StochasticDepth
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
+from .passes import MapPass
 from .recentering import Scaling
 from .rules import SplitRule
-from .run import SplitRun
-from .smooth import SmoothReplacement
-from .split import MODULE_FORMS, TrueGradient, has_pairs, pairs_in
+from .split import MODULE_FORMS, NeedsSums, TrueGradient, describe, pass_of
 from .streams import Difference
+
+
+SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
 
 
 class SplitCanonizer(Canonizer):
@@ -60,14 +60,9 @@ class SplitCanonizer(Canonizer):
             raise ValueError(f'layer must be the name of a module, not {layer!r}')
         self.readout = Difference() if readout is None else readout
         self.rule = TrueGradient() if rule is None else rule
-        self.layer = layer
-        self.pooling = pooling
-        self.input_split = input_split
-        self.recentering = recentering
-        self.root = None
-        self.restore = []
-        self.has_products = False
-        self.validate = None
+        self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
+        self.root, self.restore, self.validate = None, [], None
+        self.needs_sums = False  # whether a pass has met a product
 
     def copy(self):
         '''Return a copy of this canonizer, which shares the readout.'''
@@ -87,8 +82,7 @@ class SplitCanonizer(Canonizer):
             The one applied instance.
         '''
         instance = self.copy()
-        instance.validate = self.validate
-        self.readout.saliency = None
+        instance.validate, self.readout.saliency = self.validate, None
         instance.register(root_module)
         return [instance]
 
@@ -100,37 +94,28 @@ class SplitCanonizer(Canonizer):
         root_module : :py:class:`torch.nn.Module`
             The model.
         '''
-        for name, module in root_module.named_modules():
-            if isinstance(getattr(module.__dict__.get('forward'), 'func', None), SplitForward):
-                raise RuntimeError(
-                    f'module \'{name}\' ({type(module).__name__}) is in split form already: leave the context of the'
-                    ' other composite first'
-                )
+        refuse_other_forms(root_module)
         modules = dict(root_module.named_modules(remove_duplicate=False))
-        if self.layer is not None and self.layer not in modules:
-            raise ValueError(f'there is no module named {self.layer!r}, but {", ".join(list(modules)[1:])}')
         if self.layer == '':
             raise ValueError('the layer must be a module inside of the model, not the model itself')
-
+        if self.layer is not None and self.layer not in modules:
+            raise ValueError(f'there is no module named {self.layer!r}, but {", ".join(list(modules)[1:])}')
         if self.validate is not None:
             self.validate(root_module)
         self.root = root_module
         for module in root_module.modules():
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
             if form is not None:
-                self.replace_forward(module, functools.partial(split_or_plain, form, module, module.forward))
-        self.replace_forward(root_module, functools.partial(SplitForward(self, root_module.forward)))
+                self.replace_forward(module, ModuleForward(form, module))
+        self.replace_forward(root_module, SplitForward(self, root_module.forward))
         if self.layer is not None:
             self.restore.append(modules[self.layer].register_forward_hook(self.at_layer).remove)
 
     def replace_forward(self, module, forward):
         '''Set a module's forward until the canonizer is removed.'''
-        before = module.__dict__.get('forward')
+        pop, before = module.__dict__.pop, module.__dict__.get('forward')
         module.forward = forward
-        if before is None:
-            self.restore.append(lambda: module.__dict__.pop('forward', None))
-        else:
-            self.restore.append(lambda: setattr(module, 'forward', before))
+        self.restore.append(partial(pop, 'forward') if before is None else partial(setattr, module, 'forward', before))
 
     def remove(self):
         '''Bring the model back into its original form.'''
@@ -138,26 +123,42 @@ class SplitCanonizer(Canonizer):
             self.restore.pop()()
 
     def at_layer(self, module, args, output):
-        '''Forward hook of the layer: cut the graph here, and start it anew.'''
-        pairs = list(pairs_in(output))
-        if pairs:
-            return pairs[0].form.run().at_layer(module, output)
-        return output
+        '''Forward hook of the layer.'''
+        split_pass = pass_of(output)
+        return output if split_pass is None else split_pass.at_layer(module, output)
 
 
-class SplitForward:
-    '''The forward of a model in split form.'''
-    def __init__(self, canonizer, forward):
-        self.canonizer = canonizer
-        self.forward = forward
+class TemporaryForward:
+    '''A forward that a module has for the time of a context, and that is not to be copied or saved with it.'''
+    def __deepcopy__(self, memo):
+        raise RuntimeError('the model is in split form: copy or save it outside of the composite\'s context')
+
+    __reduce_ex__ = __deepcopy__
+
+
+class ModuleForward(TemporaryForward):
+    '''The form of a module on split pairs, and its own forward on anything else.'''
+    def __init__(self, form, module):
+        self.form, self.module, self.forward = form, module, module.forward
 
     def __call__(self, *args, **kwargs):
-        refuse_foreign_rules(self.canonizer.root)
-        refuse_training_mode(self.canonizer.root)
-        if has_pairs((args, kwargs)):
+        if pass_of((args, kwargs)) is not None:
+            return self.form(self.module, *args, **kwargs)
+        return self.forward(*args, **kwargs)
+
+
+class SplitForward(TemporaryForward):
+    '''The forward of a model in split form.'''
+    def __init__(self, canonizer, forward):
+        self.canonizer, self.forward = canonizer, forward
+
+    def __call__(self, *args, **kwargs):
+        root = self.canonizer.root
+        training = require_fit(root)
+        if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = tree_flatten((args, kwargs))
-        places = [place for place, leaf in enumerate(leaves) if is_floating(leaf)]
+        places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
         if not places:
             raise NotImplementedError('a model in split form was called without a floating point tensor')
 
@@ -167,61 +168,65 @@ class SplitForward:
             return self.forward(*args, **kwargs)
 
         inputs = [leaves[place] for place in places]
-        output = SplitRun(self.canonizer, call)(inputs)
-        replacement = SmoothReplacement.of(self.canonizer.root)
-        if replacement is not None:
-            with torch.no_grad():
-                replacement.deviation = largest_difference(output, call(inputs))
+        before = None if training is None else random_state(inputs[0].device)
+        output = self.run(call, inputs)
+        if training is not None and not all(map(torch.equal, before, random_state(inputs[0].device))):
+            where = describe(training, root)
+            raise RuntimeError(f'{where} is in training mode, and random numbers are drawn: call .eval() on the model')
         return output
 
+    def run(self, call, inputs):
+        '''Run the model, and start over with sums where there are products that need them.'''
+        try:
+            return MapPass(self.canonizer, call)(inputs)
+        except NeedsSums:
+            self.canonizer.needs_sums = True
+            return MapPass(self.canonizer, call)(inputs)
+        except RuntimeError as error:
+            if 'TorchScript' in str(error):
+                raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
+            raise
 
-def split_or_plain(form, module, forward, *args, **kwargs):
-    '''Call the split form of a module on split pairs, and its own forward on anything else.'''
-    if has_pairs((args, kwargs)):
-        return form(module, *args, **kwargs)
-    return forward(*args, **kwargs)
+
+def refuse_other_forms(root):
+    '''Raise if a model has modules that cannot be run on pairs, since they are compiled or in split form.'''
+    for module in root.modules():
+        if isinstance(module.__dict__.get('forward'), SplitForward):
+            where = describe(module, root)
+            raise RuntimeError(f'{where} is in split form already: leave the context of the other composite first')
+        compiled = hasattr(module, '_orig_mod') or getattr(module, '_compiled_call_impl', None) is not None
+        if compiled or isinstance(module, torch.jit.ScriptModule):
+            where = describe(module, root)
+            raise TypeError(f'{where} is compiled, scripted, traced or frozen: explain the module that it was made of')
 
 
-def refuse_foreign_rules(root):
-    '''Raise if a Zennit rule is registered that does not know the split pair.'''
-    for name, module in root.named_modules():
+def require_fit(root):
+    '''Raise if a Zennit rule is registered that does not know pairs, or if a batch norm is in training mode, before it
+    changes its running statistics; and return any other module that is in training mode.'''
+    training = None
+    for module in root.modules():
+        training = module if module.training else training
+        if module.training and isinstance(module, _BatchNorm):
+            raise RuntimeError(f'{describe(module, root)} is in training mode: call .eval() on the model')
         for hook in chain(module._forward_pre_hooks.values(), module._forward_hooks.values()):
-            require_split_rule(getattr(hook, '__self__', None), f'module \'{name}\' ({type(module).__name__})')
+            require_split_rule(getattr(hook, '__self__', None), partial(describe, module, root))
+    return training
 
 
-def refuse_training_mode(root):
-    '''Raise if a module is in training mode whose output then is random or depends on the batch, before it changes its
-    running statistics.'''
-    for name, module in root.named_modules():
-        random = isinstance(module, _DropoutNd) and module.p > 0 or isinstance(module, StochasticDepth) and module.p > 0
-        if module.training and (random or isinstance(module, _BatchNorm)):
-            raise RuntimeError(
-                f'module \'{name}\' ({type(module).__name__}) is in training mode: call .eval() on the model'
-            )
+def random_state(device):
+    '''The states of the generators of random numbers.'''
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(device)] if device.type == 'cuda' else states
 
 
 def require_split_rule(rule, where):
     '''Raise if an object is a Zennit hook but no rule for split pairs.'''
     if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
-        raise TypeError(
-            f'{type(rule).__name__} of {where} is not a rule for split pairs: use one of zennit_dc.rules'
-        )
+        name = type(rule).__name__
+        raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')
 
 
 def require_choice(name, value, choices):
     '''Raise if a parameter is not one of its values.'''
     if value not in choices:
         raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, not {value!r}')
-
-
-def largest_difference(output, original):
-    '''The largest absolute difference of two outputs of the same structure.'''
-    return max(
-        (one - other).abs().max().item()
-        for one, other in zip(tree_flatten(output)[0], tree_flatten(original)[0]) if is_floating(one)
-    )
-
-
-def is_floating(value):
-    '''Whether a value is a floating point tensor.'''
-    return isinstance(value, torch.Tensor) and value.is_floating_point()

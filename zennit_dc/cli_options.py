@@ -4,12 +4,12 @@ from functools import partial
 import click
 import torch
 
-from .attention import DetachedAttention
-from .balancing import Balanced
+from .forms.attention import DetachedAttention
+from .rules import Balanced
 from .distributed import local_device
 from .methods import METHODS, attributor
 from .recentering import RECENTERINGS
-from .smooth import SmoothReplacement
+from .forms.smooth import SmoothReplacement
 
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.bfloat16}

@@ -5,38 +5,58 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
-from .balancing import Balanced, BalancedSensitivity
 from .canonizers import SplitCanonizer, require_choice, require_split_rule
 from .recentering import Scaling
-from .rules import ShiftedSensitivity, SplitEpsilon
+from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon
 from .streams import ActivatedSensitivity, Relevance, Sensitivity
 
 
 class SplitComposite(LayerMapComposite):
-    '''Base class of the composites for models in split form.
+    '''Base class of the composites for models in split form, and what they have in common.
+
+    The gradient of the model's output is the map at the input, in the input's shape; or, for a layer, the map at the
+    output of the named module, reduced over channels: ``saliency`` holds it at the layer's resolution, and the gradient
+    is its bilinear upsampling, divided evenly among the input's channels.
 
     Parameters
     ----------
     readout : :py:class:`zennit_dc.streams.Difference`
-        What enters at the output, and the map it makes.
+        What enters at the output, and the map it makes. The composites choose it.
     rule : :py:class:`zennit_dc.rules.SplitRule`
-        The rule for affine layers, and for all operations outside of them.
-    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]] or None
-        A mapping from module types to rules, prepended to that of the composite.
-    canonizers : list[:py:class:`zennit.canonizers.Canonizer`] or None
-        Canonizers to be applied before the model is split.
-    **kwargs
-        Parameters of :py:class:`~zennit_dc.SplitCanonizer`.
+        The rule for affine layers, and for all operations outside of them. The composites choose it.
+    layer : str, optional
+        The name of the module at whose output the map is read. Default is the model's input.
+    pooling : {'wta', 'convex'}, optional
+        The form of max-pooling: the winner takes all, or convex streams (section 3.4).
+    input_split : {'relu', 'half'}, optional
+        How the input is split: :math:`x^\\pm = \\max(\\pm x, 0)` or :math:`\\pm x / 2` (appendix F).
+    recentering : callable or None, optional
+        The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
+    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
+        A mapping from module types to rules, which is prepended to that of the composite.
+    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
+        Canonizers to be applied before the model is split. None is needed for batch norms: each is part of the affine
+        layer that it follows, in the order of execution.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not one of its values.
+    TypeError
+        If a rule in ``layer_map`` is not one for split pairs.
+    FloatingPointError
+        In the backward pass, if the map is not finite.
     '''
-    def __init__(self, readout, rule, layer_map, canonizers, **kwargs):
-        layer_map = [] if layer_map is None else list(layer_map)
+    def __init__(
+        self, readout, rule, layer=None, pooling='wta', input_split='relu', recentering=Scaling(), layer_map=None,
+        canonizers=None
+    ):
+        layer_map = list(layer_map or [])
         for types, hook in layer_map:
-            require_split_rule(hook, f'the layer_map\'s entry for {types}')
+            require_split_rule(hook, f'the layer_map\'s entry for {types}'.format)
         self.readout = readout
-        super().__init__(
-            layer_map + [((Linear, BatchNorm), rule)],
-            canonizers=[*(canonizers or []), SplitCanonizer(readout, rule, **kwargs)],
-        )
+        split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering)
+        super().__init__([*layer_map, ((Linear, BatchNorm), rule)], [*(canonizers or []), split])
 
     @property
     def saliency(self):
@@ -52,10 +72,8 @@ class SplitComposite(LayerMapComposite):
         NotImplementedError
             Always.
         '''
-        raise NotImplementedError(
-            'a composite for split pairs can not be made inactive: leave its context for the original gradient; maps'
-            ' can be differentiated by create_graph=True as they are'
-        )
+        remedy = 'leave its context for the original gradient; create_graph=True differentiates maps as they are'
+        raise NotImplementedError(f'a composite for split pairs cannot be made inactive: {remedy}')
 
     def register(self, module):
         '''Bring a model into split form and register the rules, or leave it as it was if that fails.
@@ -64,7 +82,15 @@ class SplitComposite(LayerMapComposite):
         ----------
         module : :py:class:`torch.nn.Module`
             The model.
+
+        Raises
+        ------
+        RuntimeError
+            If this composite is in the context of a model already.
         '''
+        if self.handles:
+            name = type(self).__name__
+            raise RuntimeError(f'this {name} is in a context already: leave that first, or make another composite')
         try:
             super().register(module)
         except BaseException:
@@ -74,11 +100,8 @@ class SplitComposite(LayerMapComposite):
 
 @register_composite('split_lrp')
 class SplitLRP(SplitComposite):
-    '''Layer-wise relevance propagation with the epsilon rule on both streams of the split network (section 4.2).
-
-    The gradient of the model's output is the relevance of the chosen stream at the input, in the input's shape; or, for
-    a layer, that at the output of the named module, summed over channels: ``saliency`` holds it at the layer's
-    resolution, and the gradient is its bilinear upsampling, divided evenly among the input's channels.
+    '''Layer-wise relevance propagation with the epsilon rule on both streams of the split network (section 4.2). At a
+    layer, relevance is summed over channels.
 
     Parameters
     ----------
@@ -86,38 +109,12 @@ class SplitLRP(SplitComposite):
         The stabilizer of the epsilon rule (equation 9).
     stream : {'positive', 'negative', 'combined'}, optional
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
-    layer : str, optional
-        The name of the module at whose output relevance is read. Default is the model's input.
-    pooling : {'wta', 'convex'}, optional
-        The form of max-pooling in the forward pass; relevance always goes to the winner.
-    input_split : {'relu', 'half'}, optional
-        How the input is split.
-    recentering : callable or None, optional
-        The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
-    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
-        A mapping from module types to rules, which is prepended to that of the composite.
-    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
-        Canonizers to be applied before the model is split. None is needed for batch norms: each is merged into the
-        affine layer that it follows, in the order of execution.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is not one of its values.
-    TypeError
-        If a rule in ``layer_map`` is not one for split pairs.
-    FloatingPointError
-        In the backward pass, if the map is not finite.
+    layer, **kwargs
+        See :py:class:`SplitComposite`. With ``pooling='convex'``, relevance goes to the winner all the same.
     '''
-    def __init__(
-        self, epsilon=1e-6, stream='combined', layer=None, pooling='wta', input_split='relu', recentering=Scaling(),
-        layer_map=None, canonizers=None
-    ):
+    def __init__(self, epsilon=1e-6, stream='combined', layer=None, **kwargs):
         require_choice('stream', stream, Relevance.streams)
-        super().__init__(
-            Relevance(stream), SplitEpsilon(epsilon), layer_map, canonizers,
-            layer=layer, pooling=pooling, input_split=input_split, recentering=recentering
-        )
+        super().__init__(Relevance(stream), SplitEpsilon(epsilon), layer, **kwargs)
 
 
 class SensitivityComposite(SplitComposite):
@@ -128,38 +125,36 @@ class SensitivityComposite(SplitComposite):
     readout : type
         The class of the readout.
     alpha : float, Balanced, mapping or callable
-        The shift of the local sensitivities.
+        The shift of the local sensitivities, see :py:class:`SplitGrad`.
     stream : str
         The stream.
-    layer_map, canonizers, **kwargs
+    **kwargs
         See :py:class:`SplitComposite`.
     '''
-    def __init__(self, readout, alpha, stream, layer_map, canonizers, **kwargs):
+    def __init__(self, readout, alpha, stream, **kwargs):
         require_choice('stream', stream, readout.streams)
         self.alpha = dict(alpha) if type(alpha) is dict else alpha
-        rule = sensitivity_rule(self.alpha_of(''))
-        self.own_layers = len(layer_map or [])
-        super().__init__(readout(stream), rule, layer_map, canonizers, **kwargs)
+        self.own_layers = len(kwargs.get('layer_map') or [])
+        super().__init__(readout(stream), sensitivity_rule(self.alpha_of('')), **kwargs)
         self.canonizers[-1].validate = self.require_alphas
 
     def require_alphas(self, root):
         '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
         for name, module in root.named_modules():
             self.mapping({}, name, module)
-        if isinstance(self.alpha, Mapping):
-            unknown = set(self.alpha) - {name for name, _ in root.named_modules(remove_duplicate=False)}
-            if unknown:
-                raise ValueError(f'alpha has values for modules that the model does not have: {sorted(unknown)}')
+        names = {name for name, _ in root.named_modules(remove_duplicate=False)}
+        if isinstance(self.alpha, Mapping) and set(self.alpha) - names:
+            unknown = sorted(set(self.alpha) - names)
+            raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
 
     def alpha_of(self, name):
         '''The shift for the module of a name.'''
-        if isinstance(self.alpha, Mapping):
-            try:
-                return self.alpha[name]
-            except KeyError:
-                what = f'module {name!r}' if name else 'the output, under the name \'\' of the model itself'
-                raise ValueError(f'alpha has no value for {what}') from None
-        return self.alpha(name) if callable(self.alpha) else self.alpha
+        if not isinstance(self.alpha, Mapping):
+            return self.alpha(name) if callable(self.alpha) else self.alpha
+        if name not in self.alpha:
+            what = f'module {name!r}' if name else 'the output, under the name \'\' of the model itself'
+            raise ValueError(f'alpha has no value for {what}')
+        return self.alpha[name]
 
     def mapping(self, ctx, name, module):
         '''Get the rule of a module: the given one of its type, or that with the module's own alpha.
@@ -180,14 +175,11 @@ class SensitivityComposite(SplitComposite):
         '''
         if not (isinstance(self.alpha, Mapping) or callable(self.alpha)):
             return super().mapping(ctx, name, module)
-        for types, hook in self.layer_map[:self.own_layers]:
-            if isinstance(module, types):
-                return hook
-        if isinstance(module, ParametrizationList):
-            return None
-        if any(parameter is not None for parameter in module._parameters.values()) or is_parametrized(module):
+        own = next((hook for types, hook in self.layer_map[:self.own_layers] if isinstance(module, types)), None)
+        weighted = any(parameter is not None for parameter in module._parameters.values()) or is_parametrized(module)
+        if own is None and weighted and not isinstance(module, ParametrizationList):
             return sensitivity_rule(self.alpha_of(name))
-        return None
+        return own
 
 
 def sensitivity_rule(alpha):
@@ -197,11 +189,11 @@ def sensitivity_rule(alpha):
 
 @register_composite('split_grad')
 class SplitGrad(SensitivityComposite):
-    '''The shifted sensitivity of a stream of the split network (section 4.1).
+    '''The shifted sensitivity of a stream of the split network (section 4.1). At a layer, it is the mean over channels.
 
-    The gradient of the model's output is the sensitivity of the chosen stream at the input, in the input's shape; or,
-    for a layer, its mean over the channels of the named module's output: ``saliency`` holds it at the layer's
-    resolution, and the gradient is its bilinear upsampling, divided evenly among the input's channels.
+    The sensitivities of networks without products of activations do not depend on the re-centering (theorem 6), so that
+    the sum of the streams is not even computed; those of products do, as each factor's sensitivity is made of the other
+    factor's streams.
 
     Parameters
     ----------
@@ -215,46 +207,17 @@ class SplitGrad(SensitivityComposite):
         the network above the layer is.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
-    layer : str, optional
-        The name of the module at whose output the sensitivity is read. Default is the model's input.
-    pooling : {'wta', 'convex'}, optional
-        The form of max-pooling.
-    input_split : {'relu', 'half'}, optional
-        How the input is split.
-    recentering : callable or None, optional
-        The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None. No
-        sensitivity depends on it (theorem 6), so that the sum of the streams is not even computed.
-    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
-        A mapping from module types to rules, which is prepended to that of the composite.
-    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
-        Canonizers to be applied before the model is split.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is not one of its values.
-    TypeError
-        If a rule in ``layer_map`` is not one for split pairs.
-    FloatingPointError
-        In the backward pass, if the map is not finite.
+    layer, **kwargs
+        See :py:class:`SplitComposite`.
     '''
-    def __init__(
-        self, alpha=0.4, stream='g', layer=None, pooling='wta', input_split='relu', recentering=Scaling(),
-        layer_map=None, canonizers=None
-    ):
-        super().__init__(
-            Sensitivity, alpha, stream, layer_map, canonizers,
-            layer=layer, pooling=pooling, input_split=input_split, recentering=recentering
-        )
+    def __init__(self, alpha=0.4, stream='g', layer=None, **kwargs):
+        super().__init__(Sensitivity, alpha, stream, layer=layer, **kwargs)
 
 
 @register_composite('split_cam')
 class SplitCAM(SensitivityComposite):
     '''The product of a stream's shifted sensitivity and its activation at a layer, summed over channels and not
-    rectified (section 4.1, equations 6 and 7).
-
-    ``saliency`` holds the map at the layer's resolution; the gradient of the model's output is its bilinear upsampling
-    to the input's size, divided evenly among the input's channels. Nothing below the layer is differentiated.
+    rectified (section 4.1, equations 6 and 7). Nothing below the layer is differentiated.
 
     Parameters
     ----------
@@ -263,36 +226,12 @@ class SplitCAM(SensitivityComposite):
     alpha : float, Balanced, mapping or callable, optional
         The shift of the local sensitivities, see :py:class:`SplitGrad`.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
-        The sensitivity of g or h to the positive or the negative stream, times this stream's activation; or that to
-        the difference of both, times the original activation.
-    pooling : {'wta', 'convex'}, optional
-        The form of max-pooling.
-    input_split : {'relu', 'half'}, optional
-        How the input is split.
-    recentering : callable or None, optional
-        The forward stabilisation, on which the maps of the positive and negative stream depend:
-        :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
-    layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
-        A mapping from module types to rules, which is prepended to that of the composite.
-    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
-        Canonizers to be applied before the model is split.
-
-    Raises
-    ------
-    ValueError
-        If a parameter is not one of its values.
-    TypeError
-        If a rule in ``layer_map`` is not one for split pairs.
-    FloatingPointError
-        In the backward pass, if the map is not finite.
+        The sensitivity of g or h to the positive or the negative stream, times this stream's activation, which depends
+        on the re-centering; or the sensitivity to the difference of both, times the original activation.
+    **kwargs
+        See :py:class:`SplitComposite`.
     '''
-    def __init__(
-        self, layer, alpha=0.4, stream='g', pooling='wta', input_split='relu', recentering=Scaling(),
-        layer_map=None, canonizers=None
-    ):
+    def __init__(self, layer, alpha=0.4, stream='g', **kwargs):
         if layer is None:
             raise ValueError('SplitCAM needs the name of a layer')
-        super().__init__(
-            ActivatedSensitivity, alpha, stream, layer_map, canonizers,
-            layer=layer, pooling=pooling, input_split=input_split, recentering=recentering
-        )
+        super().__init__(ActivatedSensitivity, alpha, stream, layer=layer, **kwargs)

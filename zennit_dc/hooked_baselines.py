@@ -17,8 +17,9 @@ import torch
 import zennit.composites
 from torch.overrides import TorchFunctionMode
 
-from .attribution import class_relevance, gradient_at, require_layer, spread
+from .attribution import class_relevance, gradient_at, require_layer
 from .baselines import CaptumAttributor, GradCAM, Isolated
+from .spatial import spread
 
 
 RELUS = frozenset(('relu', 'relu_', 'relu6', 'hardtanh', 'hardtanh_', 'threshold', 'threshold_'))

@@ -8,7 +8,8 @@ from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonGammaBox
 from zennit.torchvision import ResNetCanonizer
 
-from .attribution import GradCAMPlusPlus, LayerCAM, class_relevance, gradient_at, spread
+from .attribution import GradCAMPlusPlus, LayerCAM, class_relevance, gradient_at
+from .spatial import spread
 from .baselines import (
     FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency,
 )

@@ -1,32 +1,178 @@
-'''The kinds of operation on split pairs but affine layers: linear, activation, routing, addition and multiplication.'''
+'''The building blocks, of which every split form is made: affine layers, linear operations, activations, routing,
+additions and products. They settle what becomes of sensitivities and relevance.'''
+from contextlib import contextmanager
+from typing import NamedTuple
+
 import torch
 
-from .affine import recenter
-from .growth import Replace, align, raised
-from .split import SplitTensor, called_in, input_sum, sum_dtype, unsupported
+from .recentering import recenter
+from .split import (
+    Axis, NeedsSums, SplitTensor, TrueGradient, joined, same, true_gradients, unsupported
+)
+from .views import as_view, memory
 
 
-class SplitReLU(torch.autograd.Function):
-    '''ReLU of the pair, :math:`(\\max(d, 0), s + \\max(-d, 0))` (equation 1), with the mask of the original
-    pre-activations, :math:`d \\geq 0` (equation 48). Where the sum is not computed, it is passed on.'''
+CHUNK = 2 ** 18
+
+
+class Layer:
+    '''An affine layer with weights.
+
+    Parameters
+    ----------
+    apply : callable
+        The layer, a function ``(input, weight, bias) -> output``.
+    transpose : callable, optional
+        The transpose of its linear part, a function ``(gradient, weight, input_shape) -> gradient``. Without it, the
+        gradient is left to autograd, which keeps the weights' absolute values in memory.
+    bias_axes : int, optional
+        The number of axes after the axis to which the bias belongs.
+    difference : callable, optional
+        The layer as the model computes it, with the parameters of ``apply``, which it is by default.
+    '''
+    def __init__(self, apply, transpose=None, bias_axes=0, difference=None):
+        self.apply, self.transpose, self.bias_axes = apply, transpose, bias_axes
+        self.difference = apply if difference is None else difference
+
+    def magnitude(self, stream_sum, weight, bias):
+        '''Apply the layer with the absolute values of its parameters.'''
+        return self.apply(stream_sum, magnitude(weight, stream_sum), magnitude(bias, stream_sum))
+
+    def transposed_magnitude(self, gradient, weight, shape):
+        '''Apply the transpose of the layer with the absolute values of its weights.'''
+        return self.transpose(gradient, magnitude(weight, gradient), shape)
+
+
+class Dense(Layer):
+    '''A fully connected layer. Its weights are many and used once, so that their absolute values are taken in chunks
+    that fit into the processor's cache.'''
+    def __init__(self):
+        super().__init__(torch.nn.functional.linear, lambda gradient, weight, shape: gradient @ weight)
+
+    def magnitude(self, stream_sum, weight, bias):
+        output = torch.cat([stream_sum @ magnitude(rows, stream_sum).T for _, rows in chunks(weight)], -1)
+        return output if bias is None else output + magnitude(bias, stream_sum)
+
+    def transposed_magnitude(self, gradient, weight, shape):
+        return sum(gradient[..., place] @ magnitude(rows, gradient) for place, rows in chunks(weight))
+
+
+def chunks(weight):
+    '''Slices of the rows of a matrix, and these rows; all of them at once on a GPU, or where a graph is asked for.'''
+    rows, columns = weight.shape
+    whole = weight.device.type != 'cpu' or torch.is_grad_enabled()
+    step = max(rows if whole else CHUNK // max(columns, 1), 1)
+    return [(slice(start, start + step), weight[start:start + step]) for start in range(0, max(rows, 1), step)]
+
+
+class Magnitude(torch.autograd.Function):
+    '''The way of the sum through an affine layer, :math:`|W| s + |b|`. The absolute values live only as long as they
+    are needed.'''
     @staticmethod
-    def forward(ctx, difference, stream_sum, evaluate):
-        ctx.save_for_backward(difference >= 0)
-        output = torch.relu(difference)
-        return output, stream_sum + (output - difference) if evaluate else stream_sum.view_as(stream_sum)
+    def forward(ctx, stream_sum, weight, bias, layer, split_pass, shape):
+        ctx.set_materialize_grads(False)
+        ctx.layer, ctx.split_pass, ctx.shape = layer, split_pass, stream_sum.shape
+        ctx.save_for_backward(stream_sum if split_pass.sums else None, weight, bias)
+        with torch.autocast(stream_sum.device.type, enabled=False):
+            sums = split_pass.sums
+            return layer.magnitude(stream_sum, weight, bias) if sums else stream_sum.new_zeros(()).expand(shape)
 
     @staticmethod
-    def backward(ctx, gradient, sum_gradient):
-        mask, = ctx.saved_tensors
-        # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
-        through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask.to(gradient.dtype))
-        return through, sum_gradient, None
+    def backward(ctx, gradient):
+        makes_map = ctx.split_pass.makes_map()
+        if gradient is None or ctx.saved_tensors[0] is None and not makes_map:  # a sum that has no true gradient
+            return (None,) * 6
+        with torch.autocast(gradient.device.type, enabled=False):
+            if makes_map:
+                return ctx.layer.transposed_magnitude(gradient, ctx.saved_tensors[1], ctx.shape), *(None,) * 5
+            return *true_gradients(ctx.layer.magnitude, ctx.saved_tensors, gradient), None, None, None
 
 
-def common_axis(pairs):
-    '''The batch axis of pairs that are joined, counted alike in all of them, or None.'''
-    axes = {None if pair.batch_axis is None else (pair.batch_axis, pair.ndim) for pair in pairs}
-    return pairs[0].batch_axis if len(axes) == 1 else None
+class AffineOutput(NamedTuple):
+    '''What a pair remembers that is the very output of an affine layer: its tensors before rule and re-centering, the
+    bias, the layer's rule, and whether the map is read here, so that there is no layer any more into which to merge a
+    batch norm.'''
+    tensors: tuple
+    bias: torch.Tensor | None
+    rule: TrueGradient
+    is_read: bool = False
+
+
+def magnitude(tensor, like):
+    '''The absolute value of a tensor, if it is one, in the dtype of another.'''
+    return None if tensor is None else tensor.abs().to(like.dtype)
+
+
+def affine(pair, layer, weight, bias=None, batch=None, channels=None):
+    '''The split form of an affine layer with weights, :math:`(W d + b, |W| s + |b|)`.
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The layer's input.
+    layer : :py:class:`Layer`
+        The layer.
+    weight : :py:class:`torch.Tensor`
+        Its weight.
+    bias : :py:class:`torch.Tensor`, optional
+        Its bias.
+    batch, channels : int, optional
+        The indices of the output's axes of samples and of channels, where they are known. Without the first, each
+        entry is re-centered on its own.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The layer's output.
+    '''
+    rule = pair.split_pass.rule
+    with keeping_recipe(pair):
+        output = weighted(rule.before_affine(pair), layer, weight, bias)
+    shape = output.values[0].shape
+    output.batch, output.channels = (None if axis is None else Axis.at(shape, axis) for axis in (batch, channels))
+    if bias is not None and layer.bias_axes:
+        bias = bias.reshape(-1, *(1,) * layer.bias_axes)
+    return unsettled(output, bias, rule)
+
+
+@contextmanager
+def keeping_recipe(pair):
+    '''A context in which what is kept of a ReLU's output for the backward pass is the ReLU's input, if a rule keeps
+    that anyway.'''
+    if pair.recipe is None:
+        yield
+        return
+    source, storage = pair.recipe.detach(), memory(pair)
+
+    def pack(tensor):
+        return None if tensor.untyped_storage()._cdata == storage and tensor.shape == source.shape else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: torch.relu(source) if kept is None else kept):
+        yield
+
+
+def unsettled(output, bias, rule):
+    '''The output of an affine layer, at which the rule and the re-centering wait until anything but a batch norm uses
+    it.'''
+    graph = torch.is_grad_enabled()
+
+    def settle(pair):
+        with torch.set_grad_enabled(graph):
+            pair.values = recenter(rule.after(pair)).values
+
+    output.layer, output.settle = AffineOutput(output.values, bias, rule), settle
+    return output
+
+
+def weighted(pair, layer, weight, bias):
+    '''Apply an affine layer to both tensors of the pair.'''
+    difference, stream_sum = pair.tensors
+    difference = layer.difference(difference, weight, bias)
+    if layer.transpose is not None:
+        settings = layer, pair.split_pass, difference.shape
+        return pair.like(difference, Magnitude.apply(stream_sum, weight, bias, *settings))
+    with torch.autocast(stream_sum.device.type, enabled=False):
+        return pair.like(difference, layer.magnitude(stream_sum, weight, bias))
 
 
 def linear(pair, function, sum_function=None):
@@ -44,12 +190,14 @@ def linear(pair, function, sum_function=None):
     Returns
     -------
     :py:class:`~zennit_dc.split.SplitTensor`
-        The operation's output.
+        The operation's output, about whose axes nothing is known.
     '''
-    require_pair(pair)
-    rule = pair.form.rule
+    if not isinstance(pair, SplitTensor):
+        raise unsupported('a function', (), ' of a split pair that is another argument than its first')
+    rule = pair.split_pass.rule
     pair = rule.before_linear(pair)
-    return rule.behind(pair.like(function(pair.difference), (sum_function or function)(pair._stream_sum)))
+    difference, stream_sum = pair.tensors
+    return rule.after(pair.like(function(difference), (sum_function or function)(stream_sum)))
 
 
 def activation(pair, function):
@@ -68,12 +216,68 @@ def activation(pair, function):
     :py:class:`~zennit_dc.split.SplitTensor`
         The function's output.
     '''
-    output = pair.form.rule.activation(
-        lambda operand: operand.like(*function(operand.difference, operand._stream_sum)), pair
-    )
-    output.depth = pair.depth + 1
-    pair.form.depth = max(pair.form.depth, output.depth)
+    output = pair.replaced(*function(*pair.tensors))
+    return deeper(instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output)
+
+
+def deeper(pair):
+    '''Count an activation.'''
+    pair.depth += 1
+    pair.split_pass.depth = max(pair.split_pass.depth, pair.depth)
+    return pair
+
+
+class SplitReLU(torch.autograd.Function):
+    '''ReLU of the pair, :math:`(\\max(d, 0), s + \\max(-d, 0))` (equation 1), with the mask of the original
+    pre-activations (equation 48). At zero it follows torch, whose gradient is zero there. Where the sum is not
+    computed, it is passed on. Relevance passes unchanged.'''
+    @staticmethod
+    def forward(ctx, difference, stream_sum, split_pass, passes):
+        ctx.split_pass, ctx.passes = split_pass, passes
+        output = torch.relu(difference)
+        ctx.save_for_backward(difference if passes else output > 0)  # relevance keeps the difference anyway
+        return output, stream_sum + (output - difference) if split_pass.sums else same(stream_sum)
+
+    @staticmethod
+    def backward(ctx, gradient, sum_gradient):
+        if ctx.passes and ctx.split_pass.makes_map():
+            return gradient, sum_gradient, None, None
+        mask = ctx.saved_tensors[0] > 0
+        # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
+        through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask.to(gradient.dtype))
+        return through, sum_gradient, None, None
+
+
+def relu(pair):
+    '''The split form of ReLU, of one node.'''
+    passes = pair.split_pass.rule.passes_activations
+    output = deeper(pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes)))
+    if passes and pair.layer is not None:
+        output.recipe = pair.tensors[0]
     return output
+
+
+class Instead(torch.autograd.Function):
+    '''The value of a tensor. In a pass that makes a map its gradient goes to another tensor of the same shape, if there
+    is one, or is dropped; in any other pass it goes where it belongs.'''
+    @staticmethod
+    def forward(ctx, tensor, other, split_pass):
+        ctx.set_materialize_grads(False)
+        ctx.split_pass = split_pass
+        return same(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if ctx.split_pass.makes_map():
+            return None, gradient if ctx.needs_input_grad[1] else None, None
+        return gradient, None, None
+
+
+def instead(pair, others):
+    '''A pair, of which the map's gradients go to two other tensors.'''
+    return pair.replaced(*(
+        Instead.apply(tensor, other.to(tensor.dtype), pair.split_pass) for tensor, other in zip(pair.tensors, others)
+    ))
 
 
 def route(pair, function):
@@ -89,10 +293,12 @@ def route(pair, function):
     Returns
     -------
     :py:class:`~zennit_dc.split.SplitTensor`
-        The operation's output, which is ``pair`` itself where the operation returns its very argument.
+        The operation's output, which is ``pair`` itself where the operation returns its very argument. Nothing is
+        known about its axes.
     '''
-    difference = function(pair.difference)
-    return pair if difference is pair.difference else pair.like(difference, function(pair._stream_sum))
+    difference, stream_sum = pair.tensors
+    moved = function(difference)
+    return pair if moved is difference else as_view(pair.like(moved, function(stream_sum)), pair, function)
 
 
 def add(pairs, function):
@@ -110,15 +316,11 @@ def add(pairs, function):
     :py:class:`~zennit_dc.split.SplitTensor`
         The sum of the pairs.
     '''
-    pairs = pairs[0].form.rule.summands(*align(pairs))
-    output = pairs[0].like(
-        function(*(pair.difference for pair in pairs)), function(*(pair._stream_sum for pair in pairs))
-    )
-    output.batch_axis = common_axis(pairs)
-    return output
+    shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
+    return joined(pairs, pairs[0].like(*(function(*tensors) for tensors in zip(*shares))))
 
 
-def multiply(first, other, function):
+def multiply(first, other, function, join=joined):
     '''The split form of a product of two pairs, :math:`(d_1 d_2, s_1 s_2)` (appendix E, equation 19), or of any other
     bilinear function of them, as a product of matrices. Relevance is shared evenly among the factors.
 
@@ -130,96 +332,18 @@ def multiply(first, other, function):
         The other factor.
     function : callable
         The product of two tensors.
+    join : callable, optional
+        What notes depth and axes, a function ``(pairs, product) -> product``. By default axes are counted from the last
+        one, as broadcasting does.
 
     Returns
     -------
     :py:class:`~zennit_dc.split.SplitTensor`
         The product of the pairs.
     '''
-    form = first.form
-    if form.sums != 'values':
-        if form.replayed is not None:
-            next(form.replayed), next(form.replayed)  # the factors' values, which only a gradient would need
-        return Deferred.of(first, other, function(first.difference.detach(), other.difference.detach()))
-    if form.counts_growth:
-        mean = function(first._stream_sum.detach(), other._stream_sum.detach()).mean()
-        exponent = torch.stack([
-            pair.exponent + torch.log2(mean / pair._stream_sum.detach().mean()).clamp(min=0.) for pair in (first, other)
-        ]).amin(0)
-        first, other = raised(first, exponent), raised(other, exponent)
-    first, other = form.rule.factors(first, other)
-    if form.recorded is not None:
-        for pair in (first, other):
-            form.recorded.append((pair.difference, pair._stream_sum))
-        product = first.like(
-            function(first.difference, other.difference), function(first._stream_sum, other._stream_sum)
-        )
-    else:
-        # the gradient of each factor is made of the other's value, and not of what rules have made of its gradient
-        product = first.like(*(
-            Replace.apply(function(one, other_value) + function(one_value, two), function(one_value, other_value))
-            for one, two, one_value, other_value in zip(
-                (first.difference, first._stream_sum), (other.difference, other._stream_sum),
-                form.values(first), form.values(other)
-            )
-        ))
-    product.batch_axis, product.depth = common_axis([first, other]), max(first.depth, other.depth)
-    return recenter(form.rule.behind(product))
-
-
-class Deferred(torch.autograd.Function):
-    '''A product of pairs whose sums are not computed. If its gradient is needed, the map of the run is computed again
-    with sums; if not, as where the product goes into attention weights that are constants, they never are.'''
-    @staticmethod
-    def of(first, other, value):
-        '''The product pair.'''
-        tensors = [tensor for pair in (first, other) for tensor in (pair.difference, pair._stream_sum)]
-        return align([first, other])[0].like(*Deferred.apply(value, first.form.run(), *tensors))
-
-    @staticmethod
-    def forward(ctx, value, run, *tensors):
-        ctx.run, ctx.tensors = run, [tensor.new_zeros(()).expand(tensor.shape) for tensor in tensors]
-        return value, tensors[-1].new_zeros(()).expand(value.shape)
-
-    @staticmethod
-    def backward(ctx, *_):
-        ctx.run.sum_is_needed = True
-        return None, None, *ctx.tensors
-
-
-def as_pair(tensor, form):
-    '''A constant as a split pair.'''
-    return SplitTensor(tensor, input_sum(tensor, 'relu'), form)
-
-
-def require_pair(operand):
-    '''Raise if an operation's first operand is no split pair, as where a pair is an index or a parameter.'''
-    if not isinstance(operand, SplitTensor):
-        raise NotImplementedError(
-            f'a function, called in {called_in(None)}, has a split pair for another argument than its first, for which'
-            ' it has no split form'
-        )
-
-
-def require_batch(pair, dimensions, name):
-    '''Raise if the pair lacks its batch axis.'''
-    if pair.difference.ndim < dimensions:
-        raise unsupported(
-            name, (pair,), f' for an input of shape {tuple(pair.difference.shape)} without a batch axis'
-        )
-
-
-def batch_norm_parameters(mean, variance, weight, bias, eps):
-    '''The scale and the shift that a batch norm in eval mode amounts to.'''
-    scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
-    return scale, -mean * scale if bias is None else bias - mean * scale
-
-
-def to_dtype(pair, function):
-    '''Change the dtype or the device of a pair; the sum stays in at least float32.'''
-    difference = function(pair.difference)
-    if difference is pair.difference:
-        return pair
-    # a conversion that makes a new difference makes a new sum, even if that keeps its dtype
-    stream_sum = pair._stream_sum.to(difference.device, sum_dtype(difference.dtype))
-    return pair.like(difference, stream_sum.view_as(stream_sum))
+    if not first.split_pass.sums:
+        raise NeedsSums
+    rule = first.split_pass.rule
+    one, two = (rule.shared(rule.before_linear(pair), 2) for pair in (first, other))
+    product = first.like(*(function(*tensors) for tensors in zip(one.tensors, two.tensors)))
+    return recenter(rule.after(join([first, other], product)))

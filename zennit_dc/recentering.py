@@ -1,10 +1,14 @@
 '''Forward stabilisation: how the sum of a split pair is chosen anew. A common shift of both streams changes neither the
 difference nor any gradient (theorem 6).'''
 import math
+from dataclasses import dataclass
 
 import torch
 
+from .split import by_sample, in_shape, true_gradients
 
+
+@dataclass(frozen=True)
 class Scaling:
     '''Scale what both streams have in common (section 4.1, 'sc').
 
@@ -25,13 +29,14 @@ class Scaling:
     ValueError
         If a parameter is out of its range.
     '''
-    def __init__(self, theta=0.1, threshold=10.):
-        if not 0. < theta < 1.:
-            raise ValueError(f'theta must be in (0, 1), not {theta}')
-        if not (threshold > 0. and math.isfinite(threshold)):
-            raise ValueError(f'threshold must be positive, not {threshold}')
-        self.theta = theta
-        self.threshold = threshold
+    theta: float = 0.1
+    threshold: float = 10.
+
+    def __post_init__(self):
+        if not 0. < self.theta < 1.:
+            raise ValueError(f'theta must be in (0, 1), not {self.theta}')
+        if not 0. < self.threshold < math.inf:
+            raise ValueError(f'threshold must be positive, not {self.threshold}')
 
     def __call__(self, difference, stream_sum):
         '''Return the new sum.
@@ -59,18 +64,42 @@ class Scaling:
         factor = torch.where(largest_entry > self.threshold, self.theta ** times.clamp(min=1.), 1.)
         return torch.addcmul(magnitude, excess, factor.reshape(-1, *(1,) * (stream_sum.ndim - 1)))
 
-    def __repr__(self):
-        return f'Scaling(theta={self.theta}, threshold={self.threshold})'
 
-
+@dataclass(frozen=True)
 class Shifting:
     '''Shift both streams to plus and minus half of their difference (appendix C.2, 'sh'): the new sum is zero.'''
     def __call__(self, difference, stream_sum):
         '''Return the new sum, zeros of the sum's shape.'''
         return torch.zeros_like(stream_sum)
 
-    def __repr__(self):
-        return 'Shifting()'
+
+class Recenter(torch.autograd.Function):
+    '''Another sum for a pair. In a pass that makes a map, the sum's gradient does not see it (theorem 6); in any other
+    it is the true one.'''
+    @staticmethod
+    def forward(ctx, difference, stream_sum, split_pass, choose):
+        ctx.set_materialize_grads(False)
+        ctx.split_pass, ctx.choose = split_pass, choose
+        ctx.save_for_backward(difference, stream_sum)
+        return choose(difference, stream_sum)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if gradient is None or ctx.split_pass.makes_map():
+            return None, gradient, None, None
+        return *true_gradients(ctx.choose, ctx.saved_tensors, gradient), None, None
+
+
+def recenter(pair):
+    '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
+    def choose(*tensors):
+        new = recentering(*(by_sample(tensor, pair.batch) for tensor in tensors))
+        return in_shape(new, pair.batch, tensors[0].shape)
+
+    recentering = pair.split_pass.recentering
+    if not pair.split_pass.sums or recentering is None:
+        return pair
+    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, pair.split_pass, choose))
 
 
 RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}

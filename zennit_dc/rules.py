@@ -1,37 +1,78 @@
 '''Rules: what a layer does to the sensitivities or to the relevance of a split pair. A rule is a Zennit hook that a
 composite maps to a module, and holds for all operations that run inside of this module.'''
+import copy
 import math
+from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 
 import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
-from .growth import Replace, ScaleGradient
-from .split import TrueGradient, pairs_in
+from .split import TrueGradient, by_sample, describe, in_shape, pass_of, same
+
+
+class Ruled(torch.autograd.Function):
+    '''A pair's tensors as they are. In a backward pass that makes a map, their gradients become what a function of
+    these gradients and of some values makes of them; in any other, they pass.'''
+    @staticmethod
+    def forward(ctx, split_pass, function, difference, stream_sum, *values):
+        ctx.set_materialize_grads(False)
+        ctx.split_pass, ctx.function = split_pass, function
+        ctx.save_for_backward(*values)
+        return same(difference), same(stream_sum)
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        known = next((gradient for gradient in gradients if gradient is not None), None)
+        if known is not None and ctx.split_pass.makes_map():
+            gradients = (torch.zeros_like(known) if gradient is None else gradient for gradient in gradients)
+            gradients = ctx.function(*gradients, *ctx.saved_tensors)
+        return None, None, *gradients, *(None,) * len(ctx.saved_tensors)
+
+
+def ruled(pair, function, *values):
+    '''A pair whose gradients a rule changes.
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The pair.
+    function : callable
+        A function ``(gradient, sum_gradient, *values) -> (gradient, sum_gradient)`` of the gradients of the difference
+        and the sum.
+    *values : :py:class:`torch.Tensor`
+        Tensors that are kept for the function.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The pair with the same values.
+    '''
+    return pair.replaced(*Ruled.apply(pair.split_pass, function, *pair.tensors, *values))
 
 
 class SplitRule(Hook, TrueGradient):
     '''Base class of the rules for split pairs.
 
     While the module runs that it is registered to, operations on pairs ask this rule instead of the composite's
-    default what to place before and behind them. No state is kept between forward and backward.
+    default what to place before and after them. No state is kept between forward and backward.
     '''
     def pre_forward(self, module, args, kwargs):
         '''Hold from here on for the operations on the pairs of this forward pass.'''
-        form = next((pair.form for pair in pairs_in((args, kwargs))), None)
-        if form is not None:
-            if form.recorded is None and self.quantity != form.rules[0].quantity:
-                raise TypeError(
-                    f'{type(self).__name__} is a rule for {self.quantity}, but module {form.name(module)} runs in a'
-                    f' composite for {form.rules[0].quantity or "neither sensitivity nor relevance"}'
-                )
-            form.rules.append(self if form.recorded is None else self.unruled())
+        split_pass = pass_of((args, kwargs))
+        if split_pass is not None:
+            default = split_pass.rules[0].quantity or 'neither sensitivity nor relevance'
+            if self.quantity != default:
+                where = f'{describe(module, split_pass.root)} runs in a composite for {default}'
+                raise TypeError(f'{type(self).__name__} is a rule for {self.quantity}, but {where}')
+            split_pass.rules.append(self)
 
     def post_forward(self, module, args, kwargs, output):
         '''Hold no longer.'''
-        form = next((pair.form for pair in pairs_in((args, kwargs))), None)
-        if form is not None and len(form.rules) > 1:
-            form.rules.pop()
+        split_pass = pass_of((args, kwargs))
+        if split_pass is not None and len(split_pass.rules) > 1:
+            split_pass.rules.pop()
 
     def register(self, module):
         '''Register this rule to a module.
@@ -47,12 +88,16 @@ class SplitRule(Hook, TrueGradient):
             Handles to remove it again.
         '''
         return RemovableHandleList([
-            RemovableHandle(self),
-            module.register_forward_pre_hook(self.pre_forward, with_kwargs=True),
+            RemovableHandle(self), module.register_forward_pre_hook(self.pre_forward, with_kwargs=True),
             module.register_forward_hook(self.post_forward, with_kwargs=True, always_call=True),
         ])
 
+    def copy(self):
+        '''Return a copy of this rule.'''
+        return copy.copy(self)
 
+
+@dataclass(eq=False)
 class ShiftedSensitivity(SplitRule):
     '''Backward stabilisation of the sensitivities: the shift by alpha (equations 36 to 41), which multiplies the
     gradient of the sum at the input of each affine layer by :math:`1 - 2 \\alpha`.
@@ -67,33 +112,91 @@ class ShiftedSensitivity(SplitRule):
     ValueError
         If alpha is not in [0, 0.5].
     '''
+    alpha: float
     quantity = 'sensitivity'
 
-    def __init__(self, alpha):
+    def __post_init__(self):
         super().__init__()
-        if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0. <= alpha <= .5:
-            raise ValueError(f'alpha must be a number in [0, 0.5], not {alpha!r}')
-        self.alpha = alpha = float(alpha)
-        self.damping = 1. - 2. * alpha
+        if not is_number(self.alpha) or not 0. <= self.alpha <= .5:
+            raise ValueError(f'alpha must be a number in [0, 0.5], not {self.alpha!r}')
+
+    def output_damping(self, split_pass):
+        '''The factor of the sum's gradient, at the output and at each affine layer.'''
+        return 1. - 2. * self.alpha
 
     def before_affine(self, pair):
         '''Shift the local sensitivities of the layer's input.'''
-        if pair.form.sums == 'growth':
-            return pair.like(pair.difference, pair._stream_sum * self.damping)
-        return pair.like(pair.difference, ScaleGradient.apply(pair._stream_sum, self.damping))
-
-    def copy(self):
-        '''Return a copy of this rule.'''
-        return type(self)(self.alpha)
-
-    def __repr__(self):
-        return f'ShiftedSensitivity(alpha={self.alpha})'
+        damping = self.output_damping(pair.split_pass)
+        return ruled(pair, lambda gradient, sum_gradient: (gradient, sum_gradient * damping))
 
 
+@dataclass(frozen=True)
+class Balanced:
+    '''In place of a fixed shift alpha: scale the sum's gradient, image by image and at the input of every affine layer,
+    to a part of the difference's.
+
+    How much a fixed alpha leaves of the sum's gradient depends on the weights, and grows or vanishes exponentially with
+    the depth of the network above the layer; what it adds to the difference's gradient at each activation is the part
+    of the map that is the same for all classes. With this, the mean absolute value of the sum's gradient is
+    :math:`\\kappa / n` times that of the difference's, for n activations one after the other between the layer (or the
+    input) and the output, so that all of them together add about as much in a deep network as in a shallow one. For
+    :math:`\\kappa = 0` the map is that for :math:`\\alpha = 0.5`.
+
+    Parameters
+    ----------
+    kappa : float, optional
+        The part for all activations together, not negative.
+
+    Raises
+    ------
+    ValueError
+        If kappa is negative or not finite.
+    '''
+    kappa: float = 0.1
+
+    def __post_init__(self):
+        if not is_number(self.kappa) or not 0. <= self.kappa < math.inf:
+            raise ValueError(f'kappa must be a number that is not negative, not {self.kappa!r}')
+
+
+@dataclass(eq=False)
+class BalancedSensitivity(SplitRule):
+    '''The rule for :py:class:`Balanced`.
+
+    Parameters
+    ----------
+    kappa : float
+        The mean absolute value of the sum's gradient, as a part of the difference's, for all activations together.
+    '''
+    kappa: float
+    quantity = 'sensitivity'
+    __post_init__ = SplitRule.__init__
+
+    def output_damping(self, split_pass):
+        '''The part of the sum's gradient, at the output and at each affine layer.'''
+        return self.kappa / max(split_pass.depth, 1)
+
+    def before_affine(self, pair):
+        '''Balance the gradients of the layer's input, sample by sample; entry by entry where the samples have no axis
+        of their own.'''
+        split_pass, batch = pair.split_pass, pair.batch
+
+        def balance(gradient, sum_gradient):
+            rows = by_sample(sum_gradient, batch)
+            present, other = mean_size(rows), mean_size(by_sample(gradient.to(rows.dtype), batch))
+            # zero times a mean that overflows is not a number, so that this does not pass unnoticed
+            target = self.output_damping(split_pass) * other + 0. * present
+            rows = rows * (target / present.clamp(min=torch.finfo(rows.dtype).tiny))
+            return gradient, in_shape(rows, batch, gradient.shape)
+
+        return ruled(pair, balance)
+
+
+@dataclass(eq=False)
 class SplitEpsilon(SplitRule):
     '''The epsilon rule (equation 9 with :math:`\\gamma = 0`) on both streams.
 
-    The gradient of the difference and that of the sum stand for the relevances :math:`R^+` and :math:`R^-`. Behind a
+    The gradient of the difference and that of the sum stand for the relevances :math:`R^+` and :math:`R^-`. After a
     layer they are divided by its outputs, the layer's own transpose brings them to its input, and before the layer they
     are multiplied by its inputs. Activations pass relevance on, max-pooling gives it to the winner, additions share it
     evenly among the summands, and a batch norm is part of the affine layer that it follows.
@@ -101,130 +204,77 @@ class SplitEpsilon(SplitRule):
     Parameters
     ----------
     epsilon : float
-        The stabilizer, positive, which is added to the denominator with the sign of it.
+        The stabilizer, positive, which is added to the denominator with its sign.
 
     Raises
     ------
     ValueError
         If epsilon is not positive.
     '''
-    quantity = 'relevance'
-    merges_batch_norm = True
+    epsilon: float = 1e-6
+    quantity, passes_activations = 'relevance', True
 
-    def __init__(self, epsilon=1e-6):
+    def __post_init__(self):
         super().__init__()
-        if isinstance(epsilon, bool) or not isinstance(epsilon, Real) or not 0. < epsilon < math.inf:
-            raise ValueError(f'epsilon must be a positive number, not {epsilon!r}')
-        self.epsilon = epsilon
+        if not is_number(self.epsilon) or not 0. < self.epsilon < math.inf:
+            raise ValueError(f'epsilon must be a positive number, not {self.epsilon!r}')
 
     def before_affine(self, pair):
         '''Multiply by the inputs.'''
-        return pair.like(*TimesInput.apply(pair.difference, pair._stream_sum, *pair.form.values(pair)))
+        return ruled(pair, times_input, *pair.tensors)
 
     before_linear = before_affine
 
-    def behind(self, pair):
+    def after(self, pair):
         '''Divide by the outputs.'''
-        return pair.like(
-            *OverOutput.apply(pair.difference, pair._stream_sum, *pair.form.values(pair), self.epsilon)
-        )
+        return ruled(pair, partial(over_output, self.epsilon), *pair.tensors)
 
-    def activation(self, function, pair):
-        '''Pass relevance on unchanged.'''
-        with torch.no_grad():
-            output = function(pair)
-        return pair.like(
-            Replace.apply(pair.difference, output.difference), Replace.apply(pair._stream_sum, output._stream_sum)
-        )
-
-    def pooling(self, winner, convex):
-        '''Give relevance to the winner.'''
-        return Replace.apply(winner, convex.detach())
-
-    def negation(self, pair):
-        '''Exchange the relevances with the streams.'''
-        return pair.like(*Exchange.apply(pair.difference, pair._stream_sum))
-
-    def summands(self, *pairs):
+    def shared(self, pair, count):
         '''Share relevance evenly.'''
-        return [pair.map(lambda tensor: ScaleGradient.apply(tensor, 1 / len(pairs))) for pair in pairs]
-
-    def factors(self, *pairs):
-        '''Share relevance evenly, and multiply each share by the factor.'''
-        return self.summands(*(self.before_linear(pair) for pair in pairs))
-
-    def unruled(self):
-        '''Return what records the values that this rule asks for.'''
-        return Recorder()
-
-    def copy(self):
-        '''Return a copy of this rule.'''
-        return type(self)(self.epsilon)
-
-    def __repr__(self):
-        return f'SplitEpsilon(epsilon={self.epsilon})'
+        return ruled(pair, lambda *relevances: [relevance / count for relevance in relevances])
 
 
-class Recorder(TrueGradient):
-    '''The true gradient of the split network, which records the values that the epsilon rule will ask for.'''
-    merges_batch_norm = True
-
-    def before_affine(self, pair):
-        pair.form.recorded.append((pair.difference, pair._stream_sum))
-        return pair
-
-    before_linear = behind = before_affine
-
-    def factors(self, *pairs):
-        return [self.before_linear(pair) for pair in pairs]
+def is_number(value):
+    '''Whether a value is a real number.'''
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
-class OverOutput(torch.autograd.Function):
-    '''Divide the relevances of a layer's output by that output (equation 9), and turn them into gradients of its
-    difference and sum: :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\, \\mathrm{sign} z^\\pm)`, then
-    :math:`(u^+ - u^-, u^+ + u^-)`.'''
-    @staticmethod
-    def forward(ctx, difference, stream_sum, difference_value, sum_value, epsilon):
-        ctx.save_for_backward(difference_value, sum_value)
-        ctx.epsilon = epsilon
-        return difference.view_as(difference), stream_sum.view_as(stream_sum)
-
-    @staticmethod
-    def backward(ctx, positive, negative):
-        difference, stream_sum = ctx.saved_tensors
-        # 2 z, hence twice epsilon; the factor 2 that is left over is that of TimesInput
-        positive = positive / stabilize(stream_sum + difference, 2 * ctx.epsilon)
-        negative = negative / stabilize(stream_sum - difference, 2 * ctx.epsilon)
-        return (positive - negative).to(difference.dtype), positive + negative, None, None, None
+def mean_size(rows):
+    '''The mean absolute value of each sample.'''
+    return rows.abs().mean([*range(1, rows.ndim)], keepdim=True) if rows.ndim > 1 else rows.abs()
 
 
-class TimesInput(torch.autograd.Function):
-    '''Turn gradients of a layer's input into relevances: :math:`R^\\pm = a^\\pm (c_s \\pm c_d) / 2`.'''
-    @staticmethod
-    def forward(ctx, difference, stream_sum, difference_value, sum_value):
-        ctx.save_for_backward(difference_value, sum_value)
-        return difference.view_as(difference), stream_sum.view_as(stream_sum)
-
-    @staticmethod
-    def backward(ctx, gradient, sum_gradient):
-        difference, stream_sum = ctx.saved_tensors
-        positive = (stream_sum + difference) * (sum_gradient + gradient)
-        negative = (stream_sum - difference) * (sum_gradient - gradient)
-        return (positive * .5).to(difference.dtype), negative * .5, None, None
+def times_input(gradient, sum_gradient, difference, stream_sum):
+    '''The relevances of a layer's input: :math:`R^\\pm = a^\\pm c^\\pm` (equation 9).'''
+    positive = reuse(torch.mul, plus(difference, stream_sum), plus(gradient, sum_gradient))
+    negative = reuse(torch.mul, minus(difference, stream_sum), minus(gradient, sum_gradient))
+    return positive.to(difference.dtype), negative
 
 
-class Exchange(torch.autograd.Function):
-    '''Exchange the streams, and their relevances on the way back.'''
-    @staticmethod
-    def forward(ctx, difference, stream_sum):
-        ctx.dtypes = difference.dtype, stream_sum.dtype
-        return -difference, stream_sum.view_as(stream_sum)
-
-    @staticmethod
-    def backward(ctx, positive, negative):
-        return negative.to(ctx.dtypes[0]), positive.to(ctx.dtypes[1])
+def over_output(epsilon, positive, negative, difference, stream_sum):
+    '''The relevances of a layer's output over this output, :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\,
+    \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`.'''
+    positive = over(positive, plus(difference, stream_sum), epsilon)
+    negative = over(negative, minus(difference, stream_sum), epsilon)
+    return (positive - negative).to(difference.dtype), positive.add_(negative)
 
 
-def stabilize(denominator, epsilon):
-    '''Add epsilon with the denominator's sign.'''
-    return denominator + torch.copysign(denominator.new_tensor(epsilon), denominator)
+def plus(difference, stream_sum):
+    '''The positive stream, :math:`(s + d) / 2`.'''
+    return (stream_sum + difference).mul_(.5)
+
+
+def minus(difference, stream_sum):
+    '''The negative stream, :math:`(s - d) / 2`.'''
+    return (stream_sum - difference).mul_(.5)
+
+
+def over(relevance, output, epsilon):
+    '''Relevance over an output with a stabilizer of its sign.'''
+    output.add_(torch.copysign(output.new_full((), epsilon), output))
+    return reuse(lambda output, relevance, out: torch.div(relevance, output, out=out), output, relevance)
+
+
+def reuse(function, buffer, other):
+    '''A function of two tensors, in the memory of the first one if there is no graph that needs it.'''
+    return function(buffer, other, out=None if torch.is_grad_enabled() else buffer)

@@ -1,16 +1,20 @@
-'''The split pair: a tensor that carries a difference of two streams and their sum through a model.'''
+'''The split pair, a tensor that carries a difference of two streams and their sum through a model; the forward pass
+that it belongs to; and the table of forms, which say what a function is on pairs.'''
+import math
 import sys
 import weakref
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 
 FORMS = {}
 MODULE_FORMS = {}
+OVERLAYS = weakref.WeakKeyDictionary()  # the options that are chosen for a model, each with a table of forms
+same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes those of axes of length one
 
 
-def split_form(*functions):
+def split_form(*functions, table=FORMS):
     '''Register a split form: what is called in place of a function, or of a module, on split pairs.
 
     Parameters
@@ -20,19 +24,20 @@ def split_form(*functions):
         by the decorated function with the same arguments; or subclasses of :py:class:`torch.nn.Module`, whose
         instances have their forward replaced, inside of a composite's context, by the decorated function with the
         module as its first argument. Later registrations replace earlier ones.
+    table : dict, optional
+        The table of forms of functions to register to. Default is the common one.
 
     Returns
     -------
     callable
         A decorator that returns the decorated function unchanged. The function should return a
-        :py:class:`SplitTensor`, best made with the building blocks :py:func:`~zennit_dc.affine.affine`,
-        :py:func:`~zennit_dc.operations.linear`, :py:func:`~zennit_dc.operations.activation` and
-        :py:func:`~zennit_dc.operations.route`, which also say what happens to relevance.
+        :py:class:`SplitTensor`, best made with the building blocks of :py:mod:`zennit_dc.operations`, which also say
+        what happens to relevance.
     '''
     def register(form):
         for function in functions:
             is_module = isinstance(function, type) and issubclass(function, torch.nn.Module)
-            (MODULE_FORMS if is_module else FORMS)[function] = form
+            (MODULE_FORMS if is_module else table)[function] = form
         return form
     return register
 
@@ -40,13 +45,11 @@ def split_form(*functions):
 class TrueGradient:
     '''The interface of what an operation on split pairs asks of a rule. This one changes nothing: the backward pass
     computes the true gradient of the split network.'''
-    quantity = None
-    merges_batch_norm = False
-    damping = 1.
+    quantity, passes_activations = None, False  # the latter is whether activations pass on what arrives, unchanged
 
-    def output_damping(self, form):
-        '''The factor of the sum's gradient at the model's output, for the form of a finished forward pass.'''
-        return self.damping
+    def output_damping(self, split_pass):
+        '''The factor of the sum's gradient at the model's output, after a forward pass.'''
+        return 1.
 
     def before_affine(self, pair):
         '''Called on the input of a layer with weights.'''
@@ -56,105 +59,77 @@ class TrueGradient:
         '''Called on the input of a linear operation without weights: averages, sums, constants.'''
         return pair
 
-    def behind(self, pair):
+    def after(self, pair):
         '''Called on the output of either of them.'''
         return pair
 
-    def activation(self, function, pair):
-        '''Apply an elementwise nonlinear function of the pair.'''
-        return function(pair)
-
-    def pooling(self, winner, convex):
-        '''Return the sum of a convex max-pooling, given the sum at the winner's place, and the convex one.'''
-        return convex
-
-    def negation(self, pair):
-        '''Exchange the streams.'''
-        return pair.like(-pair.difference, pair._stream_sum)
-
-    def summands(self, *pairs):
-        '''Called on the pairs that will be added to each other.'''
-        return pairs
-
-    def factors(self, *pairs):
-        '''Called on the pairs that will be multiplied with each other.'''
-        return pairs
-
-    def unruled(self):
-        '''What holds in place of this rule in a pass whose gradient shall be the true one.'''
-        return TrueGradient()
+    def shared(self, pair, count):
+        '''Called on each of several pairs that are added or multiplied.'''
+        return pair
 
 
-@dataclass
-class SplitForm:
-    '''How one forward pass is split. All pairs of a forward pass share one instance.
+class Pass:
+    '''One forward pass: what all split pairs in it have in common. The backward pass of this one makes no map, but
+    computes true gradients.
 
     Parameters
     ----------
     pooling : {'wta', 'convex'}
         The form of max-pooling: the winner takes all, or the one that keeps both streams convex (section 3.4).
     recentering : callable, optional
-        A function ``(difference, sum) -> sum`` which chooses a new sum behind each affine layer.
-    rules : list
-        The stack of rules: the default, and that of each module that is being run, the innermost last.
+        A function ``(difference, sum) -> sum`` that chooses a new sum after each affine layer.
+    rule : :py:class:`TrueGradient`, optional
+        The rule outside of modules that have one of their own.
     root : :py:class:`torch.nn.Module`, optional
-        The model, for the names in messages.
-    sums : {'values', 'unevaluated', 'growth'}
-        Whether the sum is computed, or only its gradient's way back is kept, or it measures by how much that gradient
-        grows from layer to layer.
-    recorded : list, optional
-        Where to record the values that rules ask for, in a pass with the true gradient.
-    replayed : iterator, optional
-        The recorded values, for the rules of a pass whose map is to be differentiated.
-    depth : int
-        The largest number of activations on the way from the input, or from the layer at which the map is read, to any
-        pair so far.
-    '''
-    pooling: str = 'wta'
-    recentering: object = None
-    rules: list = field(default_factory=lambda: [TrueGradient()])
-    root: object = None
-    sums: str = 'values'
-    recorded: list = None
-    replayed: object = None
-    run: object = None
-    counts_growth: bool = False
-    used_values: bool = False
-    depth: int = 0
+        The model.
 
-    def __post_init__(self):
-        if self.pooling not in ('wta', 'convex'):
-            raise ValueError(f'pooling must be \'wta\' or \'convex\', not {self.pooling!r}')
+    Attributes
+    ----------
+    sums : bool
+        Whether the value of the sum is computed, or only the way of its gradient.
+    without_graph : bool
+        Whether operations need no graph, as below the layer at which the map is read.
+    is_over : bool
+        Whether the context of the pass has ended.
+    depth : int
+        The largest number of activations on the way from the input, or from that layer, to any pair so far.
+    '''
+    without_graph, is_over = False, False
+
+    def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
+        if pooling not in ('wta', 'convex'):
+            raise ValueError(f'pooling must be \'wta\' or \'convex\', not {pooling!r}')
+        self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
+        self.rules, self.sums, self.depth = [TrueGradient() if rule is None else rule], True, 0
 
     @property
     def rule(self):
-        '''The rule of the module that is being run.'''
+        '''The rule of the module that is being run, the innermost of the stack.'''
         return self.rules[-1]
 
-    def values(self, pair):
-        '''The pair's tensors as values for a rule's formula, cut off from the pair's own gradient; where the map
-        itself is to be differentiated, those that an earlier, unmodified pass has recorded.'''
-        self.used_values = True
-        if self.replayed is not None:
-            return next(self.replayed)
-        return pair.difference.detach(), pair._stream_sum.detach()
+    def makes_map(self):
+        '''Whether the running backward pass is one that makes a map, in which rules hold.'''
+        return False
 
-    def constants(self, *tensors):
-        '''Tensors that depend on the input, as constants; where the map itself is to be differentiated, those that an
-        earlier pass has recorded.'''
-        self.used_values = True
-        if self.replayed is not None:
-            return next(self.replayed)
-        if self.recorded is not None:
-            self.recorded.append(tensors)
-            return tensors
-        return tuple(tensor.detach() for tensor in tensors)
 
-    def name(self, module):
-        '''Describe a module by its name in the model and its type.'''
-        names = dict((child, name) for name, child in self.root.named_modules()) if self.root is not None else {}
-        name = names.get(module)
-        return f'{type(module).__name__}' if name is None else f'\'{name}\' ({type(module).__name__})'
+class NeedsSums(BaseException):
+    '''Raised by products in a pass that does not compute sums. It starts over and does.'''
+
+
+class Axis(NamedTuple):
+    '''An axis of a tensor in a form that no reshaping changes: its length, and how many entries there are for each step
+    along it, in row-major order.'''
+    length: int
+    entries: int
+
+    @classmethod
+    def at(cls, shape, index):
+        '''The axis of an index.'''
+        return cls(shape[index], math.prod(shape[index:][1:]))
+
+    def place(self, shape):
+        '''The negative index of this axis in a shape, or None if it is not one of its axes.'''
+        return next((index for index in range(-len(shape), 0) if Axis.at(shape, index) == self), None)
 
 
 class SplitTensor(torch.Tensor):
@@ -169,8 +144,8 @@ class SplitTensor(torch.Tensor):
     stream_sum : :py:class:`torch.Tensor`
         The sum, of the same shape. It is kept in at least float32. The streams are non-negative where it is no less
         than the difference's absolute value.
-    form : :py:class:`SplitForm`, optional
-        How the forward pass is split. Default is winner-takes-all pooling and no re-centering.
+    split_pass : :py:class:`Pass`, optional
+        The forward pass. Default is one with winner-takes-all pooling and no re-centering.
 
     Raises
     ------
@@ -180,28 +155,22 @@ class SplitTensor(torch.Tensor):
         If the shapes differ.
     '''
     @staticmethod
-    def __new__(cls, difference, stream_sum, form=None):
+    def __new__(cls, difference, stream_sum, split_pass=None):
         if not difference.is_floating_point():
             raise TypeError(f'a split pair needs floating point tensors, not {difference.dtype}')
         if difference.shape != stream_sum.shape:
-            raise ValueError(
-                f'difference and sum differ in shape: {tuple(difference.shape)} and {tuple(stream_sum.shape)}'
-            )
-        return torch.Tensor._make_wrapper_subclass(
-            cls, difference.shape, dtype=difference.dtype, device=difference.device,
-            requires_grad=difference.requires_grad or stream_sum.requires_grad
-        )
+            raise ValueError(f'the sum has not the shape of the difference, {tuple(difference.shape)}')
+        requires_grad = difference.requires_grad or stream_sum.requires_grad
+        kind = {'dtype': difference.dtype, 'device': difference.device, 'requires_grad': requires_grad}
+        return torch.Tensor._make_wrapper_subclass(cls, difference.shape, **kind)
 
-    def __init__(self, difference, stream_sum, form=None):
-        self.difference = difference
-        self._stream_sum = stream_sum.to(sum_dtype(difference.dtype))
-        self.form = SplitForm() if form is None else form
-        self.exponent = None
-        self.depth = 0  # minus infinity below the layer at which the map is read
-        self.batch_axis, self.channel_axis = 0, 1
-        self.layer = None
-        self.aliases = [weakref.ref(self)]
-        self.torn = False
+    def __init__(self, difference, stream_sum, split_pass=None):
+        self.split_pass = Pass() if split_pass is None else split_pass
+        self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
+        self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
+        self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
+        self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
+        self.base, self.path, self.views = None, None, []
 
     @classmethod
     def of(cls, input, input_split='relu', **kwargs):
@@ -210,29 +179,48 @@ class SplitTensor(torch.Tensor):
         Parameters
         ----------
         input : :py:class:`torch.Tensor`
-            The tensor to split, of any shape.
+            The tensor to split, of any shape; the first axis is that of the samples, the second that of channels.
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
-            Parameters of :py:class:`SplitForm`, ``pooling`` and ``recentering`` among them.
+            Parameters of :py:class:`Pass`, ``pooling`` and ``recentering`` among them.
 
         Returns
         -------
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
         '''
-        return cls(input, input_sum(input, input_split), SplitForm(**kwargs))
+        return cls(input, input_sum(input, input_split), Pass(**kwargs)).as_input()
+
+    def as_input(self):
+        '''This pair with the axes that an input has: samples, and channels.'''
+        shape = self.values[0].shape
+        self.batch, self.channels = (Axis.at(shape, index) if len(shape) > index else None for index in (0, 1))
+        return self
+
+    @property
+    def tensors(self):
+        '''The difference and the sum, which is a placeholder with a graph in a pass that does not compute it.'''
+        if self.settle is not None:
+            settle, self.settle = self.settle, None
+            settle(self)
+        return self.values
+
+    @property
+    def difference(self):
+        '''The difference :math:`d = a^+ - a^-` of the two streams.'''
+        return self.tensors[0]
 
     @property
     def stream_sum(self):
         '''The sum :math:`s = a^+ + a^-` of the two streams.'''
-        if self.form.sums != 'values':
+        if not self.split_pass.sums:
             raise RuntimeError(
                 'the sum of this split pair is not computed, since the map does not depend on it (theorem 6); read it'
                 ' in the context of SplitLRP or below the layer of a SplitCAM with stream \'+g\', or call the model on'
                 ' SplitTensor.of(input)'
             )
-        return self._stream_sum
+        return self.tensors[1]
 
     @property
     def positive_stream(self):
@@ -244,89 +232,45 @@ class SplitTensor(torch.Tensor):
         '''The negative stream :math:`a^- = (s - d) / 2`, the argument of h.'''
         return (self.stream_sum - self.difference) / 2
 
+    def place(self, name):
+        '''The negative index of the axis 'batch' or 'channels', or None if it is not known to be an axis.'''
+        axis = getattr(self, name)
+        return axis and axis.place(self.values[0].shape)
+
     def like(self, difference, stream_sum):
-        '''Return a pair of the same forward pass.'''
-        pair = SplitTensor(difference, stream_sum, self.form)
-        pair.exponent, pair.batch_axis, pair.channel_axis = self.exponent, self.batch_axis, self.channel_axis
+        '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
+        pair = SplitTensor(difference, stream_sum, self.split_pass)
         pair.depth = self.depth
         return pair
 
-    def map(self, function):
-        '''Return a pair with a function applied to both of its tensors.'''
-        return self.like(function(self.difference), function(self._stream_sum))
-
-    def assign(self, other):
-        '''Take another pair's value in place, as an in-place operation on a tensor would: also for all views.'''
-        alive = [pair for pair in (alias() for alias in self.aliases) if pair is not None]
-        if len(alive) > 1:
-            try:
-                if any(pair.torn for pair in alive):
-                    raise RuntimeError('the sum of a view has a memory of its own')
-                self.difference.copy_(other.difference)
-                self._stream_sum.copy_(other._stream_sum)
-            except RuntimeError as error:
-                raise unsupported(
-                    'an in-place operation on a view, or on a tensor of which there are views', (self,),
-                    f' here ({str(error).splitlines()[0]})', 'use the operation that is not in-place'
-                ) from error
-        else:
-            self.difference, self._stream_sum = other.difference, other._stream_sum
-        for pair in alive:
-            pair.exponent, pair.depth, pair.layer = other.exponent, other.depth, None
-        self.layer = other.layer
-        return self
+    def replaced(self, difference, stream_sum):
+        '''Return a pair of the same forward pass, depth and axes, as an elementwise function has it.'''
+        pair = self.like(difference, stream_sum)
+        pair.batch, pair.channels = self.batch, self.channels
+        return pair
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        form = FORMS.get(function)
+        kwargs = kwargs or {}
+        split_pass = common_pass(function, args, kwargs)
+        form = split_pass.forms.get(function)
         if form is None:
             raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
-        kwargs = dict(kwargs or {})
-        args = *(kwargs.pop(name) for name in ('input', 'tensors') if name in kwargs), *args
-        for pair in pairs_in(args):
-            pair.require_no_node(function)
-        result = form(*args, **kwargs)
-        for output in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(output, SplitTensor):
-                output.join_aliases(args)
-        return result
-
-    def require_no_node(self, function):
-        '''Raise if this pair is the output of a :py:class:`torch.autograd.Function`, which computes it without a graph
-        of the pair's own tensors.'''
-        with torch._C.DisableTorchFunctionSubclass():
-            node = self.grad_fn
-        if node is not None:
-            raise unsupported(
-                f'{type(node).__name__.removesuffix("Backward")}.apply (an autograd function or reentrant checkpoint)'
-                f' before {getattr(function, "__name__", function)}', (self,)
-            )
-
-    def join_aliases(self, sources):
-        '''Join the views of those of the sources that share this pair's memory.'''
-        for source in sources:
-            if not isinstance(source, SplitTensor) or source is self or source.aliases is self.aliases:
-                continue
-            shared = memory_of(source.difference) == memory_of(self.difference)
-            sum_shared = memory_of(source._stream_sum) == memory_of(self._stream_sum)
-            if shared:
-                source.aliases.append(weakref.ref(self))
-                self.aliases = source.aliases
-            if self.form.sums == 'values' and shared != sum_shared:
-                if shared:
-                    self.torn = source.torn = True
-                else:
-                    self._stream_sum = self._stream_sum.clone()
+        if 'input' in kwargs or 'tensors' in kwargs:
+            kwargs = dict(kwargs)
+            args = kwargs.pop('input' if 'input' in kwargs else 'tensors'), *args
+        if split_pass.without_graph:
+            with torch.no_grad():
+                return form(*args, **kwargs)
+        return form(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
-        raise unsupported(function, args)
-
-    def __format__(self, specification):
-        return format(repr(self), specification)
+        remedy = 'call it as Python code, or give the module that calls it a form with zennit_dc.split_form'
+        raise unsupported(f'{function} (called by a scripted or compiled function, or from C++)', args, remedy=remedy)
 
     def __repr__(self, *, tensor_contents=None):
-        return f'SplitTensor(difference={self.difference!r}, stream_sum={self._stream_sum!r})'
+        return 'SplitTensor(difference={!r}, stream_sum={!r})'.format(*self.tensors)
 
     def __deepcopy__(self, memo):
         raise unsupported('copy.deepcopy', (self,))
@@ -335,9 +279,74 @@ class SplitTensor(torch.Tensor):
         raise unsupported('pickle', (self,))
 
 
-def memory_of(tensor):
-    '''What is equal for tensors that share their memory.'''
-    return tensor.untyped_storage()._cdata
+def forms_of(root):
+    '''The table of forms for a model: the common one, and over it those of the options that are chosen for it.'''
+    tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
+    return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
+
+
+def common_pass(function, args, kwargs):
+    '''The pass to which all pairs among the arguments of a function belong, or an error if there are several, or if
+    one is over, or if a pair is the output of a :py:class:`torch.autograd.Function`, which has no graph of the pair's
+    own tensors.'''
+    split_pass, name = None, getattr(function, '__name__', function)
+    for pair in pairs_in((args, kwargs)):
+        split_pass = split_pass or pair.split_pass
+        other = pair.split_pass is not split_pass and (pair.split_pass.root, split_pass.root) != (None, None)
+        if split_pass.is_over or other:
+            raise RuntimeError(
+                f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
+                ' has seen; clear it, or give the module a form with zennit_dc.split_form'
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            node = pair.grad_fn
+        if node is not None:
+            cause = f'{type(node).__name__.removesuffix("Backward")}.apply'
+            raise unsupported(f'{cause} (an autograd function or reentrant checkpoint) before {name}', (pair,))
+    return split_pass
+
+
+def joined(pairs, output):
+    '''An output that is made of several pairs, with their depth, and with the axes that they agree upon, counted from
+    the last one as broadcasting does.'''
+    output.depth = max(pair.depth for pair in pairs)
+    for name in ('batch', 'channels'):
+        places = {pair.place(name) for pair in pairs}
+        if len(places) == 1 and None not in places:
+            setattr(output, name, Axis.at(output.values[0].shape, places.pop()))
+    return output
+
+
+def by_sample(tensor, batch):
+    '''A tensor with the samples of an axis first, or with each of its entries as a sample if that is None.'''
+    if batch is None:
+        return tensor.reshape(-1, 1)
+    return tensor if leads(batch, tensor.shape) else tensor.reshape(-1, *batch).movedim(1, 0)
+
+
+def in_shape(rows, batch, shape):
+    '''What :py:func:`by_sample` has made of a tensor, in the shape that the tensor had.'''
+    if batch is None:
+        return rows.reshape(shape)
+    return rows if leads(batch, shape) else rows.movedim(0, 1).reshape(shape)
+
+
+def leads(batch, shape):
+    '''Whether samples are the first axis of a shape.'''
+    return len(shape) > 0 and Axis.at(shape, 0) == batch or math.prod(shape) == 0
+
+
+def true_gradients(function, tensors, gradient):
+    '''The gradients of a function by its tensors, of which some may be None, from another run of it.'''
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        copies = [tensor if tensor is None else same(tensor) if graph and tensor.requires_grad
+                  else tensor.detach().requires_grad_() for tensor in tensors]
+        output, known = function(*copies), [copy for copy in copies if copy is not None]
+        if not output.requires_grad:
+            return [None] * len(copies)
+        found = iter(torch.autograd.grad(output, known, gradient, create_graph=graph, allow_unused=True))
+    return [None if copy is None else next(found) for copy in copies]
 
 
 def sum_dtype(dtype):
@@ -365,23 +374,26 @@ def pairs_in(obj):
         yield from pairs_in(list(obj.values()))
 
 
-def has_pairs(obj):
-    '''Whether there is a split pair in nested tuples, lists and dicts.'''
-    return next(pairs_in(obj), None) is not None
+def pass_of(obj):
+    '''The pass of the first split pair in nested tuples, lists and dicts, or None if there is none.'''
+    return next((pair.split_pass for pair in pairs_in(obj)), None)
 
 
-def called_in(form):
+def describe(module, root=None):
+    '''A module by its type, and its name in a model.'''
+    names = {} if root is None else {child: f'\'{name}\' ' for name, child in root.named_modules()}
+    kind = type(module).__name__
+    return f'module {names[module]}({kind})' if module in names else f'module {kind}'
+
+
+def called_in(split_pass):
     '''Describe the module in which the running function was called.'''
     frame = sys._getframe(1)
-    while frame is not None:
-        module = frame.f_locals.get('self')
-        if isinstance(module, torch.nn.Module):
-            return f'module {form.name(module) if form is not None else type(module).__name__}'
+    while frame is not None and not isinstance(frame.f_locals.get('self'), torch.nn.Module):
         frame = frame.f_back
-    return 'no module'
+    return 'no module' if frame is None else describe(frame.f_locals['self'], split_pass and split_pass.root)
 
 
 def unsupported(name, args, reason='', remedy='give it one with zennit_dc.split_form'):
     '''The error for a function which has no split form.'''
-    form = next((pair.form for pair in pairs_in(args)), None)
-    return NotImplementedError(f'{name}, called in {called_in(form)}, has no split form{reason}: {remedy}')
+    return NotImplementedError(f'{name}, called in {called_in(pass_of(args))}, has no split form{reason}: {remedy}')

@@ -4,9 +4,7 @@ import torch
 
 class Difference:
     '''The gradient of the difference: that of the original network.'''
-    name = 'Gradient'
-    needs_sum = False
-    uses_values = False
+    name, needs_sum = 'Gradient', False
     advice = 'check the input and the weights'
 
     def __init__(self):
@@ -59,7 +57,7 @@ class Sensitivity(Difference):
 
     def __init__(self, stream):
         super().__init__()
-        self.sign, self.output = (stream[0], stream[1]) if len(stream) == 2 else ('', stream)
+        self.sign, self.output = stream[:-1], stream[-1]
 
     def seed(self, gradient, sum_dtype, damping):
         '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
@@ -69,11 +67,7 @@ class Sensitivity(Difference):
 
     def combine(self, gradient, sum_gradient):
         '''The local sensitivities.'''
-        if self.sign == '+':
-            return sum_gradient + gradient
-        if self.sign == '-':
-            return sum_gradient - gradient
-        return gradient
+        return {'+': sum_gradient + gradient, '-': sum_gradient - gradient}[self.sign] if self.sign else gradient
 
     def at_layer(self, gradient, sum_gradient, difference, stream_sum):
         '''The sensitivities' mean over channels.'''
@@ -89,7 +83,6 @@ class ActivatedSensitivity(Sensitivity):
         The stream, see :py:class:`Sensitivity`.
     '''
     name = 'SplitCAM'
-    uses_values = True
 
     def __init__(self, stream):
         super().__init__(stream)
@@ -97,13 +90,8 @@ class ActivatedSensitivity(Sensitivity):
 
     def at_layer(self, gradient, sum_gradient, difference, stream_sum):
         '''The sum over channels of sensitivity times activation, which is not rectified.'''
-        if self.sign == '+':
-            activation = (stream_sum + difference) / 2
-        elif self.sign == '-':
-            activation = (stream_sum - difference) / 2
-        else:
-            activation = difference
-        return (self.combine(gradient, sum_gradient) * activation).sum(1)
+        streams = {'+': (stream_sum + difference) / 2, '-': (stream_sum - difference) / 2}
+        return (self.combine(gradient, sum_gradient) * streams.get(self.sign, difference)).sum(1)
 
 
 class Relevance(Difference):
@@ -114,9 +102,7 @@ class Relevance(Difference):
     stream : {'positive', 'negative', 'combined'}
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
     '''
-    name = 'SplitLRP'
-    needs_sum = True
-    uses_values = True
+    name, needs_sum = 'SplitLRP', True
     advice = 'try recentering=Scaling() or an input in float64'
     streams = ('positive', 'negative', 'combined')
 
@@ -126,8 +112,5 @@ class Relevance(Difference):
 
     def combine(self, gradient, sum_gradient):
         '''The relevances, which the gradients of difference and sum stand for.'''
-        if self.stream == 'positive':
-            return gradient
-        if self.stream == 'negative':
-            return sum_gradient
-        return gradient - sum_gradient
+        combined = gradient - sum_gradient
+        return {'positive': gradient, 'negative': sum_gradient}.get(self.stream, combined)

@@ -2,7 +2,7 @@
 import itertools
 from typing import NamedTuple
 
-from ..balancing import Balanced
+from ..rules import Balanced
 from ..methods import METHODS
 from ..recentering import RECENTERINGS
 

@@ -3,10 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..affine import finish_affine
-from ..growth import Replace
-from ..operations import linear
-from ..split import split_form
+from ..operations import Instead, instead, linear, unsettled
+from ..split import same, split_form
 from .layers import FreeConv2d, FreeLinear, require_nonnegative
 
 
@@ -97,66 +95,46 @@ def trained_pair(module, pair):
             ' what it does around a DifferenceOfConvex, in a module that has it as a child'
         )
 
-    def enter(function):
-        return pair.form.rule.activation(
-            lambda operand: in_positive_stream(operand.like(function(operand.difference), operand._stream_sum)), pair
-        )
-
-    g, h = module.g(enter(lambda tensor: tensor.view_as(tensor))), module.h(enter(module.input_of_h))
+    g, h = module.g(enter(pair, same)), module.h(enter(pair, module.input_of_h))
     module.require_same_shape(g, h)
     # the last layer, whose weights are 1 and -1, of a network whose other weights are not negative
     streams = torch.stack([without_constant(g), without_constant(h)], 1)
-    return linear(streams, lambda both: both[:, 0] - both[:, 1], lambda both: both[:, 0] + both[:, 1])
+    output = linear(streams, lambda both: both[:, 0] - both[:, 1], lambda both: both[:, 0] + both[:, 1])
+    output.batch, output.channels = g.batch, g.channels
+    return output
 
 
 @split_form(FreeLinear)
 def free_linear(module, pair):
     '''An affine transformation of the input, by weights of either sign.'''
-    return free_affine(F.linear(whole(pair), module.weight, module.bias))
+    return free_affine(F.linear(enter(pair, same), module.weight, module.bias))
 
 
 @split_form(FreeConv2d)
 def free_convolution(module, pair):
     '''The same for a convolution.'''
-    return free_affine(module._conv_forward(whole(pair), module.weight, module.bias))
+    return free_affine(module._conv_forward(enter(pair, same), module.weight, module.bias))
 
 
 def free_affine(output):
     '''Put the output of an affine layer into the positive stream.'''
-    free = finish_affine(in_positive_stream(output.layer.raw), None)
-    free.channel_axis = output.channel_axis
-    return free
+    layer = output.layer
+    return unsettled(in_positive_stream(output, layer.tensors[0]), None, layer.rule)
 
 
-def whole(pair):
-    '''The input of a free layer, all of it in the positive stream; relevance passes unchanged.'''
-    return pair.form.rule.activation(in_positive_stream, pair)
+def enter(pair, function):
+    '''A function of the difference, all of it in the positive stream; relevance passes unchanged.'''
+    output = in_positive_stream(pair, function(pair.difference))
+    return instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output
 
 
-def in_positive_stream(pair):
-    '''The pair :math:`(d, 0)`, as a function of the difference.'''
-    return pair.like(*Whole.apply(pair.difference, whole_sum(pair)))
+def in_positive_stream(pair, difference):
+    '''The pair :math:`(d, 0)`, whose sum is its difference.'''
+    return pair.replaced(difference, difference.to(pair.values[1].dtype))
 
 
 def without_constant(pair):
-    '''Take a constant from both streams, so that nothing is left in the negative one. Gradients do not see it (theorem
-    6), unless the map itself is to be differentiated.'''
-    if pair.form.recorded is not None:
-        return in_positive_stream(pair)
-    return pair.like(pair.difference, Replace.apply(pair._stream_sum, whole_sum(pair)))
-
-
-def whole_sum(pair):
-    '''The value of the sum where everything is in the positive stream.'''
-    return (pair.difference if pair.form.sums == 'values' else pair._stream_sum).detach().to(pair._stream_sum.dtype)
-
-
-class Whole(torch.autograd.Function):
-    '''A difference, and a sum which is equal to it as a function of the input.'''
-    @staticmethod
-    def forward(ctx, difference, stream_sum):
-        return difference.view_as(difference), stream_sum.view_as(stream_sum)
-
-    @staticmethod
-    def backward(ctx, gradient, sum_gradient):
-        return gradient + sum_gradient.to(gradient.dtype), None
+    '''Take a constant from both streams, so that nothing is left in the negative one. Maps do not see it (theorem
+    6).'''
+    difference, stream_sum = pair.tensors
+    return pair.replaced(difference, Instead.apply(difference.to(stream_sum.dtype), stream_sum, pair.split_pass))

@@ -5,12 +5,10 @@ import math
 import torch
 from torch.nn import functional as F
 
-from .activations import PiecewiseLinear
-from .functional import in_place_or_new, torch_form
-from .growth import Replace
-from .operations import multiply
-from .options import SplitOption
-from .split import unsupported
+from ..operations import multiply
+from .activations import PiecewiseLinear, hardsigmoid
+from .arithmetic import valued
+from .table import SplitOption, in_place_or_new, missing, torch_form
 
 
 class SmoothReplacement(SplitOption):
@@ -26,11 +24,6 @@ class SmoothReplacement(SplitOption):
     tolerance : float, optional
         The largest absolute error of each replaced activation.
 
-    Attributes
-    ----------
-    deviation : float or None
-        The largest absolute difference of the model's output to its original output, in the last forward pass.
-
     Raises
     ------
     ValueError
@@ -40,7 +33,7 @@ class SmoothReplacement(SplitOption):
         if not 1e-6 <= tolerance < math.inf:
             raise ValueError(f'the tolerance must be a number from 1e-6 on, not {tolerance!r}')
         self.tolerance = tolerance
-        self.deviation = None
+        self.forms = replacements(tolerance)
 
 
 @functools.cache
@@ -117,32 +110,34 @@ SMOOTH = {
 POSITIONS = {'elu': ('alpha',), 'celu': ('alpha',), 'softplus': ('beta', 'threshold')}
 
 
-def register_smooth(name):
-    '''Register the split form of a smooth activation.'''
-    @torch_form(name, *(['expit'] if name == 'sigmoid' else []), inplace=(f'{name}_',))
-    @in_place_or_new
-    def smooth(pair, *args, **kwargs):
-        replacement = SmoothReplacement.of(pair.form.root)
-        if replacement is None:
-            raise unsupported(
-                name, (pair,), ', as it is smooth',
-                'pass canonizers=[zennit_dc.SmoothReplacement()] to the composite to replace it by a piecewise-linear'
-                ' function'
-            )
-        parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
-        function = interpolation(name, replacement.tolerance, tuple(sorted(parameters.items())))
-        return function.split(pair, function)
+def replacements(tolerance):
+    '''The table of forms of smooth activations that are interpolated with a tolerance.'''
+    table = {}
+    for name in SMOOTH:
+        @in_place_or_new
+        def smooth(pair, *args, name=name, **kwargs):
+            parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
+            function = interpolation(name, tolerance, tuple(sorted(parameters.items())))
+            return function.split(pair, function)
+
+        torch_form(name, *['expit'] if name == 'sigmoid' else [], inplace=(f'{name}_',), table=table)(smooth)
+    return table
 
 
-for smooth_name in SMOOTH:
-    register_smooth(smooth_name)
+missing(
+    replacements(1e-3), ', as it is smooth',
+    'pass canonizers=[zennit_dc.SmoothReplacement()] to the composite to replace it by a piecewise-linear function'
+)
+
+
+@torch_form('glu')
+def glu(pair, dim=-1):
+    first, gate = pair.chunk(2, dim)
+    return first * torch.sigmoid(gate)
 
 
 @torch_form('hardswish', inplace=('hardswish_',))
 @in_place_or_new
 def hardswish(pair):
     '''Exact, as the product of the input and its hard sigmoid.'''
-    product = multiply(pair, F.hardsigmoid(pair), torch.mul)
-    return product.like(
-        Replace.apply(product.difference, F.hardswish(pair.difference.detach())), product._stream_sum
-    )
+    return valued(multiply(pair, hardsigmoid(pair), torch.mul), F.hardswish(pair.difference.detach()))

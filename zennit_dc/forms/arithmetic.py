@@ -1,0 +1,146 @@
+'''Additions, products and what is made of them, of pairs and with constants; and choices by constant masks.'''
+import torch
+from torch.nn import functional as F
+
+from ..operations import add, instead, linear, multiply
+from ..split import SplitTensor, joined, pairs_in, same, split_form, unsupported
+from ..views import assign
+from .reading import refuse_comparison
+from .table import plain, torch_form
+
+
+def operands(first, other):
+    '''The pair and the constant of two operands.'''
+    return (first, other) if isinstance(first, SplitTensor) else (other, first)
+
+
+def magnitude_of(constant):
+    '''The absolute value of a number or a tensor, which is no comparison of the pair itself.'''
+    refuse_comparison(constant)
+    if not isinstance(constant, torch.Tensor) or constant.is_floating_point():
+        return abs(constant)
+    return constant.to(torch.float64).abs()
+
+
+def parts(operand):
+    '''The difference and the sum of a pair, or of a constant.'''
+    return operand.tensors if isinstance(operand, SplitTensor) else (operand, magnitude_of(operand))
+
+
+class Valued(torch.autograd.Function):
+    '''Another value for a tensor that differs from it by rounding.'''
+    @staticmethod
+    def forward(ctx, tensor, value):
+        ctx.set_materialize_grads(False)
+        return same(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def valued(pair, value):
+    '''A pair whose difference is computed in another way, with another rounding.'''
+    return pair.replaced(Valued.apply(pair.difference, value.detach()), pair.tensors[1])
+
+
+@torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
+def addition(first, other, *, alpha=1):
+    pair, constant = operands(first, other)
+    if isinstance(constant, SplitTensor):
+        total = add((first, other if alpha == 1 else multiplication(other, alpha)), torch.add)
+        return total if alpha == 1 else valued(total, torch.add(*plain((first, other)), alpha=alpha))
+    own, size = (1, abs(alpha) * magnitude_of(other)) if pair is first else (abs(alpha), magnitude_of(first))
+    return joined([pair], linear(
+        pair, lambda tensor: torch.add(*((tensor, other) if pair is first else (first, tensor)), alpha=alpha),
+        lambda total: (total if own == 1 else own * total) + size
+    ))
+
+
+@torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))
+def subtraction(first, other, *, alpha=1):
+    if isinstance(other, SplitTensor):
+        return addition(first, negation(other), alpha=alpha)
+    size = magnitude_of(other) * abs(alpha)
+    return joined([first], linear(
+        first, lambda tensor: torch.sub(tensor, other, alpha=alpha), lambda total: total + size
+    ))
+
+
+torch_form('rsub', '__rsub__')(lambda other, first, **kwargs: subtraction(first, other, **kwargs))
+
+
+@torch_form('neg', 'negative', '__neg__', inplace=('neg_', 'negative_'))
+def negation(pair):
+    '''Exchange the streams, and with them their relevances.'''
+    difference, stream_sum = pair.tensors
+    output = pair.replaced(-difference, same(stream_sum))
+    return instead(output, (stream_sum, difference)) if pair.split_pass.rule.passes_activations else output
+
+
+@torch_form('mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'))
+def multiplication(first, other):
+    pair, constant = operands(first, other)
+    if isinstance(constant, SplitTensor):
+        return multiply(first, other, torch.mul)
+    return joined([pair], linear(
+        pair, lambda tensor: tensor * constant, lambda total: total * magnitude_of(constant)
+    ))
+
+
+torch_form('square', inplace=('square_',))(lambda pair: multiply(pair, pair, torch.mul))
+
+
+@torch_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
+def power(pair, exponent):
+    if not isinstance(pair, SplitTensor) or exponent != 2:
+        raise unsupported('pow', (pair, exponent), ' for exponents other than 2')
+    return multiply(pair, pair, torch.mul)
+
+
+@torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))
+def division(pair, other, *, rounding_mode=None):
+    if isinstance(other, SplitTensor) or rounding_mode is not None:
+        raise unsupported('division by a split pair or with a rounding mode', (pair, other))
+    return joined([pair], linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other)))
+
+
+# choices by constant masks
+
+@torch_form('where')
+def where(mask, first, other):
+    refuse_comparison(mask)
+    pairs = list(pairs_in((first, other)))
+    both = zip(parts(first), parts(other))
+    return joined(pairs, pairs[0].like(*(torch.where(mask, *tensors) for tensors in both)))
+
+
+split_form(torch.Tensor.where)(lambda first, mask, other: where(mask, first, other))
+
+
+@torch_form('masked_fill', inplace=('masked_fill_',))
+def masked_fill(pair, mask, value):
+    refuse_comparison(mask)
+    both = zip(pair.tensors, parts(value))
+    return joined([pair], pair.like(*(tensor.masked_fill(mask, number) for tensor, number in both)))
+
+
+@split_form(torch.Tensor.__setitem__)
+def set_item(pair, index, value):
+    if not isinstance(pair, SplitTensor):
+        remedy = 'make a new tensor of the parts, e.g. with torch.cat, torch.stack or torch.where'
+        raise unsupported('an assignment to a plain tensor, which would become a split pair', (value,), remedy=remedy)
+    for key in index if isinstance(index, tuple) else (index,):
+        refuse_comparison(key)
+    output = pair.replaced(*(tensor.clone() for tensor in pair.tensors))
+    for tensor, part in zip(output.values, parts(value)):
+        tensor[plain(index)] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
+    output.depth = max(each.depth for each in pairs_in((pair, value)))
+    assign(pair, output)
+
+
+@split_form(F.pad)
+def pad(pair, pad, mode='constant', value=None):
+    difference, stream_sum = pair.tensors
+    size = None if value is None else abs(value)
+    return joined([pair], pair.like(F.pad(difference, pad, mode, value), F.pad(stream_sum, pad, mode, size)))

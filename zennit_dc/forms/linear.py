@@ -1,0 +1,225 @@
+'''Layers with weights, and linear operations without: convolutions, products with constant matrices, batch norm,
+averages and interpolation.'''
+import torch
+from torch.nn import functional as F
+
+from ..operations import (
+    Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
+)
+from ..recentering import recenter
+from ..split import SplitTensor, called_in, joined, split_form, unsupported
+from ..views import laid_out
+from .arithmetic import addition, valued
+from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
+
+
+DENSE = Dense()
+
+
+# convolutions
+
+def convolution(pair, weight, bias, name, transposed, stride, padding, dilation, groups, output_padding=None):
+    '''Any convolution.'''
+    refuse_pairs(name, weight, bias)
+    axes = weight.ndim - 2
+    require_batch(pair, axes + 2, name)
+    function, reverse = getattr(F, name), getattr(torch.nn.grad, f'conv{axes}d_input')
+    if isinstance(padding, str):
+        pair, padding = explicit_padding(pair, padding, weight.shape[2:], dilation)
+
+    def apply(input, weight, bias):
+        if transposed:
+            return function(input, weight, bias, stride, padding, output_padding, groups, dilation)
+        return function(input, weight, bias, stride, padding, dilation, groups)
+
+    def transpose(gradient, weight, shape):
+        if not transposed:
+            return reverse(shape, weight, gradient, stride, padding, dilation, groups)
+        output = getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
+        # an output padding may be as long as a step of the dilation
+        return output[(..., *(slice(length) for length in shape[2:]))]
+
+    first = pair.place('batch') == -pair.values[0].ndim
+    return affine(pair, Layer(apply, transpose, axes), weight, bias, 0 if first else None, 1)
+
+
+def explicit_padding(pair, padding, kernel, dilation):
+    '''Turn the paddings 'valid' and 'same' into numbers, with one more at the end where 'same' is odd.'''
+    if padding == 'valid':
+        return pair, 0
+    dilation = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * len(kernel)
+    total = [width * (size - 1) for width, size in zip(dilation, kernel)]
+    if any(amount % 2 for amount in total):
+        edges = [edge for amount in reversed(total) for edge in (0, amount % 2)]
+        pair = joined([pair], pair.like(*(F.pad(tensor, edges) for tensor in pair.tensors)))
+    return pair, [amount // 2 for amount in total]
+
+
+def register_convolutions(axes):
+    '''Register the convolution of a number of axes, and its transpose.'''
+    @torch_form(f'conv{axes}d')
+    def conv(pair, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        return convolution(pair, weight, bias, f'conv{axes}d', False, stride, padding, dilation, groups)
+
+    @torch_form(f'conv_transpose{axes}d')
+    def conv_transpose(pair, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+        return convolution(
+            pair, weight, bias, f'conv_transpose{axes}d', True, stride, padding, dilation, groups, output_padding
+        )
+
+
+for number in (1, 2, 3):
+    register_convolutions(number)
+
+
+# products with constant matrices, and of pairs
+
+@torch_form('linear')
+def dense(pair, weight, bias=None):
+    refuse_pairs('linear', weight, bias)
+    require_batch(pair, 2, 'linear')
+    place = pair.place('batch')
+    return affine(pair, DENSE, weight, bias, None if place == -1 else place, -1)
+
+
+@torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__', '__rmatmul__')
+def matmul(left, right=None, *, other=None, mat2=None, vec=None):
+    '''A constant on the right is a layer's weight; one on the left mixes tokens, as attention weights do.'''
+    right = next(operand for operand in (right, other, mat2, vec) if operand is not None)
+    if isinstance(right, SplitTensor) and not isinstance(left, SplitTensor):
+        if right.place('batch') == (-2 if right.values[0].ndim > 1 else -1):
+            raise unsupported('a matrix product from the left', (right,), ', as it would mix the samples of the batch')
+    elif not isinstance(right, SplitTensor):
+        require_batch(left, 2, 'matmul')
+    return bilinear(torch.matmul, left, right)
+
+
+def bilinear(function, left, right):
+    '''A bilinear function of a pair and a constant, or of two pairs.'''
+    def of_both(pairs, output):
+        return follow_axes(pairs, output, function)
+
+    def of_left(tensor):
+        return function(tensor, right.to(tensor))
+
+    def of_right(tensor):
+        return function(left.to(tensor), tensor)
+
+    if not isinstance(left, SplitTensor):
+        output = linear(
+            right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total)
+        )
+        return follow_axes([right], output, of_right)
+    if isinstance(right, SplitTensor):
+        return multiply(left, right, function, of_both)
+    output = affine(left, Layer(lambda input, weight, bias: function(input, weight)), right)
+    return follow_axes([left], output, of_left)
+
+
+@torch_form('addmm')
+def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1):
+    pair, weight = mat1 if pair is None else pair, mat2 if weight is None else weight
+    if not isinstance(pair, SplitTensor) or isinstance(bias, SplitTensor) or beta != 1 or alpha != 1:
+        raise unsupported('addmm', (bias, pair, weight), ' other than of a constant, a split pair and a matrix')
+    place = pair.place('batch')
+    layer = Layer(lambda input, weight, bias: torch.addmm(bias, input, weight))
+    return affine(pair, layer, weight, bias, None if place == -1 else place)
+
+
+@torch_form('baddbmm')
+def baddbmm(bias, first, other, *, beta=1, alpha=1):
+    if isinstance(bias, SplitTensor) or beta != 1 or alpha != 1:
+        raise unsupported('baddbmm', (bias, first, other), ' other than of a constant and a product')
+    value = torch.baddbmm(*plain((bias, first, other)))
+    return valued(addition(matmul(first, other), bias), value)
+
+
+@torch_form('einsum')
+def einsum(equation, *operands):
+    operands = operands[0] if isinstance(operands[0], (tuple, list)) else operands
+    if len(operands) != 2:
+        raise unsupported('einsum', operands, ' for other than two operands')
+    return bilinear(lambda *tensors: torch.einsum(equation, *tensors), *operands)
+
+
+@torch_form('tensordot')
+def tensordot(first, other, dims=2, out=None):
+    return bilinear(lambda *tensors: torch.tensordot(*tensors, dims), first, other)
+
+
+# batch norm
+
+@split_form(F.batch_norm)
+def batch_norm(
+    pair, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+):
+    '''A batch norm after an affine layer belongs to this layer; any other is an affine layer itself.'''
+    if training or running_mean is None or running_var is None:
+        raise RuntimeError(
+            f'batch_norm, called in {called_in(pair.split_pass)}, uses the statistics of the batch, with which the map'
+            ' of an image would depend on the others: call .eval() on the model (and track running statistics)'
+        )
+    require_batch(pair, 2, 'batch_norm')
+    scale = torch.rsqrt(running_var + eps) if weight is None else weight * torch.rsqrt(running_var + eps)
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    scale, shift = (each.reshape(1, -1, *(1,) * (pair.values[0].ndim - 2)) for each in (scale, shift))
+
+    def normalize(difference, *_):
+        output = F.batch_norm(difference, running_mean, running_var, weight, bias, False, momentum, eps)
+        strides = output.stride()
+        if output.requires_grad:  # for gradients in some other strides, torch's own is wrong on a CPU
+            output.register_hook(lambda gradient: gradient if gradient is None else laid_out(gradient, strides))
+        return output
+
+    layer = Layer(
+        lambda input, scale, shift: torch.addcmul(shift, input, scale), lambda gradient, scale, shape: gradient * scale,
+        difference=normalize
+    )
+    rule, before = pair.split_pass.rule, pair.layer
+    if before is None or not rule.passes_activations:  # sensitivities are not shifted between the layer and its norm
+        source, rule = (rule.before_affine(pair), rule) if before is None else (pair, before.rule)
+        return unsettled(joined([pair], weighted(source, layer, scale, shift)), shift, rule)
+    stream_sum = before.tensors[1]
+    if before.bias is not None:
+        stream_sum, shift = stream_sum - before.bias.abs(), scale * before.bias + shift
+    difference = pair.difference if before.is_read else before.tensors[0]
+    output = joined([pair], weighted(pair.replaced(difference, stream_sum), layer, scale, shift))
+    if before.is_read:
+        return recenter(instead(output, pair.tensors))
+    return unsettled(output, shift, before.rule)
+
+
+@split_form(torch.batch_norm)
+def builtin_batch_norm(pair, weight, bias, mean, variance, training, momentum, eps, cudnn_enabled=True):
+    '''The same with the order of parameters that the built-in function has.'''
+    return batch_norm(pair, mean, variance, weight, bias, training, momentum, eps)
+
+
+# linear operations without weights
+
+for name in (
+    'avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d',
+    'cumsum',
+):
+    for function in overloads(name):
+        @split_form(function)
+        def average(pair, *args, function=function, **kwargs):
+            if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
+                raise unsupported('an average', (pair,), ' for a negative divisor_override')
+            return joined([pair], linear(pair, lambda tensor: function(tensor, *args, **kwargs)))
+
+
+for name in ('mean', 'sum'):
+    for function in overloads(name):
+        @split_form(function)
+        def reduction(pair, *args, function=function, **kwargs):
+            output = linear(pair, lambda tensor: function(tensor, *args, **kwargs))
+            return follow_axes([pair], output, lambda tensor: tensor.sum(*args, **kwargs))
+
+
+@torch_form('interpolate', 'upsample')
+def interpolate(pair, *args, **kwargs):
+    mode = kwargs.get('mode', args[2] if len(args) > 2 else 'nearest')
+    if mode == 'bicubic' or kwargs.get('antialias'):
+        raise unsupported('interpolate', (pair,), ' for negative coefficients (bicubic) or antialias')
+    return joined([pair], linear(pair, lambda tensor: F.interpolate(tensor, *args, **kwargs)))

@@ -1,0 +1,219 @@
+'''Max-pooling, maxima and orders, in both split forms: the winner takes all, or convex streams (section 3.4).'''
+import inspect
+
+import torch
+from torch.nn import functional as F
+
+from ..operations import instead, keeping_recipe
+from ..split import SplitTensor, joined, pairs_in, split_form, unsupported
+from .arithmetic import negation, parts
+from .table import follow_axes, overloads, torch_form
+
+
+def pool(pair, difference, winner, convex):
+    '''The split form of a maximum (section 3.4).
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The input.
+    difference : :py:class:`torch.Tensor`
+        The largest difference of each window.
+    winner : :py:class:`torch.Tensor`
+        The sum at the place of the largest difference.
+    convex : callable
+        A function that returns the sum for ``pooling='convex'``: the largest difference plus the window's sum of
+        :math:`s - d`.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The output, about whose axes nothing is known.
+    '''
+    output = pair.like(difference, winner)
+    if pair.split_pass.pooling == 'wta':
+        return output
+    streams = pair.like(difference, convex())
+    return instead(streams, output.tensors) if pair.split_pass.rule.passes_activations else streams
+
+
+def pool_windows(pair, difference, winners, window_sum):
+    '''The split form of max-pooling, from functions that pick the winners' entries of a tensor, and that sum it over
+    windows.'''
+    original, stream_sum = pair.tensors
+    return pool(pair, difference, winners(stream_sum),
+                lambda: window_sum(stream_sum) + (difference - window_sum(original)))
+
+
+def adaptive_windows(arguments, shape):
+    '''The function that sums a tensor over the windows of an adaptive pooling with an output of a spatial shape.'''
+    axes = len(shape)
+
+    def window_sum(tensor):
+        sums = getattr(F, f'adaptive_avg_pool{axes}d')(tensor, shape)
+        for axis, windows in enumerate(shape, -axes):
+            places, size = torch.arange(windows, device=tensor.device), tensor.shape[axis]
+            counts = ((places + 1) * size + windows - 1) // windows - places * size // windows
+            sums = sums * counts.to(sums.dtype).reshape(-1, *(1,) * (-axis - 1))
+        return sums
+
+    return window_sum
+
+
+def fixed_windows(arguments, shape):
+    '''The function that sums a tensor over the windows of a pooling with an output of a spatial shape.'''
+    axes, kernel = len(shape), arguments['kernel_size']
+    settings = kernel, arguments.get('stride') or kernel, arguments.get('padding', 0), arguments.get('dilation', 1)
+    kernel, stride, padding, dilation = (
+        tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes for value in settings
+    )
+
+    def window_sum(tensor):
+        spatial = tensor.shape[-axes:]
+        edges = []  # what ceil_mode needs after the last window, from the last axis on as F.pad counts
+        for windows, step, width, size, length, pad in zip(shape, stride, dilation, kernel, spatial, padding):
+            edges = [pad, max((windows - 1) * step + width * (size - 1) + 1 - length - pad, pad), *edges]
+        padded = F.pad(tensor.reshape(-1, 1, *spatial), edges)
+        sums = getattr(F, f'conv{axes}d')(padded, padded.new_ones(1, 1, *kernel), stride=stride, dilation=dilation)
+        return sums[(..., *map(slice, shape))].reshape(*tensor.shape[:-axes], *shape)
+
+    return window_sum
+
+
+class Pick(torch.autograd.Function):
+    '''The entries of a tensor at indices along its last axis, for whose gradient the tensor itself is not kept.'''
+    @staticmethod
+    def forward(ctx, tensor, indices):
+        ctx.set_materialize_grads(False)
+        ctx.shape = tensor.shape
+        ctx.save_for_backward(indices)
+        return tensor.gather(-1, indices)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if gradient is None:
+            return None, None
+        return gradient.new_zeros(ctx.shape).scatter_add(-1, ctx.saved_tensors[0], gradient), None
+
+
+def picking(indices, axes):
+    '''The function that picks the entries of flat indices over the last axes.'''
+    return lambda tensor: Pick.apply(tensor.flatten(-axes), indices.flatten(-axes)).view_as(indices)
+
+
+def register_max_pooling(axes, prefix, window_sum_of):
+    '''Register max-pooling over a number of axes, also with indices.'''
+    name = f'{prefix}max_pool{axes}d'
+    function = getattr(F, f'{name}_with_indices')
+
+    @torch_form(f'{name}_with_indices')
+    def with_indices(pair, *args, return_indices=True, **kwargs):
+        with keeping_recipe(pair):
+            difference, indices = function(pair.difference, *args, **kwargs)
+        arguments = inspect.signature(function).bind(pair, *args, **kwargs).arguments
+        window_sum = window_sum_of(arguments, difference.shape[-axes:])
+        return joined([pair], pool_windows(pair, difference, picking(indices, axes), window_sum)), indices
+
+    @torch_form(name)
+    def max_pool(pair, *args, return_indices=False, **kwargs):
+        output, indices = with_indices(pair, *args, **kwargs)
+        return (output, indices) if return_indices else output
+
+    if name == 'adaptive_max_pool1d':
+        split_form(torch.adaptive_max_pool1d)(with_indices)  # which returns indices, unlike its namesake
+
+
+for number in (1, 2, 3):
+    register_max_pooling(number, '', fixed_windows)
+    register_max_pooling(number, 'adaptive_', adaptive_windows)
+
+
+# maxima of pairs and over axes
+
+@torch_form('maximum', 'fmax')
+def maximum(first, other):
+    '''The larger one of two: max-pooling over both (Maxout, equation 17).'''
+    pairs = list(pairs_in((first, other)))
+    (one, one_sum), (two, two_sum) = parts(first), parts(other)
+    difference = torch.maximum(one, two)
+    won = (one > two) + .5 * (one == two)  # as in torch's gradient, each has a half where they are equal
+    output = pool(
+        pairs[0], difference, torch.lerp(two_sum, one_sum, won.to(one_sum.dtype)),
+        lambda: one_sum + two_sum + (difference - one - two)
+    )
+    return joined(pairs, output)
+
+
+@torch_form('minimum', 'fmin')
+def minimum(first, other):
+    '''The smaller one of two.'''
+    return negation(maximum(*(negation(each) if isinstance(each, SplitTensor) else -each for each in (first, other))))
+
+
+@torch_form('amax')
+def amax(pair, dim=(), keepdim=False, *, axis=None):
+    '''The maximum over axes. Entries that are equal share it, as they share torch's gradient.'''
+    dim = dim if axis is None else axis
+    dims = [*range(pair.values[0].ndim)] if dim == () else dim
+    original, _ = pair.tensors
+    largest = torch.amax(original, dims, True)
+    won = original == largest
+    share = won / won.sum(dims, True)
+    difference = largest if keepdim else largest.squeeze(dims if isinstance(dims, int) else tuple(dims))
+    return over_axes(
+        pair, difference, dims, keepdim, lambda tensor: (tensor * share.to(tensor.dtype)).sum(dims, keepdim)
+    )
+
+
+def over_axes(pair, difference, dims, keepdim, winners):
+    '''A maximum over axes.'''
+    output = pool_windows(pair, difference, winners, lambda tensor: tensor.sum(dims, keepdim))
+    follow_axes([pair], output, lambda tensor: tensor.sum(dims, keepdim))
+    if output.batch is None and pair.place('batch') is not None:
+        raise unsupported('a maximum over the batch axis', (pair,), ', with which the map of an image would depend on'
+                          ' the others', 'take it over another axis')
+    return output
+
+
+@torch_form('max')
+def max_of(first, other=None, keepdim=False, *, dim=None, axis=None):
+    '''The maximum over an axis (Maxout, equation 17) and its places, over everything, or of two.'''
+    if isinstance(first, torch.Tensor) and isinstance(other, torch.Tensor):
+        return maximum(first, other)
+    dim = next((each for each in (other, dim, axis) if each is not None), None)
+    if dim is None:
+        return amax(first)
+    difference, places = torch.max(first.difference, dim, keepdim)
+
+    def winners(tensor):
+        found = tensor.gather(dim, places if keepdim else places.unsqueeze(dim))
+        return found if keepdim else found.squeeze(dim)
+
+    return torch.return_types.max((over_axes(first, difference, dim, keepdim, winners), places))
+
+
+@torch_form('min')
+def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
+    '''The minimum over an axis and its places, over everything, or of two.'''
+    if isinstance(first, torch.Tensor) and isinstance(other, torch.Tensor):
+        return minimum(first, other)
+    found = max_of(negation(first), other, keepdim, dim=dim, axis=axis)
+    if isinstance(found, SplitTensor):
+        return negation(found)
+    return torch.return_types.min((negation(found.values), found.indices))
+
+
+torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
+
+
+for name in ('sort', 'topk'):
+    for function in overloads(name):
+        @split_form(function)
+        def ordered(pair, *args, function=function, name=name, **kwargs):
+            '''Order entries by their differences: the winners are as many as there are.'''
+            if pair.split_pass.pooling == 'convex':
+                raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
+            found = function(pair.difference, *args, **kwargs)
+            dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
+            output = pair.like(found.values, pair.tensors[1].gather(dim, found.indices))
+            return type(found)((joined([pair], output), found.indices))

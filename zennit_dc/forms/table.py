@@ -1,0 +1,178 @@
+'''How forms are registered, and how they follow the axes of samples and channels.'''
+import copy
+import functools
+
+import torch
+from torch.nn import functional as F
+from zennit.canonizers import Canonizer
+
+from ..split import FORMS, OVERLAYS, Axis, SplitTensor, pass_of, split_form, sum_dtype, unsupported
+from ..views import assign
+
+
+NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
+MARKER, *PRIMES = 10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079  # longer than axes usually are
+
+
+class SplitOption(Canonizer):
+    '''Base class of the canonizers which, passed to a composite for split pairs, choose a split form for functions that
+    have no exact one. They change nothing in a model, but are a table of forms which is laid over the common one.
+
+    Attributes
+    ----------
+    forms : dict
+        The table of forms.
+    '''
+    forms = {}
+
+    def apply(self, root_module):
+        '''Choose this option for a model.
+
+        Parameters
+        ----------
+        root_module : :py:class:`torch.nn.Module`
+            The model, as it is passed to the composite.
+
+        Returns
+        -------
+        list
+            The one applied instance.
+
+        Raises
+        ------
+        RuntimeError
+            If an option of this type is chosen for this model already.
+        '''
+        instance = copy.copy(self)
+        instance.register(root_module)
+        return [instance]
+
+    def register(self, root_module):
+        '''Choose this option for a model until it is removed.'''
+        chosen = OVERLAYS.setdefault(root_module, [])
+        if any(type(option) is type(self) for option in chosen):
+            raise RuntimeError(f'{type(self).__name__} is applied to this model already')
+        chosen.append(self)
+        self.root = root_module
+
+    def remove(self):
+        '''Choose it no longer.'''
+        OVERLAYS[self.root].remove(self)
+
+
+def overloads(*names):
+    '''All the functions and methods that torch has under the given names.'''
+    found = (getattr(space, name, None) for name in names for space in NAMESPACES)
+    return {function for function in found if callable(function)}
+
+
+def torch_form(*names, inplace=(), table=FORMS):
+    '''Register a split form for all functions and methods of torch with these names, and, as an in-place operation, for
+    those of other names.'''
+    def register(form):
+        split_form(*overloads(*names), table=table)(form)
+        split_form(*overloads(*inplace), table=table)(in_place(form, *inplace[:1]))
+        return form
+    return register
+
+
+def missing(functions, reason, remedy):
+    '''Register that functions have no form but those of an option.'''
+    for function in functions:
+        @split_form(function)
+        def form(*args, name=function.__name__, **kwargs):
+            raise unsupported(name, (args, kwargs), reason, remedy)
+
+
+def in_place(form, name=None):
+    '''A split form that changes its first argument.'''
+    def changed(target, *args, **kwargs):
+        if not isinstance(target, SplitTensor):
+            raise unsupported(
+                f'{name} on a plain tensor', (args, kwargs), ', as it would have to become a split pair',
+                'make a new tensor of the parts, e.g. with torch.cat, torch.stack or torch.where'
+            )
+        output = form(target, *args, **kwargs)
+        shape, dtype = target.values[0].shape, target.values[0].dtype
+        if output.values[0].shape != shape:
+            raise unsupported(name, (target,), ' where it changes the shape')
+        return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)))
+    return changed
+
+
+def in_place_or_new(form):
+    '''Give a split form the parameter inplace.'''
+    @functools.wraps(form)
+    def with_inplace(pair, *args, inplace=False, **kwargs):
+        output = form(pair, *args, **kwargs)
+        return assign(pair, output) if inplace else output
+    return with_inplace
+
+
+def plain(obj):
+    '''Replace split pairs in arguments by their difference, as values.'''
+    if isinstance(obj, SplitTensor):
+        return obj.difference.detach()
+    if type(obj) in (tuple, list):
+        return type(obj)(map(plain, obj))
+    return {key: plain(value) for key, value in obj.items()} if type(obj) is dict else obj
+
+
+def refuse_pairs(name, *parameters):
+    '''Raise where a parameter is itself a split pair: that is a product of pairs.'''
+    if pass_of(parameters) is not None:
+        raise unsupported(name, parameters, ' for a weight or a bias that depends on the input')
+
+
+def require_batch(pair, dimensions, name):
+    '''Raise if the pair lacks its batch axis.'''
+    shape = pair.values[0].shape
+    if len(shape) < dimensions:
+        raise unsupported(name, (pair,), f' for an input of shape {tuple(shape)} without a batch axis')
+
+
+def to_dtype(pair, function):
+    '''Change the dtype or the device of a pair; the sum stays in at least float32.'''
+    difference, stream_sum = pair.tensors
+    converted = function(difference)
+    if converted is difference:
+        return pair
+    return pair.replaced(converted, stream_sum.to(converted.device, sum_dtype(converted.dtype)))
+
+
+def keep_axes(pair, output):
+    '''Note that entries keep their order.'''
+    output.batch, output.channels = pair.batch, pair.channels
+    return output
+
+
+def follow_axes(pairs, output, function):
+    '''Note where the axes of pairs are in what a function made of them, if that can be proven with tensors without
+    memory: of a view by its strides; of anything else by its shape, if another length of an axis makes one axis of the
+    output longer by the same factor.'''
+    output.depth = max(pair.depth for pair in pairs)
+    for name in ('batch', 'channels'):
+        places = [pair.place(name) for pair in pairs]
+        try:
+            found = [] if None in places else places_of(pairs, places, output, function)
+        except (RuntimeError, IndexError, NotImplementedError):
+            found = []  # what cannot be asked is not proven
+        setattr(output, name, Axis.at(output.values[0].shape, found[0]) if len(found) == 1 else None)
+    return output
+
+
+def places_of(pairs, places, output, function):
+    '''The places in the output where the axis may be.'''
+    shapes = [list(pair.values[0].shape) for pair in pairs]
+    if len(pairs) == 1:
+        tensor = torch.empty_strided(shapes[0], PRIMES[:len(shapes[0])], device='meta')
+        view = function(tensor)
+        if view.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
+            own = tensor.stride(places[0])
+            return [axis for axis, stride in enumerate(view.stride()) if stride and not stride % own]
+    length = shapes[0][places[0]]
+    for shape, place in zip(shapes, places):
+        shape[place] = MARKER
+    probed = function(*(torch.empty(shape, device='meta') for shape in shapes)).shape
+    lengths = zip(probed, output.values[0].shape) if len(probed) == output.values[0].ndim else ()
+    return [axis for axis, (one, two) in enumerate(lengths) if not one % MARKER and one * length == two * MARKER]

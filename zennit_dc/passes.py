@@ -1,0 +1,298 @@
+'''One forward pass of a model in split form, and the map of its backward passes.
+
+A backward pass makes a map if it comes from the output of a forward pass and reaches the place where the map is read:
+the input, or a layer. In this backward pass rules hold. In any other, such as one that differentiates a map, all
+gradients are the true ones, so that nothing has to be recorded for it.
+'''
+import math
+import warnings
+import weakref
+from functools import partial
+from itertools import chain
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .rules import SplitRule, ruled
+from .spatial import require_spatial, spread
+from .split import Pass, SplitTensor, common_pass, describe, input_sum, same, sum_dtype
+
+
+class SplitPass(Pass):
+    '''One forward pass of a model with all of its graph, of which the gradients are taken from outside at the place
+    where the map is read.
+
+    Parameters
+    ----------
+    canonizer : :py:class:`~zennit_dc.SplitCanonizer`
+        What to compute.
+    call : callable
+        The original forward as a function of the list of its floating point inputs alone.
+    place : int, optional
+        The index of the input at which the map is read, if it is not read at a layer.
+    '''
+    has_graph = True
+
+    def __init__(self, canonizer, call, place=0):
+        super().__init__(canonizer.pooling, canonizer.recentering, canonizer.rule, canonizer.root)
+        self.canonizer, self.call, self.place = canonizer, call, place
+        self.readout, self.layer = canonizer.readout, canonizer.layer
+        self.rules += rules_of(canonizer.root)
+        self.sums_above = canonizer.needs_sums or canonizer.rule.quantity != 'sensitivity'
+        self.sums = self.sums_above if self.layer is None else canonizer.needs_sums or self.readout.needs_sum
+        self.inputs, self.read, self.seeds = None, None, {}
+
+    @property
+    def is_over(self):
+        '''Whether the context of this pass has ended.'''
+        return not self.canonizer.restore
+
+    def makes_map(self):
+        '''Whether the running backward pass is one that makes a map.'''
+        return torch._C._current_graph_task_id() in self.seeds
+
+    def begins_map(self):
+        '''Whether a backward pass that comes from an output makes a map.'''
+        return True
+
+    def __call__(self, inputs):
+        '''Run the model. The output has the difference in place of each split pair.'''
+        self.inputs = inputs
+        return self.leave(self.call([self.enter(index) for index in range(len(inputs))]))
+
+    def enter(self, index):
+        '''Split an input.'''
+        pair = SplitTensor(*self.split(self.inputs[index], index), self).as_input()
+        pair.depth = 0 if self.layer is None else -math.inf
+        return pair
+
+    def split(self, input, index):
+        '''The difference and the sum of an input.'''
+        values = same(input), self.input_sum(input)
+        self.read = values if self.layer is None and index == self.place else self.read
+        return values
+
+    def input_sum(self, input):
+        '''The sum of an input's streams.'''
+        return input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
+
+    def at_layer(self, module, output):
+        '''The output of the layer at which the map is read.'''
+        read = ruled(output, lambda *gradients: gradients)  # whose sum is no function of the difference any more
+        self.read, self.sums, self.depth = read.values, self.sums_above, 0
+        read.depth, read.layer = 0, output.layer and output.layer._replace(is_read=True)
+        return read
+
+    def leave(self, output):
+        '''The differences of the output.'''
+        leaves, structure = tree_flatten(output)
+        pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
+        if not pairs:
+            what = f'is a {type(output).__name__} without any'
+            raise NotImplementedError(f'the output of a model must have tensors that depend on its input, but {what}')
+        common_pass('the end of the model', list(pairs.values()), {})
+        if self.layer is not None and self.read is None:
+            raise ValueError(f'module {self.layer!r} was not called in this forward pass, or not on a split pair')
+        reached = any(pair.depth > -math.inf and pair.difference.requires_grad for pair in pairs.values())
+        if self.layer is not None and self.has_graph and not reached:
+            where = f'module {self.layer!r}, or what follows that runs in torch.no_grad()'
+            raise ValueError(f'the model\'s output does not depend on the output of {where}')
+        for place, pair in pairs.items():
+            seeds = partial(self.seeds_of, place, pair.values[1].dtype)
+            leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
+        return tree_unflatten(leaves, structure)
+
+    def seeds_of(self, place, sum_dtype, gradient, _):
+        '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
+        pass that makes a map; or the gradient as it is.'''
+        if not self.begins_map():
+            return gradient, None
+        task = torch._C._current_graph_task_id()
+        if task not in self.seeds:
+            # not longer than this pass, as the gradient may be made of the output whose graph holds this object
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.seeds.pop(task))
+        self.seeds.setdefault(task, {})[place] = gradient
+        return self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(self))
+
+
+class MapPass(SplitPass):
+    '''One forward pass of a model whose backward passes return the map as the gradient of the input. Below a layer it
+    has no graph.'''
+    def __init__(self, canonizer, call):
+        super().__init__(canonizer, call)
+        self.state, self.entrances, self.maps = state_of(self.root), [], []
+        self.device_type = next((device for *_, device, _ in self.state), 'cpu')
+        autocast = torch.is_autocast_enabled(self.device_type)
+        self.autocast_dtype = torch.get_autocast_dtype(self.device_type) if autocast else None
+
+    def __call__(self, inputs):
+        '''Run the model. The output has the difference in place of each split pair.'''
+        self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
+        self.without_graph = self.layer is not None or not self.has_graph
+        return super().__call__(inputs)
+
+    def begins_map(self):
+        '''Whether a backward pass that comes from an output makes a map: it does if it gets to the place where one is
+        read, and does not also differentiate a map of this forward pass.'''
+        reaches = torch._C._will_engine_execute_node
+        entrances, maps = ([node for node in (reference() for reference in nodes) if node is not None and reaches(node)]
+                           for nodes in (self.entrances, self.maps))
+        return bool(entrances) and not maps
+
+    def split(self, input, index):
+        '''The difference and the sum of an input, whose gradient is the map.'''
+        if self.without_graph:
+            return same(input.detach()), self.input_sum(input.detach())
+        return Node.apply(self.entrances, partial(self.input_gradients, index), input, self.input_sum(input))
+
+    def at_layer(self, module, output):
+        '''Go on with the layer's output as if the input were all it depends on.'''
+        self.require_one_map(describe(module, self.root), output)
+        output = super().at_layer(module, output)
+        values, layer, self.read, self.without_graph = self.read, output.layer, True, not self.has_graph
+        if self.has_graph:
+            with torch.enable_grad():
+                tensors = *values, *self.inputs, *self.trained()
+                values = Node.apply(self.entrances, partial(self.layer_gradients, values), *tensors)
+        output = output.replaced(*values)
+        output.layer = layer
+        return output
+
+    def require_one_map(self, where, output):
+        '''Raise if there is not one map at a layer's output.'''
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
+        if not isinstance(output, SplitTensor):
+            raise ValueError(f'the output of {where} is not one tensor but {type(output).__name__}')
+        if self.read is not None:
+            remedy = 'so that there is not one map at its output: choose a module that is called once'
+            raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
+        place, shape = output.place('channels'), output.values[0].shape
+        require_spatial(where, shape, self.inputs[0].shape, None if place is None else len(shape) + place)
+
+    def trained(self):
+        '''The parameters that require a gradient.'''
+        return [parameter for parameter in self.root.parameters() if parameter.requires_grad]
+
+    def input_gradients(self, index, *gradients):
+        '''The gradients by an input, and by its sum: the map, or the true ones.'''
+        if not self.makes_map():
+            return gradients
+        dtype = self.inputs[index].dtype
+        map = self.readout.combine(*gradients).to(dtype)
+        if not is_finite(map):
+            map = self.in_range(self.readout.combine(*self.again(index, exact=True)[:2]), dtype)
+        return self.marked(map), None
+
+    def layer_gradients(self, values, *gradients):
+        '''The gradients by the layer's output, the inputs and the parameters: the map for the first input, or the true
+        ones of what is below the layer, which is run again for them.'''
+        input, others = self.inputs[0], len(self.inputs) + len(self.trained()) - 1
+        if not self.makes_map():
+            return None, None, *self.below_layer(*gradients)
+        saliency = self.readout.at_layer(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
+        if not is_finite(saliency):
+            saliency = self.in_range(self.readout.at_layer(*self.again(exact=True)), input.dtype)
+        self.readout.saliency = saliency.detach()
+        return None, None, self.marked(spread(saliency.unsqueeze(1), input).to(input.dtype)), *(None,) * others
+
+    def in_range(self, map, dtype):
+        '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
+        if not is_finite(map):
+            raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
+        largest = map.detach().abs().reshape(len(map), -1).amax(1)
+        power = (math.frexp(torch.finfo(dtype).max)[1] - 2 - torch.frexp(largest)[1]).clamp(max=0)
+        if power.any():
+            how = f'image by image, by two to the power of {power.tolist()}; a larger alpha avoids this'
+            warnings.warn(f'the map of {self.readout.name} is too large for {dtype}: it is scaled, {how}', stacklevel=2)
+        return torch.ldexp(map, power.reshape(-1, *(1,) * (map.ndim - 1))).to(dtype)
+
+    def again(self, index=0, exact=False):
+        '''The gradients of difference and sum at the place where the map is read, and these tensors, from another pass
+        with all of its graph; if exact, in float64.'''
+        seeds = self.seeds[torch._C._current_graph_task_id()]
+        _, output, read = self.other_pass(index, exact)
+        leaves = tree_flatten(output)[0]
+        seeded = [(leaves[place], seed.to(leaves[place].dtype)) for place, seed in seeds.items()]
+        return *gradients(read, seeded, materialize_grads=True), *read
+
+    def below_layer(self, *layer_gradients):
+        '''The true gradients by inputs and parameters of what is below the layer.'''
+        other, _, read = self.other_pass()
+        seeded = [(tensor, gradient) for tensor, gradient in zip(read, layer_gradients) if tensor.requires_grad]
+        return gradients([*other.inputs, *self.trained()], seeded, allow_unused=True)
+
+    def other_pass(self, index=0, exact=False):
+        '''Another forward pass with all of its graph, its output, and the tensors at which the map is read.'''
+        if self.is_over or self.state != state_of(self.root):
+            raise RuntimeError(
+                'to compute this map, the model has to be run again, but it has changed since its forward pass: call'
+                ' the backward pass inside of the composite\'s context and with the same parameters'
+            )
+        graph, dtype = torch.is_grad_enabled(), None if exact else self.autocast_dtype
+        with torch.enable_grad(), torch.autocast(self.device_type, dtype, enabled=dtype is not None):
+            inputs = [same(input) if graph else input.detach().requires_grad_() for input in self.inputs]
+            call, inputs = in_float64(self.root, self.call, inputs) if exact else (self.call, inputs)
+            other = SplitPass(self.canonizer, call, index)
+            output = other(inputs)
+            read, other.read = other.read, None  # as their graph holds the pass
+        return other, output, read
+
+    def marked(self, map):
+        '''A map that can be differentiated, such that it is noticed when it is.'''
+        return Node.apply(self.maps, lambda gradient: (gradient,), map)[0] if torch.is_grad_enabled() else map
+
+
+class Node(torch.autograd.Function):
+    '''The first one or two of several tensors as they are. A function of the gradients of these returns those of all.
+
+    Parameters
+    ----------
+    nodes : list
+        Where to note this node of the graph, by a weak reference.
+    function : callable
+        The function.
+    *tensors : :py:class:`torch.Tensor`
+        The tensors.
+    '''
+    @staticmethod
+    def forward(ctx, nodes, function, *tensors):
+        ctx.function = function
+        nodes.append(weakref.ref(ctx))
+        return tuple(same(tensor) for tensor in tensors[:2])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return None, None, *ctx.function(*gradients)
+
+
+def in_float64(root, call, inputs):
+    '''The call of a model with its parameters and buffers in float64, and its inputs.'''
+    calling = torch.nn.ModuleDict({'root': root})
+    calling.forward = call
+    tensors = {name: tensor.double() for name, tensor in chain(calling.named_parameters(), calling.named_buffers())
+               if tensor.is_floating_point()}
+    return lambda inputs: torch.func.functional_call(calling, tensors, (inputs,)), [each.double() for each in inputs]
+
+
+def gradients(tensors, seeded, **kwargs):
+    '''The gradients by tensors of outputs that are given with what enters there.'''
+    outputs, seeds = zip(*seeded)
+    return torch.autograd.grad(outputs, tensors, seeds, create_graph=torch.is_grad_enabled(), **kwargs)
+
+
+def rules_of(root):
+    '''The rules that are registered to the model itself, whose hooks see tensors that are not split yet.'''
+    owners = [getattr(hook, '__self__', None) for hook in root._forward_pre_hooks.values()]
+    return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]
+
+
+def state_of(root):
+    '''What tells whether parameters or buffers of a model are others than before.'''
+    tensors = chain(root.parameters(), root.buffers())
+    return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors]
+
+
+def is_finite(map):
+    '''Whether all entries are finite.'''
+    return bool(torch.isfinite(map.detach()).all())
