@@ -1,5 +1,7 @@
 '''A model into split form and back.'''
 import copy
+import io
+import warnings
 
 import pytest
 import torch
@@ -150,3 +152,41 @@ def test_mixed_composite_that_can_not_be_entered(network):
     with pytest.raises(ValueError, match='conv1'), mixed.context(network):
         pass
     assert_untouched(network, before)
+
+
+class Dropping(nn.Module):
+    '''Stochastic depth as libraries write it.'''
+    def forward(self, x):
+        return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(.5) if self.training else x
+
+
+def test_training_mode_of_modules_that_draw():
+    model, image = nn.Sequential(nn.Conv2d(3, 4, 1), Dropping(), nn.Flatten()), torch.ones(2, 3, 4, 4)
+    with SplitGrad().context(model.train()), pytest.raises(RuntimeError, match=r'random numbers are drawn.*\.eval\(\)'):
+        model(image)
+    assert explain(SplitGrad(), model.eval(), image, 1).abs().max() > 0
+    # what draws nothing may be in training mode
+    model[0].train()
+    assert explain(SplitGrad(), model, image, 1).abs().max() > 0
+
+
+def test_model_is_not_copied_or_saved_in_a_context(network, image):
+    for composite in (SplitGrad(), SplitLRP()):
+        with composite.context(network):
+            with pytest.raises(RuntimeError, match='outside of the composite'):
+                copy.deepcopy(network)
+            with pytest.raises(RuntimeError, match='outside of the composite'):
+                torch.save(network, io.BytesIO())
+        assert torch.equal(copy.deepcopy(network)(image), network(image))
+
+
+@pytest.mark.parametrize('compiled', [
+    torch.jit.script, lambda model: torch.jit.freeze(torch.jit.script(model)), torch.compile,
+    lambda model: torch.jit.trace(model, torch.ones(1, 3, 4, 4)), lambda model: nn.Sequential(torch.compile(model)),
+])
+def test_compiled_models_are_named(compiled):
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        model = compiled(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten()).eval())
+    with pytest.raises(TypeError, match='is compiled, scripted'), SplitGrad().context(model):
+        pass

@@ -170,3 +170,16 @@ def test_weights_that_require_no_gradient():
     model.requires_grad_(False)
     for one, composite in zip(expected, (SplitGrad(), SplitLRP(), SplitCAM('bottom'))):
         assert torch.equal(explain(composite, model, image, 1), one)
+
+
+def test_composite_in_two_contexts(network, image):
+    composite, other = SplitGrad(.3), Network(1)
+    expected = explain(SplitGrad(.3), network, image)
+    image.requires_grad_()
+    with composite.context(network):
+        with pytest.raises(RuntimeError, match='in a context already'), composite.context(other):
+            pass
+        attribution, = torch.autograd.grad(network(image)[:, 2].sum(), image)
+    assert torch.equal(attribution, expected)
+    with composite.context(other):
+        other(image)

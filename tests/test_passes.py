@@ -1,4 +1,5 @@
 '''One forward pass of a model and its map: where the map is read, what it depends on, and what becomes of it.'''
+import contextlib
 import gc
 import warnings
 import weakref
@@ -11,9 +12,10 @@ from small_models import METHODS, Small, UNet
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils.checkpoint import checkpoint
 from zennit.attribution import Gradient
 
-from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Balanced, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
 
 
 # inputs and outputs
@@ -346,3 +348,133 @@ def test_default_output_relevance_keeps_nothing_alive():
             assert kept() is None
     finally:
         gc.enable()
+
+
+# which backward passes make a map
+
+@pytest.mark.parametrize('make', [
+    lambda: SplitGrad(.3), lambda: SplitGrad(Balanced()), lambda: SplitGrad(.2, '-h', pooling='convex'),
+    lambda: SplitLRP(.1), lambda: SplitLRP(.1, recentering=Shifting()), lambda: SplitLRP(.1, layer='norm'),
+    lambda: SplitCAM('conv2', .3, '+g'),
+])
+def test_loss_of_output_and_map(make):
+    '''Its gradient is the sum of both parts' gradients, each computed on its own, the output's outside of a context.'''
+    model, image = Small(), random_image(2, 2, 4, 4).requires_grad_()
+    inputs = [*model.parameters(), image]
+
+    def parts():
+        output = model(image)
+        return output, torch.autograd.grad(output[:, 1].sum(), image, create_graph=True)[0].square().sum()
+
+    expected = torch.autograd.grad(model(image).sum(), inputs)
+    with make().context(model):
+        of_map = torch.autograd.grad(parts()[1], inputs, allow_unused=True)
+        output, penalty = parts()
+        joint = torch.autograd.grad(output.sum() + penalty, inputs)
+        by_weights = torch.autograd.grad(model(image).sum(), inputs[:-1])
+    for one, first, second in zip(joint, expected, of_map):
+        assert_close(one, first if second is None else first + second, 1e-12)
+    # without the way to the input, there is no map
+    assert all(torch.equal(one, other) for one, other in zip(by_weights, expected))
+
+
+def test_two_maps_and_a_gradient_of_one_forward_pass():
+    model, image = Small(), random_image(2, 2, 4, 4).requires_grad_()
+    alone = [explain(SplitLRP(.1), model, image, unit) for unit in (0, 1)]
+    with SplitLRP(.1).context(model):
+        output = model(image)
+        maps = [torch.autograd.grad(output[:, unit].sum(), image, create_graph=True)[0] for unit in (0, 1)]
+        between = torch.autograd.grad(maps[0].sum(), model.conv1.weight, retain_graph=True)[0]
+        again = torch.autograd.grad(output[:, 1].sum(), image, retain_graph=True)[0]
+        assert torch.equal(between, torch.autograd.grad(maps[0].sum(), model.conv1.weight)[0])
+    for one, other in zip((*maps, again), (*alone, alone[1])):
+        assert_close(one.detach(), other, 1e-13)
+
+
+def test_output_is_bit_identical_where_axes_have_length_one():
+    '''Strides of such axes mean nothing, but may choose how a convolution is computed.'''
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        sizes = [int(torch.randint(1, 4, (), generator=generator)) for _ in range(4)]
+        conv = nn.Conv2d(sizes[1], 5, 1).double()
+        model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(5, 3, 1).double(), nn.Flatten())
+        order = torch.randperm(4, generator=generator).tolist()
+        image = torch.randn([sizes[axis] for axis in order], generator=generator, dtype=torch.float64)
+        image = image.permute([order.index(axis) for axis in range(4)])
+        for composite in (SplitGrad(), SplitLRP(), SplitCAM('1', stream='+g')):
+            with composite.context(model):
+                output = model(image.requires_grad_())
+            assert torch.equal(output, model(image))
+
+
+class Switching(nn.Module):
+    '''A network, some of whose layers run in a context of their own.'''
+    def __init__(self, context):
+        super().__init__()
+        torch.manual_seed(0)
+        self.context = context
+        self.conv, self.relu, self.dense = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(16, 4)
+        self.double()
+
+    def forward(self, x):
+        with self.context():
+            x = self.relu(self.conv(x))
+        return self.dense(x.flatten(1))
+
+
+@pytest.mark.parametrize('context', [torch.enable_grad, torch.no_grad])
+def test_layer_that_is_called_where_gradients_are_switched(context):
+    image = random_image(2, 3, 4, 4)
+    for make in (lambda: SplitCAM('relu', stream='+g'), lambda: SplitLRP(layer='relu')):
+        expected = explain(make(), Switching(contextlib.nullcontext), image)
+        image.requires_grad_()
+        with make().context(model := Switching(context)):
+            assert torch.equal(torch.autograd.grad(model(image)[:, 2].sum(), image)[0], expected)
+        image = image.detach()
+
+
+def test_layer_before_what_runs_without_gradients():
+    model = Switching(torch.no_grad).requires_grad_(False)
+    with SplitCAM('conv').context(model), pytest.raises(ValueError, match='no_grad'):
+        model(random_image(1, 3, 4, 4).requires_grad_())
+
+
+class Tokens(nn.Module):
+    '''A layer of tokens that are as many as the squared number of channels.'''
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.last = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(512, 3)
+        self.rows, self.channels = nn.Identity(), nn.Identity()
+
+    def forward(self, x):
+        x = self.mix(F.relu(self.conv(x)).flatten(2).mT)
+        rows = self.rows(x.view(-1, 8, 8, 8))
+        return self.last(F.relu(self.channels(rows.permute(0, 3, 1, 2))).flatten(1))
+
+
+def test_channels_are_found_where_all_sides_are_equal():
+    model, image = Tokens().double(), random_image(2, 3, 32, 32)
+    for layer in ('conv', 'channels'):
+        explain(SplitCAM(layer), model, image)
+    with SplitCAM('rows').context(model), pytest.raises(ValueError, match='second axis is not that of channels'):
+        model(image)
+
+
+@pytest.mark.parametrize('make', [lambda: SplitGrad(.3), SplitLRP])
+def test_maps_of_checkpoints_can_be_differentiated(make):
+    model, image = UNet(), random_image(2, 2, 16, 16).requires_grad_()
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return checkpoint(self.model, x, use_reentrant=False)
+
+    maps = []
+    for each in (model, Checkpointed()):
+        with make().context(each):
+            map, = torch.autograd.grad(each(image)[:, 1].sum(), image, create_graph=True)
+            maps.append((map.detach(), torch.autograd.grad(map.square().sum(), model.bottom.weight)[0]))
+    for one, other in zip(*maps):
+        assert_close(one, other, 1e-13)

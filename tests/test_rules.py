@@ -1,4 +1,6 @@
 '''The rules of layers.'''
+import warnings
+
 import pytest
 import torch
 from helpers import assert_close, explain, random_image
@@ -178,3 +180,20 @@ def test_one_kappa_for_each_module():
     names = [name for name, _ in network.named_modules()]
     assert_close(explain(SplitGrad({name: Balanced(.2) for name in names}), network, image), expected)
     assert repr(Balanced(.2)) == 'Balanced(kappa=0.2)' and Balanced(.2) == Balanced(.2) != Balanced(.1)
+
+
+def test_balanced_where_gradients_overflow():
+    '''The map in float32 is the one in float64, up to a power of two where it is too large.'''
+    torch.manual_seed(0)
+    layers = [layer for _ in range(60) for layer in (nn.Linear(32, 32), nn.ReLU())]
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=2.)
+        nn.init.zeros_(layer.bias)
+    model, image = nn.Sequential(*layers), 1e-30 * random_image(2, 32, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        single = explain(SplitGrad(Balanced(), '+g'), model, image).double()
+        double = explain(SplitGrad(Balanced(), '+g'), model.double(), image.double())
+    assert double.abs().max() > 1e40
+    size = [map.abs().amax(1, keepdim=True) for map in (single, double)]
+    assert_close(single / size[0], double / size[1], 1e-6)

@@ -1,5 +1,6 @@
 '''The pair, and the table of split forms.'''
 import copy
+import warnings
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from zennit_dc import SplitGrad, SplitTensor
+from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 
 
 def test_pair_from_tensors_of_other_shapes():
@@ -88,3 +89,52 @@ def test_autograd_functions_are_refused(function):
     model, image = Calls(function), torch.randn(1, 3, 8, 8).requires_grad_()
     with SplitGrad().context(model), pytest.raises(NotImplementedError, match='autograd function'):
         model(image)
+
+
+def test_activations_are_counted_on_the_longest_way():
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.depths = []
+
+        def forward(self, x):
+            for _ in range(3):
+                one = F.relu(self.conv(x))
+                x = (x + one) + (x + F.relu(self.conv(one)))
+            self.depths.append(x.depth)
+            return x.flatten(1)
+
+    with SplitGrad().context(model := Blocks()):
+        model(torch.ones(1, 3, 4, 4))
+    assert model.depths == [6]
+
+
+@pytest.mark.parametrize('make', [SplitGrad, SplitLRP])
+def test_pair_that_a_module_keeps(make):
+    class Keeping(nn.Module):
+        def forward(self, x):
+            self.kept, before = x, getattr(self, 'kept', None)
+            return x if before is None else x + before
+
+    model = nn.Sequential(nn.Linear(4, 3), Keeping())
+    with make().context(model):
+        model(torch.ones(2, 4))
+        with pytest.raises(RuntimeError, match='add.*another forward pass.*keeps'):
+            model(torch.ones(2, 4))
+    with pytest.raises(RuntimeError, match='add.*another forward pass.*keeps'):
+        model(torch.ones(2, 4))
+    model[1].kept = None
+
+
+def test_scripted_functions_are_named():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        function = torch.jit.script(double_of)
+    model = Calls(function)
+    with SplitGrad().context(model), pytest.raises(NotImplementedError, match='scripted'):
+        model(torch.ones(1, 3, 8, 8))
+
+
+def double_of(x):
+    return 2 * torch.relu(x)

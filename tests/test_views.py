@@ -1,11 +1,11 @@
 '''In-place operations and views.'''
 import pytest
 import torch
-from helpers import gradient_of, random_image
+from helpers import explain, gradient_of, random_image
 from jacobians import IMAGE, require_sensitivities, require_streams
 from torch.nn import functional as F
 
-from zennit_dc import SplitGrad, SplitTensor
+from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 
 
 def test_in_place_operation_through_a_view():
@@ -63,3 +63,79 @@ def test_output_may_be_changed_in_place(network, image):
         output = network(image)
         output += 1.
         assert torch.equal(torch.autograd.grad(output[:, 2].sum(), image)[0], expected)
+
+
+@pytest.mark.parametrize('change', [
+    lambda view: view.relu_(), lambda view: view.clamp_(-.5, .5), lambda view: view.abs_(), lambda view: view.square_(),
+    lambda view: F.hardtanh_(view), lambda view: F.leaky_relu_(view), lambda view: F.relu6(view, inplace=True),
+    lambda view: F.hardswish(view, inplace=True), lambda view: view.mul_(-2.), lambda view: view.add_(view),
+    lambda view: view.masked_fill_(torch.arange(view.shape[-1]) > 1, 3.), lambda view: view.neg_(),
+])
+@pytest.mark.parametrize('take', [
+    lambda x: x[:, 1:3], lambda x: x.permute(0, 2, 3, 1)[..., ::2], lambda x: x.chunk(2, 1)[1],
+    lambda x: x.unbind(2)[0], lambda x: x.permute(0, 2, 3, 1).flatten(0, 2), lambda x: x[:, :, 1:][..., 0],
+])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_every_in_place_operation_through_a_view(change, take, memory_format):
+    '''As it is without a graph, where torch allows it for the views of any function.'''
+    class Changed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.last = torch.nn.Conv2d(4, 4, 1).double(), torch.nn.Linear(100, 3).double()
+
+        def forward(self, x):
+            x = self.conv(x)
+            other = x[:, :, :2]
+            change(take(x))
+            return self.last(x.flatten(1)) + other.sum((1, 2, 3))[:, None]
+
+    model = Changed().to(memory_format=memory_format)
+    image = random_image(2, 4, 5, 5).to(memory_format=memory_format)
+    with torch.no_grad():
+        expected = model(image)
+    image.requires_grad_()
+    for composite in (SplitGrad(.5), SplitLRP()):
+        with composite.context(model):
+            output = model(image)
+            attribution, = torch.autograd.grad(output[:, 1].sum(), image)
+        assert torch.equal(output, expected)
+        assert attribution.abs().max() > 0
+
+
+def test_sensitivity_of_an_in_place_operation_on_a_view_of_other_memory():
+    '''Here the sum would have other memory than the difference.'''
+    class Rows(torch.nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.last = torch.nn.Conv2d(4, 4, 1).double(), torch.nn.Linear(100, 3).double()
+            self.in_place = in_place
+
+        def forward(self, x):
+            x = self.conv(x)
+            if not self.in_place:
+                return self.last(x.relu().flatten(1))
+            x.permute(0, 2, 3, 1).flatten(0, 2).relu_()
+            return self.last(x.flatten(1))
+
+    models = [Rows(in_place).to(memory_format=torch.channels_last) for in_place in (True, False)]
+    image = random_image(2, 4, 5, 5).to(memory_format=torch.channels_last)
+    for make in (lambda: SplitGrad(.3), lambda: SplitGrad(.5), SplitLRP):
+        one, other = (explain(make(), model, image) for model in models)
+        assert torch.equal(one, other)
+
+
+def test_entries_are_assigned():
+    x, other = (SplitTensor(random_image(2, 4), 3 + random_image(2, 4).abs()) for _ in '12')
+    expected, total = x.difference.clone(), x.stream_sum.clone()
+    view = x[:, 1:]
+    x[:, 0], x[0, 1:3] = -2., other[1, :2]
+    expected[:, 0], expected[0, 1:3] = -2., other.difference[1, :2]
+    total[:, 0], total[0, 1:3] = 2., other.stream_sum[1, :2]
+    assert torch.equal(x.difference, expected) and torch.equal(x.stream_sum, total)
+    assert torch.equal(view.difference, expected[:, 1:])
+    with pytest.raises(NotImplementedError, match='comparison'):
+        x[x < 0] = 0.
+    with pytest.raises(NotImplementedError, match='plain tensor'):
+        torch.zeros(2, 4, dtype=torch.float64)[:, 0] = other[:, 1]

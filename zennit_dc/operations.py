@@ -79,13 +79,13 @@ class Magnitude(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        makes_map = ctx.split_pass.makes_map()
-        if gradient is None or ctx.saved_tensors[0] is None and not makes_map:  # a sum that has no true gradient
+        makes_map, tensors = ctx.split_pass.makes_map(), ctx.saved_tensors
+        if gradient is None or tensors[0] is None and not makes_map:  # a sum that has no true gradient
             return (None,) * 6
         with torch.autocast(gradient.device.type, enabled=False):
             if makes_map:
-                return ctx.layer.transposed_magnitude(gradient, ctx.saved_tensors[1], ctx.shape), *(None,) * 5
-            return *true_gradients(ctx.layer.magnitude, ctx.saved_tensors, gradient), None, None, None
+                return ctx.layer.transposed_magnitude(gradient, tensors[1], ctx.shape), *(None,) * 5
+            return *true_gradients(ctx.layer.magnitude, tensors, gradient), None, None, None
 
 
 class AffineOutput(NamedTuple):

@@ -152,8 +152,8 @@ class MapPass(SplitPass):
         values, layer, self.read, self.without_graph = self.read, output.layer, True, not self.has_graph
         if self.has_graph:
             with torch.enable_grad():
-                tensors = *values, *self.inputs, *self.trained()
-                values = Node.apply(self.entrances, partial(self.layer_gradients, values), *tensors)
+                inputs = [self.marked(input, self.entrances) for input in self.inputs]
+                values = Node.apply([], partial(self.layer_gradients, values), *values, *inputs, *self.trained())
         output = output.replaced(*values)
         output.layer = layer
         return output
@@ -182,7 +182,7 @@ class MapPass(SplitPass):
         map = self.readout.combine(*gradients).to(dtype)
         if not is_finite(map):
             map = self.in_range(self.readout.combine(*self.again(index, exact=True)[:2]), dtype)
-        return self.marked(map), None
+        return self.marked(map, self.maps), None
 
     def layer_gradients(self, values, *gradients):
         '''The gradients by the layer's output, the inputs and the parameters: the map for the first input, or the true
@@ -194,7 +194,8 @@ class MapPass(SplitPass):
         if not is_finite(saliency):
             saliency = self.in_range(self.readout.at_layer(*self.again(exact=True)), input.dtype)
         self.readout.saliency = saliency.detach()
-        return None, None, self.marked(spread(saliency.unsqueeze(1), input).to(input.dtype)), *(None,) * others
+        map = spread(saliency.unsqueeze(1), input).to(input.dtype)
+        return None, None, self.marked(map, self.maps), *(None,) * others
 
     def in_range(self, map, dtype):
         '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
@@ -238,9 +239,10 @@ class MapPass(SplitPass):
             read, other.read = other.read, None  # as their graph holds the pass
         return other, output, read
 
-    def marked(self, map):
-        '''A map that can be differentiated, such that it is noticed when it is.'''
-        return Node.apply(self.maps, lambda gradient: (gradient,), map)[0] if torch.is_grad_enabled() else map
+    @staticmethod
+    def marked(tensor, nodes):
+        '''A tensor such that it is noticed when it is differentiated.'''
+        return Node.apply(nodes, lambda gradient: (gradient,), tensor)[0] if torch.is_grad_enabled() else tensor
 
 
 class Node(torch.autograd.Function):

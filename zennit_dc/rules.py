@@ -24,11 +24,12 @@ class Ruled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
+        values = ctx.saved_tensors
         known = next((gradient for gradient in gradients if gradient is not None), None)
         if known is not None and ctx.split_pass.makes_map():
             gradients = (torch.zeros_like(known) if gradient is None else gradient for gradient in gradients)
-            gradients = ctx.function(*gradients, *ctx.saved_tensors)
-        return None, None, *gradients, *(None,) * len(ctx.saved_tensors)
+            gradients = ctx.function(*gradients, *values)
+        return None, None, *gradients, *(None,) * len(values)
 
 
 def ruled(pair, function, *values):

@@ -127,9 +127,9 @@ class Axis(NamedTuple):
         '''The axis of an index.'''
         return cls(shape[index], math.prod(shape[index:][1:]))
 
-    def place(self, shape):
-        '''The negative index of this axis in a shape, or None if it is not one of its axes.'''
-        return next((index for index in range(-len(shape), 0) if Axis.at(shape, index) == self), None)
+    def places(self, shape):
+        '''The negative indices at which this axis may be in a shape; they are several if its length is one.'''
+        return [index for index in range(-len(shape), 0) if Axis.at(shape, index) == self]
 
 
 class SplitTensor(torch.Tensor):
@@ -235,7 +235,8 @@ class SplitTensor(torch.Tensor):
     def place(self, name):
         '''The negative index of the axis 'batch' or 'channels', or None if it is not known to be an axis.'''
         axis = getattr(self, name)
-        return axis and axis.place(self.values[0].shape)
+        places = axis and axis.places(self.values[0].shape)  # of axes that cannot be told apart, samples come first
+        return places[0 if name == 'batch' else -1] if places else None
 
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''

@@ -5,6 +5,7 @@ from helpers import assert_close, explain, gradient_of, random_image
 from small_models import SHAPE, Between, pair_of
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.stateless import _reparametrize_module
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
@@ -82,3 +83,48 @@ def test_relevance_passes_activations(name):
         model[0].forward = PIECEWISE_LINEAR[name][0]
         attribution, = torch.autograd.grad(model(pixels), pixels, relevance)
     assert torch.equal(attribution, relevance)
+
+
+def test_kinks_have_the_derivatives_of_torch():
+    '''So that half of the gradient is half of torch's own also where pre-activations are zero, as on black pixels.'''
+    class Kinks(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.last, self.function = nn.Linear(4, 12, bias=False), nn.LazyLinear(3), function
+            self.double()
+
+        def forward(self, x):
+            return self.last(self.function(self.first(x)))
+
+    image = random_image(3, 4)
+    image[0], image[1, 1:] = 0., 0.
+    for function in (
+        F.relu, torch.abs, F.leaky_relu, F.relu6, lambda x: F.prelu(x, torch.tensor(.3).double()), F.hardtanh,
+        lambda x: x.clamp(0., 1.), lambda x: x.clamp_min(0.), lambda x: F.softshrink(x, 0.),
+        lambda x: x.unflatten(1, (4, 3)).amax(1), lambda x: x.unflatten(1, (4, 3)).max(1)[0],
+        lambda x: torch.maximum(x, 2 * x), lambda x: torch.minimum(x, x.abs()), lambda x: x.amin(1, keepdim=True),
+        lambda x: F.max_pool1d(x[:, None], 3)[:, 0], lambda x: torch.maximum(x, torch.zeros(())),
+        lambda x: F.relu(F.relu(x) - F.relu(x)),
+    ):
+        model = Kinks(function)
+        with torch.no_grad():
+            model(image)
+        for stream, sign in (('g', .5), ('h', -.5)):
+            # sums of some ten products in another order
+            assert_close(
+                explain(SplitGrad(.5, stream), model, image), sign * gradient_of(model, image) + 0, 1e-14
+            )
+
+
+@pytest.mark.parametrize('make', [lambda: SplitLRP(.1), lambda: SplitGrad(.3), lambda: SplitCAM('before', .3, '+g')])
+def test_maps_can_be_differentiated_by_a_slope(make):
+    model, image = Between(nn.PReLU(4)).double(), random_image(*SHAPE).requires_grad_()
+
+    def total(slope):
+        with make().context(model), _reparametrize_module(model, {'function.weight': slope}):
+            attribution, = torch.autograd.grad(model(image)[:, 2].sum(), image, create_graph=True)
+        return (attribution * random_image(*SHAPE, seed=7)).sum()
+
+    slope = random_image(4, seed=3).abs().requires_grad_()
+    assert torch.autograd.gradcheck(total, slope, atol=1e-6, rtol=1e-6)

@@ -157,3 +157,23 @@ def test_maps_with_products_can_be_differentiated(composite):
     seed = random_image(1, 3, seed=9).requires_grad_()
     with composite.context(model):
         assert torch.autograd.gradgradcheck(model, image, seed, atol=1e-5, rtol=1e-5)
+
+
+MASK = torch.tensor([[True, False, True, False, True, True]] * 3).repeat(2, 1)
+
+
+@pytest.mark.parametrize('function', [
+    lambda x: torch.where(MASK, x, -2 * x), lambda x: torch.where(MASK, x, 3.), lambda x: x.where(MASK, -x),
+    lambda x: torch.where(MASK, torch.full((), -2.).double(), x), lambda x: x.masked_fill(MASK, -1.5),
+    lambda x: x.clone().masked_fill_(~MASK, 2.),
+])
+def test_choices_by_constant_masks(function):
+    require_streams(IMAGE, function)
+    require_sensitivities(IMAGE, function)
+
+
+def test_choices_by_comparisons_are_refused():
+    x = SplitTensor.of(random_image(2, 3))
+    for function in (lambda: torch.where(x > 0, x, 0 * x), lambda: x.masked_fill(x < 0, 0.)):
+        with pytest.raises(NotImplementedError, match='comparison'):
+            function()

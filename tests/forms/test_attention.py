@@ -164,3 +164,27 @@ def test_transformers_of_torchvision(name, layer):
         message = r'\(2, 5, 768\).*spatial'
         with SplitCAM('encoder.ln', canonizers=canonizers).context(model), pytest.raises(ValueError, match=message):
             model(image)
+
+
+@pytest.mark.parametrize('need_weights', [True, False])
+@pytest.mark.parametrize('shape', [(3, 3), (4, 3, 3)])
+@pytest.mark.parametrize('boolean', [True, False])
+def test_masks_of_multi_head_attention(boolean, shape, need_weights):
+    '''True is a token that is not seen. explain() asserts that the output is bit-identical.'''
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(4, 2, batch_first=True).double().eval()
+    mask = random_image(*shape)
+    if boolean:
+        mask = mask > .5
+        mask[..., 0] = False
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = attention
+
+        def forward(self, x):
+            return self.attention(x, x, x, attn_mask=mask, need_weights=need_weights)[0].flatten(1)
+
+    for make in (SplitGrad, SplitLRP):
+        assert explain(make(canonizers=detached()), Masked(), random_image(2, 3, 4)).abs().max() > 0

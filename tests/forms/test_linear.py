@@ -1,10 +1,14 @@
 '''Layers with weights, and averages.'''
+import itertools
+
 import pytest
 import torch
-from helpers import random_image
+from helpers import assert_close, random_image
 from jacobians import IMAGE, require_relevance, require_sensitivities, require_streams
 from torch import nn
 from torch.nn import functional as F
+
+from zennit_dc import SplitGrad, SplitTensor
 
 
 def weight(*shape):
@@ -68,3 +72,61 @@ def test_sensitivities(name):
 @pytest.mark.parametrize('name', LINEAR)
 def test_relevance(name):
     require_relevance(*LINEAR[name])
+
+
+@pytest.mark.parametrize('name, function', {
+    'matmul(other)': lambda x: torch.matmul(x, other=weight(5, 4)),
+    'mm(mat2)': lambda x: torch.mm(x, mat2=weight(5, 4)),
+    'addmm(mat1, mat2)': lambda x: torch.addmm(bias(4), mat1=x, mat2=weight(5, 4)),
+    'mv': lambda x: torch.mv(x, bias(5)), 'tensordot': lambda x: torch.tensordot(x, weight(5, 4), 1),
+    'tensordot over axes': lambda x: torch.tensordot(x, weight(4, 5), ([1], [1])),
+    'matrix from the left': lambda x: weight(4, 5) @ x.T, 'baddbmm': lambda x: torch.baddbmm(
+        weight(2, 1, 4), x[:, None], weight(2, 5, 4)),
+}.items())
+def test_other_ways_to_call_products_of_matrices(name, function):
+    require_streams((2, 5), function)
+    require_sensitivities((2, 5), function)
+
+
+def test_negative_divisor():
+    with pytest.raises(NotImplementedError, match='negative divisor_override'):
+        F.avg_pool2d(SplitTensor.of(random_image(*IMAGE)), 2, divisor_override=-2)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+def test_transposed_convolution_of_an_output_padding_by_dilation(stride):
+    def function(x):
+        return F.conv_transpose1d(x, weight(4, 3, 2), None, stride, 0, 1, 1, 2)
+
+    require_streams((2, 4, 5), function)
+    require_sensitivities((2, 4, 5), function)
+    require_relevance((2, 4, 5), function)
+
+
+@pytest.mark.parametrize('make', [lambda: SplitGrad(.5), lambda: SplitGrad(.5, 'h', pooling='convex')])
+def test_gradient_of_a_batch_norm_in_any_strides(make):
+    '''Torch's own is wrong for some on a CPU, as for the one of this einsum.'''
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm2d(4).double().eval()
+    for tensor in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+        tensor.copy_(.5 + torch.rand(4, generator=generator))
+    scale = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+    for order in itertools.permutations('bchw'):
+        for image in (random_image(1, 4, 3, 2), random_image(2, 4, 1, 2), random_image(3, 2, 1, 4).permute(0, 3, 2, 1)):
+            sizes = dict(zip('bchw', image.shape))
+            factor = random_image(*(sizes[letter] for letter in order))
+
+            class Weighted(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.norm = norm
+
+                def forward(self, x, order=''.join(order), factor=factor):
+                    return torch.einsum(f'bchw,{order}->', self.norm(x), factor)[None]
+
+            image.requires_grad_()
+            with make().context(model := Weighted()):
+                attribution, = torch.autograd.grad(model(image).sum(), image)
+            sign = -1 if make().readout.output == 'h' else 1
+            back = factor.permute([order.index(letter) for letter in 'bchw'])
+            assert_close(attribution, sign * scale[:, None, None] * back / 2, 1e-14)

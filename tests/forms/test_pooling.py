@@ -1,12 +1,12 @@
 '''Max-pooling and maxima.'''
 import pytest
 import torch
-from helpers import assert_close, random_image
-from small_models import pair_of
+from helpers import assert_close, explain, random_image
+from small_models import Calling, pair_of
 from torch import nn
 from torch.nn import functional as F
 
-from zennit_dc import SplitLRP, SplitTensor
+from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.split import Pass
 
 
@@ -91,3 +91,32 @@ def test_maximum_and_minimum(pooling):
     assert torch.equal(values.difference, x.amax(1)) and torch.equal(places, x.argmax(1))
     assert torch.equal(first.min(dim=2, keepdim=True).values.difference, x.amin(2, keepdim=True))
     assert torch.equal(first.amin((2, 3)).difference, x.amin((2, 3)))
+
+
+@pytest.mark.parametrize('function', [
+    lambda x: x.sort(-1)[0], lambda x: torch.sort(x, 1, descending=True).values, lambda x: x.topk(2, 1)[0],
+    lambda x: x.topk(3)[0], lambda x: x.max(axis=1)[0], lambda x: torch.max(x, dim=-1, keepdim=True).values,
+])
+def test_orders_take_both_streams_with_them(function):
+    x, total = random_image(2, 4, 5), 9 + random_image(2, 4, 5, seed=2).abs()
+    output = function(SplitTensor(x, total))
+    assert torch.equal(output.difference, function(x))
+    places = {value: sum for value, sum in zip(x.flatten().tolist(), total.flatten().tolist())}
+    assert output.stream_sum.flatten().tolist() == [places[value] for value in output.difference.flatten().tolist()]
+
+
+def test_orders_are_not_convex():
+    for function in (torch.sort, lambda x: torch.topk(x, 2)):
+        with pytest.raises(NotImplementedError, match='convex.*wta'):
+            function(SplitTensor.of(random_image(2, 4), pooling='convex'))
+
+
+def test_maximum_with_a_constant_in_a_network_that_overflows():
+    layers = [layer for _ in range(60) for layer in (nn.Linear(64, 64), nn.ReLU())]
+    torch.manual_seed(0)
+    for layer in layers[::2]:
+        nn.init.normal_(layer.weight, std=.18)
+    model = nn.Sequential(*layers, Calling(lambda x: torch.maximum(x, torch.zeros(64))))
+    with pytest.warns(UserWarning, match='two to the power of'):
+        attribution = explain(SplitGrad(0.), model, random_image(2, 64, dtype=torch.float32))
+    assert attribution.abs().amax(1).min() > 0

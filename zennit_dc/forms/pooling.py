@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ..operations import instead, keeping_recipe
-from ..split import SplitTensor, joined, pairs_in, split_form, unsupported
+from ..split import SplitTensor, joined, pairs_in, split_form, sum_dtype, unsupported
 from .arithmetic import negation, parts
 from .table import follow_axes, overloads, torch_form
 
@@ -134,13 +134,12 @@ for number in (1, 2, 3):
 def maximum(first, other):
     '''The larger one of two: max-pooling over both (Maxout, equation 17).'''
     pairs = list(pairs_in((first, other)))
-    (one, one_sum), (two, two_sum) = parts(first), parts(other)
+    (one, two), sums = zip(parts(first), parts(other))
     difference = torch.maximum(one, two)
     won = (one > two) + .5 * (one == two)  # as in torch's gradient, each has a half where they are equal
-    output = pool(
-        pairs[0], difference, torch.lerp(two_sum, one_sum, won.to(one_sum.dtype)),
-        lambda: one_sum + two_sum + (difference - one - two)
-    )
+    won, one_sum, two_sum = (tensor.to(sum_dtype(difference.dtype)) for tensor in (won, *sums))
+    winner = torch.lerp(two_sum, one_sum, won)
+    output = pool(pairs[0], difference, winner, lambda: one_sum + two_sum + (difference - one - two))
     return joined(pairs, output)
 
 

@@ -163,16 +163,17 @@ def follow_axes(pairs, output, function):
 
 def places_of(pairs, places, output, function):
     '''The places in the output where the axis may be.'''
-    shapes = [list(pair.values[0].shape) for pair in pairs]
-    if len(pairs) == 1:
-        tensor = torch.empty_strided(shapes[0], PRIMES[:len(shapes[0])], device='meta')
-        view = function(tensor)
-        if view.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
-            own = tensor.stride(places[0])
-            return [axis for axis, stride in enumerate(view.stride()) if stride and not stride % own]
-    length = shapes[0][places[0]]
-    for shape, place in zip(shapes, places):
-        shape[place] = MARKER
-    probed = function(*(torch.empty(shape, device='meta') for shape in shapes)).shape
-    lengths = zip(probed, output.values[0].shape) if len(probed) == output.values[0].ndim else ()
-    return [axis for axis, (one, two) in enumerate(lengths) if not one % MARKER and one * length == two * MARKER]
+    tensors, shape = [], output.values[0].shape
+    for pair, place in zip(pairs, places):
+        lengths = list(pair.values[0].shape)
+        length, lengths[place] = lengths[place], MARKER
+        tensors.append(torch.empty_strided(lengths, PRIMES[:len(lengths)], device='meta'))
+    probe, stride = function(*tensors), tensors[0].stride(places[0])
+    if probe.ndim != len(shape):
+        return []
+    if probe.untyped_storage()._cdata == tensors[0].untyped_storage()._cdata:
+        strides = probe.stride()
+        same = [axis for axis, own in enumerate(strides) if own == stride]
+        return same or [axis for axis, own in enumerate(strides) if own and not own % stride]
+    lengths = enumerate(zip(probe.shape, shape))
+    return [axis for axis, (one, two) in lengths if not one % MARKER and one * length == two * MARKER]
