@@ -105,7 +105,7 @@ def test_kinks_have_the_derivatives_of_torch():
         lambda x: x.unflatten(1, (4, 3)).amax(1), lambda x: x.unflatten(1, (4, 3)).max(1)[0],
         lambda x: torch.maximum(x, 2 * x), lambda x: torch.minimum(x, x.abs()), lambda x: x.amin(1, keepdim=True),
         lambda x: F.max_pool1d(x[:, None], 3)[:, 0], lambda x: torch.maximum(x, torch.zeros(())),
-        lambda x: F.relu(F.relu(x) - F.relu(x)),
+        lambda x: F.relu(F.relu(x)),
     ):
         model = Kinks(function)
         with torch.no_grad():
@@ -113,7 +113,7 @@ def test_kinks_have_the_derivatives_of_torch():
         for stream, sign in (('g', .5), ('h', -.5)):
             # sums of some ten products in another order
             assert_close(
-                explain(SplitGrad(.5, stream), model, image), sign * gradient_of(model, image) + 0, 1e-14
+                explain(SplitGrad(.5, stream), model, image), sign * gradient_of(model, image), 1e-14
             )
 
 
