@@ -30,6 +30,11 @@ TOGETHER = {
 }
 
 
+def pytest_addoption(parser):
+    '''How many random programs are tried.'''
+    parser.addoption('--graphs', type=int, default=200, help='The number of random programs that are tested.')
+
+
 def unit(name):
     '''What one worker runs: a test, or some together.'''
     return next((unit for unit, beginnings in TOGETHER.items() if name.startswith(beginnings)), name)

@@ -11,7 +11,7 @@ from zennit.core import Hook
 from .passes import MapPass
 from .recentering import Scaling
 from .rules import SplitRule
-from .split import MODULE_FORMS, NeedsSums, TrueGradient, describe, pass_of
+from .split import MODULE_FORMS, NeedsSums, TrueGradient, describe, pass_of, require_choice
 from .streams import Difference
 
 
@@ -224,9 +224,3 @@ def require_split_rule(rule, where):
     if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
         name = type(rule).__name__
         raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')
-
-
-def require_choice(name, value, choices):
-    '''Raise if a parameter is not one of its values.'''
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, not {value!r}')

@@ -5,9 +5,10 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
-from .canonizers import SplitCanonizer, require_choice, require_split_rule
+from .canonizers import SplitCanonizer, require_split_rule
 from .recentering import Scaling
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon
+from .split import require_choice
 from .streams import ActivatedSensitivity, Relevance, Sensitivity
 
 
@@ -109,12 +110,12 @@ class SplitLRP(SplitComposite):
         The stabilizer of the epsilon rule (equation 9).
     stream : {'positive', 'negative', 'combined'}, optional
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
-    layer, **kwargs
+    layer, *args, **kwargs
         See :py:class:`SplitComposite`. With ``pooling='convex'``, relevance goes to the winner all the same.
     '''
-    def __init__(self, epsilon=1e-6, stream='combined', layer=None, **kwargs):
+    def __init__(self, epsilon=1e-6, stream='combined', layer=None, *args, **kwargs):
         require_choice('stream', stream, Relevance.streams)
-        super().__init__(Relevance(stream), SplitEpsilon(epsilon), layer, **kwargs)
+        super().__init__(Relevance(stream), SplitEpsilon(epsilon), layer, *args, **kwargs)
 
 
 class SensitivityComposite(SplitComposite):
@@ -128,14 +129,13 @@ class SensitivityComposite(SplitComposite):
         The shift of the local sensitivities, see :py:class:`SplitGrad`.
     stream : str
         The stream.
-    **kwargs
+    *args, **kwargs
         See :py:class:`SplitComposite`.
     '''
-    def __init__(self, readout, alpha, stream, **kwargs):
+    def __init__(self, readout, alpha, stream, *args, **kwargs):
         require_choice('stream', stream, readout.streams)
         self.alpha = dict(alpha) if type(alpha) is dict else alpha
-        self.own_layers = len(kwargs.get('layer_map') or [])
-        super().__init__(readout(stream), sensitivity_rule(self.alpha_of('')), **kwargs)
+        super().__init__(readout(stream), sensitivity_rule(self.alpha_of('')), *args, **kwargs)
         self.canonizers[-1].validate = self.require_alphas
 
     def require_alphas(self, root):
@@ -175,7 +175,7 @@ class SensitivityComposite(SplitComposite):
         '''
         if not (isinstance(self.alpha, Mapping) or callable(self.alpha)):
             return super().mapping(ctx, name, module)
-        own = next((hook for types, hook in self.layer_map[:self.own_layers] if isinstance(module, types)), None)
+        own = next((hook for types, hook in self.layer_map[:-1] if isinstance(module, types)), None)
         weighted = any(parameter is not None for parameter in module._parameters.values()) or is_parametrized(module)
         if own is None and weighted and not isinstance(module, ParametrizationList):
             return sensitivity_rule(self.alpha_of(name))
@@ -207,11 +207,11 @@ class SplitGrad(SensitivityComposite):
         the network above the layer is.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
-    layer, **kwargs
+    layer, *args, **kwargs
         See :py:class:`SplitComposite`.
     '''
-    def __init__(self, alpha=0.4, stream='g', layer=None, **kwargs):
-        super().__init__(Sensitivity, alpha, stream, layer=layer, **kwargs)
+    def __init__(self, alpha=0.4, stream='g', layer=None, *args, **kwargs):
+        super().__init__(Sensitivity, alpha, stream, layer, *args, **kwargs)
 
 
 @register_composite('split_cam')
@@ -228,10 +228,10 @@ class SplitCAM(SensitivityComposite):
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, times this stream's activation, which depends
         on the re-centering; or the sensitivity to the difference of both, times the original activation.
-    **kwargs
-        See :py:class:`SplitComposite`.
+    *args, **kwargs
+        See :py:class:`SplitComposite`, from ``pooling`` on.
     '''
-    def __init__(self, layer, alpha=0.4, stream='g', **kwargs):
+    def __init__(self, layer, alpha=0.4, stream='g', *args, **kwargs):
         if layer is None:
             raise ValueError('SplitCAM needs the name of a layer')
-        super().__init__(ActivatedSensitivity, alpha, stream, layer=layer, **kwargs)
+        super().__init__(ActivatedSensitivity, alpha, stream, layer, *args, **kwargs)

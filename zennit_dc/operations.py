@@ -23,8 +23,8 @@ class Layer:
     apply : callable
         The layer, a function ``(input, weight, bias) -> output``.
     transpose : callable, optional
-        The transpose of its linear part, a function ``(gradient, weight, input_shape) -> gradient``. Without it, the
-        gradient is left to autograd, which keeps the weights' absolute values in memory.
+        The transpose of its linear part, a function ``(gradient, weight, input_shape) -> gradient``. Without it, this
+        is the gradient of the layer, which is run again for it.
     bias_axes : int, optional
         The number of axes after the axis to which the bias belongs.
     difference : callable, optional
@@ -40,6 +40,9 @@ class Layer:
 
     def transposed_magnitude(self, gradient, weight, shape):
         '''Apply the transpose of the layer with the absolute values of its weights.'''
+        if self.transpose is None:
+            zeros = gradient.new_zeros(shape)
+            return true_gradients(lambda input: self.magnitude(input, weight, None), [zeros], gradient)[0]
         return self.transpose(gradient, magnitude(weight, gradient), shape)
 
 
@@ -168,11 +171,7 @@ def weighted(pair, layer, weight, bias):
     '''Apply an affine layer to both tensors of the pair.'''
     difference, stream_sum = pair.tensors
     difference = layer.difference(difference, weight, bias)
-    if layer.transpose is not None:
-        settings = layer, pair.split_pass, difference.shape
-        return pair.like(difference, Magnitude.apply(stream_sum, weight, bias, *settings))
-    with torch.autocast(stream_sum.device.type, enabled=False):
-        return pair.like(difference, layer.magnitude(stream_sum, weight, bias))
+    return pair.like(difference, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, difference.shape))
 
 
 def linear(pair, function, sum_function=None):

@@ -62,19 +62,17 @@ class SplitPass(Pass):
 
     def enter(self, index):
         '''Split an input.'''
-        pair = SplitTensor(*self.split(self.inputs[index], index), self).as_input()
+        input = self.inputs[index]
+        stream_sum = input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
+        pair = SplitTensor(*self.split(index, input, stream_sum), self).as_input()
         pair.depth = 0 if self.layer is None else -math.inf
         return pair
 
-    def split(self, input, index):
+    def split(self, index, input, stream_sum):
         '''The difference and the sum of an input.'''
-        values = same(input), self.input_sum(input)
+        values = same(input), stream_sum
         self.read = values if self.layer is None and index == self.place else self.read
         return values
-
-    def input_sum(self, input):
-        '''The sum of an input's streams.'''
-        return input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
 
     def at_layer(self, module, output):
         '''The output of the layer at which the map is read.'''
@@ -139,11 +137,11 @@ class MapPass(SplitPass):
                            for nodes in (self.entrances, self.maps))
         return bool(entrances) and not maps
 
-    def split(self, input, index):
+    def split(self, index, input, stream_sum):
         '''The difference and the sum of an input, whose gradient is the map.'''
         if self.without_graph:
-            return same(input.detach()), self.input_sum(input.detach())
-        return Node.apply(self.entrances, partial(self.input_gradients, index), input, self.input_sum(input))
+            return same(input.detach()), stream_sum.detach()
+        return Node.apply(self.entrances, partial(self.input_gradients, index), input, stream_sum)
 
     def at_layer(self, module, output):
         '''Go on with the layer's output as if the input were all it depends on.'''

@@ -52,16 +52,11 @@ class TrueGradient:
         return 1.
 
     def before_affine(self, pair):
-        '''Called on the input of a layer with weights.'''
+        '''Called on the input of a layer with weights; ``before_linear``, on that of a linear operation without weights
+        (averages, sums, constants); and ``after``, on the output of either of them.'''
         return pair
 
-    def before_linear(self, pair):
-        '''Called on the input of a linear operation without weights: averages, sums, constants.'''
-        return pair
-
-    def after(self, pair):
-        '''Called on the output of either of them.'''
-        return pair
+    before_linear = after = before_affine
 
     def shared(self, pair, count):
         '''Called on each of several pairs that are added or multiplied.'''
@@ -87,18 +82,18 @@ class Pass:
     ----------
     sums : bool
         Whether the value of the sum is computed, or only the way of its gradient.
-    without_graph : bool
-        Whether operations need no graph, as below the layer at which the map is read.
+    has_graph, without_graph : bool
+        Whether the original output has a graph; and whether operations need none at present, as below the layer at which
+        the map is read.
     is_over : bool
         Whether the context of the pass has ended.
     depth : int
         The largest number of activations on the way from the input, or from that layer, to any pair so far.
     '''
-    without_graph, is_over = False, False
+    has_graph, without_graph, is_over = False, False, False
 
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
-        if pooling not in ('wta', 'convex'):
-            raise ValueError(f'pooling must be \'wta\' or \'convex\', not {pooling!r}')
+        require_choice('pooling', pooling, ('wta', 'convex'))
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
         self.rules, self.sums, self.depth = [TrueGradient() if rule is None else rule], True, 0
 
@@ -117,19 +112,22 @@ class NeedsSums(BaseException):
 
 
 class Axis(NamedTuple):
-    '''An axis of a tensor in a form that no reshaping changes: its length, and how many entries there are for each step
-    along it, in row-major order.'''
+    '''An axis of a tensor: its length; how many entries there are for each step along it, in row-major order, which
+    reshaping does not change; and its index, or None where it is a part of an axis, or of several.'''
     length: int
     entries: int
+    index: int | None
 
     @classmethod
     def at(cls, shape, index):
         '''The axis of an index.'''
-        return cls(shape[index], math.prod(shape[index:][1:]))
+        return cls(shape[index], math.prod(shape[index:][1:]), index % len(shape))
 
-    def places(self, shape):
-        '''The negative indices at which this axis may be in a shape; they are several if its length is one.'''
-        return [index for index in range(-len(shape), 0) if Axis.at(shape, index) == self]
+    def reshaped(self, shape):
+        '''This axis where the entries are in another shape.'''
+        found = [index for index in range(len(shape)) if Axis.at(shape, index)[:2] == self[:2]]
+        # axes of length one that follow each other cannot be told apart
+        return self._replace(index=self.index if self.index in found else found[0] if found else None)
 
 
 class SplitTensor(torch.Tensor):
@@ -235,8 +233,7 @@ class SplitTensor(torch.Tensor):
     def place(self, name):
         '''The negative index of the axis 'batch' or 'channels', or None if it is not known to be an axis.'''
         axis = getattr(self, name)
-        places = axis and axis.places(self.values[0].shape)  # of axes that cannot be told apart, samples come first
-        return places[0 if name == 'batch' else -1] if places else None
+        return None if axis is None or axis.index is None else axis.index - self.values[0].ndim
 
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
@@ -273,11 +270,10 @@ class SplitTensor(torch.Tensor):
     def __repr__(self, *, tensor_contents=None):
         return 'SplitTensor(difference={!r}, stream_sum={!r})'.format(*self.tensors)
 
-    def __deepcopy__(self, memo):
-        raise unsupported('copy.deepcopy', (self,))
-
     def __reduce_ex__(self, protocol):
-        raise unsupported('pickle', (self,))
+        raise unsupported('a copy or pickle of a split pair', (self,))
+
+    __deepcopy__ = __reduce_ex__
 
 
 def forms_of(root):
@@ -322,7 +318,7 @@ def by_sample(tensor, batch):
     '''A tensor with the samples of an axis first, or with each of its entries as a sample if that is None.'''
     if batch is None:
         return tensor.reshape(-1, 1)
-    return tensor if leads(batch, tensor.shape) else tensor.reshape(-1, *batch).movedim(1, 0)
+    return tensor if leads(batch, tensor.shape) else tensor.reshape(-1, *batch[:2]).movedim(1, 0)
 
 
 def in_shape(rows, batch, shape):
@@ -334,7 +330,7 @@ def in_shape(rows, batch, shape):
 
 def leads(batch, shape):
     '''Whether samples are the first axis of a shape.'''
-    return len(shape) > 0 and Axis.at(shape, 0) == batch or math.prod(shape) == 0
+    return batch.index == 0 or math.prod(shape) == 0
 
 
 def true_gradients(function, tensors, gradient):
@@ -357,11 +353,14 @@ def sum_dtype(dtype):
 
 def input_sum(input, input_split):
     '''The sum of an input's two streams: its absolute value for 'relu', zero for 'half'.'''
-    if input_split == 'relu':
-        return input.abs()
-    if input_split == 'half':
-        return torch.zeros_like(input)
-    raise ValueError(f'input_split must be \'relu\' or \'half\', not {input_split!r}')
+    require_choice('input_split', input_split, ('relu', 'half'))
+    return input.abs() if input_split == 'relu' else torch.zeros_like(input)
+
+
+def require_choice(name, value, choices):
+    '''Raise if a parameter is not one of its values.'''
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, not {value!r}')
 
 
 def pairs_in(obj):

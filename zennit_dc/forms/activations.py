@@ -1,11 +1,14 @@
 '''Activations. Those that are piecewise linear are sums of ReLUs, and their split form is that of these.'''
+import functools
+
 import numpy as np
 import torch
 from torch.nn import functional as F
 
 from ..operations import activation, relu
-from ..split import called_in, unsupported
-from .table import in_place_or_new, missing, overloads, torch_form
+from ..split import true_gradients, unsupported
+from .arithmetic import Valued
+from .table import in_place_or_new, missing, overloads, require_evaluation, torch_form
 
 
 torch_form('relu', inplace=('relu_',))(in_place_or_new(relu))
@@ -18,10 +21,8 @@ for name in (
     def dropout(pair, p=0.5, training=None, inplace=False, train=None, name=name):
         training = train if training is None else training
         # as in torch.nn.functional, whose dropouts are on where nothing is said, but for the alpha dropouts
-        if (name not in ('alpha_dropout', 'feature_alpha_dropout') if training is None else training) and p > 0:
-            raise RuntimeError(
-                f'{name}, called in {called_in(pair.split_pass)}, is in training mode: call .eval() on the model'
-            )
+        training = name not in ('alpha_dropout', 'feature_alpha_dropout') if training is None else training
+        require_evaluation(training and p > 0, name, pair)
         return pair
 
 
@@ -40,14 +41,22 @@ class PiecewiseLinear:
         The slopes between, one more than the knots.
     value : float
         The value at the first knot.
+    function : callable, optional
+        The function as a model computes it. Its gradient says to which of both pieces a knot belongs. Default is this
+        function, whose knots belong to the pieces on their right.
     '''
-    def __init__(self, knots, slopes, value):
+    def __init__(self, knots, slopes, value, function=None):
+        self.function, right = self if function is None else function, np.full(len(knots), True)
         knots, slopes = (np.asarray(numbers, dtype=float) for numbers in (knots, slopes))
+        if function is not None:
+            at, = true_gradients(function, [torch.tensor(knots)], torch.ones(len(knots), dtype=torch.float64))
+            right = abs(at.detach().numpy() - slopes[1:]) < abs(at.detach().numpy() - slopes[:-1])
         around = abs(slopes[:-1]) + abs(slopes[1:]) - abs(np.diff(slopes))
         anchor = abs(slopes).argmin()
         if around.min() < abs(slopes).min():  # a knot, which is a piece of no length
             anchor = around.argmin() + 1
             knots, slopes = np.insert(knots, anchor, knots[anchor - 1]), np.insert(slopes, anchor, 0.)
+            right = np.insert(right, anchor, right[anchor - 1])
         values = value + np.cumsum([0., *slopes[1:-1] * np.diff(knots)])
         intercepts = np.append(values[0], values) - slopes * np.append(knots[0], knots)
         changes = abs(np.diff(slopes))
@@ -56,29 +65,26 @@ class PiecewiseLinear:
         # the slope of H changes by -c to the left of each knot on the right, and by c to the right of each on the left
         passed, places = np.arange(len(slopes))[:, None], np.arange(len(knots))
         signs = (passed > places) - 1. * (places >= anchor)
-        tables = knots, slopes, intercepts, signs @ changes, -signs @ (changes * knots)
-        self.knots, self.slopes, self.intercepts, self.hinge_slopes, self.hinge_intercepts = map(torch.tensor, tables)
+        self.knots, self.right = torch.tensor(knots), torch.tensor(right)
+        self.lines = torch.tensor(np.stack([slopes, intercepts]))
+        self.hinges = torch.tensor(np.stack([signs @ changes, -signs @ (changes * knots)]))
 
     def __call__(self, input):
         '''The function's value.'''
-        piece = self.piece(input)
-        return self.at(self.slopes, piece, input) * input + self.at(self.intercepts, piece, input)
+        slope, intercept = self.lines.to(input)[:, self.piece(input)]
+        return slope * input + intercept
 
     def piece(self, input):
-        '''The index of the piece of each entry; a knot belongs to the piece on its right.'''
-        return torch.bucketize(input.detach().contiguous(), self.knots.to(input), right=True)
+        '''The index of the piece of each entry.'''
+        knots = self.knots.to(input)
+        knots = torch.where(self.right.to(input.device), knots, torch.nextafter(knots, knots + 1))
+        return torch.bucketize(input.detach().contiguous(), knots, right=True)
 
-    @staticmethod
-    def at(table, piece, like):
-        '''Look a number up for each entry.'''
-        return table.to(like)[piece]
-
-    def split(self, pair, difference):
-        '''The split form, with the function that computes the difference.'''
+    def split(self, pair):
+        '''The split form.'''
         def of(original, total):
-            piece = self.piece(original)
-            hinges = self.at(self.hinge_slopes, piece, total) * original + self.at(self.hinge_intercepts, piece, total)
-            return difference(original), total * self.factor + self.offset + hinges
+            slope, intercept = self.hinges.to(total)[:, self.piece(original)]
+            return self.function(original), total * self.factor + self.offset + (slope * original + intercept)
 
         return activation(pair, of)
 
@@ -92,10 +98,7 @@ def leaky_relu(pair, negative_slope=0.01):
 @torch_form('rrelu', inplace=('rrelu_',))
 @in_place_or_new
 def rrelu(pair, lower=1. / 8, upper=1. / 3, training=False):
-    if training:
-        raise RuntimeError(
-            f'rrelu, called in {called_in(pair.split_pass)}, is in training mode: call .eval() on the model'
-        )
+    require_evaluation(training, 'rrelu', pair)
     return leaky(pair, (lower + upper) / 2, lambda tensor: F.rrelu(tensor, lower, upper, False))
 
 
@@ -110,56 +113,67 @@ def leaky(pair, slope, function):
     '''A leaky ReLU, :math:`m z + (1 - m) \\max(z, 0)`: its sum is
     :math:`|m| s + |1 - m| (s + \\max(-d, 0))`.'''
     def of(difference, total):
-        hinge = abs(1 - slope)
-        return function(difference), total * (abs(slope) + hinge) + hinge * (torch.relu(difference) - difference)
+        hinge, negative = abs(1 - slope), difference - torch.relu(difference)
+        path = difference + (slope - 1) * negative  # at zero, the gradient of torch's own has another one by the slope
+        return Valued.apply(path, function(difference.detach())), total * (abs(slope) + hinge) - hinge * negative
 
     return activation(pair, of)
 
 
-def clamping(low, high):
+@functools.cache
+def clamping(low, high, function):
     '''The function that cuts off below low and above high, either of which may be None.'''
-    if low is None:
-        return PiecewiseLinear([high], [1., 0.], high)
-    return PiecewiseLinear([low], [0., 1.], low) if high is None else PiecewiseLinear([low, high], [0., 1., 0.], low)
+    knots = [bound for bound in (low, high) if bound is not None]
+    slopes = [0.] * (low is not None) + [1.] + [0.] * (high is not None)
+    return PiecewiseLinear(knots, slopes, knots[0], lambda tensor: function(tensor, low, high))
 
 
 @torch_form('hardtanh', inplace=('hardtanh_',))
 @in_place_or_new
 def hardtanh(pair, min_val=-1., max_val=1.):
-    return clamping(min_val, max_val).split(pair, lambda tensor: F.hardtanh(tensor, min_val, max_val))
+    return clamping(min_val, max_val, F.hardtanh).split(pair)
 
 
 @torch_form('relu6')
 @in_place_or_new
 def relu6(pair):
-    return clamping(0., 6.).split(pair, F.relu6)
+    return clamping(0., 6., F.hardtanh).split(pair)
 
 
 @torch_form('clamp', 'clip', inplace=('clamp_', 'clip_'))
 def clamp(pair, min=None, max=None):
     if isinstance(min, torch.Tensor) or isinstance(max, torch.Tensor):
         raise unsupported('clamp', (pair, min, max), ' for bounds that are tensors', 'use torch.maximum and minimum')
-    return clamping(min, max).split(pair, lambda tensor: tensor.clamp(min, max))
+    return clamping(min, max, torch.clamp).split(pair)
 
 
 torch_form('clamp_min', inplace=('clamp_min_',))(clamp)
 torch_form('clamp_max', inplace=('clamp_max_',))(lambda pair, max: clamp(pair, None, max))
 
 
+@functools.cache
+def hard_sigmoid():
+    '''The hard sigmoid, of which torch's own gradient has none, and is in float32.'''
+    return PiecewiseLinear([-3., 3.], [0., 1 / 6, 0.], 0., lambda tensor: Valued.apply(
+        F.relu6(tensor + 3) / 6, F.hardsigmoid(tensor.detach())
+    ))
+
+
 @torch_form('hardsigmoid')
 @in_place_or_new
 def hardsigmoid(pair):
-    return PiecewiseLinear([-3., 3.], [0., 1 / 6, 0.], 0.).split(pair, F.hardsigmoid)
+    return hard_sigmoid().split(pair)
 
 
 @torch_form('softshrink')
 def softshrink(pair, lambd=0.5):
-    return PiecewiseLinear([-lambd, lambd], [1., 0., 1.], 0.).split(pair, lambda tensor: F.softshrink(tensor, lambd))
+    return PiecewiseLinear([-lambd, lambd], [1., 0., 1.], 0., lambda tensor: F.softshrink(tensor, lambd)).split(pair)
 
 
 @torch_form('abs', 'absolute', '__abs__', inplace=('abs_', 'absolute_'))
 def absolute(pair):
-    return PiecewiseLinear([0.], [-1., 1.], 0.).split(pair, torch.abs)
+    # with a piece of no length between, whose slope is the gradient at zero
+    return PiecewiseLinear([0., 0.], [-1., 0., 1.], 0., torch.abs).split(pair)
 
 
 missing(

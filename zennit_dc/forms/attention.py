@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from ..operations import Instead, Layer, affine, linear, magnitude
 from ..split import SplitTensor, split_form, unsupported
 from .arithmetic import Valued
-from .table import SplitOption, follow_axes, missing, overloads, plain
+from .linear import of_one_sample
+from .table import SplitOption, follow_axes, missing, overloads, plain, require_evaluation
 
 
 class DetachedAttention(SplitOption):
@@ -85,8 +86,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
         raise unsupported(
             'scaled_dot_product_attention', (query, key, value), ' for grouped queries or constant values'
         )
-    if dropout_p > 0.:
-        raise RuntimeError('attention drops out at random: call .eval() on the model')
+    require_evaluation(dropout_p > 0., 'the dropout of attention', value)
     query, key = (each.difference if isinstance(each, SplitTensor) else each for each in (query, key))
     logits = masked(query @ key.mT * (query.shape[-1] ** -.5 if scale is None else scale), attn_mask, is_causal)
     weights = constant(logits.softmax(-1), value.split_pass)
@@ -98,7 +98,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
         return Valued.apply(weights @ tensor, original)
 
     output = linear(value, attend, lambda tensor: weights.to(tensor.dtype) @ tensor)
-    return follow_axes([value], output, lambda tensor: weights.to('meta') @ tensor)
+    return follow_axes([value], output, lambda tensor: of_one_sample(weights) @ tensor)
 
 
 def masked(logits, mask, is_causal):

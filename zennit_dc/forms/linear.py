@@ -7,7 +7,7 @@ from ..operations import (
     Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
 )
 from ..recentering import recenter
-from ..split import SplitTensor, called_in, joined, split_form, unsupported
+from ..split import SplitTensor, called_in, joined, pass_of, split_form, unsupported
 from ..views import laid_out
 from .arithmetic import addition, valued
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
@@ -24,8 +24,7 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
     axes = weight.ndim - 2
     require_batch(pair, axes + 2, name)
     function, reverse = getattr(F, name), getattr(torch.nn.grad, f'conv{axes}d_input')
-    if isinstance(padding, str):
-        pair, padding = explicit_padding(pair, padding, weight.shape[2:], dilation)
+    low, more = paddings(padding, weight.shape[2:], dilation)
 
     def apply(input, weight, bias):
         if transposed:
@@ -33,26 +32,25 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
         return function(input, weight, bias, stride, padding, dilation, groups)
 
     def transpose(gradient, weight, shape):
-        if not transposed:
-            return reverse(shape, weight, gradient, stride, padding, dilation, groups)
-        output = getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
-        # an output padding may be as long as a step of the dilation
-        return output[(..., *(slice(length) for length in shape[2:]))]
+        if transposed:
+            output = getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
+        else:
+            padded = [*shape[:2], *(length + extra for length, extra in zip(shape[2:], more))]
+            output = reverse(padded, weight, gradient, stride, low, dilation, groups)
+        # without what is padded, which for transposed convolutions may be as long as a step of the dilation
+        return output[(..., *map(slice, shape[2:]))]
 
     first = pair.place('batch') == -pair.values[0].ndim
     return affine(pair, Layer(apply, transpose, axes), weight, bias, 0 if first else None, 1)
 
 
-def explicit_padding(pair, padding, kernel, dilation):
-    '''Turn the paddings 'valid' and 'same' into numbers, with one more at the end where 'same' is odd.'''
-    if padding == 'valid':
-        return pair, 0
+def paddings(padding, kernel, dilation):
+    '''A padding at the beginning of each axis, and how much more is padded at its end, which 'same' may do.'''
+    if padding != 'same':
+        return 0 if padding == 'valid' else padding, (0,) * len(kernel)
     dilation = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * len(kernel)
     total = [width * (size - 1) for width, size in zip(dilation, kernel)]
-    if any(amount % 2 for amount in total):
-        edges = [edge for amount in reversed(total) for edge in (0, amount % 2)]
-        pair = joined([pair], pair.like(*(F.pad(tensor, edges) for tensor in pair.tensors)))
-    return pair, [amount // 2 for amount in total]
+    return [amount // 2 for amount in total], [amount % 2 for amount in total]
 
 
 def register_convolutions(axes):
@@ -91,29 +89,33 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
             raise unsupported('a matrix product from the left', (right,), ', as it would mix the samples of the batch')
     elif not isinstance(right, SplitTensor):
         require_batch(left, 2, 'matmul')
-    return bilinear(torch.matmul, left, right)
+    has_graph, constants = pass_of((left, right)).has_graph, (id(left), id(right))
+
+    def function(*tensors):
+        if has_graph:  # torch folds matrices that need a gradient, as all but constants do in the original
+            keep = [each.requires_grad or id(each) in constants for each in tensors]
+            tensors = [each if kept else each.detach().requires_grad_() for each, kept in zip(tensors, keep)]
+        return torch.matmul(*tensors)
+
+    return bilinear(function, left, right)
 
 
 def bilinear(function, left, right):
     '''A bilinear function of a pair and a constant, or of two pairs.'''
-    def of_both(pairs, output):
-        return follow_axes(pairs, output, function)
-
-    def of_left(tensor):
-        return function(tensor, right.to(tensor))
-
-    def of_right(tensor):
-        return function(left.to(tensor), tensor)
-
     if not isinstance(left, SplitTensor):
         output = linear(
             right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total)
         )
-        return follow_axes([right], output, of_right)
+        return follow_axes([right], output, lambda tensor: function(of_one_sample(left), tensor))
     if isinstance(right, SplitTensor):
-        return multiply(left, right, function, of_both)
+        return multiply(left, right, function, lambda pairs, output: follow_axes(pairs, output, function))
     output = affine(left, Layer(lambda input, weight, bias: function(input, weight)), right)
-    return follow_axes([left], output, of_left)
+    return follow_axes([left], output, lambda tensor: function(tensor, of_one_sample(right)))
+
+
+def of_one_sample(matrices):
+    '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
+    return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
 
 
 @torch_form('addmm')

@@ -154,24 +154,20 @@ def amax(pair, dim=(), keepdim=False, *, axis=None):
     '''The maximum over axes. Entries that are equal share it, as they share torch's gradient.'''
     dim = dim if axis is None else axis
     dims = [*range(pair.values[0].ndim)] if dim == () else dim
-    original, _ = pair.tensors
-    largest = torch.amax(original, dims, True)
-    won = original == largest
+    largest = torch.amax(pair.difference, dims, True)
+    won = pair.difference == largest
     share = won / won.sum(dims, True)
-    difference = largest if keepdim else largest.squeeze(dims if isinstance(dims, int) else tuple(dims))
-    return over_axes(
-        pair, difference, dims, keepdim, lambda tensor: (tensor * share.to(tensor.dtype)).sum(dims, keepdim)
-    )
+    return over_axes(pair, largest, dims, keepdim, lambda tensor: (tensor * share.to(tensor.dtype)).sum(dims, True))
 
 
 def over_axes(pair, difference, dims, keepdim, winners):
-    '''A maximum over axes.'''
-    output = pool_windows(pair, difference, winners, lambda tensor: tensor.sum(dims, keepdim))
-    follow_axes([pair], output, lambda tensor: tensor.sum(dims, keepdim))
+    '''A maximum over axes, from functions that keep these with length one.'''
+    output = pool_windows(pair, difference, winners, lambda tensor: tensor.sum(dims, True))
+    follow_axes([pair], output, lambda tensor: tensor.sum(dims, True))
     if output.batch is None and pair.place('batch') is not None:
         raise unsupported('a maximum over the batch axis', (pair,), ', with which the map of an image would depend on'
                           ' the others', 'take it over another axis')
-    return output
+    return output if keepdim else output.squeeze(dims if isinstance(dims, int) else tuple(dims))
 
 
 @torch_form('max')
@@ -182,13 +178,9 @@ def max_of(first, other=None, keepdim=False, *, dim=None, axis=None):
     dim = next((each for each in (other, dim, axis) if each is not None), None)
     if dim is None:
         return amax(first)
-    difference, places = torch.max(first.difference, dim, keepdim)
-
-    def winners(tensor):
-        found = tensor.gather(dim, places if keepdim else places.unsqueeze(dim))
-        return found if keepdim else found.squeeze(dim)
-
-    return torch.return_types.max((over_axes(first, difference, dim, keepdim, winners), places))
+    difference, places = torch.max(first.difference, dim, True)
+    output = over_axes(first, difference, dim, keepdim, lambda tensor: tensor.gather(dim, places))
+    return torch.return_types.max((output, places if keepdim else places.squeeze(dim)))
 
 
 @torch_form('min')

@@ -40,7 +40,8 @@ register_routing(
 register_routing(
     ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
      'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-     'native_channel_shuffle', '__getitem__', 'unfold', 'rot90', 'diagonal', 'masked_select'), follow
+     'native_channel_shuffle', '__getitem__', 'unfold', 'rot90', 'diagonal', 'masked_select', 'atleast_1d',
+     'atleast_2d', 'atleast_3d'), follow
 )
 
 
@@ -116,4 +117,8 @@ for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstac
             if 'stack' in name and output.batch is not None:  # which may insert an axis anywhere
                 follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
                 output.depth = max(pair.depth for pair in pairs)
+            lengths = {pair.batch and pair.batch.length for pair in pairs}
+            if output.batch is not None and {output.batch.length} != lengths:  # along the axis itself
+                whole = len(lengths) == 1 and output.batch.length == len(tensors) * min(lengths)
+                output.batch = output.batch._replace(length=min(lengths), index=None) if whole else None
             return output

@@ -117,8 +117,7 @@ def replacements(tolerance):
         @in_place_or_new
         def smooth(pair, *args, name=name, **kwargs):
             parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
-            function = interpolation(name, tolerance, tuple(sorted(parameters.items())))
-            return function.split(pair, function)
+            return interpolation(name, tolerance, tuple(sorted(parameters.items()))).split(pair)
 
         torch_form(name, *['expit'] if name == 'sigmoid' else [], inplace=(f'{name}_',), table=table)(smooth)
     return table

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..split import FORMS, OVERLAYS, Axis, SplitTensor, pass_of, split_form, sum_dtype, unsupported
+from ..split import FORMS, OVERLAYS, Axis, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
 from ..views import assign
 
 
@@ -131,6 +131,13 @@ def require_batch(pair, dimensions, name):
         raise unsupported(name, (pair,), f' for an input of shape {tuple(shape)} without a batch axis')
 
 
+def require_evaluation(training, name, pair):
+    '''Raise for a function that draws random numbers.'''
+    if training:
+        where = called_in(pair.split_pass)
+        raise RuntimeError(f'{name}, called in {where}, is in training mode: call .eval() on the model')
+
+
 def to_dtype(pair, function):
     '''Change the dtype or the device of a pair; the sum stays in at least float32.'''
     difference, stream_sum = pair.tensors
@@ -142,14 +149,16 @@ def to_dtype(pair, function):
 
 def keep_axes(pair, output):
     '''Note that entries keep their order.'''
-    output.batch, output.channels = pair.batch, pair.channels
+    for name in ('batch', 'channels'):
+        axis = getattr(pair, name)
+        setattr(output, name, axis and axis.reshaped(output.values[0].shape))
     return output
 
 
 def follow_axes(pairs, output, function):
     '''Note where the axes of pairs are in what a function made of them, if that can be proven with tensors without
-    memory: of a view by its strides; of anything else by its shape, if another length of an axis makes one axis of the
-    output longer by the same factor.'''
+    memory: of a view by its strides; of anything else by its shape, if one axis of the output is as long as this one,
+    however long this one is.'''
     output.depth = max(pair.depth for pair in pairs)
     for name in ('batch', 'channels'):
         places = [pair.place(name) for pair in pairs]
@@ -172,8 +181,8 @@ def places_of(pairs, places, output, function):
     if probe.ndim != len(shape):
         return []
     if probe.untyped_storage()._cdata == tensors[0].untyped_storage()._cdata:
-        strides = probe.stride()
-        same = [axis for axis, own in enumerate(strides) if own == stride]
-        return same or [axis for axis, own in enumerate(strides) if own and not own % stride]
-    lengths = enumerate(zip(probe.shape, shape))
-    return [axis for axis, (one, two) in lengths if not one % MARKER and one * length == two * MARKER]
+        strides = {axis: own for axis, own in enumerate(probe.stride()) if own and probe.shape[axis] > 1}
+        return [axis for axis, own in strides.items() if own == stride] or [
+            axis for axis, own in strides.items() if not own % stride
+        ]
+    return [axis for axis, lengths in enumerate(zip(probe.shape, shape)) if lengths == (MARKER, length)]

@@ -1,0 +1,381 @@
+'''The paper's two streams, carried through a program literally: weights in positive and negative parts, sensitivities by
+autograd on the streams themselves, relevance by equation 9. Nothing of zennit_dc is used, and all numbers are float64.'''
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+
+def parts(tensor):
+    '''The positive and the negative part (section 3.1); those of None are None.'''
+    return (None, None) if tensor is None else (tensor.detach().clamp(min=0), (-tensor.detach()).clamp(min=0))
+
+
+def stabilized(tensor, epsilon):
+    '''Epsilon added with the tensor's sign, that of zero being positive.'''
+    return tensor + epsilon * (2 * (tensor >= 0).to(tensor.dtype) - 1)
+
+
+class Shift(torch.autograd.Function):
+    '''The shift of local sensitivities at the input of an affine layer (equations 36 to 41), or, in place of it, their
+    common part made as large as kappa / n of the difference's, sample by sample.'''
+    @staticmethod
+    def forward(ctx, plus, minus, interpreter):
+        ctx.interpreter = interpreter
+        return plus.clone(), minus.clone()
+
+    @staticmethod
+    def backward(ctx, plus, minus):
+        return *ctx.interpreter.shifted(plus, minus), None
+
+
+class TimesInput(torch.autograd.Function):
+    '''Equation 9: what has come down to a layer's inputs, times these.'''
+    @staticmethod
+    def forward(ctx, plus, minus):
+        ctx.save_for_backward(plus, minus)
+        return plus.clone(), minus.clone()
+
+    @staticmethod
+    def backward(ctx, *arrived):
+        return tuple(stream * gradient for stream, gradient in zip(ctx.saved_tensors, arrived))
+
+
+class OverOutput(torch.autograd.Function):
+    '''Equation 9: relevance over a layer's outputs.'''
+    @staticmethod
+    def forward(ctx, plus, minus, interpreter):
+        ctx.save_for_backward(plus, minus)
+        ctx.interpreter = interpreter
+        return plus.clone(), minus.clone()
+
+    @staticmethod
+    def backward(ctx, *relevances):
+        interpreter, outputs = ctx.interpreter, ctx.saved_tensors
+        for stream, relevance in zip(outputs, relevances):
+            divisors = stream[relevance != 0].abs()
+            interpreter.smallest = min([interpreter.smallest, *(divisors / stream.abs().max()).tolist()])
+            interpreter.noise = min([interpreter.noise, *divisors[(divisors > 0) | interpreter.cancels].tolist()])
+        return *(r / stabilized(z, interpreter.epsilon) for r, z in zip(relevances, outputs)), None
+
+
+@dataclass
+class Pair:
+    '''Both streams, the original activation, the largest number of activations before, and, behind an affine layer, what
+    a batch norm merges with: the streams before bias and re-centering, and the bias.'''
+    plus: torch.Tensor
+    minus: torch.Tensor
+    original: torch.Tensor | None = None
+    depth: float = 0
+    layer: tuple | None = None
+
+    @property
+    def difference(self):
+        '''The original activation.'''
+        return self.plus - self.minus if self.original is None else self.original
+
+    def like(self, plus, minus, **kwargs):
+        return Pair(plus, minus, **{'depth': self.depth, **kwargs})
+
+
+class Box:
+    '''A piece of memory.'''
+    def __init__(self, pair):
+        self.pair = pair
+
+
+@dataclass
+class Cell:
+    '''A value: a piece of memory, or the entries of one that an index tells.'''
+    box: Box
+    index: torch.Tensor | None = None
+
+    def read(self):
+        pair = self.box.pair
+        if self.index is None:
+            return pair
+        streams = [each.flatten()[self.index] for each in (pair.plus, pair.minus, pair.difference.detach())]
+        return Pair(*streams, pair.depth)
+
+    def write(self, new):
+        '''Replace the entries, for all cells of the same memory.'''
+        old = self.box.pair
+        if self.index is None:
+            self.box.pair = new
+            return
+        streams = [
+            before.flatten().index_put((self.index.flatten(),), after.flatten()).view_as(before) for before, after in
+            ((old.plus, new.plus), (old.minus, new.minus), (old.difference.detach(), new.difference.detach()))
+        ]
+        self.box.pair = Pair(*streams, max(old.depth, new.depth))
+
+    def view(self, function):
+        '''The cell of a view.'''
+        index = torch.arange(self.box.pair.plus.numel()).view(self.box.pair.plus.shape)
+        return Cell(self.box, function(index if self.index is None else self.index))
+
+
+class Passing(torch.autograd.Function):
+    '''Another value, with the gradient of the first argument.'''
+    @staticmethod
+    def forward(ctx, stream, value):
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+class Interpreter:
+    '''One run of a program on two streams.
+
+    Parameters
+    ----------
+    quantity : {'sensitivity', 'relevance'}
+        What the backward passes compute.
+    pooling : {'wta', 'convex'}
+        The form of max-pooling (section 3.4).
+    recentering : {None, 'shifting'} or tuple
+        The forward stabilisation; a tuple of theta and threshold for scaling.
+    layer : str or None
+        The name of the step from whose result on derivatives are taken.
+
+    Attributes
+    ----------
+    alpha, kappa, epsilon : float
+        The parameters of backward passes; kappa takes the place of alpha where it is not None.
+    smallest, noise : float
+        The smallest entry that relevance was divided by, relative to the layer's largest; and the smallest one that may
+        be what rounding has left of entries that cancel, so that its sign, and the stabilizer's, is one of rounding.
+    cancels : bool
+        Whether there were negative entries.
+    tied : bool
+        Whether a maximum is taken by several entries that torch lets share its gradient, or an activation with several
+        kinks is at one of them: torch says what this does to the difference alone.
+    '''
+    def __init__(self, quantity='sensitivity', pooling='wta', recentering=None, layer=None):
+        self.quantity, self.pooling, self.recentering, self.layer = quantity, pooling, recentering, layer
+        self.alpha, self.kappa, self.epsilon, self.tied = 0., None, 1e-6, False
+        self.smallest, self.noise, self.cancels = 1., 1., False
+
+    def run(self, program, inputs, input_split='relu'):
+        '''Run a program, and return its output pair.'''
+        cells, self.leaves = {}, []
+        for name, input in zip(program.names, inputs):
+            streams = parts(input) if input_split == 'relu' else (input / 2, -input / 2)
+            cells[name] = Cell(Box(self.leaf(Pair(*streams, input, 0 if self.layer is None else -torch.inf))))
+        for index, (step, value, _, source, same) in enumerate(program.trace(inputs)):
+            if same and not step.changes:
+                cells[step.output] = cells[source]
+            elif source is not None and not step.changes:
+                cells[step.output] = cells[source].view(step.evaluate)
+            else:
+                new = step.literal(self, step, *(cells[name].read() for name in step.inputs))
+                self.verify(new, value, step)
+                new.original = value
+                if step.changes:
+                    cells[source].write(new)
+                    cells[step.output] = cells[source]
+                else:
+                    cells[step.output] = Cell(Box(new))
+                if self.layer == f'steps.{index}':
+                    self.leaves = []
+                    cells[step.output] = Cell(Box(self.leaf(new, 0)))
+        self.output = cells[program.output].read()
+        return self.output
+
+    @staticmethod
+    def verify(pair, value, step):
+        '''Raise if the streams' difference is not the original activation.'''
+        size = 1e-9 * (1 + pair.plus.abs().max().item())
+        assert torch.allclose(pair.plus - pair.minus, value, rtol=0, atol=size), f'the interpreter is wrong at {step}'
+
+    def leaf(self, pair, depth=None):
+        '''A pair at which derivatives end.'''
+        plus, minus = (stream.detach().requires_grad_() for stream in (pair.plus, pair.minus))
+        layer = None if pair.layer is None else tuple(each if each is None else each.detach() for each in pair.layer)
+        leaf = Pair(plus, minus, pair.original, pair.depth if depth is None else depth, layer)
+        self.leaves.append(leaf)
+        return leaf
+
+    def backward(self, plus, minus):
+        '''What comes down to the leaves' streams.'''
+        streams = [stream for leaf in self.leaves for stream in (leaf.plus, leaf.minus)]
+        gradients = torch.autograd.grad(
+            [self.output.plus, self.output.minus], streams, [plus, minus], retain_graph=True, allow_unused=True
+        )
+        gradients = [torch.zeros_like(s) if g is None else g for s, g in zip(streams, gradients)]
+        return list(zip(gradients[::2], gradients[1::2]))
+
+    def sensitivities(self, weights, output):
+        '''The local sensitivities of the output's g or h, shifted there once more (claim 2).'''
+        zeros = torch.zeros_like(weights)
+        plus, minus = (weights, zeros) if output == 'g' else (zeros, weights)
+        alpha = self.alpha if self.kappa is None else (1 - self.kappa / max(self.output.depth, 1)) / 2
+        return self.backward(plus - alpha * (plus + minus), minus - alpha * (plus + minus))
+
+    def relevances(self, weights):
+        '''The relevances of both streams, all of which enters at the positive one.'''
+        return self.backward(weights, torch.zeros_like(weights))
+
+    def shifted(self, plus, minus):
+        '''The sensitivities of a layer's input, shifted.'''
+        if self.kappa is None:
+            return plus - self.alpha * (plus + minus), minus - self.alpha * (plus + minus)
+        difference, total = plus - minus, plus + minus
+        axes = list(range(1, plus.ndim))
+        size, target = (each.abs().mean(axes, keepdim=True) for each in (total, difference))
+        total = total / size.clamp(min=1e-300) * target * self.kappa / max(self.output.depth, 1)
+        return (total + difference) / 2, (total - difference) / 2
+
+    def recentered(self, plus, minus):
+        '''Both streams with another common part, which no derivative sees (theorem 6).'''
+        if self.recentering is None:
+            return plus, minus
+        p, m = plus.detach(), minus.detach()
+        common = torch.minimum(p, m)
+        if self.recentering == 'shifting':
+            new = (p - m) / 2
+            return Passing.apply(plus, new), Passing.apply(minus, -new)
+        theta, threshold = self.recentering
+        news = []
+        for p, m, common in zip(p, m, common):
+            if max(p.max(), m.max()) > threshold:
+                part = theta * common
+                while (2 * part).max() > threshold:
+                    part = theta * part
+                p, m = p - common + part, m - common + part
+            news.append((p, m))
+        return tuple(Passing.apply(stream, torch.stack(new)) for stream, new in zip((plus, minus), zip(*news)))
+
+    # what operations are made of
+
+    def before(self, pair, weights):
+        '''The streams in front of a linear operation, with or without weights.'''
+        if self.quantity == 'relevance':
+            self.cancels |= bool((pair.plus < 0).any() | (pair.minus < 0).any())
+            return TimesInput.apply(pair.plus, pair.minus)
+        return Shift.apply(pair.plus, pair.minus, self) if weights else (pair.plus, pair.minus)
+
+    def after(self, plus, minus):
+        '''The streams behind it.'''
+        return OverOutput.apply(plus, minus, self) if self.quantity == 'relevance' else (plus, minus)
+
+    def affine(self, pair, function, weight, bias=None, shift=True):
+        '''A layer with weights (equations 2 and 3), a function of input, weight and bias.'''
+        plus, minus = self.before(pair, shift)
+        positive, negative = parts(weight)
+        full = None if bias is None else function(torch.zeros_like(plus), weight, bias).detach()
+        return self.finished(
+            pair, function(plus, positive, None) + function(minus, negative, None),
+            function(plus, negative, None) + function(minus, positive, None), full
+        )
+
+    def finished(self, pair, plus, minus, bias):
+        '''The output of a layer whose streams are given without bias.'''
+        positive, negative = (0, 0) if bias is None else parts(bias)
+        streams = self.recentered(*self.after(plus + positive, minus + negative))
+        return pair.like(*streams, layer=(plus, minus, bias))
+
+    def norm(self, pair, scale, shift):
+        '''A batch norm, which is part of the layer that it follows.'''
+        if pair.layer is None or self.quantity == 'sensitivity':
+            return self.affine(
+                pair, lambda a, w, b: a * w if b is None else a * w + b, scale, shift, shift=pair.layer is None
+            )
+        plus, minus, bias = pair.layer
+        positive, negative = parts(scale)
+        streams = plus * positive + minus * negative, plus * negative + minus * positive
+        shift = (shift if bias is None else shift + scale * bias).expand_as(plus)
+        if any(leaf is pair for leaf in self.leaves):
+            values = [stream + part for stream, part in zip(streams, parts(shift))]
+            streams = Passing.apply(pair.plus, values[0]), Passing.apply(pair.minus, values[1])
+            return pair.like(*self.recentered(*streams))
+        return self.finished(pair, *streams, shift)
+
+    def linear(self, pair, function, weight=None, constant=0.):
+        '''A linear operation without parameters of a layer: a function of the input and, if there is one, of a factor;
+        and a constant to add.'''
+        plus, minus = self.before(pair, False)
+        added = parts(torch.as_tensor(constant, dtype=torch.float64))
+        if weight is None:
+            streams = function(plus), function(minus)
+        else:
+            positive, negative = parts(torch.as_tensor(weight, dtype=torch.float64))
+            streams = (
+                function(plus, positive) + function(minus, negative), function(plus, negative) + function(minus, positive)
+            )
+        return pair.like(*self.after(*(stream + part for stream, part in zip(streams, added))))
+
+    def negated(self, pair):
+        '''The streams exchanged.'''
+        return pair.like(pair.minus, pair.plus, original=-pair.difference)
+
+    def add(self, *pairs):
+        '''The sum of pairs, of which each gets an even share of relevance.'''
+        streams = [[pair.plus for pair in pairs], [pair.minus for pair in pairs]]
+        if self.quantity == 'relevance':
+            streams = [[Passing.apply(each / len(pairs), each) for each in stream] for stream in streams]
+        return Pair(*(sum(stream[1:], stream[0]) for stream in streams), depth=max(pair.depth for pair in pairs))
+
+    def multiply(self, first, other, function):
+        '''A product of two pairs (equation 19), or another function that is linear in each.'''
+        factors = [self.before(pair, False) for pair in (first, other)]
+        if self.quantity == 'relevance':
+            factors = [[Passing.apply(stream / 2, stream) for stream in pair] for pair in factors]
+        (plus, minus), (other_plus, other_minus) = factors
+        streams = self.after(
+            function(plus, other_plus) + function(minus, other_minus),
+            function(plus, other_minus) + function(minus, other_plus)
+        )
+        return Pair(*self.recentered(*streams), depth=max(first.depth, other.depth))
+
+    def route(self, function, *pairs, c=None):
+        '''What only moves values, and constants by their parts.'''
+        own = [{}] * 3 if c is None else [{'c': each} for each in (*parts(c), c.detach())]
+        streams = zip(*((pair.plus, pair.minus, pair.difference.detach()) for pair in pairs))
+        moved = [function(*each, **constants) for each, constants in zip(streams, own)]
+        return Pair(*moved, max(pair.depth for pair in pairs))
+
+    def activation(self, pair, constant, slope, hinges, derivative=None):
+        '''A piecewise-linear function: constant + slope z + the sum of c max(side (z - t), 0) over hinges (c, t, side),
+        each of them a constant added, equation 1, and a factor. At a kink, the mask is that of the original network's
+        derivative, if it is given; else the slope of max(z, 0) is 0 there.'''
+        d = pair.difference.detach()
+        slopes, constants = (parts(torch.as_tensor(each, dtype=torch.float64)) for each in (slope, constant))
+        plus = pair.plus * slopes[0] + pair.minus * slopes[1] + constants[0]
+        minus = pair.minus * slopes[0] + pair.plus * slopes[1] + constants[1]
+        self.tied |= len(hinges) > 1 and any(bool((d == knot).any()) for _, knot, _ in hinges)
+        for factor, knot, side in hinges:
+            first, second = pair.plus + max(-knot, 0), pair.minus + max(knot, 0)
+            first, second = (first, second) if side > 0 else (second, first)
+            beyond = side * (d - knot) > 0
+            if derivative is not None:
+                beyond |= (d == knot) & ((derivative - slope - factor * side).abs() < (derivative - slope).abs())
+            larger = torch.where(beyond, first, second)
+            factor = parts(torch.as_tensor(factor, dtype=torch.float64))
+            plus = plus + factor[0] * larger + factor[1] * second
+            minus = minus + factor[0] * second + factor[1] * larger
+        if self.quantity == 'relevance':
+            plus, minus = Passing.apply(pair.plus, plus), Passing.apply(pair.minus, minus)
+        return pair.like(plus, minus, depth=pair.depth + 1)
+
+    def maximum(self, pair, windows, inside=True, shares=True):
+        '''The maximum over windows, which a function lays along the last axis, in both forms of section 3.4.'''
+        plus, minus, d = windows(pair.plus), windows(pair.minus), windows(pair.difference.detach())
+        inside = torch.as_tensor(inside).expand_as(d)
+        d = torch.where(inside, d, -torch.inf)
+        self.tied |= shares and bool(((d == d.amax(-1, keepdim=True)).sum(-1) > 1).any())
+        winner = F.one_hot(d.argmax(-1), d.shape[-1]).to(plus.dtype)
+        streams = (plus * winner).sum(-1), (minus * winner).sum(-1)
+        if self.pooling == 'convex':
+            total = (minus * inside).sum(-1)
+            convex = streams[0] + (total - streams[1]), total
+            streams = convex if self.quantity == 'sensitivity' else [
+                Passing.apply(stream, value) for stream, value in zip(streams, convex)
+            ]
+        return pair.like(*streams)
+
+    def constant(self, value):
+        '''A constant as a pair.'''
+        return Pair(*parts(value.detach()), value.detach(), -torch.inf)
