@@ -1,5 +1,5 @@
-'''Random programs of everything that has a form, against the properties that all maps have. A small number of them in each
-run; more with ``--graphs``, or with ``python -m tests.fuzzing``, which also shows failures as small programs.'''
+'''Random programs of everything that has a form, against the properties that all maps have. A small number of them in
+each run; more with ``--graphs``, or with ``python -m tests.fuzzing``, which also shows failures as small programs.'''
 import pytest
 import torch
 from fuzzing.campaign import run

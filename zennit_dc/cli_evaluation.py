@@ -9,10 +9,9 @@ from .cli_maps import save
 from .cli_options import DTYPES, Alpha, compute_options, model_option, model_options, option, together
 from .distributed import local_device
 from .images import label_map, load_label_map
-from .methods import METHODS
+from .methods import METHODS, RECENTERINGS
 from .models import load_classifier
 from .parts import written
-from .recentering import RECENTERINGS
 
 
 path = click.Path(path_type=Path)

@@ -7,8 +7,7 @@ import torch
 from .forms.attention import DetachedAttention
 from .rules import Balanced
 from .distributed import local_device
-from .methods import METHODS, attributor
-from .recentering import RECENTERINGS
+from .methods import METHODS, RECENTERINGS, attributor
 from .forms.smooth import SmoothReplacement
 
 

@@ -16,6 +16,11 @@ from .baselines import (
 from .composites import SplitCAM, SplitGrad, SplitLRP
 from .controls import BinaryMask, OriginalImage, Random
 from .hooked_baselines import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
+from .recentering import Scaling, Shifting
+
+
+RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}
+'''The forward stabilisations by their names.'''
 
 
 class Method(NamedTuple):

@@ -6,9 +6,7 @@ from typing import NamedTuple
 import torch
 
 from .recentering import recenter
-from .split import (
-    Axis, NeedsSums, SplitTensor, TrueGradient, joined, same, true_gradients, unsupported
-)
+from .split import Axis, NeedsSums, SplitTensor, TrueGradient, joined, same, true_gradients, unsupported
 from .views import as_view, memory
 
 

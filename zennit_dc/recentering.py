@@ -100,6 +100,3 @@ def recenter(pair):
     if not pair.split_pass.sums or recentering is None:
         return pair
     return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, pair.split_pass, choose))
-
-
-RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}

@@ -83,8 +83,8 @@ class Pass:
     sums : bool
         Whether the value of the sum is computed, or only the way of its gradient.
     has_graph, without_graph : bool
-        Whether the original output has a graph; and whether operations need none at present, as below the layer at which
-        the map is read.
+        Whether the original output has a graph; and whether operations need none at present, as below the layer at
+        which the map is read.
     is_over : bool
         Whether the context of the pass has ended.
     depth : int
@@ -271,7 +271,7 @@ class SplitTensor(torch.Tensor):
         return 'SplitTensor(difference={!r}, stream_sum={!r})'.format(*self.tensors)
 
     def __reduce_ex__(self, protocol):
-        raise unsupported('a copy or pickle of a split pair', (self,))
+        raise unsupported('copy.deepcopy or pickle of a split pair', (self,))
 
     __deepcopy__ = __reduce_ex__
 

@@ -70,9 +70,10 @@ def test_sensitivities_of_piecewise_linear_activations(name):
         with make().context(literal):
             pixels = image.clone().requires_grad_()
             expected, = torch.autograd.grad(literal(pixels)[:, 2].sum(), pixels)
-        # the gradient of torch's own hardsigmoid has 1 / 6 in float32
-        assert_close(explain(make(), function, image), expected, 1e-6 if name == 'hardsigmoid' else 1e-10)
-    assert torch.equal(explain(SplitGrad(.5), function, image), gradient_of(function, image) / 2)
+        assert_close(explain(make(), function, image), expected, 1e-10)
+    # the gradient of torch's own hardsigmoid has 1 / 6 in float32
+    error = explain(SplitGrad(.5), function, image) - gradient_of(function, image) / 2
+    assert error.abs().max() <= (1e-6 if name == 'hardsigmoid' else 0.)
 
 
 @pytest.mark.parametrize('name', PIECEWISE_LINEAR)

@@ -269,9 +269,11 @@ def add_constant(g):
     x = g.pick()
     alpha = g.choice([2, -2, .5])
     code, factor, of_constant = g.choice([
-        ('x + c', 1, 1), ('c + x', 1, 1), ('x - c', 1, -1), ('c - x', -1, 1), (f'torch.add(x, c, alpha={alpha})', 1, alpha),
-        (f'torch.add(c, x, alpha={alpha})', alpha, 1), (f'torch.sub(x, c, alpha={alpha})', 1, -alpha),
-        (f'torch.sub(c, x, alpha={alpha})', -alpha, 1), ('torch.rsub(x, c)', -1, 1), ('x + 1.5', 1, 1.5),
+        ('x + c', 1, 1), ('c + x', 1, 1), ('x - c', 1, -1), ('c - x', -1, 1),
+        (f'torch.add(x, c, alpha={alpha})', 1, alpha), (f'torch.add(c, x, alpha={alpha})', alpha, 1),
+        (f'torch.sub(x, c, alpha={alpha})', 1, -alpha),
+        (f'torch.sub(c, x, alpha={alpha})', -alpha, 1),
+        ('torch.rsub(x, c)', -1, 1), ('x + 1.5', 1, 1.5),
         ('1.5 - x', -1, 1.5), ('x - 2', 1, -2),
     ])
 
@@ -330,7 +332,9 @@ def sum_of_pairs(interpreter, step, x, y, code):
 def gate(g):
     x = g.pick()
     y = g.pick(lambda value: value.shape == x.shape and value.axis == x.axis and value.pattern == x.pattern)
-    code = g.choice(['x * y', 'torch.mul(x, y)', 'x * y.unsqueeze(0)', 'x * x', 'x.square()', 'x ** 2', 'torch.pow(x, 2)'])
+    code = g.choice([
+        'x * y', 'torch.mul(x, y)', 'x * y.unsqueeze(0)', 'x * x', 'x.square()', 'x ** 2', 'torch.pow(x, 2)',
+    ])
     if 'y' not in code:
         return g.add('square', code, x, literal=product)
     return g.add('gate', code, x, y, literal=product)
@@ -538,7 +542,9 @@ def extremum(g):
         code = f'x.a{name}({tuple(axes)}, keepdim={keepdim})'
     else:
         axes = axes[:1]
-        code = g.choice([f'x.{name}({axes[0]}, {keepdim})[0]', f'torch.{name}(x, dim={axes[0]}, keepdim={keepdim}).values'])
+        code = g.choice([
+            f'x.{name}({axes[0]}, {keepdim})[0]', f'torch.{name}(x, dim={axes[0]}, keepdim={keepdim}).values',
+        ])
     sign = 1 if name == 'max' else -1
     return g.add(f'a{name}', code, x, literal=lambda i, step, pair: over_axes(
         i, pair, axes, keepdim, sign, shares='(x' not in code and '].' not in code and '.a' in code
@@ -592,7 +598,8 @@ def avg_pool(g):
     x = g.pick(spatial())
     axes = x.ndim - 2
     if g.chance(.3):
-        return g.add('adaptive_avg_pool', f'F.adaptive_avg_pool{axes}d(x, {g.choice([1, 2, [2] * axes])})', x, literal=positive)
+        code = f'F.adaptive_avg_pool{axes}d(x, {g.choice([1, 2, [2] * axes])})'
+        return g.add('adaptive_avg_pool', code, x, literal=positive)
     kernel = tuple(g.integer(1, 3) for _ in range(axes))
     keywords = {
         'kernel_size': kernel, 'stride': tuple(g.integer(1, 2) for _ in range(axes)),
@@ -611,8 +618,8 @@ def reduction(g):
     x = g.pick(lambda value: value.ndim > 1 and value.axis is not None)
     axes = tuple(g.random.sample(x.free_axes(), g.integer(1, x.ndim - 1)))
     code = g.choice([
-        f'x.mean({axes})', f'torch.mean(x, dim={axes}, keepdim=True)', f'x.sum({axes[0]})', f'x.sum({axes}, keepdim=True)',
-        f'x.cumsum({axes[0]})', f'torch.sum(x, dim={axes[0]})', f'x.mean({axes[0]})',
+        f'x.mean({axes})', f'torch.mean(x, dim={axes}, keepdim=True)', f'x.sum({axes[0]})',
+        f'x.sum({axes}, keepdim=True)', f'x.cumsum({axes[0]})', f'torch.sum(x, dim={axes[0]})', f'x.mean({axes[0]})',
     ])
     return g.add('cumsum' if 'cumsum' in code else 'reduction', code, x, literal=positive)
 
@@ -659,8 +666,9 @@ def copies(g, x):
         f'x.repeat({count}{ones})', f'x.tile({count})', f'x.repeat_interleave({count}, {axis})', f'x.flip({axis})',
         f'x.roll(1, {axis})', f'x.expand({count}, *x.shape)', f'torch.broadcast_to(x, ({count}, *x.shape))',
         f'x.unsqueeze({axis}).expand(*x.shape[:{axis}], {count}, *x.shape[{axis}:])', f'x[{before}{index}]',
-        f'x.index_select({axis}, torch.tensor({index}))', f'x.rot90(1, ({axis}, {other}))', f'x.gather({axis}, {zeros})',
-        f'x.unfold({axis}, {g.integer(1, min(size, 2))}, 1)', f'torch.cat(x.chunk(2, {axis})[::-1], {axis})',
+        f'x.index_select({axis}, torch.tensor({index}))', f'x.rot90(1, ({axis}, {other}))',
+        f'x.gather({axis}, {zeros})', f'x.unfold({axis}, {g.integer(1, min(size, 2))}, 1)',
+        f'torch.cat(x.chunk(2, {axis})[::-1], {axis})',
         f'torch.stack(x.unbind({axis})[::-1], {other})', 'F.dropout(x, .5, False)', 'x.contiguous()', 'x.clone()',
         'x.reshape(x.shape[0], -1)', 'x.reshape(-1, *x.shape[2:])', 'x.ravel().reshape(x.shape)', 'torch.atleast_3d(x)',
         f'x.take_along_dim({zeros}, {axis})', f'x.permute({g.random.sample(range(x.ndim), x.ndim)}).contiguous()',
@@ -668,7 +676,8 @@ def copies(g, x):
     if x.ndim > 2:
         rows = [g.integer(0, x.shape[-1] - 1) for _ in range(2)]
         columns = [g.integer(0, x.shape[1] - 1) for _ in range(2)]
-        options += [f'x[..., {rows}]', f'x[:, {columns}, ..., {rows}]'] + [f'x[:, {columns}, :, {rows}]'] * (x.ndim == 4)
+        options += [f'x[..., {rows}]', f'x[:, {columns}, ..., {rows}]']
+        options += [f'x[:, {columns}, :, {rows}]'] * (x.ndim == 4)
     if x.ndim == 4:
         options += [
             'x.contiguous(memory_format=torch.channels_last)', 'x.to(memory_format=torch.channels_last)',
@@ -705,7 +714,8 @@ def move_batch(g):
     if x.axis + 1 < x.ndim:
         options += [f'x.flatten({x.axis}, {x.axis + 1})', f'x.transpose({x.axis}, {x.axis + 1}).contiguous()']
     if x.axis == 1:
-        options += ['x.reshape(-1, *x.shape[2:])', 'x.reshape(x.shape[0] * x.shape[1], *x.shape[2:-1], -1, x.shape[-1])']
+        options += ['x.reshape(-1, *x.shape[2:])']
+        options += ['x.reshape(x.shape[0] * x.shape[1], *x.shape[2:-1], -1, x.shape[-1])']
         options += ['x.reshape(-1, x.shape[1], x.shape[-1])'] * (x.ndim == 4)
     if x.leading and len(x.pattern) > g.program.batch:
         count = len(x.pattern) // g.program.batch
@@ -724,8 +734,8 @@ def pad(g):
         value = round(g.random.uniform(-1, 1), 2)
 
         def literal(interpreter, step, pair):
-            streams = [F.pad(stream, edges, value=max(v, 0.)) for stream, v in ((pair.plus, value), (pair.minus, -value))]
-            return pair.like(*streams)
+            plus, minus = F.pad(pair.plus, edges, value=max(value, 0.)), F.pad(pair.minus, edges, value=max(-value, 0.))
+            return pair.like(plus, minus)
 
         return g.add('pad', f'F.pad(x, {edges}, value={value})', x, literal=literal)
     return g.add('pad', f'F.pad(x, {edges}, mode={mode!r})', x, literal=route)
@@ -836,7 +846,8 @@ def parametrized(g):
     if kind == 'weight_norm':
         parametrizations.weight_norm(module)
     else:
-        parametrize.register_parametrization(module, 'weight', {'nonnegative': Nonnegative, 'normalized': Normalized}[kind]())
+        parametrization = {'nonnegative': Nonnegative, 'normalized': Normalized}[kind]()
+        parametrize.register_parametrization(module, 'weight', parametrization)
     function = F.linear if x.ndim == 2 else F.conv2d
     return g.add(kind, 'm(x)', x, m=module, literal=lambda interpreter, step, pair: interpreter.affine(
         pair, function, step.m.weight, step.m.bias
@@ -957,8 +968,11 @@ def layer_norm(g):
 def masked(g):
     x = g.pick(lambda value: value.axis is not None)
     constant = g.tensor(*(1 if axis == x.axis else size for axis, size in enumerate(x.shape)))
-    code = g.choice(['torch.where(c > 0, x, 0.)', 'x.masked_fill(c > 0, 0.)', 'torch.where(c > 0, x, torch.zeros_like(x))'])
-    return g.add('where' if 'where' in code else 'masked_fill', code, x, c=constant, literal=lambda i, step, pair: i.route(
+    code = g.choice([
+        'torch.where(c > 0, x, 0.)', 'x.masked_fill(c > 0, 0.)', 'torch.where(c > 0, x, torch.zeros_like(x))',
+    ])
+    name = 'where' if 'where' in code else 'masked_fill'
+    return g.add(name, code, x, c=constant, literal=lambda i, step, pair: i.route(
         lambda stream: step.evaluate(stream, c=step.c.detach()), pair
     ))
 
@@ -990,6 +1004,7 @@ def rare_products(g):
 def set_item(g):
     x = g.pick(lambda value: value.ndim > 1 and value.axis != 1 and value.name.startswith('v'))
     y = g.pick(lambda value: apart(g, x, value))
-    return g.add('setitem', 'assign(x, (slice(None), 0), y[:, 0])', x, y, changes=True, literal=lambda i, _, x, y: i.route(
+    code = 'assign(x, (slice(None), 0), y[:, 0])'
+    return g.add('setitem', code, x, y, changes=True, literal=lambda i, _, x, y: i.route(
         lambda a, b: torch.cat([b[:, :1], a[:, 1:]], 1), x, y
     ))

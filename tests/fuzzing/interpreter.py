@@ -1,5 +1,6 @@
-'''The paper's two streams, carried through a program literally: weights in positive and negative parts, sensitivities by
-autograd on the streams themselves, relevance by equation 9. Nothing of zennit_dc is used, and all numbers are float64.'''
+'''The paper's two streams, carried through a program literally: weights in positive and negative parts, sensitivities
+by autograd on the streams themselves, relevance by equation 9. Nothing of zennit_dc is used, and all numbers are
+float64.'''
 from dataclasses import dataclass
 
 import torch
@@ -61,8 +62,8 @@ class OverOutput(torch.autograd.Function):
 
 @dataclass
 class Pair:
-    '''Both streams, the original activation, the largest number of activations before, and, behind an affine layer, what
-    a batch norm merges with: the streams before bias and re-centering, and the bias.'''
+    '''Both streams, the original activation, the largest number of activations before, and, behind an affine layer,
+    what a batch norm merges with: the streams before bias and re-centering, and the bias.'''
     plus: torch.Tensor
     minus: torch.Tensor
     original: torch.Tensor | None = None
@@ -239,13 +240,13 @@ class Interpreter:
             return Passing.apply(plus, new), Passing.apply(minus, -new)
         theta, threshold = self.recentering
         news = []
-        for p, m, common in zip(p, m, common):
-            if max(p.max(), m.max()) > threshold:
-                part = theta * common
+        for first, second, shared in zip(p, m, common):
+            if max(first.max(), second.max()) > threshold:
+                part = theta * shared
                 while (2 * part).max() > threshold:
                     part = theta * part
-                p, m = p - common + part, m - common + part
-            news.append((p, m))
+                first, second = first - shared + part, second - shared + part
+            news.append((first, second))
         return tuple(Passing.apply(stream, torch.stack(new)) for stream, new in zip((plus, minus), zip(*news)))
 
     # what operations are made of
@@ -303,7 +304,8 @@ class Interpreter:
         else:
             positive, negative = parts(torch.as_tensor(weight, dtype=torch.float64))
             streams = (
-                function(plus, positive) + function(minus, negative), function(plus, negative) + function(minus, positive)
+                function(plus, positive) + function(minus, negative),
+                function(plus, negative) + function(minus, positive),
             )
         return pair.like(*self.after(*(stream + part for stream, part in zip(streams, added))))
 

@@ -1,4 +1,4 @@
-'''Programs: steps on named values, which run on plain tensors and on split pairs alike, and what grows them at random.'''
+'''Programs: steps on named values, which run on plain tensors and on split pairs alike, and what grows them.'''
 import functools
 import operator
 import random
@@ -181,9 +181,24 @@ class Program(nn.Module):
         changed = {memory(result) for _, _, result, source, _ in traced if source is not None}
         for index, (_, value, result, source, _) in enumerate(traced[:-1]):
             has_axes = value.ndim == count >= 3 and value.shape[0] == inputs[0].shape[0]
-            if has_axes and source is None and memory(result) not in changed:
+            if has_axes and source is None and memory(result) not in changed and self.depends_on(index, inputs):
                 found.append(f'steps.{index}')
         return found
+
+    def depends_on(self, index, inputs):
+        '''Whether the output depends on that of a step, to whose memory other steps may write.'''
+        kept = []
+
+        def begin(module, args, output):
+            kept.append(output.detach().requires_grad_())
+            return kept[0] * 1
+
+        handle = self.steps[index].register_forward_hook(begin)
+        try:
+            output = self(*[input.detach() for input in inputs])
+            return torch.autograd.grad(output.sum(), kept, allow_unused=True)[0] is not None
+        finally:
+            handle.remove()
 
 
 def memory(tensor):

@@ -3,8 +3,7 @@ import itertools
 from typing import NamedTuple
 
 from ..rules import Balanced
-from ..methods import METHODS
-from ..recentering import RECENTERINGS
+from ..methods import METHODS, RECENTERINGS
 
 
 ABLATIONS = {
@@ -23,7 +22,7 @@ class Setting(NamedTuple):
         The method's name in :py:data:`zennit_dc.methods.METHODS`.
     parameters : tuple[tuple[str, object], ...]
         The names and values of its parameters. A layer of None is the input, and ``recentering`` is one of the names in
-        :py:data:`zennit_dc.recentering.RECENTERINGS`.
+        :py:data:`zennit_dc.methods.RECENTERINGS`.
     absolute : bool
         Whether the map's absolute value is evaluated.
     '''

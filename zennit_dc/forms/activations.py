@@ -114,7 +114,8 @@ def leaky(pair, slope, function):
     :math:`|m| s + |1 - m| (s + \\max(-d, 0))`.'''
     def of(difference, total):
         hinge, negative = abs(1 - slope), difference - torch.relu(difference)
-        path = difference + (slope - 1) * negative  # at zero, the gradient of torch's own has another one by the slope
+        # not torch's own, as the gradient of its gradient by the slope is wrong at zero
+        path = torch.where(difference > 0, difference, slope * difference)
         return Valued.apply(path, function(difference.detach())), total * (abs(slope) + hinge) - hinge * negative
 
     return activation(pair, of)

@@ -4,7 +4,6 @@ from torch.nn import functional as F
 
 from ..operations import add, instead, linear, multiply
 from ..split import SplitTensor, joined, pairs_in, same, split_form, unsupported
-from ..views import assign
 from .reading import refuse_comparison
 from .table import plain, torch_form
 
@@ -61,10 +60,7 @@ def addition(first, other, *, alpha=1):
 def subtraction(first, other, *, alpha=1):
     if isinstance(other, SplitTensor):
         return addition(first, negation(other), alpha=alpha)
-    size = magnitude_of(other) * abs(alpha)
-    return joined([first], linear(
-        first, lambda tensor: torch.sub(tensor, other, alpha=alpha), lambda total: total + size
-    ))
+    return addition(first, other, alpha=-alpha)  # as torch computes it
 
 
 torch_form('rsub', '__rsub__')(lambda other, first, **kwargs: subtraction(first, other, **kwargs))
@@ -125,22 +121,19 @@ def masked_fill(pair, mask, value):
     return joined([pair], pair.like(*(tensor.masked_fill(mask, number) for tensor, number in both)))
 
 
-@split_form(torch.Tensor.__setitem__)
+@torch_form(inplace=('__setitem__',))
 def set_item(pair, index, value):
-    if not isinstance(pair, SplitTensor):
-        remedy = 'make a new tensor of the parts, e.g. with torch.cat, torch.stack or torch.where'
-        raise unsupported('an assignment to a plain tensor, which would become a split pair', (value,), remedy=remedy)
     for key in index if isinstance(index, tuple) else (index,):
         refuse_comparison(key)
     output = pair.replaced(*(tensor.clone() for tensor in pair.tensors))
     for tensor, part in zip(output.values, parts(value)):
         tensor[plain(index)] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
     output.depth = max(each.depth for each in pairs_in((pair, value)))
-    assign(pair, output)
+    return output
 
 
 @split_form(F.pad)
 def pad(pair, pad, mode='constant', value=None):
     difference, stream_sum = pair.tensors
-    size = None if value is None else abs(value)
-    return joined([pair], pair.like(F.pad(difference, pad, mode, value), F.pad(stream_sum, pad, mode, size)))
+    padded = F.pad(difference, pad, mode, value), F.pad(stream_sum, pad, mode, value and abs(value))
+    return joined([pair], pair.like(*padded))

@@ -3,9 +3,7 @@ averages and interpolation.'''
 import torch
 from torch.nn import functional as F
 
-from ..operations import (
-    Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
-)
+from ..operations import Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
 from ..recentering import recenter
 from ..split import SplitTensor, called_in, joined, pass_of, split_form, unsupported
 from ..views import laid_out
@@ -124,7 +122,7 @@ def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1
     if not isinstance(pair, SplitTensor) or isinstance(bias, SplitTensor) or beta != 1 or alpha != 1:
         raise unsupported('addmm', (bias, pair, weight), ' other than of a constant, a split pair and a matrix')
     place = pair.place('batch')
-    layer = Layer(lambda input, weight, bias: torch.addmm(bias, input, weight))
+    layer = Layer(lambda input, weight, bias: input @ weight if bias is None else torch.addmm(bias, input, weight))
     return affine(pair, layer, weight, bias, None if place == -1 else place)
 
 

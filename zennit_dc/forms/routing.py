@@ -1,4 +1,6 @@
 '''Routing: functions that only move values, for which the split form is the same for both tensors.'''
+from itertools import accumulate
+
 import torch
 
 from ..operations import route
@@ -22,26 +24,22 @@ def register_routing(names, note_axes):
                 return function(tensor, *args, **kwargs)
 
             output = route(pair, move)
-            return output if output is pair else note_axes(pair, output, move)
-
-
-def follow(pair, output, move):
-    return follow_axes([pair], output, move)
+            return output if output is pair else note_axes([pair], output, move)
 
 
 register_routing(
-    ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pair, output, _: keep_axes(pair, output)
+    ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
 )
 register_routing(
     ('contiguous', 'clone', 'detach', 'alias_copy', 'flip', 'fliplr', 'flipud', 'roll', 'narrow', 'gather',
      'index_select', 'take_along_dim', 'expand', 'expand_as', 'broadcast_to'),
-    lambda pair, output, _: joined([pair], output)
+    lambda pairs, output, _: joined(pairs, output)
 )
 register_routing(
     ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
      'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
      'native_channel_shuffle', '__getitem__', 'unfold', 'rot90', 'diagonal', 'masked_select', 'atleast_1d',
-     'atleast_2d', 'atleast_3d'), follow
+     'atleast_2d', 'atleast_3d'), follow_axes
 )
 
 
@@ -66,7 +64,7 @@ for getter in ('T', 'mT', 'H', 'mH'):
     def transposed(pair, *args, getter=getter):
         def move(tensor):
             return getattr(tensor, getter)
-        return follow(pair, route(pair, move), move)
+        return follow_axes([pair], route(pair, move), move)
 
 
 for name in ('chunk', 'split', 'tensor_split', 'unsafe_chunk', 'unsafe_split', 'split_with_sizes'):
@@ -74,13 +72,9 @@ for name in ('chunk', 'split', 'tensor_split', 'unsafe_chunk', 'unsafe_split', '
         @split_form(function)
         def pieces(pair, *args, function=function, **kwargs):
             dim = kwargs.get('dim', args[1] if len(args) > 1 else 0)
-            start, outputs = 0, []
-            for piece in function(pair.difference.detach(), *args, **kwargs):
-                length = piece.shape[dim]
-                # each by its own, as torch does not let the views of one function be changed in place
-                outputs.append(pair.narrow(dim, start, length))
-                start += length
-            return tuple(outputs)
+            lengths = [piece.shape[dim] for piece in function(pair.difference.detach(), *args, **kwargs)]
+            # each by its own, as torch does not let the views of one function be changed in place
+            return tuple(pair.narrow(dim, end - length, length) for end, length in zip(accumulate(lengths), lengths))
 
 
 @torch_form('unbind')

@@ -56,14 +56,10 @@ def interpolation(name, tolerance, parameters):
     '''
     function, left, right = SMOOTH[name]
     parameters = dict(parameters)
-
-    def smooth(places):
-        return function(places, **parameters)
-
     # the asymptotes are reached where the function stays within the tolerance from there to far outside
     far = 64. / min(1., abs(parameters.get('beta', 1.)))
     grid = torch.linspace(-far, far, 2 ** 20 + 1, dtype=torch.float64)
-    values = smooth(grid)
+    values = function(grid, **parameters)
     first = last_within(values - left * grid, tolerance)
     last = len(grid) - 1 - last_within((values - right * grid).flip(0), tolerance)
     knots = [first]
@@ -71,8 +67,7 @@ def interpolation(name, tolerance, parameters):
         knots.append(furthest(grid, values, knots[-1], max(last, first + 1), tolerance))
     knots = torch.tensor(knots)
     slopes = values[knots].diff() / grid[knots].diff()
-    ends = torch.tensor([left], dtype=torch.float64), torch.tensor([right], dtype=torch.float64)
-    return PiecewiseLinear(grid[knots], torch.cat([ends[0], slopes, ends[1]]), values[knots[0]])
+    return PiecewiseLinear(grid[knots], [left, *slopes.tolist(), right], values[knots[0]].item())
 
 
 def last_within(values, tolerance):
