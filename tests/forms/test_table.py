@@ -50,6 +50,11 @@ MOVES = {
     'rotated': (lambda x: swap(x).rot90(1, (0, 2)), lambda x: x.transpose(0, 1)),
     'diagonal': (lambda x: x[:, :, :4].diagonal(0, 1, 2), lambda x: x),
     'unfolded': (lambda x: swap(x).unfold(0, 2, 1).mean(-1), swap),
+    'windows of one sample': (lambda x: x.unfold(0, 1, 1)[..., 0], lambda x: x),
+    'samples twice': (lambda x: torch.cat([x, 2 * x]), lambda x: x.unflatten(0, (2, -1)).transpose(0, 1)),
+    'samples and a constant': (lambda x: torch.cat([x, random_image(1, 4, 6)]), lambda x: x[:-1]),
+    'tensordot': (lambda x: torch.tensordot(MANY[0][:, :4], x, ([1], [1])), swap),
+    'more axes': (lambda x: torch.atleast_3d(x[:, 0]), lambda x: x),
 }
 COMPOSITES = {
     'scaling': lambda: SplitLRP(1e-3, recentering=Scaling(.1, .1)), 'balanced': lambda: SplitGrad(Balanced()),
