@@ -187,6 +187,8 @@ def quantized(program):
 
 def agnostic(program):
     '''Whether the program is the same function of each sample for a batch of one.'''
+    if not writes_all(program):
+        return False
     try:
         for inputs in (program.inputs(), [-input for input in program.inputs()]):  # of both signs, for |x| is often x
             together = output_of(program, inputs)
@@ -200,6 +202,17 @@ def agnostic(program):
         return False
     finally:
         program.zero_grad()
+
+
+def writes_all(program):
+    '''Whether what is changed in place is a part of all samples.'''
+    for sample in range(program.batch):
+        inputs = program.inputs()
+        for input in inputs:
+            input[sample] = torch.nan
+        if not all(value.isnan().any() for step, value, *_ in program.trace(inputs) if step.changes):
+            return False
+    return True
 
 
 def mixes(program):
@@ -249,7 +262,12 @@ def interpreted(program, inputs, input_split='relu', **kwargs):
     if any(step.literal is None for step in program.steps):
         raise Inapplicable
     run = Interpreter(**kwargs)
-    run.run(program, inputs, input_split)
+    try:
+        run.run(program, inputs, input_split)
+    except RuntimeError as error:
+        if 'view size is not compatible' in str(error):  # the interpreter's streams are laid out in row-major order
+            raise Inapplicable from error
+        raise
     if run.tied:
         raise Inapplicable
     return run
