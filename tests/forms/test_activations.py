@@ -102,7 +102,8 @@ def test_kinks_have_the_derivatives_of_torch():
     image[0], image[1, 1:] = 0., 0.
     for function in (
         F.relu, torch.abs, F.leaky_relu, F.relu6, lambda x: F.relu6(x + 6.), lambda x: F.hardtanh(x - 1.),
-        lambda x: F.hardtanh(x + 1.), lambda x: (x + 1.).clamp(-1., 1.), lambda x: F.softshrink(x - .5), lambda x: F.prelu(x, torch.tensor(.3).double()), F.hardtanh,
+        lambda x: F.hardtanh(x + 1.), lambda x: (x + 1.).clamp(-1., 1.), lambda x: F.softshrink(x - .5),
+        lambda x: F.prelu(x, torch.tensor(.3).double()), F.hardtanh,
         lambda x: x.clamp(0., 1.), lambda x: x.clamp_min(0.), lambda x: F.softshrink(x, 0.),
         lambda x: x.unflatten(1, (4, 3)).amax(1), lambda x: x.unflatten(1, (4, 3)).max(1)[0],
         lambda x: torch.maximum(x, 2 * x), lambda x: torch.minimum(x, x.abs()), lambda x: x.amin(1, keepdim=True),
