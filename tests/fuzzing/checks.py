@@ -166,12 +166,13 @@ def check_half_gradient(program, rng):
     program = quantized(program) if ties else program
     inputs, pooling = program.inputs(rng.random(), ties), rng.choice(['wta', 'convex'])
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
-    weights = torch.randn(output_of(program, inputs).shape, dtype=torch.float64, generator=generator)
+    output = output_of(program, inputs)
+    weights = torch.randn(output.shape, dtype=torch.float64, generator=generator)
     layers = program.layers(inputs)
     layer = rng.choice(layers) if layers and rng.random() < .4 else None
     composite = SplitGrad(.5, layer=layer, pooling=pooling, **options(program))
     expected = [gradient / 2 for gradient in plain_gradient(program, inputs, weights, layer)]
-    if not all(gradient.isfinite().all() for gradient in expected):  # a weight norm of zeros
+    if not all(each.isfinite().all() for each in (output, *expected)):  # a weight norm of zeros
         raise Inapplicable
     actual = at_layer(maps, composite, program, inputs, weights)[1]
     close(program, actual, expected, f'half of the gradient at {layer or "the input"}{", with ties" if ties else ""}')
