@@ -277,7 +277,8 @@ def interpreted(program, inputs, input_split='relu', **kwargs):
 def by_rows(program):
     '''Whether the samples are the rows of all values, to be seen from the steps.'''
     inputs = program.inputs()
-    if any(step.family in ('multi_head_attention', 'ravel') for step in program.steps):
+    # samples that are picked by a list have no axis of their own that could be proven
+    if any(step.family in ('multi_head_attention', 'ravel') or 'x[[' in step.code for step in program.steps):
         return False
     traces = []
     for sample in range(program.batch):
