@@ -25,8 +25,8 @@ from zennit.composites import EpsilonPlus
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
 from zennit_dc.methods import LRPGamma, canonizers
-from zennit_dc.models import IMAGENET_PREPROCESSING, Classifier
 
 
 LAYERS = {'vgg16': 'features.26', 'resnet18': 'layer4'}

@@ -25,9 +25,9 @@ import click
 import numpy as np
 import torch
 
-from zennit_dc.distributed import local_device
+from zennit_dc.data.parts import differences, written
+from zennit_dc.data.processes import local_device
 from zennit_dc.networks import VARIANTS, accuracy, cnn_maxout, mlp_maxout, train
-from zennit_dc.parts import differences, written
 
 
 NETWORKS = {'mlp_maxout': mlp_maxout, 'cnn_maxout': cnn_maxout}

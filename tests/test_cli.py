@@ -16,10 +16,10 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM
 from zennit_dc.attribution import class_relevance
-from zennit_dc.cli_maps import distinct
+from zennit_dc.cli.maps import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
 from zennit_dc.figures import color, concept_gallery
-from zennit_dc.models import layers, load_classifier
+from zennit_dc.data.classifiers import layers, load_classifier
 
 PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
 

@@ -13,7 +13,7 @@ from zennit.attribution import Gradient
 from zennit_dc import Balanced, SplitCAM
 from zennit_dc.attribution import LayerCAM, class_relevance
 from zennit_dc.evaluation.data import Drawings
-from zennit_dc.models import load_classifier
+from zennit_dc.data.classifiers import load_classifier
 
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 

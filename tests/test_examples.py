@@ -122,7 +122,7 @@ def test_benchmark():
 
 @pytest.mark.parametrize('name', ['photographs', 'drawings'])
 def test_options_of_the_results(name):
-    from zennit_dc.cli_evaluation import evaluate, read_options
+    from zennit_dc.cli.evaluation import evaluate, read_options
 
     options = read_options(evaluate, EXAMPLES / 'results' / f'{name}.toml')
     context = evaluate.make_context('evaluate', [] if 'source' in options else ['photos'], default_map=options)

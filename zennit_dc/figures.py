@@ -45,7 +45,7 @@ def caption(classifier, output, target):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     output : :py:class:`torch.Tensor`
         The scores of shape (classes,).
@@ -147,7 +147,7 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     inputs : :py:class:`torch.Tensor`
         Normalized images of shape (count, channels, height, width).

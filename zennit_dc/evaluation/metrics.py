@@ -8,6 +8,7 @@ and only if, all of them are constant or negative.
 '''
 from typing import NamedTuple
 
+
 try:
     from .faithfulness import PixelFlipping, Selectivity, pixel_flipping, selectivity
     from .localisation import attribution_localisation, grid_pointing_game, pointing_game

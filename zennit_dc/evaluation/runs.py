@@ -13,12 +13,18 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..attributions import description
-from ..distributed import local_device, process_group
+from ..data.fingerprints import description
+from ..data.parts import differences, written
+from ..data.processes import local_device, process_group
 from ..methods import METHODS, attributor, saliency_map
-from ..parts import differences, written
 from .metrics import (
-    METRICS, attribution_localisation, max_sensitivity, pixel_flipping, pointing_game, selectivity, similarities,
+    METRICS,
+    attribution_localisation,
+    max_sensitivity,
+    pixel_flipping,
+    pointing_game,
+    selectivity,
+    similarities,
 )
 from .mosaics import Mosaics
 from .randomisation import randomised
@@ -50,7 +56,7 @@ def evaluate(
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, which is moved to the device and dtype.
     images : :py:class:`~zennit_dc.evaluation.data.MaskedImages`
         The images.
@@ -159,7 +165,7 @@ def results_of(classifier, other, sample, method, group, seed, selectivity_patch
 
     Parameters
     ----------
-    classifier, other : :py:class:`~zennit_dc.models.Classifier`
+    classifier, other : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, and that with randomised layers.
     sample : :py:class:`~zennit_dc.evaluation.data.Sample`
         The image, where the classifier is, in its dtype.

@@ -2,8 +2,8 @@
 import itertools
 from typing import NamedTuple
 
-from ..rules import Balanced
 from ..methods import METHODS, RECENTERINGS
+from ..rules import Balanced
 
 
 ABLATIONS = {

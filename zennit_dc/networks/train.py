@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..attributions import fingerprint, fingerprint_of
-from ..parts import differences, written
+from ..data.fingerprints import fingerprint, fingerprint_of
+from ..data.parts import differences, written
 
 
 def train(

@@ -5,12 +5,20 @@ from pathlib import Path
 
 import click
 
-from .cli_options import (
-    DTYPES, Numbers, compute_options, method_options, model_option, model_options, option, parameters_of, require_used,
+from ..data.classifiers import load_classifier
+from ..data.images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
+from ..methods import METHODS
+from .options import (
+    DTYPES,
+    Numbers,
+    compute_options,
+    method_options,
+    model_option,
+    model_options,
+    option,
+    parameters_of,
+    require_used,
 )
-from .images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
-from .methods import METHODS
-from .models import load_classifier
 
 
 file = click.Path(path_type=Path)
@@ -42,7 +50,7 @@ def attribute(source, out, method, model, weights, size, mean, std, layer, targe
     zennit-dc attribute photos --label-regex '^(\\d+)_' --layer features.12
     torchrun --nproc-per-node 4 -m zennit_dc attribute photos --device cuda --layer features.12
     '''
-    from .virelay import attribute as attribute_all
+    from ..virelay import attribute as attribute_all
 
     require_used([method], {'layer': layer, **given})
     if target not in ('predicted', 'label'):
@@ -104,7 +112,7 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
     zennit-dc analyze attribution.h5 --out analysis.h5
     zennit-dc analyze attribution.h5 --clusters 4,8,16 --by prediction
     '''
-    from .virelay import analyze as analyze_all
+    from ..virelay import analyze as analyze_all
 
     small = analyze_all(attribution, out, clusters, size, eigenvalues, neighbors, by, seed, sys.stderr.isatty())
     click.echo(f'{out}: the analysis of {attribution}')
@@ -129,7 +137,7 @@ def project(attribution, analyses, out, name, data, labels):
     zennit-dc project attribution.h5 analysis.h5 --out project.yaml
     python -m virelay project.yaml
     '''
-    from .virelay import project as write_project
+    from ..virelay import project as write_project
 
     write_project(attribution, analyses, out, name, data, labels)
     click.echo(f'{out}: open it with\n\n    python -m virelay {out}\n\nand http://localhost:8000 in a browser.')

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import torch
 from zennit.attribution import Attributor
 
-from .attribution import recorded, require_layer, require_one_map, require_scores
-from .spatial import spread
+from ..attribution import recorded, require_layer, require_one_map, require_scores
+from ..spatial import spread
 from .seeding import image_seed, seeded
 
 

@@ -1,26 +1,21 @@
 '''The attributions of a whole data set, in the layout of ViRelAy's databases.'''
-import hashlib
-import inspect
 import json
 import operator
 import shutil
 import sys
-import types
-from collections.abc import Mapping
-from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .attribution import class_relevance, require_scores
-from .distributed import local_device, process_group
-from .images import UnreadableImage, class_folders, label_map
-from .methods import METHODS, attributor
-from .models import black_input
-from .parts import Parts, differences, written
+from ..attribution import class_relevance, require_scores
+from ..data.classifiers import black_input
+from ..data.fingerprints import describe, description
+from ..data.images import UnreadableImage, class_folders, label_map
+from ..data.parts import Parts, differences, written
+from ..data.processes import local_device, process_group
+from ..methods import METHODS, attributor
 
 
 def attribute(
@@ -42,9 +37,9 @@ def attribute(
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, which is moved to the device and dtype.
-    images : :py:class:`~zennit_dc.images.ImageFolder` or :py:class:`~zennit_dc.images.ImageArray`
+    images : :py:class:`~zennit_dc.data.images.ImageFolder` or :py:class:`~zennit_dc.data.images.ImageArray`
         The images.
     out : str or path
         The file of attributions.
@@ -151,9 +146,9 @@ class Batches(torch.utils.data.Dataset):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, of which the preprocessing is used.
-    images : :py:class:`~zennit_dc.images.ImageFolder` or :py:class:`~zennit_dc.images.ImageArray`
+    images : :py:class:`~zennit_dc.data.images.ImageFolder` or :py:class:`~zennit_dc.data.images.ImageArray`
         The images.
     batches : list[range]
         The indices of the images in each batch.
@@ -328,44 +323,3 @@ def require_space(classifier, out, count, missing):
             f'there is no space for {count} attributions in {folder}: {needed / 1e9:.2f} GB are needed, but'
             f' {free / 1e9:.2f} GB are free'
         )
-
-
-def description(classifier, images, device, dtype, seed):
-    '''What the results of a run depend on, whatever its method is, as far as JSON can tell.'''
-    return {
-        'model': classifier.name, 'weights': fingerprint(classifier.model),
-        'preprocessing': ' '.join(repr(classifier.preprocessing).split()), 'images': images.fingerprint(),
-        'device': device.type, 'dtype': str(dtype).removeprefix('torch.'), 'seed': seed
-    }
-
-
-def fingerprint(model):
-    '''A hash of a model's parameters and buffers.'''
-    return fingerprint_of(model.state_dict())
-
-
-def fingerprint_of(tensors):
-    '''A hash of tensors by their names.'''
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def describe(value):
-    '''A parameter as JSON can tell it. An object is its type with the parameters that it was made with.'''
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    if isinstance(value, (list, tuple)):
-        return [describe(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): describe(each) for key, each in value.items()}
-    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial, torch.nn.Module)):
-        raise ValueError(f'{value!r} can not be stored with the attributions, by which an interrupted run is resumed')
-    names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
-    return [type(value).__name__, {name: describe(getattr(value, name)) for name in names}]

@@ -1,11 +1,11 @@
-'''Attributors for maps that are no gradients, and what enters at the output for a class.'''
+'''Attributors for the rectified maps of a layer's gradient and activation.'''
 from abc import abstractmethod
-from contextlib import contextmanager
 
 import torch
 from zennit.attribution import Attributor
 
-from .spatial import spread
+from ..spatial import spread
+from .layers import gradient_at, require_layer
 
 
 class ActivationMap(Attributor):
@@ -114,94 +114,3 @@ class GradCAMPlusPlus(ActivationMap):
         coefficient = 1. / torch.where(denominator == 0., 1., denominator)
         weight = (coefficient * gradient.relu()).sum((2, 3), keepdim=True)
         return (weight * activation).sum(1, keepdim=True)
-
-
-def require_layer(model, layer):
-    '''Raise a ValueError if a model has no module of a name.'''
-    if not layer or layer not in dict(model.named_modules()):
-        raise ValueError(f'the model has no module named {layer!r}')
-
-
-def gradient_at(model, layer, input, attr_output_fn):
-    '''The gradient at a layer's output, or what the hooks of a composite make of it.
-
-    Parameters
-    ----------
-    model : :py:class:`torch.nn.Module`
-        The model.
-    layer : str
-        The name of the module.
-    input : :py:class:`torch.Tensor`
-        The input of shape (batch, channels, height, width).
-    attr_output_fn : callable
-        The relevance of the output as a function of the output.
-
-    Returns
-    -------
-    tuple of :py:class:`torch.Tensor`
-        The model's output, and the gradient at the layer's output and this output, of shape (batch, channels, height,
-        width).
-    '''
-    with recorded(model, layer) as activations, torch.enable_grad():
-        output = model(input.detach().requires_grad_())
-    activation = require_one_map(activations, layer)
-    gradient, = torch.autograd.grad(output, activation, attr_output_fn(output))
-    return output.detach(), gradient, activation.detach()
-
-
-@contextmanager
-def recorded(model, layer):
-    '''A context in which the outputs of a module are recorded, in a list.'''
-    activations = []
-
-    def record(module, args, output):
-        activations.append(output)
-        return output.clone() if isinstance(output, torch.Tensor) else output  # may be overwritten in place
-
-    handle = model.get_submodule(layer).register_forward_hook(record)
-    try:
-        yield activations
-    finally:
-        handle.remove()
-
-
-def require_one_map(activations, layer):
-    '''Return the only one of a layer's recorded outputs, or raise a ValueError if it has no height and width.'''
-    if len(activations) != 1 or not isinstance(activations[0], torch.Tensor) or activations[0].ndim != 4:
-        raise ValueError(f'layer {layer!r} does not give one output with channels, height and width')
-    return activations[0]
-
-
-def require_scores(output):
-    '''Return a model's output if it has the shape (batch, classes), else raise a ValueError.'''
-    if not isinstance(output, torch.Tensor):
-        raise ValueError(f'the model\'s output must be a tensor of shape (batch, classes), not {type(output).__name__}')
-    if output.ndim != 2:
-        raise ValueError(f'the model\'s output must have the shape (batch, classes), not {tuple(output.shape)}')
-    return output
-
-
-def class_relevance(target=None):
-    '''What enters at the output to explain a class: one for this class and zero for all others.
-
-    Parameters
-    ----------
-    target : int, :py:class:`torch.Tensor` or None, optional
-        The class's index, or one for each sample, of shape (batch,). Default is the class with the largest output.
-
-    Returns
-    -------
-    callable
-        A function of the output of shape (batch, classes), as Zennit's attributors take it for ``attr_output``. It
-        raises an :py:exc:`ValueError` for a class that the output does not have.
-    '''
-    def relevance(output):
-        require_scores(output)
-        classes = output.detach().argmax(1) if target is None else torch.as_tensor(target, device=output.device)
-        if classes.min() < 0 or classes.max() >= output.shape[1]:
-            raise ValueError(
-                f'there is no class {int(classes.min() if classes.min() < 0 else classes.max())}, but those from 0 to'
-                f' {output.shape[1] - 1}'
-            )
-        return torch.zeros_like(output).scatter_(1, classes.expand(len(output))[:, None], 1.)
-    return relevance

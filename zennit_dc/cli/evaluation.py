@@ -5,13 +5,12 @@ from pathlib import Path
 
 import click
 
-from .cli_maps import save
-from .cli_options import DTYPES, Alpha, compute_options, model_option, model_options, option, together
-from .distributed import local_device
-from .images import label_map, load_label_map
-from .methods import METHODS, RECENTERINGS
-from .models import load_classifier
-from .parts import written
+from ..data.classifiers import load_classifier
+from ..data.images import label_map, load_label_map
+from ..data.parts import written
+from ..data.processes import local_device
+from ..methods import METHODS, RECENTERINGS
+from .options import DTYPES, Alpha, compute_options, model_option, model_options, option, save, together
 
 
 path = click.Path(path_type=Path)
@@ -134,14 +133,14 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     '''
     import pandas as pd
 
-    from .evaluation.data import split
-    from .evaluation.figures import layer_figure, map_figure
-    from .evaluation.metrics import METRICS
-    from .evaluation.mosaics import Mosaics
-    from .evaluation.randomisation import randomised
-    from .evaluation.runs import evaluate as evaluate_all
-    from .evaluation.selection import CRITERIA, winners
-    from .evaluation.settings import ablation, grid
+    from ..evaluation.data import split
+    from ..evaluation.figures import layer_figure, map_figure
+    from ..evaluation.metrics import METRICS
+    from ..evaluation.mosaics import Mosaics
+    from ..evaluation.randomisation import randomised
+    from ..evaluation.runs import evaluate as evaluate_all
+    from ..evaluation.selection import CRITERIA, winners
+    from ..evaluation.settings import ablation, grid
 
     classifier = load_classifier(model, weights, size, mean, std)
     images = load_images(classifier, source, outlines, labels, count, seed)
@@ -235,8 +234,8 @@ def remove_results(out):
 
 def report(first, out, name, scores, chosen, echo=True):
     '''Save scores and their tables, and print the tables, if this is the first process.'''
-    from .evaluation.metrics import METRICS
-    from .evaluation.tables import latex, markdown, results_table
+    from ..evaluation.metrics import METRICS
+    from ..evaluation.tables import latex, markdown, results_table
 
     if not first:
         return
@@ -259,7 +258,7 @@ def save_text(file, content):
 
 def load_images(classifier, source, outlines, labels, count, seed):
     '''The images with masks that the options name.'''
-    from .evaluation.data import Drawings, ImageNetS, Polygons
+    from ..evaluation.data import Drawings, ImageNetS, Polygons
 
     if str(source) == 'drawings':
         return Drawings(classifier, count, seed)

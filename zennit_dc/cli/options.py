@@ -3,12 +3,14 @@ from functools import partial
 
 import click
 import torch
+from matplotlib.figure import Figure
 
-from .forms.attention import DetachedAttention
-from .rules import Balanced
-from .distributed import local_device
-from .methods import METHODS, RECENTERINGS, attributor
-from .forms.smooth import SmoothReplacement
+from ..data.parts import written
+from ..data.processes import local_device
+from ..forms.attention import DetachedAttention
+from ..forms.smooth import SmoothReplacement
+from ..methods import METHODS, RECENTERINGS, attributor
+from ..rules import Balanced
 
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.bfloat16}
@@ -168,3 +170,17 @@ def attributor_of(method, layer, classifier, given, seed):
     '''The attributor of a method with the given options.'''
     own_seed = {'seed': seed} if 'seed' in METHODS[method].parameters else {}
     return attributor(method, classifier, **own_seed, **parameters_of(method, layer, given))
+
+
+def require_format(path):
+    '''Raise if a figure can not be saved under a name.'''
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')
+
+
+def save(figure, path):
+    '''Save a figure.'''
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)

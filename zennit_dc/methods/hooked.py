@@ -17,9 +17,9 @@ import torch
 import zennit.composites
 from torch.overrides import TorchFunctionMode
 
-from .attribution import class_relevance, gradient_at, require_layer
-from .baselines import CaptumAttributor, GradCAM, Isolated
-from .spatial import spread
+from ..attribution import class_relevance, gradient_at, require_layer
+from ..spatial import spread
+from .captum import CaptumAttributor, GradCAM, Isolated
 
 
 RELUS = frozenset(('relu', 'relu_', 'relu6', 'hardtanh', 'hardtanh_', 'threshold', 'threshold_'))

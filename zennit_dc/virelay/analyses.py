@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data.images import load_label_map
+from ..data.parts import Parts, written
 from .attributions import beside, require_same_run
-from .images import load_label_map
-from .parts import Parts, written
 
 
 def analyze(

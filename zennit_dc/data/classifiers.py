@@ -96,7 +96,7 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
         If there is no such model, or the weights cannot be read or do not fit.
     '''
     if name == 'demo':
-        from .demo import CLASSES, demo_network, demo_preprocessing
+        from ..demo import CLASSES, demo_network, demo_preprocessing
 
         model, preprocessing, categories = demo_network(), demo_preprocessing(), list(CLASSES)
     elif ':' in name:
