@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from .recentering import recenter
-from .split import Axis, NeedsSums, SplitTensor, TrueGradient, joined, same, true_gradients, unsupported
+from .split import NeedsSums, SplitTensor, TrueGradient, joined, same, true_gradients, unsupported
 from .views import as_view, memory
 
 
@@ -104,7 +104,7 @@ def magnitude(tensor, like):
     return None if tensor is None else tensor.abs().to(like.dtype)
 
 
-def affine(pair, layer, weight, bias=None, batch=None, channels=None):
+def affine(pair, layer, weight, bias=None):
     '''The split form of an affine layer with weights, :math:`(W d + b, |W| s + |b|)`.
 
     Parameters
@@ -117,20 +117,16 @@ def affine(pair, layer, weight, bias=None, batch=None, channels=None):
         Its weight.
     bias : :py:class:`torch.Tensor`, optional
         Its bias.
-    batch, channels : int, optional
-        The indices of the output's axes of samples and of channels, where they are known. Without the first, each
-        entry is re-centered on its own.
 
     Returns
     -------
     :py:class:`~zennit_dc.split.SplitTensor`
-        The layer's output.
+        The layer's output, about whose axes nothing is known. If it gets no axis of samples, each entry is re-centered
+        on its own.
     '''
     rule = pair.split_pass.rule
     with keeping_recipe(pair):
         output = weighted(rule.before_affine(pair), layer, weight, bias)
-    shape = output.values[0].shape
-    output.batch, output.channels = (None if axis is None else Axis.at(shape, axis) for axis in (batch, channels))
     if bias is not None and layer.bias_axes:
         bias = bias.reshape(-1, *(1,) * layer.bias_axes)
     return unsettled(output, bias, rule)

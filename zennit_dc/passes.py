@@ -86,8 +86,7 @@ class SplitPass(Pass):
         leaves, structure = tree_flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if not pairs:
-            what = f'is a {type(output).__name__} without any'
-            raise NotImplementedError(f'the output of a model must have tensors that depend on its input, but {what}')
+            raise NotImplementedError(f'no part of the output, {type(output).__name__}, depends on the input')
         common_pass('the end of the model', list(pairs.values()), {})
         if self.layer is not None and self.read is None:
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, or not on a split pair')
@@ -119,9 +118,8 @@ class MapPass(SplitPass):
     def __init__(self, canonizer, call):
         super().__init__(canonizer, call)
         self.state, self.entrances, self.maps = state_of(self.root), [], []
-        self.device_type = next((device for *_, device, _ in self.state), 'cpu')
-        autocast = torch.is_autocast_enabled(self.device_type)
-        self.autocast_dtype = torch.get_autocast_dtype(self.device_type) if autocast else None
+        kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
+        self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
     def __call__(self, inputs):
         '''Run the model. The output has the difference in place of each split pair.'''

@@ -129,6 +129,14 @@ class Axis(NamedTuple):
         # axes of length one that follow each other cannot be told apart
         return self._replace(index=self.index if self.index in found else found[0] if found else None)
 
+    def within(self, old, new):
+        '''This axis, of which no index is known, where the last axes of a shape have other lengths in a new one.'''
+        first = next((index for index, lengths in enumerate(zip(old, new)) if len(set(lengths)) > 1), len(old))
+        before, after = math.prod(old[first:]), math.prod(new[first:])
+        if len(old) == len(new) and before and self.entries % before == 0:  # all of them are behind this axis
+            return self._replace(entries=self.entries // before * after).reshaped(new)
+        return self if len(old) == len(new) and before % max(self.length * self.entries, 1) == 0 else None
+
 
 class SplitTensor(torch.Tensor):
     '''A split pair :math:`(a^+, a^-)` in difference and sum coordinates: :math:`d = a^+ - a^-`, which is the original
@@ -306,31 +314,31 @@ def common_pass(function, args, kwargs):
 def joined(pairs, output):
     '''An output that is made of several pairs, with their depth, and with the axes that they agree upon, counted from
     the last one as broadcasting does.'''
-    output.depth = max(pair.depth for pair in pairs)
+    output.depth, shape = max(pair.depth for pair in pairs), output.values[0].shape
+    shapes = {pair.values[0].shape for pair in pairs}
     for name in ('batch', 'channels'):
-        places = {pair.place(name) for pair in pairs}
+        axes, places = {getattr(pair, name) for pair in pairs}, {pair.place(name) for pair in pairs}
         if len(places) == 1 and None not in places:
-            setattr(output, name, Axis.at(output.values[0].shape, places.pop()))
+            setattr(output, name, Axis.at(shape, places.pop()))
+        elif len(shapes) == len(axes) == 1 and None not in axes:
+            setattr(output, name, axes.pop().within(*shapes, shape))
     return output
 
 
 def by_sample(tensor, batch):
     '''A tensor with the samples of an axis first, or with each of its entries as a sample if that is None.'''
-    if batch is None:
-        return tensor.reshape(-1, 1)
+    batch = Axis(tensor.numel(), 1, None) if batch is None else batch
     return tensor if leads(batch, tensor.shape) else tensor.reshape(-1, *batch[:2]).movedim(1, 0)
 
 
 def in_shape(rows, batch, shape):
     '''What :py:func:`by_sample` has made of a tensor, in the shape that the tensor had.'''
-    if batch is None:
-        return rows.reshape(shape)
     return rows if leads(batch, shape) else rows.movedim(0, 1).reshape(shape)
 
 
 def leads(batch, shape):
     '''Whether samples are the first axis of a shape.'''
-    return batch.index == 0 or math.prod(shape) == 0
+    return math.prod(shape) == 0 or batch is not None and batch.index == 0
 
 
 def true_gradients(function, tensors, gradient):

@@ -64,9 +64,7 @@ def assign(pair, value):
 
 def laid_out(tensor, strides):
     '''A tensor in other strides, on which the order of later sums may depend.'''
-    if tensor.stride() == strides:
-        return tensor
-    return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
+    return tensor if tensor.stride() == strides else tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
 
 
 def written(tensor, layout, path, part):

@@ -51,6 +51,14 @@ MOVES = {
     'diagonal': (lambda x: x[:, :, :4].diagonal(0, 1, 2), lambda x: x),
     'unfolded': (lambda x: swap(x).unfold(0, 2, 1).mean(-1), swap),
     'windows of one sample': (lambda x: x.unfold(0, 1, 1)[..., 0], lambda x: x),
+    'samples merged, beside an axis of length one': (
+        lambda x: x.unflatten(2, (2, 3))[:, 0].transpose(0, 1).reshape(2 * len(x), 1, 3),
+        lambda x: x.unflatten(0, (2, -1)).transpose(0, 1)
+    ),
+    'merged before layers': (
+        lambda x: F.conv1d(F.relu(x.reshape(4 * len(x), 1, 6)), torch.full((1, 1, 3), .3).double()),
+        lambda x: x.unflatten(0, (-1, 4)),
+    ),
     'samples twice': (lambda x: torch.cat([x, 2 * x]), lambda x: x.unflatten(0, (2, -1)).transpose(0, 1)),
     'samples and a constant': (lambda x: torch.cat([x, random_image(1, 4, 6)]), lambda x: x[:-1]),
     'tensordot': (lambda x: torch.tensordot(MANY[0][:, :4], x, ([1], [1])), swap),

@@ -321,6 +321,8 @@ def check_sensitivity(program, rng):
         composite = SplitGrad(alpha, stream, pooling=pooling, input_split=split, recentering=recentering, **kwargs)
         run.alpha, run.kappa = (0., alpha.kappa) if isinstance(alpha, Balanced) else (alpha, None)
         expected = [read(stream, *pair) for pair in run.sensitivities(weights, stream[-1])]
+        if run.noise < 1e-12:
+            raise Inapplicable
         actual = maps(composite, program, inputs, weights)[1]
         close(program, actual, expected, f'{describe(composite)}, stream {stream}')
 

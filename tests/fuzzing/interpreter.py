@@ -226,6 +226,8 @@ class Interpreter:
         difference, total = plus - minus, plus + minus
         axes = list(range(1, plus.ndim))
         size, target = (each.abs().mean(axes, keepdim=True) for each in (total, difference))
+        if (target > 0).any():  # what rounding leaves of streams that cancel is not to be scaled
+            self.noise = min(self.noise, (size / target)[target > 0].min().item())
         total = total / size.clamp(min=1e-300) * target * self.kappa / max(self.output.depth, 1)
         return (total + difference) / 2, (total - difference) / 2
 

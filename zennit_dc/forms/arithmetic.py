@@ -107,8 +107,7 @@ def division(pair, other, *, rounding_mode=None):
 def where(mask, first, other):
     refuse_comparison(mask)
     pairs = list(pairs_in((first, other)))
-    both = zip(parts(first), parts(other))
-    return joined(pairs, pairs[0].like(*(torch.where(mask, *tensors) for tensors in both)))
+    return joined(pairs, pairs[0].like(*(torch.where(mask, *both) for both in zip(parts(first), parts(other)))))
 
 
 split_form(torch.Tensor.where)(lambda first, mask, other: where(mask, first, other))
@@ -134,6 +133,5 @@ def set_item(pair, index, value):
 
 @split_form(F.pad)
 def pad(pair, pad, mode='constant', value=None):
-    difference, stream_sum = pair.tensors
-    padded = F.pad(difference, pad, mode, value), F.pad(stream_sum, pad, mode, value and abs(value))
-    return joined([pair], pair.like(*padded))
+    both = zip(pair.tensors, (value, value and abs(value)))
+    return joined([pair], pair.like(*(F.pad(tensor, pad, mode, number) for tensor, number in both)))

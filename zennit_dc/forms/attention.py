@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from ..operations import Instead, Layer, affine, linear, magnitude
-from ..split import SplitTensor, split_form, unsupported
+from ..split import SplitTensor, joined, split_form, unsupported
 from .arithmetic import Valued
-from .linear import of_one_sample
+from .linear import of_one_sample, with_channels
 from .table import SplitOption, follow_axes, missing, overloads, plain, require_evaluation
 
 
@@ -75,8 +75,8 @@ def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_e
     scale = constant(torch.rsqrt(original.var(axes, unbiased=False, keepdim=True) + eps), pair.split_pass)
     scale = scale.expand(original.shape) if weight is None else scale * weight
     layer = Centering(axes, lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps))
-    channels = -1 if len(axes) == 1 else pair.place('channels')
-    return affine(pair, layer, scale, bias, pair.place('batch'), channels)
+    output = affine(pair, layer, scale, bias)
+    return with_channels(pair, output, -1) if len(axes) == 1 else joined([pair], output)
 
 
 @detached_form(F.scaled_dot_product_attention)

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from ..operations import Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
 from ..recentering import recenter
-from ..split import SplitTensor, called_in, joined, pass_of, split_form, unsupported
+from ..split import Axis, SplitTensor, called_in, joined, pass_of, split_form, unsupported
 from ..views import laid_out
 from .arithmetic import addition, valued
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
@@ -38,8 +38,13 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
         # without what is padded, which for transposed convolutions may be as long as a step of the dilation
         return output[(..., *map(slice, shape[2:]))]
 
-    first = pair.place('batch') == -pair.values[0].ndim
-    return affine(pair, Layer(apply, transpose, axes), weight, bias, 0 if first else None, 1)
+    return with_channels(pair, affine(pair, Layer(apply, transpose, axes), weight, bias), 1)
+
+
+def with_channels(pair, output, index):
+    '''The output of a layer that keeps the first axes of a pair, and has channels at an index.'''
+    joined([pair], output).channels = Axis.at(output.values[0].shape, index)
+    return output
 
 
 def paddings(padding, kernel, dilation):
@@ -74,8 +79,7 @@ for number in (1, 2, 3):
 def dense(pair, weight, bias=None):
     refuse_pairs('linear', weight, bias)
     require_batch(pair, 2, 'linear')
-    place = pair.place('batch')
-    return affine(pair, DENSE, weight, bias, None if place == -1 else place, -1)
+    return with_channels(pair, affine(pair, DENSE, weight, bias), -1)
 
 
 @torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__', '__rmatmul__')
@@ -121,9 +125,8 @@ def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1
     pair, weight = mat1 if pair is None else pair, mat2 if weight is None else weight
     if not isinstance(pair, SplitTensor) or isinstance(bias, SplitTensor) or beta != 1 or alpha != 1:
         raise unsupported('addmm', (bias, pair, weight), ' other than of a constant, a split pair and a matrix')
-    place = pair.place('batch')
     layer = Layer(lambda input, weight, bias: input @ weight if bias is None else torch.addmm(bias, input, weight))
-    return affine(pair, layer, weight, bias, None if place == -1 else place)
+    return joined([pair], affine(pair, layer, weight, bias))
 
 
 @torch_form('baddbmm')

@@ -31,9 +31,12 @@ register_routing(
     ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
 )
 register_routing(
-    ('contiguous', 'clone', 'detach', 'alias_copy', 'flip', 'fliplr', 'flipud', 'roll', 'narrow', 'gather',
-     'index_select', 'take_along_dim', 'expand', 'expand_as', 'broadcast_to'),
+    ('contiguous', 'clone', 'detach', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
     lambda pairs, output, _: joined(pairs, output)
+)
+register_routing(  # of a part of an axis, the entries change their order
+    ('flip', 'fliplr', 'flipud', 'roll', 'narrow', 'gather', 'index_select', 'take_along_dim'),
+    lambda pairs, output, _: output if pairs[0].place('batch') is None else joined(pairs, output)
 )
 register_routing(
     ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
@@ -113,6 +116,6 @@ for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstac
                 output.depth = max(pair.depth for pair in pairs)
             lengths = {pair.batch and pair.batch.length for pair in pairs}
             if output.batch is not None and {output.batch.length} != lengths:  # along the axis itself
-                whole = len(lengths) == 1 and output.batch.length == len(tensors) * min(lengths)
+                whole = len(lengths) == 1 and output.batch.length == len(pairs) * min(lengths)
                 output.batch = output.batch._replace(length=min(lengths), index=None) if whole else None
             return output
