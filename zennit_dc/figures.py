@@ -9,6 +9,7 @@ from zennit.image import imgify
 
 from .attribution import class_relevance
 from .composites import SplitGrad
+from .data.parts import written
 
 
 def color(saliency, cmap='bwr', largest=None):
@@ -184,3 +185,10 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
         )
         for index, (input, output) in enumerate(zip(inputs, outputs))
     ], f'Prototypes of {classifier.category(target)}, α = {alpha}')
+
+
+def save(figure, path):
+    '''Save a figure in the format by which the path ends.'''
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)

@@ -1,5 +1,6 @@
 '''What enters at the output for a class.'''
 import torch
+from torch.nn import functional as F
 
 
 def require_scores(output):
@@ -33,5 +34,5 @@ def class_relevance(target=None):
                 f'there is no class {int(classes.min() if classes.min() < 0 else classes.max())}, but those from 0 to'
                 f' {output.shape[1] - 1}'
             )
-        return torch.zeros_like(output).scatter_(1, classes.expand(len(output))[:, None], 1.)
+        return F.one_hot(classes.expand(len(output)), output.shape[1]).to(output)
     return relevance

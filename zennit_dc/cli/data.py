@@ -9,14 +9,7 @@ from ..data.classifiers import load_classifier
 from ..data.images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
 from ..methods import METHODS
 from .options import (
-    DTYPES,
-    Numbers,
-    compute_options,
-    method_options,
-    model_option,
-    model_options,
-    option,
-    parameters_of,
+    DTYPES, Numbers, compute_options, method_options, model_option, model_options, option, parameters_of,
     require_used,
 )
 

@@ -11,20 +11,11 @@ from ..data.classifiers import layers as layers_of
 from ..data.classifiers import load_classifier
 from ..data.images import read_image
 from ..data.parts import written
-from ..figures import caption, color, concept_gallery, side_by_side
+from ..figures import caption, color, concept_gallery, save, side_by_side
 from ..methods import BASELINES, METHODS, saliency_map
 from .options import (
-    Alpha,
-    attributor_of,
-    compute_options,
-    method_options,
-    model_option,
-    model_options,
-    option,
-    require_compute,
-    require_format,
-    require_used,
-    save,
+    Alpha, attributor_of, compute_options, method_options, model_option, model_options, option, require_compute,
+    require_format, require_used,
 )
 
 

@@ -5,7 +5,6 @@ import click
 import torch
 from matplotlib.figure import Figure
 
-from ..data.parts import written
 from ..data.processes import local_device
 from ..forms.attention import DetachedAttention
 from ..forms.smooth import SmoothReplacement
@@ -177,10 +176,3 @@ def require_format(path):
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')
-
-
-def save(figure, path):
-    '''Save a figure.'''
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)

@@ -18,13 +18,7 @@ from ..data.parts import differences, written
 from ..data.processes import local_device, process_group
 from ..methods import METHODS, attributor, saliency_map
 from .metrics import (
-    METRICS,
-    attribution_localisation,
-    max_sensitivity,
-    pixel_flipping,
-    pointing_game,
-    selectivity,
-    similarities,
+    METRICS, attribution_localisation, max_sensitivity, pixel_flipping, pointing_game, selectivity, similarities,
 )
 from .mosaics import Mosaics
 from .randomisation import randomised
@@ -121,20 +115,8 @@ def evaluate(
             for index, method, group in tqdm(tasks, 'maps', unit='map', disable=not progress or rank > 0):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
-                left = dict(group)
-                try:
-                    for setting, scores in results_of(
-                        classifier, other, sample, method, group, seed, selectivity_patch
-                    ):
-                        store(file, key(images, index, setting), scores)
-                        del left[setting]
-                except FloatingPointError as error:
-                    for setting, missing in left.items():
-                        tqdm.write(f'{name_of(images, index, setting)}: no score, as {error}', file=sys.stderr)
-                        store(file, key(images, index, setting), dict.fromkeys(missing, math.nan))
-                except (ValueError, RuntimeError) as error:
-                    kind = ValueError if isinstance(error, ValueError) else RuntimeError
-                    raise kind(f'{name_of(images, index, group[0][0])}: {error}') from error
+                results = results_of(classifier, other, sample, method, group, seed, selectivity_patch)
+                store_all(file, images, index, group, results)
         wait()
         done = finished(out)
     asked = [(*key(images, index, setting), metric) for index in indices for setting in settings for metric in metrics]
@@ -158,6 +140,22 @@ def store(file, key, scores):
     file.write(json.dumps([*key, scores]) + '\n')
     file.flush()
     os.fsync(file.fileno())
+
+
+def store_all(file, images, index, group, results):
+    '''Store the results of a map, and those that could not be computed as not a number.'''
+    left = dict(group)
+    try:
+        for setting, scores in results:
+            store(file, key(images, index, setting), scores)
+            del left[setting]
+    except FloatingPointError as error:
+        for setting, missing in left.items():
+            tqdm.write(f'{name_of(images, index, setting)}: no score, as {error}', file=sys.stderr)
+            store(file, key(images, index, setting), dict.fromkeys(missing, math.nan))
+    except (ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f'{name_of(images, index, group[0][0])}: {error}') from error
 
 
 def results_of(classifier, other, sample, method, group, seed, selectivity_patch):

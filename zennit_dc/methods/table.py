@@ -7,15 +7,7 @@ from zennit.attribution import Gradient
 from ..attribution import GradCAMPlusPlus, LayerCAM, class_relevance
 from ..composites import SplitCAM, SplitGrad, SplitLRP
 from ..recentering import Scaling, Shifting
-from .captum import (
-    FeatureAblation,
-    GradCAM,
-    GradientSHAP,
-    InputXGradient,
-    IntegratedGradients,
-    Occlusion,
-    Saliency,
-)
+from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
 from .controls import BinaryMask, OriginalImage, Random
 from .hooked import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
 from .lrp import LRPGamma

@@ -158,16 +158,67 @@ def spectral_analysis(features, clusters, eigenvalues, neighbors, seed):
     dict[str, :py:class:`numpy.ndarray`]
         ``eigenvalue``, ``spectral``, ``tsne``, ``umap`` and ``kmeans-02`` and so on, by sample.
     '''
+    pipeline = spectral_pipeline(len(features), clusters, eigenvalues, neighbors, seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='.*(spectral|n_jobs|connected).*')
+        (values, vectors), (*kmeans, tsne, umap) = pipeline(features)
+    embeddings = {
+        'eigenvalue': values[::-1], 'spectral': leading(vectors),
+        'tsne': tsne - tsne.mean(0), 'umap': umap - umap.mean(0)  # where ViRelAy looks
+    }
+    return {**embeddings, **{f'kmeans-{each:02d}': found for each, found in zip(clusters, kmeans)}}
+
+
+def spectral_pipeline(samples, clusters, eigenvalues, neighbors, seed):
+    '''CoRelAy's pipeline for a number of samples: their eigenvalues and eigenvectors, and the clusters and embeddings
+    of these.'''
     from corelay.pipeline.spectral import SpectralClustering
     from corelay.processor.affinity import SparseKNN
     from corelay.processor.base import FunctionProcessor
     from corelay.processor.clustering import KMeans
-    from corelay.processor.embedding import EigenDecomposition, TSNEEmbedding, UMAPEmbedding
+    from corelay.processor.embedding import EigenDecomposition, TSNEEmbedding
     from corelay.processor.flow import Parallel, Sequential
+
+    embed_by_umap = seeded_umap(seed)
+    return SpectralClustering(
+        pairwise_distance=FunctionProcessor(distances),
+        affinity=SparseKNN(n_neighbors=min(neighbors, samples - 1), symmetric=True),
+        embedding=EigenDecomposition(
+            n_eigval=min(eigenvalues, samples - 2), which='LA', normalize=False, kwargs=solver_options(samples, seed),
+            is_output=True
+        ),
+        clustering=Parallel([
+            *(Sequential([
+                FunctionProcessor(lambda vectors, count=each: leading(vectors, count)),
+                KMeans(n_clusters=each, kwargs={'random_state': seed, 'n_init': 10}),
+            ]) for each in clusters),
+            Sequential([
+                FunctionProcessor(leading),
+                TSNEEmbedding(perplexity=float(min(30, (samples - 1) // 3)), kwargs={'random_state': seed}),
+            ]),
+            Sequential([
+                FunctionProcessor(leading), embed_by_umap(n_neighbors=min(15, samples - 1), metric='euclidean'),
+            ]),
+        ], broadcast=True, is_output=True)
+    )
+
+
+def solver_options(samples, seed):
+    '''What makes SciPy's eigensolver start from a seed.'''
     from scipy.sparse.linalg import eigsh
 
+    options = {'v0': np.random.default_rng(seed).standard_normal(samples)}
+    if 'rng' in inspect.signature(eigsh).parameters:  # of SciPy 1.17 and later
+        options['rng'] = np.random.default_rng(seed)
+    return options
+
+
+def seeded_umap(seed):
+    '''CoRelAy's processor for UMAP with a seed, which CoRelAy's own does not pass on.'''
+    from corelay.processor.embedding import UMAPEmbedding
+
     class SeededUMAP(UMAPEmbedding):
-        '''UMAP with a seed, which CoRelAy's own does not pass on.'''
+        '''UMAP with a seed.'''
         def function(self, data):
             import numba
             from umap import UMAP
@@ -180,36 +231,7 @@ def spectral_analysis(features, clusters, eigenvalues, neighbors, seed):
                 n_neighbors=self.n_neighbors, min_dist=self.min_dist, metric=self.metric, random_state=seed, n_jobs=1
             ).fit_transform(data)
 
-    samples = len(features)
-    solver = {'v0': np.random.default_rng(seed).standard_normal(samples)}
-    if 'rng' in inspect.signature(eigsh).parameters:  # of SciPy 1.17 and later
-        solver['rng'] = np.random.default_rng(seed)
-    pipeline = SpectralClustering(
-        pairwise_distance=FunctionProcessor(distances),
-        affinity=SparseKNN(n_neighbors=min(neighbors, samples - 1), symmetric=True),
-        embedding=EigenDecomposition(
-            n_eigval=min(eigenvalues, samples - 2), which='LA', normalize=False, kwargs=solver, is_output=True
-        ),
-        clustering=Parallel([
-            *(Sequential([
-                FunctionProcessor(lambda vectors, count=each: leading(vectors, count)),
-                KMeans(n_clusters=each, kwargs={'random_state': seed, 'n_init': 10}),
-            ]) for each in clusters),
-            Sequential([
-                FunctionProcessor(leading),
-                TSNEEmbedding(perplexity=float(min(30, (samples - 1) // 3)), kwargs={'random_state': seed}),
-            ]),
-            Sequential([FunctionProcessor(leading), SeededUMAP(n_neighbors=min(15, samples - 1), metric='euclidean')]),
-        ], broadcast=True, is_output=True)
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*(spectral|n_jobs|connected).*')
-        (values, vectors), (*kmeans, tsne, umap) = pipeline(features)
-    embeddings = {
-        'eigenvalue': values[::-1], 'spectral': leading(vectors),
-        'tsne': tsne - tsne.mean(0), 'umap': umap - umap.mean(0)  # where ViRelAy looks
-    }
-    return {**embeddings, **{f'kmeans-{each:02d}': found for each, found in zip(clusters, kmeans)}}
+    return SeededUMAP
 
 
 def distances(features):

@@ -85,8 +85,7 @@ def attribute(
         raise ValueError(f'the batch size must be positive, not {batch_size}')
     if target == 'label' and None in images.labels:
         raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
-    if target not in ('label', 'predicted'):
-        target = operator.index(target)
+    target = target if target in ('label', 'predicted') else operator.index(target)
     device, out = local_device(device), Path(out)
     own_seed = {'seed': seed} if 'seed' in METHODS[method].parameters else {}
     chosen = attributor(method, classifier, **own_seed, **parameters)
@@ -103,20 +102,11 @@ def attribute(
         require_same_run(out, run)
         parts.remove()
         return skipped_images(out)
-    for path in (beside(out, '_data.h5'), beside(out, '_labels.json')):
-        if path.exists() and not parts.folder.exists():
-            raise ValueError(f'{path} exists already: choose another --out')
+    require_new(out, parts)
     require_space(classifier, out, len(images), len(parts.missing()) * batch_size)
     labels = require_labels(classifier, images, labels, device, dtype)
     with process_group(device) as (rank, size, wait):
-        if rank == 0:
-            parts.open()
-        wait()
-        if not parts.folder.is_dir():
-            raise OSError(f'{parts.folder} is not there: all processes need the same folder')
-        parts.require_same_run()
-        mine = [batch for batch in parts.missing() if batch % size == rank]
-        wait()
+        mine = own_parts(parts, rank, size, wait)
         loader = torch.utils.data.DataLoader(
             Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
         )
@@ -125,20 +115,44 @@ def attribute(
             loader, 'attributions', total, initial=total - len(mine), unit='batch', disable=not progress or rank > 0
         )
         for (indices, inputs, shown, failures), batch in zip(bar, mine):
-            for index, reason in failures:
-                tqdm.write(f'skipped {images.names[index]}: {reason}', file=sys.stderr)
             torch.manual_seed(seed + batch)
             explained = explain_batch(chosen, images, indices, inputs, target, device, dtype)
-            parts.save(
-                batch, index=np.array(indices), image=shown, **explained,
-                skipped=np.array([index for index, _ in failures], int),
-                reason=np.array([reason for _, reason in failures], str)
-            )
+            parts.save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
         wait()
         if rank == 0:
             merge(parts, images, out, labels)
         wait()
     return skipped_images(out)
+
+
+def require_new(out, parts):
+    '''Raise if files that a run writes beside its result are there, and not from this run.'''
+    for path in (beside(out, '_data.h5'), beside(out, '_labels.json')):
+        if path.exists() and not parts.folder.exists():
+            raise ValueError(f'{path} exists already: choose another --out')
+
+
+def own_parts(parts, rank, size, wait):
+    '''The numbers of the parts that are left to a process; no process begins before all of them know theirs.'''
+    if rank == 0:
+        parts.open()
+    wait()
+    if not parts.folder.is_dir():
+        raise OSError(f'{parts.folder} is not there: all processes need the same folder')
+    parts.require_same_run()
+    mine = [batch for batch in parts.missing() if batch % size == rank]
+    wait()
+    return mine
+
+
+def left_out(images, failures):
+    '''Report the images of a batch that could not be read, and return them as arrays.'''
+    for index, reason in failures:
+        tqdm.write(f'skipped {images.names[index]}: {reason}', file=sys.stderr)
+    return {
+        'skipped': np.array([index for index, _ in failures], int),
+        'reason': np.array([reason for _, reason in failures], str),
+    }
 
 
 class Batches(torch.utils.data.Dataset):
