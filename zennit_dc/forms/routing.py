@@ -111,11 +111,7 @@ for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstac
             both = zip(*map(parts, tensors))
             output = pairs[0].like(*(function(each, *args, **kwargs) for each in both))
             joined(pairs, output)
-            if 'stack' in name and output.batch is not None:  # which may insert an axis anywhere
+            if 'stack' in name and len({pair.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
                 follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
                 output.depth = max(pair.depth for pair in pairs)
-            lengths = {pair.batch and pair.batch.length for pair in pairs}
-            if output.batch is not None and {output.batch.length} != lengths:  # along the axis itself
-                whole = len(lengths) == 1 and output.batch.length == len(pairs) * min(lengths)
-                output.batch = output.batch._replace(length=min(lengths), index=None) if whole else None
             return output
