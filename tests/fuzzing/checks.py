@@ -188,7 +188,7 @@ def quantized(program):
 
 def agnostic(program):
     '''Whether the program is the same function of each sample for a batch of one.'''
-    if not writes_all(program):
+    if not writes_all(program) or any(step.family == 'squeeze' for step in program.steps):
         return False
     try:
         for inputs in (program.inputs(), [-input for input in program.inputs()]):  # of both signs, for |x| is often x
