@@ -129,13 +129,16 @@ class Axis(NamedTuple):
         # axes of length one that follow each other cannot be told apart
         return self._replace(index=self.index if self.index in found else found[0] if found else None)
 
-    def within(self, old, new):
-        '''This axis, of which no index is known, where the last axes of a shape have other lengths in a new one.'''
+    def within(self, old, new, count):
+        '''This axis in what is made of some tensors of one shape, without its index. It is known if the axes of other
+        lengths come after it, or if the tensors are joined one after the other, each with this axis as a whole.'''
         first = next((index for index, lengths in enumerate(zip(old, new)) if len(set(lengths)) > 1), len(old))
         before, after = math.prod(old[first:]), math.prod(new[first:])
-        if len(old) == len(new) and before and self.entries % before == 0:  # all of them are behind this axis
-            return self._replace(entries=self.entries // before * after).reshaped(new)
-        return self if len(old) == len(new) and before % max(self.length * self.entries, 1) == 0 else None
+        comes_first = before and self.entries % before == 0 and (self.index is None or self.index < first)
+        if len(old) == len(new) and comes_first:
+            return Axis(self.length, self.entries // before * after, None)
+        whole = after == before * count and before % max(self.length * self.entries, 1) == 0
+        return self._replace(index=None) if len(old) == len(new) and whole else None
 
 
 class SplitTensor(torch.Tensor):
@@ -317,11 +320,11 @@ def joined(pairs, output):
     output.depth, shape = max(pair.depth for pair in pairs), output.values[0].shape
     shapes = {pair.values[0].shape for pair in pairs}
     for name in ('batch', 'channels'):
-        axes, places = {getattr(pair, name) for pair in pairs}, {pair.place(name) for pair in pairs}
-        if len(places) == 1 and None not in places:
-            setattr(output, name, Axis.at(shape, places.pop()))
+        axes, (place, *others) = {getattr(pair, name) for pair in pairs}, {pair.place(name) for pair in pairs}
+        if not (place is None or others) and (name == 'channels' or shape[place] == pairs[0].batch.length):
+            setattr(output, name, Axis.at(shape, place))
         elif len(shapes) == len(axes) == 1 and None not in axes:
-            setattr(output, name, axes.pop().within(*shapes, shape))
+            setattr(output, name, axes.pop().within(*shapes, shape, len(pairs)))
     return output
 
 

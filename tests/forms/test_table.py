@@ -59,6 +59,12 @@ MOVES = {
         lambda x: F.conv1d(F.relu(x.reshape(4 * len(x), 1, 6)), torch.full((1, 1, 3), .3).double()),
         lambda x: x.unflatten(0, (-1, 4)),
     ),
+    'a batch norm after another order of memory': (
+        lambda x: F.batch_norm(
+            torch.einsum('bchw,dc->bdhw', x[:, :, None], MANY[0, :4, :4]).contiguous(memory_format=torch.channels_last),
+            *MANY[1, :2, :4].abs(), eps=.1
+        ).flatten(2), lambda x: x
+    ),
     'samples twice': (lambda x: torch.cat([x, 2 * x]), lambda x: x.unflatten(0, (2, -1)).transpose(0, 1)),
     'samples and a constant': (lambda x: torch.cat([x, random_image(1, 4, 6)]), lambda x: x[:-1]),
     'tensordot': (lambda x: torch.tensordot(MANY[0][:, :4], x, ([1], [1])), swap),

@@ -188,7 +188,7 @@ def quantized(program):
 
 def agnostic(program):
     '''Whether the program is the same function of each sample for a batch of one.'''
-    if not writes_all(program):
+    if not writes_all(program) or any(step.family == 'squeeze' for step in program.steps):
         return False
     try:
         for inputs in (program.inputs(), [-input for input in program.inputs()]):  # of both signs, for |x| is often x
@@ -198,11 +198,19 @@ def agnostic(program):
                 alone.sum().backward()
                 if not (len(alone) == 1 and torch.allclose(alone[0], together[sample], rtol=1e-9, atol=1e-9)):
                     return False
+            # what is a view of what depends on strides, and so on the size of the batch
+            if shared_memory(program, inputs) != shared_memory(program, [input[:1] for input in inputs]):
+                return False
         return True
     except (RuntimeError, IndexError, ValueError):
         return False
     finally:
         program.zero_grad()
+
+
+def shared_memory(program, inputs):
+    '''For each step, the input that its result shares memory with.'''
+    return [source for *_, source, _ in program.trace(inputs)]
 
 
 def writes_all(program):

@@ -8,7 +8,7 @@ from ..split import SplitTensor, joined, pairs_in, split_form, unsupported
 from ..views import as_view
 from .arithmetic import parts
 from .reading import Comparison
-from .table import follow_axes, keep_axes, overloads, plain, to_dtype, torch_form
+from .table import follow_axes, keep_axes, keep_layer, overloads, plain, to_dtype, torch_form
 
 
 def register_routing(names, note_axes):
@@ -31,9 +31,10 @@ register_routing(
     ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
 )
 register_routing(
-    ('contiguous', 'clone', 'detach', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
+    ('clone', 'detach', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
     lambda pairs, output, _: joined(pairs, output)
 )
+register_routing(('contiguous',), keep_layer)
 register_routing(  # of a part of an axis, the entries change their order
     ('flip', 'fliplr', 'flipud', 'roll', 'narrow', 'gather', 'index_select', 'take_along_dim'),
     lambda pairs, output, _: output if pairs[0].place('batch') is None else joined(pairs, output)
@@ -53,12 +54,10 @@ def view(pair, *shape, size=None, dtype=None):
     shape = shape or (dtype if size is None else size,)
     if isinstance(shape[0], torch.dtype):
         raise unsupported('view', (pair,), f' as {shape[0]}, as it is about bits')
-    if isinstance(shape[0], torch.Tensor):
-        shape = tuple(shape[0].shape)
-    difference, stream_sum = pair.tensors
-    moved = difference.view(*shape)
+    shape = tuple(shape[0].shape) if isinstance(shape[0], torch.Tensor) else shape
+    moved = pair.difference.view(*shape)
     # the sum may lie in memory in another order than the difference
-    output = pair.like(moved, stream_sum.reshape(moved.shape))
+    output = pair.like(moved, pair.tensors[1].reshape(moved.shape))
     return keep_axes(pair, as_view(output, pair, lambda tensor: tensor.view(moved.shape)))
 
 
@@ -100,7 +99,7 @@ for name in ('to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda',
                 return converted
             if not converted.is_floating_point():
                 return converted.detach().as_subclass(Comparison)
-            return to_dtype(pair, lambda tensor: converted)
+            return to_dtype(pair, lambda tensor: function(tensor, *args, **kwargs))
 
 
 for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack'):
@@ -111,11 +110,7 @@ for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstac
             both = zip(*map(parts, tensors))
             output = pairs[0].like(*(function(each, *args, **kwargs) for each in both))
             joined(pairs, output)
-            if 'stack' in name and output.batch is not None:  # which may insert an axis anywhere
+            if 'stack' in name and len({pair.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
                 follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
                 output.depth = max(pair.depth for pair in pairs)
-            lengths = {pair.batch and pair.batch.length for pair in pairs}
-            if output.batch is not None and {output.batch.length} != lengths:  # along the axis itself
-                whole = len(lengths) == 1 and output.batch.length == len(pairs) * min(lengths)
-                output.batch = output.batch._replace(length=min(lengths), index=None) if whole else None
             return output

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..split import FORMS, OVERLAYS, Axis, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
+from ..split import FORMS, OVERLAYS, Axis, SplitTensor, called_in, joined, pass_of, split_form, sum_dtype, unsupported
 from ..views import assign
 
 
@@ -144,7 +144,16 @@ def to_dtype(pair, function):
     converted = function(difference)
     if converted is difference:
         return pair
-    return pair.replaced(converted, stream_sum.to(converted.device, sum_dtype(converted.dtype)))
+    output = pair.replaced(converted, stream_sum.to(converted.device, sum_dtype(converted.dtype)))
+    stays = (converted.dtype, converted.device) == (difference.dtype, difference.device)
+    return keep_layer([pair], output, function) if stays else output
+
+
+def keep_layer(pairs, output, function):
+    '''Note that entries keep their values, so that a batch norm finds the layer before it all the same.'''
+    if (layer := pairs[0].layer) is not None:
+        output.layer = layer._replace(tensors=(function(layer.tensors[0]), layer.tensors[1]))
+    return joined(pairs, output)
 
 
 def keep_axes(pair, output):
