@@ -290,7 +290,7 @@ class Interpreter:
         positive, negative = parts(scale)
         streams = plus * positive + minus * negative, plus * negative + minus * positive
         shift = (shift if bias is None else shift + scale * bias).expand_as(plus)
-        if any(leaf is pair for leaf in self.leaves):
+        if any(leaf.layer is pair.layer for leaf in self.leaves):
             values = [stream + part for stream, part in zip(streams, parts(shift))]
             streams = Passing.apply(pair.plus, values[0]), Passing.apply(pair.minus, values[1])
             return pair.like(*self.recentered(*streams))

@@ -3,7 +3,7 @@ import functools
 import operator
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -443,8 +443,15 @@ def affine(interpreter, step, pair):
     return interpreter.affine(pair, lambda a, w, b: step.evaluate(a, w=w, b=b), step.w, getattr(step, 'b', None))
 
 
+ORDER_OF_MEMORY = (
+    'x.contiguous()', 'x.contiguous(memory_format=torch.channels_last)', 'x.to(memory_format=torch.channels_last)',
+)
+
+
 def route(interpreter, step, *pairs):
     '''The literal form of what only moves values, constants among them.'''
+    if step.code in ORDER_OF_MEMORY:  # a layer's output stays that
+        return replace(pairs[0])
     return interpreter.route(lambda *streams, **own: step.evaluate(*streams, **own), *pairs, c=getattr(step, 'c', None))
 
 
