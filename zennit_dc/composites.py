@@ -200,17 +200,16 @@ class SplitGrad(SensitivityComposite):
     alpha : float, Balanced, mapping or callable, optional
         The shift :math:`\\alpha \\in [0, 0.5]` of the local sensitivities (equations 36 to 41), once at the input of
         each affine layer and once at the output: 0 for the true gradient of the split network, 0.5 for half of the
-        original gradient. Or :py:class:`~zennit_dc.Balanced`, which follows the gradients. Or a mapping from the names
-        of modules to these, or a callable of the name; that of the output, and of affine operations outside of modules
-        with parameters, has the name ``''``.
-        Too small a value lets that part of the map take over which is the same for all classes, the sooner the deeper
-        the network above the layer is.
+        original gradient; the paper has 0.4. Too small a value lets that part of the map take over which is the same
+        for all classes, the sooner the deeper the network above the layer is. Or :py:class:`~zennit_dc.Balanced`, the
+        default, which follows the gradients. Or a mapping from the names of modules to these, or a callable of the
+        name; the output, and affine operations outside of modules with parameters, have the name ``''``.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
     layer, *args, **kwargs
         See :py:class:`SplitComposite`.
     '''
-    def __init__(self, alpha=0.4, stream='g', layer=None, *args, **kwargs):
+    def __init__(self, alpha=Balanced(), stream='g', layer=None, *args, **kwargs):
         super().__init__(Sensitivity, alpha, stream, layer, *args, **kwargs)
 
 
@@ -231,7 +230,7 @@ class SplitCAM(SensitivityComposite):
     *args, **kwargs
         See :py:class:`SplitComposite`, from ``pooling`` on.
     '''
-    def __init__(self, layer, alpha=0.4, stream='g', *args, **kwargs):
+    def __init__(self, layer, alpha=Balanced(), stream='g', *args, **kwargs):
         if layer is None:
             raise ValueError('SplitCAM needs the name of a layer')
         super().__init__(ActivatedSensitivity, alpha, stream, layer, *args, **kwargs)
