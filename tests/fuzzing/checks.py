@@ -270,8 +270,8 @@ def is_close(program, inputs):
     '''Whether rounding may choose winners, as far as a literal run can tell.'''
     try:
         return interpreted(program, inputs).close
-    except Inapplicable:
-        return False
+    except Inapplicable:  # for a tie, or a step without a literal form
+        return all(step.literal is not None for step in program.steps)
 
 
 def interpreted(program, inputs, input_split='relu', **kwargs):
