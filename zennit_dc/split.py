@@ -134,8 +134,9 @@ class Axis(NamedTuple):
         lengths come after it, or if the tensors are joined one after the other, each with this axis as a whole.'''
         first = next((index for index, lengths in enumerate(zip(old, new)) if len(set(lengths)) > 1), len(old))
         before, after = math.prod(old[first:]), math.prod(new[first:])
-        comes_first = before and self.entries % before == 0 and (self.index is None or self.index < first)
-        if len(old) == len(new) and comes_first:
+        # axes of length one may have been taken for another
+        comes_first = self.index is None or any(Axis.at(old, index)[:2] == self[:2] for index in range(first))
+        if len(old) == len(new) and before and self.entries % before == 0 and comes_first:
             return Axis(self.length, self.entries // before * after, None)
         whole = after == before * count and before % max(self.length * self.entries, 1) == 0
         return self._replace(index=None) if len(old) == len(new) and whole else None

@@ -3,7 +3,7 @@ import functools
 import operator
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -136,14 +136,14 @@ class Program(nn.Module):
         input whose memory the result shares, or None, and with whether the result is this very input.'''
         values = dict(zip(self.names, [input.detach() for input in inputs]))
         traced = []
-        with torch.no_grad():
-            for step in self.steps:
-                operands = [values[name] for name in step.inputs]
-                result = values[step.output] = step(*operands)
-                source = next((
-                    name for name, operand in zip(step.inputs, operands) if memory(operand) == memory(result)
-                ), None)
-                traced.append((step, result.clone(), result, source, any(result is operand for operand in operands)))
+        for step in self.steps:  # with a graph, as attention has another layout without
+            operands = [values[name] for name in step.inputs]
+            result = values[step.output] = step(*operands)
+            source = next((
+                name for name, operand in zip(step.inputs, operands) if memory(operand) == memory(result)
+            ), None)
+            is_same = any(result is operand for operand in operands)
+            traced.append((step, result.detach().clone(), result.detach(), source, is_same))
         return traced
 
     def listing(self):
@@ -443,8 +443,15 @@ def affine(interpreter, step, pair):
     return interpreter.affine(pair, lambda a, w, b: step.evaluate(a, w=w, b=b), step.w, getattr(step, 'b', None))
 
 
+ORDER_OF_MEMORY = (
+    'x.contiguous()', 'x.contiguous(memory_format=torch.channels_last)', 'x.to(memory_format=torch.channels_last)',
+)
+
+
 def route(interpreter, step, *pairs):
     '''The literal form of what only moves values, constants among them.'''
+    if step.code in ORDER_OF_MEMORY:  # a layer's output stays that
+        return replace(pairs[0])
     return interpreter.route(lambda *streams, **own: step.evaluate(*streams, **own), *pairs, c=getattr(step, 'c', None))
 
 
