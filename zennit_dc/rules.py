@@ -7,7 +7,7 @@ from functools import partial
 from numbers import Real
 
 import torch
-from zennit.core import Hook, RemovableHandle, RemovableHandleList
+from zennit.core import Hook, RemovableHandle, RemovableHandleList, Stabilizer
 
 from .split import TrueGradient, by_sample, describe, in_shape, pass_of, same
 
@@ -204,21 +204,22 @@ class SplitEpsilon(SplitRule):
 
     Parameters
     ----------
-    epsilon : float
-        The stabilizer, positive, which is added to the denominator with its sign.
+    epsilon : float or callable
+        The stabilizer: a positive number, which is added to the denominator with its sign, or a function that
+        stabilizes a denominator, see :py:class:`zennit.core.Stabilizer`.
 
     Raises
     ------
     ValueError
-        If epsilon is not positive.
+        If epsilon is neither a positive number nor callable.
     '''
     epsilon: float = 1e-6
     quantity, passes_activations = 'relevance', True
 
     def __post_init__(self):
         super().__init__()
-        if not is_number(self.epsilon) or not 0. < self.epsilon < math.inf:
-            raise ValueError(f'epsilon must be a positive number, not {self.epsilon!r}')
+        if not callable(self.epsilon) and not (is_number(self.epsilon) and 0. < self.epsilon < math.inf):
+            raise ValueError(f'epsilon must be a positive number or a callable, not {self.epsilon!r}')
 
     def before_affine(self, pair):
         '''Multiply by the inputs.'''
@@ -228,7 +229,7 @@ class SplitEpsilon(SplitRule):
 
     def after(self, pair):
         '''Divide by the outputs.'''
-        return ruled(pair, partial(over_output, self.epsilon), *pair.tensors)
+        return ruled(pair, partial(over_output, Stabilizer.ensure(self.epsilon)), *pair.tensors)
 
     def shared(self, pair, count):
         '''Share relevance evenly.'''
@@ -252,11 +253,11 @@ def times_input(gradient, sum_gradient, difference, stream_sum):
     return positive.to(difference.dtype), negative
 
 
-def over_output(epsilon, positive, negative, difference, stream_sum):
+def over_output(stabilize, positive, negative, difference, stream_sum):
     '''The relevances of a layer's output over this output, :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\,
     \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`.'''
-    positive = over(positive, plus(difference, stream_sum), epsilon)
-    negative = over(negative, minus(difference, stream_sum), epsilon)
+    positive = positive / stabilize(plus(difference, stream_sum))
+    negative = negative / stabilize(minus(difference, stream_sum))
     return (positive - negative).to(difference.dtype), positive.add_(negative)
 
 
@@ -268,12 +269,6 @@ def plus(difference, stream_sum):
 def minus(difference, stream_sum):
     '''The negative stream, :math:`(s - d) / 2`.'''
     return (stream_sum - difference).mul_(.5)
-
-
-def over(relevance, output, epsilon):
-    '''Relevance over an output with a stabilizer of its sign.'''
-    output.add_(torch.copysign(output.new_full((), epsilon), output))
-    return reuse(lambda output, relevance, out: torch.div(relevance, output, out=out), output, relevance)
 
 
 def reuse(function, buffer, other):
