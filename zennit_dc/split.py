@@ -378,12 +378,10 @@ def require_choice(name, value, choices):
 def pairs_in(obj):
     '''All split pairs in nested tuples, lists and dicts.'''
     if isinstance(obj, SplitTensor):
-        yield obj
-    elif isinstance(obj, (tuple, list)):
-        for element in obj:
-            yield from pairs_in(element)
-    elif isinstance(obj, dict):
-        yield from pairs_in(list(obj.values()))
+        return [obj]
+    if isinstance(obj, (tuple, list, dict)):
+        return [pair for each in (obj.values() if isinstance(obj, dict) else obj) for pair in pairs_in(each)]
+    return []
 
 
 def pass_of(obj):
