@@ -139,9 +139,9 @@ class Balanced:
     How much a fixed alpha leaves of the sum's gradient depends on the weights, and grows or vanishes exponentially with
     the depth of the network above the layer; what it adds to the difference's gradient at each activation is the part
     of the map that is the same for all classes. With this, the mean absolute value of the sum's gradient is
-    :math:`\\kappa / n` times that of the difference's, for n activations one after the other between the layer (or the
+    :math:`\\kappa / n` times the difference's, for n activations one after the other between the layer (or the
     input) and the output, so that all of them together add about as much in a deep network as in a shallow one. For
-    :math:`\\kappa = 0` the map is that for :math:`\\alpha = 0.5`.
+    :math:`\\kappa = 0` the map equals the map for :math:`\\alpha = 0.5`.
 
     Parameters
     ----------
@@ -197,7 +197,7 @@ class BalancedSensitivity(SplitRule):
 class SplitEpsilon(SplitRule):
     '''The epsilon rule (equation 9 with :math:`\\gamma = 0`) on both streams.
 
-    The gradient of the difference and that of the sum stand for the relevances :math:`R^+` and :math:`R^-`. After a
+    The gradients of the difference and of the sum stand for the relevances :math:`R^+` and :math:`R^-`. After a
     layer they are divided by its outputs, the layer's own transpose brings them to its input, and before the layer they
     are multiplied by its inputs. Activations pass relevance on, max-pooling gives it to the winner, additions share it
     evenly among the summands, and a batch norm is part of the affine layer that it follows.
