@@ -26,7 +26,7 @@ from zennit.composites import EpsilonPlus
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
-from zennit_dc.methods import LRPGamma, canonizers
+from zennit_dc.methods.lrp import LRPGamma, canonizers
 
 
 LAYERS = {'vgg16': 'features.26', 'resnet18': 'layer4'}

@@ -17,8 +17,8 @@ def require_spatial(name, shape, input_shape, channels=None):
     what = f'the output of {name} has the shape {tuple(shape)}'
     if len(shape) != len(input_shape) or len(shape) < 3 or shape[0] != input_shape[0]:
         raise ValueError(
-            f'{what}, without spatial axes that correspond to the spatial axes of the input of shape {tuple(input_shape)}: choose'
-            ' a layer before the spatial axes are reduced'
+            f'{what}, without spatial axes as the input of shape {tuple(input_shape)} has them: choose a layer'
+            ' before the spatial axes are reduced'
         )
     size = input_shape[2:]
     unclear = len(size) == 2 and (distorted(shape[2:], size) or not distorted(shape[1:-1], size))

@@ -289,7 +289,7 @@ class SplitTensor(torch.Tensor):
 
 
 def forms_of(root):
-    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for the model.'''
+    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for it.'''
     tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
     return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 

@@ -192,8 +192,8 @@ class InputXGradient(CaptumAttributor):
 class IntegratedGradients(CaptumAttributor):
     '''Integrated Gradients along the line from zeros, see :py:class:`CaptumAttributor`.
 
-    At most 32 images, or one batch if it is larger, enter the model at a time. Captum rounds the weights of the steps to
-    float32.
+    At most 32 images, or one batch if it is larger, enter the model at a time. Captum rounds the weights of the steps
+    to float32.
 
     Parameters
     ----------

@@ -55,8 +55,8 @@ class DifferenceOfConvex(Difference):
     an affine transformation of the input. The affine first layer of an input-convex network
     (:py:class:`~zennit_dc.networks.FreeLinear`) belongs to this transformation. Hence for
     :py:class:`~zennit_dc.SplitGrad` with ``alpha=0`` the streams ``'g'`` and ``'+g'`` are the gradient of g, the
-    streams ``'h'`` and ``'+h'`` the gradient of h, both by x; with ``alpha=0.5`` both are plus or minus half of the gradient of
-    f. Layers are named ``'g.conv1'`` or ``'h.conv1'``.
+    streams ``'h'`` and ``'+h'`` the gradient of h, both by x; with ``alpha=0.5`` both are plus or minus half of the
+    gradient of f. Layers are named ``'g.conv1'`` or ``'h.conv1'``.
 
     :py:class:`~zennit_dc.SplitLRP` gives all relevance to the positive stream of the output, and so explains g alone.
     To explain h, attribute the network ``h`` at the input ``input_of_h(x)``.

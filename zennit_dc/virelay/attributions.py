@@ -28,9 +28,9 @@ def attribute(
     ``prediction`` of shape (images, classes), and ``label``, ``target`` (the explained class) and ``name`` of shape
     (images,); ``*_data.h5`` beside it with the images as the model sees them, ``data`` of shape (images, height, width,
     3), and ``label``; and ``*_labels.json``, the label map. The sum of an attribution over its three channels is the
-    map: the channels are the attribution's own, or each a third of their sum if the model's input does not have
-    three channels, which ViRelAy needs. Images that cannot be read are reported and left out. An image without a label gets the
-    predicted class as its label.
+    map: the channels are the attribution's own, or each a third of their sum if the model's input does not have three
+    channels, which ViRelAy needs. Images that cannot be read are reported and left out. An image without a label gets
+    the predicted class as its label.
 
     Every finished batch is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted run goes on
     where it was. Started by ``torchrun``, the processes share the batches, by this folder, which all must reach.
