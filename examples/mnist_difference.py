@@ -4,7 +4,7 @@
 
 FOLDER holds mnist_train.npz and mnist_test.npz, with the arrays x of shape (count, 28, 28) and dtype uint8, and y. Each
 finished training is two files in runs, the weights, and the accuracy with the settings. Killed at any moment, the same
-command goes on behind the last epoch; several commands can share a folder if they train different networks, variants or
+command goes on after the last epoch; several commands can share a folder if they train different networks, variants or
 seeds. Trained weights are used like this:
 
     from zennit_dc import SplitGrad
@@ -25,9 +25,9 @@ import click
 import numpy as np
 import torch
 
-from zennit_dc.distributed import local_device
+from zennit_dc.data.parts import differences, written
+from zennit_dc.data.processes import local_device
 from zennit_dc.networks import VARIANTS, accuracy, cnn_maxout, mlp_maxout, train
-from zennit_dc.parts import differences, written
 
 
 NETWORKS = {'mlp_maxout': mlp_maxout, 'cnn_maxout': cnn_maxout}

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 
-from zennit_dc.images import label_map
+from zennit_dc.data.images import label_map
 
 
 def write_attributions(path, maps, labels):

@@ -7,8 +7,8 @@ import pytest
 from commands import require_error, run
 from databases import write_attributions
 
-from zennit_dc import analyses
-from zennit_dc.images import label_map
+from zennit_dc.virelay import analyses
+from zennit_dc.data.images import label_map
 from zennit_dc.virelay import analyze
 
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')

@@ -18,9 +18,9 @@ from zennit.attribution import Gradient
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import CLASSES, draw_batch
-from zennit_dc.demo.report import save_drawings
-from zennit_dc.images import ImageArray, ImageFolder, label_map
-from zennit_dc.models import Classifier, IMAGENET_PREPROCESSING, load_classifier
+from zennit_dc.cli.demo import save_drawings
+from zennit_dc.data.images import ImageArray, ImageFolder, label_map
+from zennit_dc.data.classifiers import Classifier, IMAGENET_PREPROCESSING, load_classifier
 from zennit_dc.virelay import attribute
 
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
@@ -204,7 +204,7 @@ def test_parts_of_another_run_are_never_used(few, monkeypatch):
     def fail(*args):
         raise KeyboardInterrupt
 
-    from zennit_dc import attributions
+    from zennit_dc.virelay import attributions
 
     with monkeypatch.context() as patch:
         patch.setattr(attributions, 'merge', fail)

@@ -16,11 +16,11 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox, LayerMapComposite
 
 from zennit_dc.attribution import GradCAMPlusPlus, class_relevance
-from zennit_dc.baselines import Isolated
-from zennit_dc.controls import BinaryMask
+from zennit_dc.methods.captum import Isolated
+from zennit_dc.methods.controls import BinaryMask
 from zennit_dc.demo import demo_network
 from zennit_dc.methods import METHODS, attributor
-from zennit_dc.models import IMAGENET_PREPROCESSING, Classifier
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
 
 needs_captum = pytest.mark.skipif(importlib.util.find_spec('captum') is None, reason='Captum is not installed')
 PARAMETERS = {
@@ -83,7 +83,7 @@ def test_same_as_captum(name, network, images):
     assert torch.equal(output, network(images))
     for image, target, actual in zip(images.split(1), TARGETS.tolist(), attribution.split(1)):
         if name == 'gradient-shap':
-            from zennit_dc.seeding import image_seed
+            from zennit_dc.methods.seeding import image_seed
 
             seed = image_seed(image[0], 0)
             torch.manual_seed(seed)
@@ -409,7 +409,7 @@ def test_relevance_of_more_than_one_class_is_refused(relevance, network, images)
 
 @needs_captum
 def test_default_relevance_and_bounds(network, images):
-    from zennit_dc.baselines import FeatureAblation, GradCAM, Occlusion, Saliency
+    from zennit_dc.methods.captum import FeatureAblation, GradCAM, Occlusion, Saliency
 
     expected = Saliency(network)(images, class_relevance(TARGETS))[1]
     assert torch.equal(Saliency(network, class_relevance(TARGETS))(images)[1], expected)
@@ -431,7 +431,7 @@ def test_default_relevance_and_bounds(network, images):
 def test_missing_captum():
     code = (
         'import sys; sys.modules["captum"] = None\n'
-        'from zennit_dc.methods import METHODS; from zennit_dc.models import load_classifier\n'
+        'from zennit_dc.methods import METHODS; from zennit_dc.data.classifiers import load_classifier\n'
         'METHODS["random"].attributor(load_classifier("demo"))\n'
         'try: METHODS["saliency"].attributor(load_classifier("demo"))\n'
         'except ModuleNotFoundError as error: print(error)'

@@ -2,6 +2,7 @@
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 from functools import cache
 from unittest.mock import patch
 
@@ -20,6 +21,8 @@ from zennit_dc.demo.network import WEIGHTS
 
 COUNT = 500
 numbers = st.integers(0, 2 ** 40)
+
+EXAMPLES = Path(__file__).parents[1] / 'examples'
 
 
 @cache
@@ -189,7 +192,7 @@ def test_training(tmp_path):
     out = tmp_path / 'weights.pt'
     arguments = ('--out', out, '--samples', '200', '--held-out', '50', '--epochs', '1', '--seed', '3')
     result = subprocess.run(
-        [sys.executable, '-m', 'zennit_dc.demo.train', *arguments], capture_output=True, text=True, timeout=300
+        [sys.executable, EXAMPLES / 'train_demo.py', *arguments], capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith('% of 50 held-out drawings are classified correctly\n')
@@ -206,9 +209,9 @@ def test_training(tmp_path):
 def test_training_with_bad_arguments(tmp_path, arguments, message, monkeypatch):
     option, name, *others = arguments
     monkeypatch.setattr(sys, 'argv', ['train.py', option, str(tmp_path / name), *others])
-    monkeypatch.delitem(sys.modules, 'zennit_dc.demo.train', raising=False)
+    monkeypatch.delitem(sys.modules, 'train_demo', raising=False)
     with pytest.raises(SystemExit) as status:
-        runpy.run_module('zennit_dc.demo.train', run_name='__main__')
+        runpy.run_module('train_demo', run_name='__main__')
     # a status that is a string is what Python prints to stderr before it exits with one
     assert message in status.value.code and len(status.value.code.splitlines()) == 1
     assert not any(tmp_path.iterdir())

@@ -8,8 +8,8 @@ from PIL import Image
 
 from zennit_dc.demo import draw
 from zennit_dc.evaluation.data import Drawings, ImageNetS, Polygons, split
-from zennit_dc.images import UnreadableImage
-from zennit_dc.models import IMAGENET_PREPROCESSING, Classifier, load_classifier
+from zennit_dc.data.images import UnreadableImage
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_classifier
 
 CLASSIFIER = Classifier('', None, IMAGENET_PREPROCESSING(resize_size=32, crop_size=24))
 

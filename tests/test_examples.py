@@ -11,8 +11,10 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torch import nn
+from zennit.attribution import Gradient
 
-from zennit_dc import SplitTensor
+from zennit_dc import SplitGrad, SplitTensor
 from zennit_dc.split import FORMS
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
@@ -65,28 +67,62 @@ def test_virelay_project(tmp_path, monkeypatch, capsys):
     project.close()
 
 
-def test_code_of_the_readme(tmp_path, monkeypatch):
+def snippets():
+    '''The Python code of the README.'''
+    return re.findall(r'```python\n(.*?)```', (EXAMPLES.parent / 'README.md').read_text(), re.DOTALL)
+
+
+def test_use_in_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (EXAMPLES.parent / 'README.md').read_text()
-    use, _, _, own = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+    use, *_ = snippets()
     names = {}
     exec(use.replace("weights='DEFAULT'", 'weights=None'), names)
     assert names['composite'].saliency.shape == (1, 14, 14)
     assert Image.open('map.png').size == (224, 224)
+
+
+def test_canonizers_in_the_readme():
+    names = {}
+    exec(snippets()[2], names)
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    with names['composite'].context(model):
+        assert model(torch.randn(2, 3)).shape == (2, 2)
+
+
+def test_additions_in_the_readme():
+    '''A form, a rule, a method and a metric, each of which does what it says.'''
+    pytest.importorskip('quantus')
+    from zennit_dc.data import IMAGENET_PREPROCESSING, Classifier
+    from zennit_dc.evaluation.metrics import METRICS, Explained
+    from zennit_dc.methods import METHODS, attributor, saliency_map
+
+    names = {}
     try:
-        exec(own, names)
+        exec(snippets()[3], names)
         pair = SplitTensor.of(torch.tensor([[1., 2., 0.], [3., -4., 0.], [0., 0., 0.]]))
         assert torch.trace(pair).difference == -3 and torch.trace(pair).stream_sum == 5
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
+        ).eval()
+        model[-1].weight.data *= 1000.  # so that gradients are clipped
+        image = torch.randn(1, 3, 8, 8)
+        composites = [SplitGrad(.3), SplitGrad(.3, layer_map=[((nn.Conv2d,), names['Clipped'](.3))])]
+        first, second = (saliency_map(Gradient(model, composite), image, 1)[1] for composite in composites)
+        assert second.isfinite().all() and not torch.equal(first, second)
+        classifier = Classifier('', model, IMAGENET_PREPROCESSING())
+        map = saliency_map(attributor('smooth-splitgrad', classifier, alpha=.4), image, 1)[1]
+        assert map.shape == (1, 8, 8) and map.any()
+        explained = Explained(model, image, map > 0, torch.tensor([1]), map, False, None, None)
+        assert METRICS['peak'].score(explained) == map.max()
     finally:
-        FORMS.pop(torch.trace, None)
+        FORMS.pop(torch.trace, None), METHODS.pop('smooth-splitgrad', None), METRICS.pop('peak', None)
 
 
 def test_difference_of_the_readme():
-    text = (EXAMPLES.parent / 'README.md').read_text()
-    code, = re.findall(r'```python\n([^`]*DifferenceOfConvex[^`]*)```', text)
     torch.manual_seed(0)
     names = {'images': torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8), 'labels': torch.randint(10, (64,))}
-    exec(code, names)
+    exec(snippets()[1], names)
     model = names['model'].double()
     inputs = (names['images'][:8] / 255.).double().requires_grad_()
     h = model.h(1. - inputs)
@@ -122,7 +158,7 @@ def test_benchmark():
 
 @pytest.mark.parametrize('name', ['photographs', 'drawings'])
 def test_options_of_the_results(name):
-    from zennit_dc.cli_evaluation import evaluate, read_options
+    from zennit_dc.cli.evaluation import evaluate, read_options
 
     options = read_options(evaluate, EXAMPLES / 'results' / f'{name}.toml')
     context = evaluate.make_context('evaluate', [] if 'source' in options else ['photos'], default_map=options)

@@ -7,7 +7,7 @@ from helpers import explain
 from zennit_dc import SplitGrad
 from zennit_dc.demo import demo_network, demo_preprocessing
 from zennit_dc.figures import color, concept_gallery, stream_overlay
-from zennit_dc.models import Classifier
+from zennit_dc.data.classifiers import Classifier
 
 
 def test_maps_of_zeros_and_of_nothing():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zennit_dc.images import ImageFolder, UnreadableImage, read_image
+from zennit_dc.data.images import ImageFolder, UnreadableImage, read_image
 
 
 def test_images_of_all_kinds(tmp_path):

@@ -15,7 +15,7 @@ from zennit_dc.evaluation import metrics  # noqa: E402
 from zennit_dc.evaluation.data import Drawings  # noqa: E402
 from zennit_dc.evaluation.mosaics import Mosaics, mosaic, mosaic_members, require_any_size  # noqa: E402
 from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
-from zennit_dc.models import load_classifier  # noqa: E402
+from zennit_dc.data.classifiers import load_classifier  # noqa: E402
 
 DEVICES = ('cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')))
 

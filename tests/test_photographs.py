@@ -8,7 +8,7 @@ from helpers import assert_close, explain
 from PIL import Image
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
-from zennit_dc.models import load_classifier
+from zennit_dc.data.classifiers import load_classifier
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 WEIGHTS = DATA / 'weights' / 'squeezenet1_0_imagenet.pt'

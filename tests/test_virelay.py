@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from zennit_dc.demo import CLASSES
-from zennit_dc.images import label_map, load_label_map
+from zennit_dc.data.images import label_map, load_label_map
 from zennit_dc.virelay import analyze, project
 
 pytest.importorskip('h5py', reason='the extra "virelay" is not installed')

@@ -34,7 +34,7 @@ class SplitComposite(LayerMapComposite):
     recentering : callable or None, optional
         The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
     layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
-        A mapping from module types to rules, which is prepended to that of the composite.
+        A mapping from module types to rules, which is prepended to the composite's own.
     canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
         Canonizers to be applied before the model is split. None is needed for batch norms: each is part of the affine
         layer that it follows, in the order of execution.
@@ -192,8 +192,8 @@ class SplitGrad(SensitivityComposite):
     '''The shifted sensitivity of a stream of the split network (section 4.1). At a layer, it is the mean over channels.
 
     The sensitivities of networks without products of activations do not depend on the re-centering (theorem 6), so that
-    the sum of the streams is not even computed; those of products do, as each factor's sensitivity is made of the other
-    factor's streams.
+    the sum of the streams is not even computed. The sensitivities of products do depend on it: each factor's
+    sensitivity contains the other factor's streams.
 
     Parameters
     ----------
@@ -201,8 +201,8 @@ class SplitGrad(SensitivityComposite):
         The shift :math:`\\alpha \\in [0, 0.5]` of the local sensitivities (equations 36 to 41), once at the input of
         each affine layer and once at the output: 0 for the true gradient of the split network, 0.5 for half of the
         original gradient. Or :py:class:`~zennit_dc.Balanced`, which follows the gradients. Or a mapping from the names
-        of modules to these, or a callable of the name; that of the output, and of affine operations outside of modules
-        with parameters, has the name ``''``.
+        of modules to these, or a callable of the name; the output, and affine operations outside of modules with
+        parameters, have the name ``''``.
         Too small a value lets that part of the map take over which is the same for all classes, the sooner the deeper
         the network above the layer is.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional

@@ -9,6 +9,7 @@ from zennit.image import imgify
 
 from .attribution import class_relevance
 from .composites import SplitGrad
+from .data.parts import written
 
 
 def color(saliency, cmap='bwr', largest=None):
@@ -45,7 +46,7 @@ def caption(classifier, output, target):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     output : :py:class:`torch.Tensor`
         The scores of shape (classes,).
@@ -105,7 +106,7 @@ def stream_overlay(image, g, h, threshold=.2, decay=.1, largest=None):
     decay : float, optional
         The share of the pixels by which the opacity falls to 1 / e.
     largest : float, optional
-        The largest value, by which maps are compared. The default is that of the two maps.
+        The largest value, by which maps are compared. Default is the largest of the two maps.
 
     Returns
     -------
@@ -147,7 +148,7 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     inputs : :py:class:`torch.Tensor`
         Normalized images of shape (count, channels, height, width).
@@ -184,3 +185,10 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
         )
         for index, (input, output) in enumerate(zip(inputs, outputs))
     ], f'Prototypes of {classifier.category(target)}, α = {alpha}')
+
+
+def save(figure, path):
+    '''Save a figure in the format by which the path ends.'''
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)

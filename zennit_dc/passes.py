@@ -239,7 +239,7 @@ class MapPass(SplitPass):
 
 
 class Node(torch.autograd.Function):
-    '''The first one or two of several tensors as they are. A function of the gradients of these returns those of all.
+    '''The first one or two of several tensors as they are. A function of their gradients returns the gradients of all.
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ import torch
 FORMS = {}
 MODULE_FORMS = {}
 OVERLAYS = weakref.WeakKeyDictionary()  # the options that are chosen for a model, each with a table of forms
-same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes those of axes of length one
+same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
 
 
 def split_form(*functions, table=FORMS):
@@ -52,8 +52,8 @@ class TrueGradient:
         return 1.
 
     def before_affine(self, pair):
-        '''Called on the input of a layer with weights; ``before_linear``, on that of a linear operation without weights
-        (averages, sums, constants); and ``after``, on the output of either of them.'''
+        '''Called on the input of a layer with weights; ``before_linear`` is called on the input of a linear operation
+        without weights (averages, sums, constants), and ``after`` on the output of either.'''
         return pair
 
     before_linear = after = before_affine
@@ -189,7 +189,7 @@ class SplitTensor(torch.Tensor):
         Parameters
         ----------
         input : :py:class:`torch.Tensor`
-            The tensor to split, of any shape; the first axis is that of the samples, the second that of channels.
+            The tensor to split, of any shape; (samples, channels, …).
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
@@ -289,7 +289,7 @@ class SplitTensor(torch.Tensor):
 
 
 def forms_of(root):
-    '''The table of forms for a model: the common one, and over it those of the options that are chosen for it.'''
+    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for it.'''
     tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
     return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import DetachedAttention, Scaling, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.deviation import output_deviation
+from zennit_dc.evaluation.deviation import output_deviation
 from zennit_dc.split import Pass
 
 

@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
+from ..data.images import UnreadableImage, image_names, read_image, sampled
 from ..demo import CLASSES, draw
 from ..demo.drawing import SIZE
-from ..images import UnreadableImage, image_names, read_image, sampled
 
 
 IGNORED = 1000
@@ -43,7 +43,7 @@ class MaskedImages:
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, whose preprocessing is applied to images and masks.
     names : list[str]
         The names of the images.
@@ -117,7 +117,7 @@ class ImageNetS(MaskedImages):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     folder : path
         The folder.
@@ -193,7 +193,7 @@ class Polygons(MaskedImages):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     folder : path
         The folder.
@@ -251,12 +251,12 @@ class Drawings(MaskedImages):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The demo's classifier.
     count : int
         The number of drawings.
     seed : int, optional
-        Their seed, from behind those of training and testing.
+        Their seed, counted on from the seeds of the training and test drawings.
 
     Raises
     ------

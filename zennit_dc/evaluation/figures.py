@@ -69,7 +69,7 @@ def map_figure(classifier, images, indices, settings):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     images : :py:class:`~zennit_dc.evaluation.data.MaskedImages`
         The images.

@@ -1,10 +1,5 @@
 '''Localisation: Attribution Localisation, the Pointing Game (section 5.2), and the Grid Pointing Game.'''
-import io
-import warnings
-from contextlib import redirect_stdout
-
 import numpy as np
-import quantus
 import torch
 
 from .checks import filled_masks, finite_maps, require_shape
@@ -13,15 +8,15 @@ from .checks import filled_masks, finite_maps, require_shape
 def attribution_localisation(maps, masks, positive=False):
     '''The share of the map that is inside the mask. A larger share is better.
 
-    It is Quantus' with ``abs=False``, where Quantus' default is ``abs=True``. The paper's text speaks of the ratio of
-    attribution mass, which is a share for a map without negative values alone. For others, Quantus' ratio of the sums
-    of signed values is larger than one, which Quantus replaces by NaN, if the values outside sum to less than zero; it
-    may be negative; and its absolute value may be of any size as the whole sum is close to zero. Such are the paper's
-    settings, and ``positive=True`` has the share of the positive values [1]_, in [0, 1]. The score of a map of zeros is
-    zero, as it is with ``positive=True`` for a map without positive values.
+    The score is the one that Quantus computes with ``abs=False``, where Quantus' default is ``abs=True``. The paper's
+    text speaks of the ratio of attribution mass, which is a share for a map without negative values alone. For
+    others, Quantus' ratio of the sums of signed values is larger than one, which Quantus replaces by NaN, if the
+    values outside sum to less than zero; it may be negative; and its absolute value may be of any size as the whole
+    sum is close to zero. Such are the paper's settings, and ``positive=True`` has the share of the positive values
+    [1]_, in [0, 1]. The score of a map of zeros is zero, as it is with ``positive=True`` for a map without positive
+    values.
 
-    Quantus adds 1e-9 to the whole sum, which matters for small maps; each is divided by its largest absolute value
-    beforehand. (Quantus' own normalization divides by that of the whole batch.)
+    Quantus adds 1e-9 to the whole sum, which matters for small maps; here nothing is added.
 
     Parameters
     ----------
@@ -50,23 +45,21 @@ def attribution_localisation(maps, masks, positive=False):
            Explaining Neural Network Decisions with LRP," International Joint Conference on Neural Networks, 2020.
     '''
     maps, masks = finite_maps(maps, masks.shape), filled_masks(masks)
+    maps = maps.clip(min=0.) if positive else maps
     largest = np.abs(maps).max((1, 2), keepdims=True)
-    maps = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0.)[:, None]
-    with redirect_stdout(io.StringIO()):  # the advice to take absolute values
-        metric = quantus.AttributionLocalisation(
-            max_size=np.inf, positive_attributions=positive, abs=False, normalise=False, disable_warnings=True
-        )
-    with np.errstate(divide='ignore'), warnings.catch_warnings():  # by the size of an empty part of the batch
-        warnings.filterwarnings('ignore', 'Inside explanation', UserWarning)
-        return metric.evaluate_batch(x_batch=maps, a_batch=maps, s_batch=masks[:, None])
+    maps = np.divide(maps, largest, out=np.zeros_like(maps), where=largest > 0.)
+    inside, total = (maps * masks).sum((1, 2)), maps.sum((1, 2))
+    shares = np.divide(inside, total, out=np.where(inside == 0., 0., np.nan), where=total != 0.)
+    return np.where(shares > 1., np.nan, shares)
 
 
 def pointing_game(maps, masks):
     '''Whether the map's largest value is inside the mask: 1 or 0.
 
-    It is Quantus'. If several pixels have the largest value, one of them inside is enough, be it negative or not. A
-    constant map points nowhere: it scores 0, where Quantus raises for a batch of such maps, and else counts them as
-    hits. For an empty mask, Quantus' score is a hit, too, as its NaN is written to an array of type bool.
+    The score is the one that Quantus computes. If several pixels have the largest value, one of them inside is enough,
+    be it negative or not. A constant map points nowhere: it scores 0, where Quantus raises for a batch of such
+    maps, and else counts them as hits. For an empty mask, Quantus' score is a hit, too, as its NaN is written to an
+    array of type bool.
 
     Parameters
     ----------
@@ -88,9 +81,9 @@ def pointing_game(maps, masks):
         If a map is not finite.
     '''
     maps, masks = finite_maps(maps, masks.shape), filled_masks(masks)
-    metric = quantus.PointingGame(abs=False, normalise=False, disable_warnings=True)
-    hits = metric.evaluate_batch(a_batch=maps, s_batch=masks)
-    return (hits & (maps.max((1, 2)) > maps.min((1, 2)))).astype(np.float64)
+    largest = maps.max((1, 2), keepdims=True)
+    hits = ((maps == largest) & masks).any((1, 2))
+    return (hits & (largest[:, 0, 0] > maps.min((1, 2)))).astype(np.float64)
 
 
 def grid_pointing_game(maps, quadrants):

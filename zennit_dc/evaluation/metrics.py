@@ -6,7 +6,13 @@ what is different. A map is taken as it is: nothing is normalized, and there is 
 preprocessing is not used, as it is of the batch: it divides by the largest absolute value of all maps, and raises if,
 and only if, all of them are constant or negative.
 '''
+import time
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
+
+import torch
+
 
 try:
     from .faithfulness import PixelFlipping, Selectivity, pixel_flipping, selectivity
@@ -20,9 +26,69 @@ except ModuleNotFoundError as error:
 
 
 __all__ = [
-    'METRICS', 'MaxSensitivity', 'Metric', 'PixelFlipping', 'Selectivity', 'attribution_localisation',
+    'Explained', 'METRICS', 'MaxSensitivity', 'Metric', 'PixelFlipping', 'Selectivity', 'attribution_localisation',
     'grid_pointing_game', 'max_sensitivity', 'pixel_flipping', 'pointing_game', 'selectivity', 'similarities',
 ]
+
+
+@dataclass
+class Explained:
+    '''A map of one image, with all that a metric may need to score it.
+
+    Parameters
+    ----------
+    model : :py:class:`torch.nn.Module`
+        The model.
+    input : :py:class:`torch.Tensor`
+        The image of shape (1, channels, height, width).
+    mask : :py:class:`torch.Tensor`
+        The mask of the object, or of a mosaic's quadrant, of shape (1, height, width).
+    target : :py:class:`torch.Tensor`
+        The class, of shape (1,).
+    map : :py:class:`torch.Tensor`
+        The map of shape (1, height, width).
+    absolute : bool
+        Whether the map is an absolute value.
+    explain, explain_randomised : callable
+        The method, from inputs and targets to maps; for the model, and for the model with randomised layers.
+    seed : int
+        The seed of random numbers.
+    selectivity_patch : int
+        The height and width of Selectivity's patches in pixels.
+    '''
+    model: torch.nn.Module
+    input: torch.Tensor
+    mask: torch.Tensor
+    target: torch.Tensor
+    map: torch.Tensor
+    absolute: bool
+    explain: object
+    explain_randomised: object
+    seed: int = 0
+    selectivity_patch: int = 8
+
+    @cached_property
+    def flipping(self):
+        '''The two areas of Pixel Flipping.'''
+        return pixel_flipping(self.model, self.input, self.target, self.map, (.05, .2))[:, 0]
+
+    @cached_property
+    def randomised(self):
+        '''The similarities to the map of the model with randomised layers.'''
+        other = self.explain_randomised(self.input, self.target)[0]
+        return similarities(self.map[0], other.abs() if self.absolute else other)
+
+    def milliseconds(self):
+        '''The time that a map takes.'''
+        start = self.now()
+        self.explain(self.input, self.target)
+        return 1000. * (self.now() - start)
+
+    def now(self):
+        '''The time in seconds, after all work of the device.'''
+        if self.input.device.type == 'cuda':
+            torch.cuda.synchronize(self.input.device)
+        return time.perf_counter()
 
 
 class Metric(NamedTuple):
@@ -34,33 +100,47 @@ class Metric(NamedTuple):
         Its name for people, as in the paper's tables.
     larger_is_better : bool
         Whether a larger score is better.
+    score : callable
+        A function of an :py:class:`Explained` that returns its score.
     needs_mosaic : bool
         Whether its maps are of mosaics.
     needs_random : bool
-        Whether it compares the map with that of a model with randomised layers.
+        Whether it compares the map with the map of a model with randomised layers.
     of_absolute : bool
-        Whether its score of a map and that of the map's absolute value are the same.
+        Whether a map and its absolute value have the same score.
     table : str
         The name of the table in which it is reported.
     '''
     title: str
     larger_is_better: bool
+    score: object
     needs_mosaic: bool = False
     needs_random: bool = False
     of_absolute: bool = False
     table: str = 'table'
 
 
+def mass_inside(explained):
+    '''The share of the map's positive values that is inside the mask, which for a mosaic is a quadrant.'''
+    return attribution_localisation(explained.map, explained.mask, positive=True)
+
+
 METRICS = {
-    'selectivity': Metric('Select.', False),
-    'attribution_localisation': Metric('Attr. Loc.', True),
-    'pointing_game': Metric('Point.', True),
-    'pixel_flipping_5': Metric('Pixel Fl. AUC@5', True),
-    'pixel_flipping_20': Metric('Pixel Fl. AUC@20', True),
-    'max_sensitivity': Metric('Max Sens.', False, of_absolute=True),
-    'grid_pointing_game': Metric('Grid Point.', True, needs_mosaic=True, table='mosaics'),
-    'hog': Metric('HOG', False, needs_random=True, table='randomisation'),
-    'spearman': Metric('Spearman', False, needs_random=True, table='randomisation'),
-    'ssim': Metric('SSIM', False, needs_random=True, table='randomisation'),
-    'time': Metric('Time [ms]', False, of_absolute=True, table='time'),
+    'selectivity': Metric('Select.', False, lambda explained: selectivity(
+        explained.model, explained.input, explained.target, explained.map, explained.selectivity_patch
+    )),
+    'attribution_localisation': Metric('Attr. Loc.', True, mass_inside),
+    'pointing_game': Metric('Point.', True, lambda explained: pointing_game(explained.map, explained.mask)),
+    'pixel_flipping_5': Metric('Pixel Fl. AUC@5', True, lambda explained: explained.flipping[0]),
+    'pixel_flipping_20': Metric('Pixel Fl. AUC@20', True, lambda explained: explained.flipping[1]),
+    'max_sensitivity': Metric('Max Sens.', False, lambda explained: max_sensitivity(
+        explained.model, explained.input, explained.target, explained.explain, seed=explained.seed
+    ), of_absolute=True),
+    'grid_pointing_game': Metric('Grid Point.', True, mass_inside, needs_mosaic=True, table='mosaics'),
+    'hog': Metric('HOG', False, lambda explained: explained.randomised[0], needs_random=True, table='randomisation'),
+    'spearman': Metric(
+        'Spearman', False, lambda explained: explained.randomised[1], needs_random=True, table='randomisation'
+    ),
+    'ssim': Metric('SSIM', False, lambda explained: explained.randomised[2], needs_random=True, table='randomisation'),
+    'time': Metric('Time [ms]', False, Explained.milliseconds, of_absolute=True, table='time'),
 }

@@ -8,7 +8,7 @@ from skimage.feature import hog
 from skimage.metrics import structural_similarity
 from zennit.types import Linear
 
-from ..models import black_input
+from ..data.classifiers import black_input
 from .checks import finite_maps
 
 
@@ -20,7 +20,7 @@ def randomised(classifier, count=3, seed=0):
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, which is not changed.
     count : int, optional
         The number of layers: the last ones in a forward pass of all linear layers and convolutions.
@@ -29,7 +29,7 @@ def randomised(classifier, count=3, seed=0):
 
     Returns
     -------
-    :py:class:`~zennit_dc.models.Classifier`
+    :py:class:`~zennit_dc.data.classifiers.Classifier`
         The new classifier.
 
     Raises

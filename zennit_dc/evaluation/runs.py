@@ -3,7 +3,6 @@ import json
 import math
 import os
 import sys
-import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,13 +12,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from ..attributions import description
-from ..distributed import local_device, process_group
+from ..data.fingerprints import description
+from ..data.parts import differences, written
+from ..data.processes import local_device, process_group
 from ..methods import METHODS, attributor, saliency_map
-from ..parts import differences, written
-from .metrics import (
-    METRICS, attribution_localisation, max_sensitivity, pixel_flipping, pointing_game, selectivity, similarities,
-)
+from .metrics import METRICS, Explained
 from .mosaics import Mosaics
 from .randomisation import randomised
 
@@ -45,17 +42,17 @@ def evaluate(
 
     Where a map or a logit is not finite, this is reported, and the score is NaN.
 
-    Attribution Localisation is that of the map's positive part, which is always in [0, 1]; see
+    Attribution Localisation is computed on the map's positive part, so that it is always in [0, 1]; see
     :py:func:`zennit_dc.evaluation.metrics.attribution_localisation`.
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, which is moved to the device and dtype.
     images : :py:class:`~zennit_dc.evaluation.data.MaskedImages`
         The images.
     indices : sequence of int
-        Those of the images to be evaluated.
+        The indices of the images to be evaluated.
     settings : list[Setting]
         The settings, see :py:func:`zennit_dc.evaluation.settings.grid`.
     metrics : sequence of str
@@ -115,20 +112,8 @@ def evaluate(
             for index, method, group in tqdm(tasks, 'maps', unit='map', disable=not progress or rank > 0):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
-                left = dict(group)
-                try:
-                    for setting, scores in results_of(
-                        classifier, other, sample, method, group, seed, selectivity_patch
-                    ):
-                        store(file, key(images, index, setting), scores)
-                        del left[setting]
-                except FloatingPointError as error:
-                    for setting, missing in left.items():
-                        tqdm.write(f'{name_of(images, index, setting)}: no score, as {error}', file=sys.stderr)
-                        store(file, key(images, index, setting), dict.fromkeys(missing, math.nan))
-                except (ValueError, RuntimeError) as error:
-                    kind = ValueError if isinstance(error, ValueError) else RuntimeError
-                    raise kind(f'{name_of(images, index, group[0][0])}: {error}') from error
+                results = results_of(classifier, other, sample, method, group, seed, selectivity_patch)
+                store_all(file, images, index, group, results)
         wait()
         done = finished(out)
     asked = [(*key(images, index, setting), metric) for index in indices for setting in settings for metric in metrics]
@@ -154,12 +139,28 @@ def store(file, key, scores):
     os.fsync(file.fileno())
 
 
+def store_all(file, images, index, group, results):
+    '''Store the results of a map, and those that could not be computed as not a number.'''
+    left = dict(group)
+    try:
+        for setting, scores in results:
+            store(file, key(images, index, setting), scores)
+            del left[setting]
+    except FloatingPointError as error:
+        for setting, missing in left.items():
+            tqdm.write(f'{name_of(images, index, setting)}: no score, as {error}', file=sys.stderr)
+            store(file, key(images, index, setting), dict.fromkeys(missing, math.nan))
+    except (ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f'{name_of(images, index, group[0][0])}: {error}') from error
+
+
 def results_of(classifier, other, sample, method, group, seed, selectivity_patch):
     '''The scores of one map, and of its absolute value.
 
     Parameters
     ----------
-    classifier, other : :py:class:`~zennit_dc.models.Classifier`
+    classifier, other : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, and that with randomised layers.
     sample : :py:class:`~zennit_dc.evaluation.data.Sample`
         The image, where the classifier is, in its dtype.
@@ -188,9 +189,12 @@ def results_of(classifier, other, sample, method, group, seed, selectivity_patch
     shared = {}
     for setting, missing in group:
         left = [metric for metric in missing if metric not in shared]
-        scores = score(
-            classifier.model, sample, map, setting.absolute, explain, explain_randomised, left, seed, selectivity_patch
+        explained = Explained(
+            classifier.model, sample.input[None], sample.mask[None],
+            torch.tensor([sample.label], device=sample.input.device), (map.abs() if setting.absolute else map)[None],
+            setting.absolute, explain, explain_randomised, seed, selectivity_patch
         )
+        scores = {metric: torch.as_tensor(METRICS[metric].score(explained)).item() for metric in left}
         shared.update({  # the absolute value has the same
             metric: value for metric, value in scores.items() if METRICS[metric].of_absolute
             or (map >= 0.).all() and not METRICS[metric].needs_random
@@ -252,68 +256,3 @@ def finished(out):
 def explain_by(attributor, device, dtype, inputs, targets):
     '''The maps of images and classes by an attributor, of shape (batch, height, width).'''
     return saliency_map(attributor, inputs.to(dtype), torch.as_tensor(targets, device=device))[1]
-
-
-def score(model, sample, map, absolute, explain, explain_randomised, metrics, seed, selectivity_patch):
-    '''The scores of a map.
-
-    Parameters
-    ----------
-    model : :py:class:`torch.nn.Module`
-        The model.
-    sample : :py:class:`~zennit_dc.evaluation.data.Sample`
-        The image, where the model is, and its mask.
-    map : :py:class:`torch.Tensor`
-        The map of shape (height, width).
-    absolute : bool
-        Whether to score its absolute value.
-    explain : callable
-        The method, from inputs and targets to maps.
-    explain_randomised : callable
-        The same for the model with randomised layers.
-    metrics : sequence of str
-        The metrics.
-    seed : int
-        The seed of Max Sensitivity.
-    selectivity_patch : int
-        The height and width of Selectivity's patches in pixels.
-
-    Returns
-    -------
-    dict[str, float]
-        The score by each metric.
-    '''
-    def changed(map):
-        return map.abs() if absolute else map
-
-    input, mask = sample.input[None], sample.mask[None]
-    target = torch.tensor([sample.label], device=input.device)
-    own = changed(map)[None]
-    groups = {
-        ('selectivity',): lambda: selectivity(model, input, target, own, selectivity_patch),
-        ('attribution_localisation',): lambda: attribution_localisation(own, mask, positive=True),
-        ('pointing_game',): lambda: pointing_game(own, mask),
-        ('pixel_flipping_5', 'pixel_flipping_20'): lambda: pixel_flipping(model, input, target, own, (.05, .2))[:, 0],
-        ('max_sensitivity',): lambda: max_sensitivity(model, input, target, explain, seed=seed),
-        # the mask of a mosaic is the quadrant
-        ('grid_pointing_game',): lambda: attribution_localisation(own, mask, positive=True),
-        ('hog', 'spearman', 'ssim'): lambda: similarities(own[0], changed(explain_randomised(input, target)[0])),
-        ('time',): lambda: [milliseconds(explain, input, target)],
-    }
-    results = {}
-    for names, function in groups.items():
-        if set(names) & set(metrics):
-            results.update(zip(names, function()))
-    return {metric: float(results[metric]) for metric in metrics}
-
-
-def milliseconds(explain, input, target):
-    '''How long a map takes.'''
-    def now():
-        if input.device.type == 'cuda':
-            torch.cuda.synchronize(input.device)
-        return time.perf_counter()
-
-    start = now()
-    explain(input, target)
-    return 1000. * (now() - start)

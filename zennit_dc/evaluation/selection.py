@@ -1,12 +1,7 @@
 '''The choice of layers and parameters on a validation split (section 5.2).'''
 import pandas as pd
 
-
-# the metrics by which settings are ranked, and whether larger is better
-CRITERIA = {
-    'localisation': {'attribution_localisation': True, 'pointing_game': True},
-    'faithfulness': {'pixel_flipping_5': True, 'pixel_flipping_20': True},
-}
+from .settings import CRITERIA
 
 
 def means(scores):

@@ -2,10 +2,16 @@
 import itertools
 from typing import NamedTuple
 
-from ..rules import Balanced
 from ..methods import METHODS, RECENTERINGS
+from ..rules import Balanced
 
 
+CRITERIA = {
+    'localisation': {'attribution_localisation': True, 'pointing_game': True},
+    'faithfulness': {'pixel_flipping_5': True, 'pixel_flipping_20': True},
+}
+'''The metrics by which settings are ranked, and whether larger is better.'''
+SELECTION = tuple(metric for metrics in CRITERIA.values() for metric in metrics)
 ABLATIONS = {
     'alpha': (.5, .45, .4, .35, .3, 0., Balanced()), 'pooling': ('wta', 'convex'),
     'recentering': ('scaling', 'shifting', 'none')

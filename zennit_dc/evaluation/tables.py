@@ -1,4 +1,6 @@
 '''Tables of an evaluation.'''
+import pandas as pd
+
 from ..methods import CONTROLS, METHODS
 from .metrics import METRICS
 from .selection import means
@@ -18,8 +20,8 @@ def results_table(scores, criteria=None):
     Returns
     -------
     list[list[str]]
-        The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric has a
-        star behind it, but for controls; a dash is where a setting has no
+        The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric is
+        followed by a star, except for controls; a dash is where a setting has no
         score. Where metrics were computed on different numbers of images, the header says so.
     '''
     table = means(scores)
@@ -52,19 +54,11 @@ def results_table(scores, criteria=None):
 
 def markdown(rows):
     '''Rows, the first of which is the header, as a table in Markdown.'''
-    lines = ['| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows]
-    return '\n'.join([lines[0], '|' + '---|' * len(rows[0]), *lines[1:]]) + '\n'
+    table = pd.DataFrame(rows).map(lambda cell: cell.replace('|', '\\|'))
+    return table[1:].to_markdown(headers=list(table.loc[0]), index=False, disable_numparse=True) + '\n'
 
 
 def latex(rows):
     '''Rows, the first of which is the header, as a table in LaTeX, which needs the package booktabs.'''
-    symbols = {
-        '\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '_': r'\_', '#': r'\#', '$': r'\$', '{': r'\{', '}': r'\}',
-        '↑': r'$\uparrow$', '↓': r'$\downarrow$', 'α': r'$\alpha$', 'γ': r'$\gamma$', '×': r'$\times$',
-        '~': r'\textasciitilde{}', '^': r'\textasciicircum{}',
-    }
-    lines = [' & '.join(''.join(symbols.get(each, each) for each in cell) for cell in row) + r' \\' for row in rows]
-    return '\n'.join([
-        r'\begin{tabular}{' + 'l' * len(rows[0]) + '}', r'\toprule', lines[0], r'\midrule', *lines[1:], r'\bottomrule',
-        r'\end{tabular}', ''
-    ])
+    symbols = {'↑': r'$\uparrow$', '↓': r'$\downarrow$', 'α': r'$\alpha$', 'γ': r'$\gamma$', '×': r'$\times$'}
+    return pd.DataFrame(rows[1:], columns=rows[0]).to_latex(index=False, escape=True).translate(str.maketrans(symbols))

@@ -1,4 +1,4 @@
-'''Activations. Those that are piecewise linear are sums of ReLUs, and their split form is that of these.'''
+'''Activations. Piecewise linear ones are sums of ReLUs, and so are their split forms.'''
 import functools
 
 import numpy as np

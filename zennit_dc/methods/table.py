@@ -2,21 +2,15 @@
 from functools import partial
 from typing import NamedTuple
 
-import torchvision
 from zennit.attribution import Gradient
-from zennit.canonizers import SequentialMergeBatchNorm
-from zennit.composites import EpsilonGammaBox
-from zennit.torchvision import ResNetCanonizer
 
-from .attribution import GradCAMPlusPlus, LayerCAM, class_relevance, gradient_at
-from .spatial import spread
-from .baselines import (
-    FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency,
-)
-from .composites import SplitCAM, SplitGrad, SplitLRP
+from ..attribution import GradCAMPlusPlus, LayerCAM, class_relevance
+from ..composites import SplitCAM, SplitGrad, SplitLRP
+from ..recentering import Scaling, Shifting
+from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
 from .controls import BinaryMask, OriginalImage, Random
-from .hooked_baselines import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
-from .recentering import Scaling, Shifting
+from .hooked import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
+from .lrp import LRPGamma
 
 
 RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}
@@ -46,13 +40,6 @@ class Method(NamedTuple):
     needs_layer: bool = False
 
 
-def canonizers(model):
-    '''Zennit's canonizers that merge the batch norms of a model.'''
-    if isinstance(model, torchvision.models.DenseNet):
-        return []  # its batch norms stand before the convolutions
-    return [ResNetCanonizer() if isinstance(model, torchvision.models.ResNet) else SequentialMergeBatchNorm()]
-
-
 def gradient(classifier):
     '''The plain gradient.'''
     return Gradient(classifier.model)
@@ -61,41 +48,6 @@ def gradient(classifier):
 def plain(attributor, classifier, **parameters):
     '''An attributor of the model as it is.'''
     return attributor(classifier.model, **parameters)
-
-
-class LRPGamma(Gradient):
-    '''Layer-wise relevance propagation with the gamma rule, as Zennit has it: ``EpsilonGammaBox`` with the normalized
-    range of pixels.
-
-    Parameters
-    ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
-        The classifier.
-    layer : str, optional
-        The name of the module at whose output relevance is read and summed over channels. The attribution is then its
-        bilinear upsampling to the input's size, divided evenly among the input's channels. Default is the input.
-    '''
-    def __init__(self, classifier, layer=None):
-        super().__init__(classifier.model)
-        self.preprocessing = classifier.preprocessing
-        self.layer = layer
-
-    def forward(self, input, attr_output_fn):
-        '''Compute the relevance, see :py:class:`zennit.attribution.Gradient`.'''
-        if len(self.preprocessing.mean) != input.shape[1]:
-            raise ValueError(
-                f'LRP-γ needs the mean and std of {input.shape[1]} channels, but has {len(self.preprocessing.mean)}'
-            )
-        mean, std = (
-            input.new_tensor(values).view(-1, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
-        low, high = (((value - mean) / std).expand_as(input) for value in (0., 1.))
-        composite = EpsilonGammaBox(low=low, high=high, canonizers=canonizers(self.model))
-        with composite.context(self.model):
-            if self.layer is None:
-                return super().forward(input, attr_output_fn)
-            output, relevance, _ = gradient_at(self.model, self.layer, input, attr_output_fn)
-        return output, spread(relevance.sum(1, keepdim=True), input)
 
 
 def split(composite, classifier, **parameters):
@@ -140,7 +92,7 @@ def attributor(method, classifier, **parameters):
     ----------
     method : str
         A name in ``METHODS``.
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     **parameters
         The method's parameters, by the names that its composite has for them.
@@ -183,7 +135,7 @@ def saliency_map(attributor, input, target=None):
     input : :py:class:`torch.Tensor`
         The input of shape (batch, channels, height, width).
     target : int or :py:class:`torch.Tensor`, optional
-        The class, or that of each image. Default is the one with the largest output.
+        The class, or one class for each image. Default is the class with the largest output.
 
     Returns
     -------

@@ -3,12 +3,13 @@ from functools import partial
 
 import click
 import torch
+from matplotlib.figure import Figure
 
-from .forms.attention import DetachedAttention
-from .rules import Balanced
-from .distributed import local_device
-from .methods import METHODS, RECENTERINGS, attributor
-from .forms.smooth import SmoothReplacement
+from ..data.processes import local_device
+from ..forms.attention import DetachedAttention
+from ..forms.smooth import SmoothReplacement
+from ..methods import METHODS, RECENTERINGS, attributor
+from ..rules import Balanced
 
 
 DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.bfloat16}
@@ -21,7 +22,7 @@ class Numbers(click.ParamType):
     Parameters
     ----------
     kind : type
-        That of the numbers.
+        The type of the numbers.
     '''
     name = 'numbers'
 
@@ -77,7 +78,7 @@ model_options = together(
     ),
     option(
         '--size', type=click.IntRange(1),
-        help='The height and width of the input. Default: that of torchvision\'s weights.'
+        help='The height and width of the input. Default: as torchvision\'s weights have it.'
     ),
     option('--mean', type=Numbers(), help='The mean of the normalization by channel, as in 0.5,0.5,0.5.'),
     option('--std', type=Numbers(), help='Its standard deviation.'),
@@ -121,7 +122,7 @@ def require_compute(device, dtype, seed):
 
 
 def parameters_of(method, layer, given):
-    '''The parameters of a method: those of the given options that it has.
+    '''The parameters of a method: the ones among the given options that it has.
 
     Parameters
     ----------
@@ -168,3 +169,10 @@ def attributor_of(method, layer, classifier, given, seed):
     '''The attributor of a method with the given options.'''
     own_seed = {'seed': seed} if 'seed' in METHODS[method].parameters else {}
     return attributor(method, classifier, **own_seed, **parameters_of(method, layer, given))
+
+
+def require_format(path):
+    '''Raise if a figure cannot be saved under a name.'''
+    formats = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in formats:
+        raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')

@@ -2,12 +2,14 @@
 import os
 import sys
 import textwrap
+
 import click
 
-from . import __version__
-from .cli_data import analyze, attribute, project
-from .cli_evaluation import evaluate
-from .cli_maps import demo, explain, gallery, layers
+from .. import __version__
+from .data import analyze, attribute, project
+from .demo import demo
+from .evaluation import evaluate
+from .maps import explain, gallery, layers
 
 
 class Commands(click.Group):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from ..data.images import load_label_map
+from ..data.parts import Parts, written
 from .attributions import beside, require_same_run
-from .images import load_label_map
-from .parts import Parts, written
 
 
 def analyze(
@@ -158,50 +158,7 @@ def spectral_analysis(features, clusters, eigenvalues, neighbors, seed):
     dict[str, :py:class:`numpy.ndarray`]
         ``eigenvalue``, ``spectral``, ``tsne``, ``umap`` and ``kmeans-02`` and so on, by sample.
     '''
-    from corelay.pipeline.spectral import SpectralClustering
-    from corelay.processor.affinity import SparseKNN
-    from corelay.processor.base import FunctionProcessor
-    from corelay.processor.clustering import KMeans
-    from corelay.processor.embedding import EigenDecomposition, TSNEEmbedding, UMAPEmbedding
-    from corelay.processor.flow import Parallel, Sequential
-    from scipy.sparse.linalg import eigsh
-
-    class SeededUMAP(UMAPEmbedding):
-        '''UMAP with a seed, which CoRelAy's own does not pass on.'''
-        def function(self, data):
-            import numba
-            from umap import UMAP
-
-            # numba's threads of OpenMP would slow down those of scikit-learn's t-SNE a hundred times
-            if numba.config.THREADING_LAYER == 'default':
-                numba.config.THREADING_LAYER = 'workqueue'
-
-            return UMAP(
-                n_neighbors=self.n_neighbors, min_dist=self.min_dist, metric=self.metric, random_state=seed, n_jobs=1
-            ).fit_transform(data)
-
-    samples = len(features)
-    solver = {'v0': np.random.default_rng(seed).standard_normal(samples)}
-    if 'rng' in inspect.signature(eigsh).parameters:  # of SciPy 1.17 and later
-        solver['rng'] = np.random.default_rng(seed)
-    pipeline = SpectralClustering(
-        pairwise_distance=FunctionProcessor(distances),
-        affinity=SparseKNN(n_neighbors=min(neighbors, samples - 1), symmetric=True),
-        embedding=EigenDecomposition(
-            n_eigval=min(eigenvalues, samples - 2), which='LA', normalize=False, kwargs=solver, is_output=True
-        ),
-        clustering=Parallel([
-            *(Sequential([
-                FunctionProcessor(lambda vectors, count=each: leading(vectors, count)),
-                KMeans(n_clusters=each, kwargs={'random_state': seed, 'n_init': 10}),
-            ]) for each in clusters),
-            Sequential([
-                FunctionProcessor(leading),
-                TSNEEmbedding(perplexity=float(min(30, (samples - 1) // 3)), kwargs={'random_state': seed}),
-            ]),
-            Sequential([FunctionProcessor(leading), SeededUMAP(n_neighbors=min(15, samples - 1), metric='euclidean')]),
-        ], broadcast=True, is_output=True)
-    )
+    pipeline = spectral_pipeline(len(features), clusters, eigenvalues, neighbors, seed)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*(spectral|n_jobs|connected).*')
         (values, vectors), (*kmeans, tsne, umap) = pipeline(features)
@@ -212,9 +169,74 @@ def spectral_analysis(features, clusters, eigenvalues, neighbors, seed):
     return {**embeddings, **{f'kmeans-{each:02d}': found for each, found in zip(clusters, kmeans)}}
 
 
+def spectral_pipeline(samples, clusters, eigenvalues, neighbors, seed):
+    '''CoRelAy's pipeline for a number of samples: their eigenvalues and eigenvectors, and the clusters and embeddings
+    of these.'''
+    from corelay.pipeline.spectral import SpectralClustering
+    from corelay.processor.affinity import SparseKNN
+    from corelay.processor.base import FunctionProcessor
+    from corelay.processor.clustering import KMeans
+    from corelay.processor.embedding import EigenDecomposition, TSNEEmbedding
+    from corelay.processor.flow import Parallel, Sequential
+
+    embed_by_umap = seeded_umap(seed)
+    return SpectralClustering(
+        pairwise_distance=FunctionProcessor(distances),
+        affinity=SparseKNN(n_neighbors=min(neighbors, samples - 1), symmetric=True),
+        embedding=EigenDecomposition(
+            n_eigval=min(eigenvalues, samples - 2), which='LA', normalize=False, kwargs=solver_options(samples, seed),
+            is_output=True
+        ),
+        clustering=Parallel([
+            *(Sequential([
+                FunctionProcessor(lambda vectors, count=each: leading(vectors, count)),
+                KMeans(n_clusters=each, kwargs={'random_state': seed, 'n_init': 10}),
+            ]) for each in clusters),
+            Sequential([
+                FunctionProcessor(leading),
+                TSNEEmbedding(perplexity=float(min(30, (samples - 1) // 3)), kwargs={'random_state': seed}),
+            ]),
+            Sequential([
+                FunctionProcessor(leading), embed_by_umap(n_neighbors=min(15, samples - 1), metric='euclidean'),
+            ]),
+        ], broadcast=True, is_output=True)
+    )
+
+
+def solver_options(samples, seed):
+    '''What makes SciPy's eigensolver start from a seed.'''
+    from scipy.sparse.linalg import eigsh
+
+    options = {'v0': np.random.default_rng(seed).standard_normal(samples)}
+    if 'rng' in inspect.signature(eigsh).parameters:  # of SciPy 1.17 and later
+        options['rng'] = np.random.default_rng(seed)
+    return options
+
+
+def seeded_umap(seed):
+    '''CoRelAy's processor for UMAP with a seed, which CoRelAy's own does not pass on.'''
+    from corelay.processor.embedding import UMAPEmbedding
+
+    class SeededUMAP(UMAPEmbedding):
+        '''UMAP with a seed.'''
+        def function(self, data):
+            import numba
+            from umap import UMAP
+
+            # numba's threads of OpenMP would slow down scikit-learn's t-SNE a hundred times
+            if numba.config.THREADING_LAYER == 'default':
+                numba.config.THREADING_LAYER = 'workqueue'
+
+            return UMAP(
+                n_neighbors=self.n_neighbors, min_dist=self.min_dist, metric=self.metric, random_state=seed, n_jobs=1
+            ).fit_transform(data)
+
+    return SeededUMAP
+
+
 def distances(features):
-    '''Euclidean distances of shape (samples, samples). That of a sample to itself is negative, so that it is the
-    nearest one, and CoRelAy leaves out this one and not one that is equal.'''
+    '''Euclidean distances of shape (samples, samples). A sample's distance to itself is negative, so that
+    it is the nearest one, and CoRelAy leaves out this one rather than an equal sample.'''
     from scipy.spatial.distance import pdist, squareform
 
     matrix = squareform(pdist(features))

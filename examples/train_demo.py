@@ -1,6 +1,6 @@
 '''Train the network on drawings.
 
-    python -m zennit_dc.demo.train --out weights.pt
+    python train_demo.py --out weights.pt
 
 So the weights in the package were made, in 12 minutes on one core.
 '''
@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..distributed import local_device
-from ..parts import written
-from .drawing import draw_batch
-from .network import DemoNetwork, demo_preprocessing
+from zennit_dc.data.parts import written
+from zennit_dc.data.processes import local_device
+from zennit_dc.demo.drawing import draw_batch
+from zennit_dc.demo.network import DemoNetwork, demo_preprocessing
 
 
 TRAINING_SERIES, HELD_OUT_SERIES = 0, 1

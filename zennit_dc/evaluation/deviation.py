@@ -3,7 +3,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 from zennit.core import Composite
 
-from .canonizers import SplitCanonizer
+from ..canonizers import SplitCanonizer
 
 
 def output_deviation(model, *args, canonizers, **kwargs):

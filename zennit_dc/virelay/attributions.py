@@ -1,26 +1,21 @@
 '''The attributions of a whole data set, in the layout of ViRelAy's databases.'''
-import hashlib
-import inspect
 import json
 import operator
 import shutil
 import sys
-import types
-from collections.abc import Mapping
-from functools import partial
-from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from .attribution import class_relevance, require_scores
-from .distributed import local_device, process_group
-from .images import UnreadableImage, class_folders, label_map
-from .methods import METHODS, attributor
-from .models import black_input
-from .parts import Parts, differences, written
+from ..attribution import class_relevance, require_scores
+from ..data.classifiers import black_input
+from ..data.fingerprints import describe, description
+from ..data.images import UnreadableImage, class_folders, label_map
+from ..data.parts import Parts, differences, written
+from ..data.processes import local_device, process_group
+from ..methods import METHODS, attributor
 
 
 def attribute(
@@ -33,18 +28,18 @@ def attribute(
     ``prediction`` of shape (images, classes), and ``label``, ``target`` (the explained class) and ``name`` of shape
     (images,); ``*_data.h5`` beside it with the images as the model sees them, ``data`` of shape (images, height, width,
     3), and ``label``; and ``*_labels.json``, the label map. The sum of an attribution over its three channels is the
-    map: they are those of Zennit's attributor, or thirds of their sum if the model's input has no three channels, as
-    ViRelAy needs three. Images that cannot be read are reported and left out. An image without a label gets the
-    predicted class as its label.
+    map: the channels are the attribution's own, or each a third of their sum if the model's input does not have three
+    channels, which ViRelAy needs. Images that cannot be read are reported and left out. An image without a label gets
+    the predicted class as its label.
 
     Every finished batch is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted run goes on
     where it was. Started by ``torchrun``, the processes share the batches, by this folder, which all must reach.
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, which is moved to the device and dtype.
-    images : :py:class:`~zennit_dc.images.ImageFolder` or :py:class:`~zennit_dc.images.ImageArray`
+    images : :py:class:`~zennit_dc.data.images.ImageFolder` or :py:class:`~zennit_dc.data.images.ImageArray`
         The images.
     out : str or path
         The file of attributions.
@@ -53,8 +48,8 @@ def attribute(
     target : int or {'predicted', 'label'}, optional
         The class to be explained.
     labels : list[dict], optional
-        The label map. Default is that of the classifier's own categories; or without, that of the folders in which the
-        images lie; or without these, numbers.
+        The label map. Default is made of the classifier's own categories; without categories, of the folders in which
+        the images lie; without folders, of numbers.
     batch_size : int, optional
         The number of images in a batch.
     device : str or :py:class:`torch.device`, optional
@@ -90,8 +85,7 @@ def attribute(
         raise ValueError(f'the batch size must be positive, not {batch_size}')
     if target == 'label' and None in images.labels:
         raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
-    if target not in ('label', 'predicted'):
-        target = operator.index(target)
+    target = target if target in ('label', 'predicted') else operator.index(target)
     device, out = local_device(device), Path(out)
     own_seed = {'seed': seed} if 'seed' in METHODS[method].parameters else {}
     chosen = attributor(method, classifier, **own_seed, **parameters)
@@ -108,20 +102,11 @@ def attribute(
         require_same_run(out, run)
         parts.remove()
         return skipped_images(out)
-    for path in (beside(out, '_data.h5'), beside(out, '_labels.json')):
-        if path.exists() and not parts.folder.exists():
-            raise ValueError(f'{path} exists already: choose another --out')
+    require_new(out, parts)
     require_space(classifier, out, len(images), len(parts.missing()) * batch_size)
     labels = require_labels(classifier, images, labels, device, dtype)
     with process_group(device) as (rank, size, wait):
-        if rank == 0:
-            parts.open()
-        wait()
-        if not parts.folder.is_dir():
-            raise OSError(f'{parts.folder} is not there: all processes need the same folder')
-        parts.require_same_run()
-        mine = [batch for batch in parts.missing() if batch % size == rank]
-        wait()
+        mine = own_parts(parts, rank, size, wait)
         loader = torch.utils.data.DataLoader(
             Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
         )
@@ -130,15 +115,9 @@ def attribute(
             loader, 'attributions', total, initial=total - len(mine), unit='batch', disable=not progress or rank > 0
         )
         for (indices, inputs, shown, failures), batch in zip(bar, mine):
-            for index, reason in failures:
-                tqdm.write(f'skipped {images.names[index]}: {reason}', file=sys.stderr)
             torch.manual_seed(seed + batch)
             explained = explain_batch(chosen, images, indices, inputs, target, device, dtype)
-            parts.save(
-                batch, index=np.array(indices), image=shown, **explained,
-                skipped=np.array([index for index, _ in failures], int),
-                reason=np.array([reason for _, reason in failures], str)
-            )
+            parts.save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
         wait()
         if rank == 0:
             merge(parts, images, out, labels)
@@ -146,14 +125,44 @@ def attribute(
     return skipped_images(out)
 
 
+def require_new(out, parts):
+    '''Raise if files that a run writes beside its result are there, and not from this run.'''
+    for path in (beside(out, '_data.h5'), beside(out, '_labels.json')):
+        if path.exists() and not parts.folder.exists():
+            raise ValueError(f'{path} exists already: choose another --out')
+
+
+def own_parts(parts, rank, size, wait):
+    '''The numbers of the parts that are left to a process; no process begins before all of them know theirs.'''
+    if rank == 0:
+        parts.open()
+    wait()
+    if not parts.folder.is_dir():
+        raise OSError(f'{parts.folder} is not there: all processes need the same folder')
+    parts.require_same_run()
+    mine = [batch for batch in parts.missing() if batch % size == rank]
+    wait()
+    return mine
+
+
+def left_out(images, failures):
+    '''Report the images of a batch that could not be read, and return them as arrays.'''
+    for index, reason in failures:
+        tqdm.write(f'skipped {images.names[index]}: {reason}', file=sys.stderr)
+    return {
+        'skipped': np.array([index for index, _ in failures], int),
+        'reason': np.array([reason for _, reason in failures], str),
+    }
+
+
 class Batches(torch.utils.data.Dataset):
     '''The images in batches.
 
     Parameters
     ----------
-    classifier : :py:class:`~zennit_dc.models.Classifier`
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier, of which the preprocessing is used.
-    images : :py:class:`~zennit_dc.images.ImageFolder` or :py:class:`~zennit_dc.images.ImageArray`
+    images : :py:class:`~zennit_dc.data.images.ImageFolder` or :py:class:`~zennit_dc.data.images.ImageArray`
         The images.
     batches : list[range]
         The indices of the images in each batch.
@@ -267,8 +276,8 @@ def beside(out, ending):
 
 
 def require_labels(classifier, images, labels, device, dtype):
-    '''The label map: the given one, or that of the classifier's categories, of the folders, or of mere numbers. Raise
-    if it does not fit the model's classes or the images' labels.'''
+    '''The label map: the given one, or one made of the classifier's categories, of the folders, or of mere numbers.
+    Raise if it does not fit the model's classes or the images' labels.'''
     with torch.no_grad():
         classes = require_scores(classifier.model(black_input(classifier)[None].to(device, dtype))).shape[1]
     if labels is None:
@@ -328,44 +337,3 @@ def require_space(classifier, out, count, missing):
             f'there is no space for {count} attributions in {folder}: {needed / 1e9:.2f} GB are needed, but'
             f' {free / 1e9:.2f} GB are free'
         )
-
-
-def description(classifier, images, device, dtype, seed):
-    '''What the results of a run depend on, whatever its method is, as far as JSON can tell.'''
-    return {
-        'model': classifier.name, 'weights': fingerprint(classifier.model),
-        'preprocessing': ' '.join(repr(classifier.preprocessing).split()), 'images': images.fingerprint(),
-        'device': device.type, 'dtype': str(dtype).removeprefix('torch.'), 'seed': seed
-    }
-
-
-def fingerprint(model):
-    '''A hash of a model's parameters and buffers.'''
-    return fingerprint_of(model.state_dict())
-
-
-def fingerprint_of(tensors):
-    '''A hash of tensors by their names.'''
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(f'{name} {tuple(tensor.shape)} {tensor.dtype}'.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def describe(value):
-    '''A parameter as JSON can tell it. An object is its type with the parameters that it was made with.'''
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value)
-    if isinstance(value, (list, tuple)):
-        return [describe(each) for each in value]
-    if isinstance(value, Mapping):
-        return {str(key): describe(each) for key, each in value.items()}
-    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial, torch.nn.Module)):
-        raise ValueError(f'{value!r} can not be stored with the attributions, by which an interrupted run is resumed')
-    names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
-    return [type(value).__name__, {name: describe(getattr(value, name)) for name in names}]

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import click
 
-from .cli_options import (
-    DTYPES, Numbers, compute_options, method_options, model_option, model_options, option, parameters_of, require_used,
+from ..data.classifiers import load_classifier
+from ..data.images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
+from ..methods import METHODS
+from .options import (
+    DTYPES, Numbers, compute_options, method_options, model_option, model_options, option, parameters_of,
+    require_used,
 )
-from .images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
-from .methods import METHODS
-from .models import load_classifier
 
 
 file = click.Path(path_type=Path)
@@ -42,7 +43,7 @@ def attribute(source, out, method, model, weights, size, mean, std, layer, targe
     zennit-dc attribute photos --label-regex '^(\\d+)_' --layer features.12
     torchrun --nproc-per-node 4 -m zennit_dc attribute photos --device cuda --layer features.12
     '''
-    from .virelay import attribute as attribute_all
+    from ..virelay import attribute as attribute_all
 
     require_used([method], {'layer': layer, **given})
     if target not in ('predicted', 'label'):
@@ -104,7 +105,7 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
     zennit-dc analyze attribution.h5 --out analysis.h5
     zennit-dc analyze attribution.h5 --clusters 4,8,16 --by prediction
     '''
-    from .virelay import analyze as analyze_all
+    from ..virelay import analyze as analyze_all
 
     small = analyze_all(attribution, out, clusters, size, eigenvalues, neighbors, by, seed, sys.stderr.isatty())
     click.echo(f'{out}: the analysis of {attribution}')
@@ -119,9 +120,9 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
 @option('--name', help='The project\'s name.  [default: the method and the model]')
 @option(
     '--data', type=file,
-    help='The data set: an HDF5 file or a folder of images of the input\'s size.  [default: that of the attributions]'
+    help='The data set: an HDF5 file or a folder of images of the input\'s size.  [default: what was attributed]'
 )
-@option('--label-map', 'labels', type=file, help='The label map.  [default: that of the attributions]')
+@option('--label-map', 'labels', type=file, help='The label map.  [default: the one beside the attributions]')
 def project(attribution, analyses, out, name, data, labels):
     '''Write the project file for ViRelAy.
 
@@ -129,7 +130,7 @@ def project(attribution, analyses, out, name, data, labels):
     zennit-dc project attribution.h5 analysis.h5 --out project.yaml
     python -m virelay project.yaml
     '''
-    from .virelay import project as write_project
+    from ..virelay import project as write_project
 
     write_project(attribution, analyses, out, name, data, labels)
     click.echo(f'{out}: open it with\n\n    python -m virelay {out}\n\nand http://localhost:8000 in a browser.')

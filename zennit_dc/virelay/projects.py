@@ -1,17 +1,13 @@
-'''Attributions of a data set, their analysis by CoRelAy, and the project with which ViRelAy shows both.'''
+'''The project with which ViRelAy shows attributions and their analysis.'''
 import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .analyses import analyze
-from .attributions import attribute, attribute_of, beside
-from .images import load_label_map
-from .parts import written
-
-
-__all__ = ['analyze', 'attribute', 'project']
+from ..data.images import load_label_map
+from ..data.parts import written
+from .attributions import attribute_of, beside
 
 
 def project(attribution, analysis, out, name=None, data=None, labels=None):
@@ -20,18 +16,19 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     Parameters
     ----------
     attribution : str or path
-        The file of attributions, as :py:func:`attribute` writes it.
+        The file of attributions, as :py:func:`~zennit_dc.virelay.attribute` writes it.
     analysis : str or path or sequence
-        The file of the analysis, as :py:func:`analyze` writes it, or several.
+        The file of the analysis, as :py:func:`~zennit_dc.virelay.analyze` writes it, or several.
     out : str or path
         The project file. It names the others by their paths relative to its own folder.
     name : str, optional
-        The project's name. Default is that of the method and the model.
+        The project's name. Default is made of the method and the model.
     data : str or path, optional
         The data set: an HDF5 file, or the folder of the images, if these are what the model sees and lie in folders
-        named by the WordNet IDs of the label map. Default is the file that :py:func:`attribute` wrote.
+        named by the WordNet IDs of the label map. Default is the file that :py:func:`~zennit_dc.virelay.attribute`
+        wrote.
     labels : str or path, optional
-        The label map. Default is the file that :py:func:`attribute` wrote.
+        The label map. Default is the file that :py:func:`~zennit_dc.virelay.attribute` wrote.
 
     Raises
     ------

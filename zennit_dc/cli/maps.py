@@ -1,24 +1,22 @@
 '''Commands that make pictures: explain, concept-gallery, layers and demo.'''
 import re
-import sys
 from pathlib import Path
 
 import click
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 from zennit.image import CMAPS
 
-from .cli_options import (
+from ..data.classifiers import layers as layers_of
+from ..data.classifiers import load_classifier
+from ..data.images import read_image
+from ..data.parts import written
+from ..figures import caption, color, concept_gallery, save, side_by_side
+from ..methods import BASELINES, METHODS, saliency_map
+from .options import (
     Alpha, attributor_of, compute_options, method_options, model_option, model_options, option, require_compute,
-    require_used,
+    require_format, require_used,
 )
-from .figures import caption, color, concept_gallery, side_by_side
-from .images import read_image
-from .methods import BASELINES, METHODS, saliency_map
-from .models import layers as layers_of
-from .models import load_classifier
-from .parts import written
 
 
 @click.command()
@@ -57,7 +55,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, layer, ta
     chosen = list(dict.fromkeys(chosen))
     require_used([method for method, _ in chosen], {'layer': layer, **given})
     if layer is not None and layer not in {own for _, own in chosen}:
-        raise click.UsageError(f'--layer {layer} is that of no method')
+        raise click.UsageError(f'--layer {layer} belongs to none of the methods')
     classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(device, dtype) for path in images]
     attributors = {
@@ -122,20 +120,6 @@ def file_name(title):
     return re.sub(r'[^\w.-]+', '-', title.replace('γ', 'gamma'))
 
 
-def require_format(path):
-    '''Raise if a figure can not be saved under a name.'''
-    formats = Figure().canvas.get_supported_filetypes()
-    if path.suffix[1:].lower() not in formats:
-        raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')
-
-
-def save(figure, path):
-    '''Save a figure.'''
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
-
-
 @click.command('concept-gallery')
 @click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE...')
 @model_option
@@ -183,24 +167,3 @@ def layers(model, weights, size, mean, std, device, dtype, seed):
     click.echo(f'{"layer":{width}}  {"channels × height × width":25}  module')
     for name, kind, shape in found:
         click.echo(f'{name:{width}}  {" × ".join(map(str, shape)):25}  {kind}')
-
-
-@click.command()
-@option('--out', default='demo', type=click.Path(path_type=Path, file_okay=False), help='The folder.')
-@option('--images', default=200, type=click.IntRange(10), help='The number of images to draw.')
-@compute_options
-def demo(out, images, device, dtype, seed):
-    '''See all methods at work on images that are drawn on the spot.
-
-    A small network comes with the package, which tells drawn, textured objects apart. Fresh images are drawn, of which
-    it is known where the object is; all methods explain them. Writes a figure, and prints how often the largest value
-    of a map is on the object (the pointing game), and how much of its positive part is. No downloads.
-
-    \b
-    zennit-dc demo
-    zennit-dc demo --out pictures --images 500 --seed 3
-    '''
-    from .demo.report import report
-
-    device, dtype = require_compute(device, dtype, seed)
-    click.echo(report(out, images, device, dtype, seed, progress=sys.stderr.isatty()))

@@ -1,18 +1,22 @@
 '''All methods on fresh drawings: a figure, and a table of how often and how much they find the object.'''
 import itertools
+import sys
 import time
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.classifiers import load_classifier
+from ..data.parts import written
+from ..demo.drawing import CLASSES, draw_batch
+from ..evaluation.localisation import attribution_localisation, pointing_game
 from ..figures import caption, color, side_by_side
 from ..methods import METHODS, attributor, saliency_map
-from ..models import load_classifier
-from ..parts import written
-from .drawing import CLASSES, draw_batch
+from .options import compute_options, option, require_compute
 
 
 CHOSEN = [
@@ -44,7 +48,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     dtype : :py:class:`torch.dtype`, optional
         The precision to compute in.
     seed : int, optional
-        The seed of the drawings, not negative: it counts from behind those of training and testing.
+        The seed of the drawings, not negative: it is counted on from the seeds of the training and test drawings.
     progress : bool, optional
         Whether to show a progress bar.
     batch_size : int, optional
@@ -78,8 +82,11 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
             maps = torch.cat(maps)
             where = layer or 'input'
             figure_maps[f'{METHODS[method].title} {where}'] = maps[list(ROWS)]
-            scores = [pointing_game(maps, masks), pointing_game(maps.abs(), masks), mass_inside(maps, masks)]
-            table.append((METHODS[method].title, where, *(score.mean() for score in scores), milliseconds))
+            scores = [
+                pointing_game(maps, masks), pointing_game(maps.abs(), masks),
+                attribution_localisation(maps, masks, positive=True),
+            ]
+            table.append((METHODS[method].title, where, *(float(score.mean()) for score in scores), milliseconds))
     rows = [
         (caption(classifier, outputs[row], int(labels[row])), images[row],
          {title: color(maps[place]) for title, maps in figure_maps.items()})
@@ -88,7 +95,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     with written(out / 'demo.png') as temporary:
         side_by_side(rows, HEADING).savefig(temporary, format='png', dpi=70)
     right = np.mean([int(output.argmax()) == label for output, label in zip(outputs, labels)])
-    chance = masks.double().mean()
+    chance = float(masks.double().mean())
     table.append(('chance', '', chance, chance, chance, ''))
     return '\n'.join([
         f'{count} drawings of {len(CLASSES)} classes, {right:.1%} of them classified correctly; explained is the'
@@ -98,7 +105,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
 
 
 def save_drawings(out, images, masks, labels):
-    '''Save drawings and their masks in folders by class, in place of those of an earlier run.'''
+    '''Save drawings and their masks in folders by class, in place of an earlier run's.'''
     for name, kind in itertools.product(CLASSES, ('images', 'masks')):
         for path in (out / kind / name.replace(' ', '_')).glob('[0-9][0-9][0-9][0-9][0-9].png'):
             path.unlink()
@@ -113,47 +120,27 @@ def save_drawings(out, images, masks, labels):
 def format_table(rows):
     '''The lines of a table.'''
     header = ('method', 'layer', 'pointing game', '|map|', 'mass inside', 'ms / image')
-    cells = [header, *([f'{cell:.3f}' if isinstance(cell, torch.Tensor) else cell for cell in row] for row in rows)]
+    cells = [header, *([f'{cell:.3f}' if isinstance(cell, float) else cell for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     return [
         '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<<>>>>', widths)).rstrip() for row in cells
     ]
 
 
-def pointing_game(maps, masks):
-    '''Whether the largest value of each map is inside of the mask.
+@click.command()
+@option('--out', default='demo', type=click.Path(path_type=Path, file_okay=False), help='The folder.')
+@option('--images', default=200, type=click.IntRange(10), help='The number of images to draw.')
+@compute_options
+def demo(out, images, device, dtype, seed):
+    '''See all methods at work on images that are drawn on the spot.
 
-    Parameters
-    ----------
-    maps : :py:class:`torch.Tensor`
-        The maps of shape (batch, height, width).
-    masks : :py:class:`torch.Tensor`
-        The masks of the same shape, as Boolean values.
+    A small network comes with the package, which tells drawn, textured objects apart. Fresh images are drawn, of which
+    it is known where the object is; all methods explain them. Writes a figure, and prints how often the largest value
+    of a map is on the object (the pointing game), and how much of its positive part is. No downloads.
 
-    Returns
-    -------
-    :py:class:`torch.Tensor`
-        One or zero for each map, in double precision. Where several values are the largest, the share of them that is
-        inside.
+    \b
+    zennit-dc demo
+    zennit-dc demo --out pictures --images 500 --seed 3
     '''
-    largest = maps == maps.amax((1, 2), keepdim=True)
-    return (largest & masks).sum((1, 2)) / largest.sum((1, 2)).double()
-
-
-def mass_inside(maps, masks):
-    '''The share of each map's positive part that is inside of the mask.
-
-    Parameters
-    ----------
-    maps : :py:class:`torch.Tensor`
-        The maps of shape (batch, height, width).
-    masks : :py:class:`torch.Tensor`
-        The masks of the same shape, as Boolean values.
-
-    Returns
-    -------
-    :py:class:`torch.Tensor`
-        The shares, in [0, 1]; zero for a map without a positive value.
-    '''
-    positive = maps.double().clamp(min=0.)
-    return (positive * masks).sum((1, 2)) / positive.sum((1, 2)).clamp(min=torch.finfo(torch.float64).tiny)
+    device, dtype = require_compute(device, dtype, seed)
+    click.echo(report(out, images, device, dtype, seed, progress=sys.stderr.isatty()))

@@ -1,21 +1,17 @@
 '''The command that compares methods by the paper's metrics.'''
-import os
 import sys
 from pathlib import Path
 
 import click
 
-from .cli_maps import save
-from .cli_options import DTYPES, Alpha, compute_options, model_option, model_options, option, together
-from .distributed import local_device
-from .images import label_map, load_label_map
-from .methods import METHODS, RECENTERINGS
-from .models import load_classifier
-from .parts import written
+from ..data.classifiers import load_classifier
+from ..data.images import label_map, load_label_map
+from ..evaluation.settings import SELECTION, grid
+from ..methods import METHODS, RECENTERINGS
+from .options import DTYPES, Alpha, compute_options, model_option, model_options, option, together
 
 
 path = click.Path(path_type=Path)
-SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
 OTHERS = ('selectivity', 'max_sensitivity', 'hog', 'spearman', 'ssim', 'time')
 ALL_STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
 
@@ -132,134 +128,35 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     zennit-dc evaluate photos --outlines masks.json --layer features.9 --layer features.4 --metric pointing_game
     zennit-dc evaluate --config evaluation.toml --device cuda
     '''
-    import pandas as pd
+    from ..evaluation.comparison import SENSITIVITY, Comparison
+    from ..evaluation.figures import map_figure
 
-    from .evaluation.data import split
-    from .evaluation.figures import layer_figure, map_figure
-    from .evaluation.metrics import METRICS
-    from .evaluation.mosaics import Mosaics
-    from .evaluation.randomisation import randomised
-    from .evaluation.runs import evaluate as evaluate_all
-    from .evaluation.selection import CRITERIA, winners
-    from .evaluation.settings import ablation, grid
-
+    asked = list(dict.fromkeys(metrics))
+    ablated = [each for each in dict.fromkeys(ablation_metrics or asked) if each in (*SELECTION, SENSITIVITY)]
+    if ablations and not (mosaics or ablated):
+        raise click.UsageError('ablations are of localisation, Pixel Flipping, Max Sensitivity and mosaics alone')
     classifier = load_classifier(model, weights, size, mean, std)
     images = load_images(classifier, source, outlines, labels, count, seed)
-    validation, test = split(images, share, seed)
     choices['layer'] = [None if layer == 'input' else layer for layer in choices['layer']]
     settings = grid(list(dict.fromkeys(methods)), **choices)
     options = {
         'device': device, 'dtype': DTYPES[dtype], 'seed': seed, 'progress': sys.stderr.isatty(),
         'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch
     }
-    few = sample_of(test, subset, seed)
-    asked = list(dict.fromkeys(metrics))
-    others = [each for each in asked if each not in SELECTION and each != 'max_sensitivity']
-    ablated = [each for each in dict.fromkeys(ablation_metrics or asked) if each in (*SELECTION, 'max_sensitivity')]
-    if ablations and not (mosaics or ablated):
-        raise click.UsageError('ablations are of localisation, Pixel Flipping, Max Sensitivity and mosaics alone')
-
-    # what can fail early should
-    for index in range(len(images)):
-        images.sample(index)
-    classifier.to(local_device(device), DTYPES[dtype])
-    if any(METRICS[each].needs_random for each in asked):
-        randomised(classifier, randomised_layers, seed)
-    drawn = Mosaics(images, test, mosaics, seed) if mosaics else None
-
-    def scores_of(settings, *groups):
-        # all processes make the same calls
-        return pd.concat([evaluate_all(classifier, images, indices, [
-            each for each in settings if names != ['max_sensitivity'] or each.method not in costly
-        ], names, out, **options) for indices, names in groups])
-
-    def game(settings):
-        return evaluate_all(
-            classifier, drawn, range(len(drawn)), [each for each in settings if each.method not in costly],
-            ['grid_pointing_game'], out / f'mosaics-{drawn.fingerprint()[:8]}', **options
-        )
-
-    chosen_on = scores_of(settings, (validation, list(SELECTION)))
-    chosen = winners(chosen_on)
-    by_name = {(setting.title, setting.name): setting for setting in settings}
-    winning = [by_name[each] for each in zip(chosen['method'], chosen['setting'])]
-    localising = winning[:len(winning) // 2]  # by the first of two criteria
-    best = [setting for setting in settings if setting in winning]
-    for name in ablations:
-        if not ablation(best, name):
-            raise click.UsageError(f'none of the best settings depends on {name}: leave out --ablation {name}')
-    changed = ablation(best, *dict.fromkeys(ablations)) if ablations else []
-    first = int(os.environ.get('RANK', 0)) == 0
-    if first:
-        remove_results(out)
-        save_text(out / 'winners.csv', chosen.to_csv(index=False))
-        click.echo(f'{len(settings)} settings on {len(validation)} images, the best ones on {len(test)} others:\n')
-        by_layers = layer_figure(chosen_on, settings, localising)
-        if by_layers is not None:
-            save(by_layers, out / 'layers.png')
-    report(first, out, 'validation', chosen_on, None, echo=False)
-    sensitivity = [each for each in asked if each == 'max_sensitivity']
-    on_test = scores_of(best, (test, [each for each in asked if each in SELECTION]), (few, others), (few, sensitivity))
-    report(first, out, 'test', on_test, chosen)
-    if mosaics:
-        report(first, out, 'mosaics', game(best), chosen)
-    if changed:
-        groups = [[each for each in ablated if each in CRITERIA[name]] for name in ('localisation', 'faithfulness')]
-        groups.append([each for each in ablated if each == 'max_sensitivity'])
-        if ablated:
-            report(first, out, 'ablation', scores_of(changed, *zip((test, few, few), groups)), None)
-    if changed and mosaics:
-        report(first, out, 'ablation-mosaics', game(changed), None)
-    if first:
-        save(map_figure(classifier, images, sample_of(test, 4, seed), localising), out / 'maps.png')
-
-
-def sample_of(indices, count, seed):
-    '''A number of indices in their order, drawn by a seed, or all of them.'''
-    import numpy as np
-
-    if count is None or count >= len(indices):
-        return indices
-    return sorted(np.random.default_rng(seed).choice(indices, count, replace=False).tolist())
-
-
-def remove_results(out):
-    '''Remove the tables and figures of an earlier run with other settings.'''
-    for name in (
-        'validation', 'winners', 'test', 'table', 'randomisation', 'time', 'mosaics', 'ablation', 'ablation-mosaics',
-        'layers', 'maps'
-    ):
-        for end in ('csv', 'md', 'tex', 'png'):
-            (out / f'{name}.{end}').unlink(missing_ok=True)
-
-
-def report(first, out, name, scores, chosen, echo=True):
-    '''Save scores and their tables, and print the tables, if this is the first process.'''
-    from .evaluation.metrics import METRICS
-    from .evaluation.tables import latex, markdown, results_table
-
-    if not first:
-        return
-    save_text(out / f'{name}.csv', scores.to_csv(index=False))
-    kinds = scores['metric'].map(lambda metric: METRICS[metric].table)
-    for kind in dict.fromkeys(kinds):
-        rows = results_table(scores[kinds == kind], chosen)
-        title = kind if name == 'test' else name
-        save_text(out / f'{title}.md', markdown(rows))
-        save_text(out / f'{title}.tex', latex(rows))
-        if echo:
-            click.echo(f'{title}:\n\n{markdown(rows)}')
-
-
-def save_text(file, content):
-    '''Write a text as a whole or not at all.'''
-    with written(file) as temporary:
-        temporary.write_text(content, encoding='utf-8')
+    comparison = Comparison(classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo)
+    comparison.require_all()
+    chosen_on = comparison.scores(settings, (comparison.validation, list(SELECTION)))
+    chosen, best, localising = comparison.choose(settings, chosen_on, ablations)
+    comparison.report('validation', chosen_on, echo=False)
+    comparison.report_test(best, chosen)
+    if ablations:
+        comparison.report_ablations(best, ablations, ablated)
+    comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), localising), 'maps.png')
 
 
 def load_images(classifier, source, outlines, labels, count, seed):
     '''The images with masks that the options name.'''
-    from .evaluation.data import Drawings, ImageNetS, Polygons
+    from ..evaluation.data import Drawings, ImageNetS, Polygons
 
     if str(source) == 'drawings':
         return Drawings(classifier, count, seed)

@@ -4,9 +4,9 @@ import re
 import numpy as np
 import torch
 
-from .attribution import class_relevance, require_layer
-from .methods import METHODS, attributor
-from .models import IMAGENET_PREPROCESSING, Classifier, changed
+from ..attribution import class_relevance, require_layer
+from ..data.classifiers import IMAGENET_PREPROCESSING, Classifier, changed
+from ..methods import METHODS, attributor
 
 
 def explain(
@@ -14,18 +14,20 @@ def explain(
 ):
     '''Explain classes, as an ``explain_func`` of Quantus::
 
+        from zennit_dc.evaluation.quantus import explain
+
         quantus.PixelFlipping()(
-            model, x_batch, y_batch, explain_func=zennit_dc.quantus.explain,
+            model, x_batch, y_batch, explain_func=explain,
             explain_func_kwargs={'method': 'SplitCAM', 'layer': 'features.12', 'alpha': .4}
         )
         quantus.evaluate(
-            metrics, {'SplitCAM': zennit_dc.quantus.explain, 'LayerCAM@features.9': zennit_dc.quantus.explain},
-            model, x_batch, y_batch, explain_func_kwargs={'layer': 'features.12'}
+            metrics, {'SplitCAM': explain, 'LayerCAM@features.9': explain}, model, x_batch, y_batch,
+            explain_func_kwargs={'layer': 'features.12'}
         )
 
     In ``quantus.evaluate`` the keys of ``xai_methods`` are the methods, whatever ``explain_func_kwargs`` says, and all
     of them get the same ``explain_func_kwargs``; for parameters that not all of them have, give it
-    ``functools.partial(zennit_dc.quantus.explain, alpha=.4)``.
+    ``functools.partial(explain, alpha=.4)``.
 
     Parameters
     ----------
@@ -43,7 +45,7 @@ def explain(
         well, with precedence over the parameter, and ``'NAME@input'`` the input.
     mean, std : sequence of float, optional
         The mean and standard deviation of the images' normalization by channel, by which LRP-γ knows the range of their
-        values. Default is that of ImageNet.
+        values. Default is ImageNet's.
     abs : bool, optional
         Whether to return absolute values (after the reduction).
     reduce : {'sum', None}, optional

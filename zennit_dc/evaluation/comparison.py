@@ -1,0 +1,170 @@
+'''A comparison of methods: settings are chosen on some images, and reported on others.'''
+import os
+
+import numpy as np
+import pandas as pd
+
+from ..data.parts import written
+from ..data.processes import local_device
+from ..figures import save
+from .data import split
+from .figures import layer_figure
+from .metrics import METRICS
+from .mosaics import Mosaics
+from .randomisation import randomised
+from .runs import evaluate
+from .selection import winners
+from .settings import CRITERIA, SELECTION, ablation
+from .tables import latex, markdown, results_table
+
+
+SENSITIVITY = 'max_sensitivity'
+
+
+class Comparison:
+    '''Methods on images: settings are chosen on one split of the images, and reported on the other.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
+        The classifier.
+    images : :py:class:`~zennit_dc.evaluation.data.MaskedImages`
+        The images.
+    out : path
+        The folder of results.
+    metrics : list[str]
+        What is reported.
+    costly : sequence of str
+        The methods that are left out of Max Sensitivity and mosaics.
+    subset : int or None
+        The number of images for all metrics but those by which settings are chosen.
+    mosaics : int
+        The number of mosaics.
+    share : float
+        The share of the images on which settings are chosen.
+    options : dict
+        What :py:func:`zennit_dc.evaluation.runs.evaluate` takes.
+    echo : callable
+        What prints a text.
+    '''
+    def __init__(self, classifier, images, out, metrics, costly, subset, mosaics, share, options, echo):
+        self.classifier, self.images, self.out, self.metrics = classifier, images, out, metrics
+        self.costly, self.options, self.seed, self.echo = costly, options, options['seed'], echo
+        self.validation, self.test = split(images, share, self.seed)
+        self.few = self.sample(subset)
+        self.mosaics = Mosaics(images, self.test, mosaics, self.seed) if mosaics else None
+        self.is_first = int(os.environ.get('RANK', 0)) == 0  # of the processes, which make the same calls
+
+    def require_all(self):
+        '''Raise at once what would be raised late: for an image, or for layers that cannot be randomised.'''
+        for index in range(len(self.images)):
+            self.images.sample(index)
+        self.classifier.to(local_device(self.options['device']), self.options['dtype'])
+        if any(METRICS[each].needs_random for each in self.metrics):
+            randomised(self.classifier, self.options['randomised_layers'], self.seed)
+
+    def sample(self, count):
+        '''A number of indices of the test split in their order, drawn by the seed, or all of them.'''
+        if count is None or count >= len(self.test):
+            return self.test
+        return sorted(np.random.default_rng(self.seed).choice(self.test, count, replace=False).tolist())
+
+    def scores(self, settings, *groups):
+        '''The scores of settings on groups of images, each with its metrics.'''
+        return pd.concat([evaluate(self.classifier, self.images, indices, [
+            each for each in settings if names != [SENSITIVITY] or each.method not in self.costly
+        ], names, self.out, **self.options) for indices, names in groups])
+
+    def game(self, settings):
+        '''The scores of settings on mosaics.'''
+        return evaluate(
+            self.classifier, self.mosaics, range(len(self.mosaics)),
+            [each for each in settings if each.method not in self.costly], ['grid_pointing_game'],
+            self.out / f'mosaics-{self.mosaics.fingerprint()[:8]}', **self.options
+        )
+
+    def choose(self, settings, scores, ablations):
+        '''Choose the best settings, and report the choice.
+
+        Returns
+        -------
+        tuple
+            The winners, see :py:func:`zennit_dc.evaluation.selection.winners`; their settings; and the settings that
+            are the best by localisation.
+        '''
+        chosen = winners(scores)
+        by_name = {(setting.title, setting.name): setting for setting in settings}
+        winning = [by_name[each] for each in zip(chosen['method'], chosen['setting'])]
+        localising = winning[:len(winning) // 2]  # by the first of two criteria
+        best = [setting for setting in settings if setting in winning]
+        for name in ablations:
+            if not ablation(best, name):
+                raise ValueError(f'none of the best settings depends on {name}: leave out --ablation {name}')
+        if self.is_first:
+            remove_results(self.out)
+            save_text(self.out / 'winners.csv', chosen.to_csv(index=False))
+            counts = f'{len(self.validation)} images, the best ones on {len(self.test)} others'
+            self.echo(f'{len(settings)} settings on {counts}:\n')
+        self.save(lambda: layer_figure(scores, settings, localising), 'layers.png')
+        return chosen, best, localising
+
+    def report_test(self, best, chosen):
+        '''Report the best settings on the test split, and on mosaics.'''
+        others = [each for each in self.metrics if each not in (*SELECTION, SENSITIVITY)]
+        by_which = [each for each in self.metrics if each in SELECTION]
+        sensitivity = [each for each in self.metrics if each == SENSITIVITY]
+        scores = self.scores(best, (self.test, by_which), (self.few, others), (self.few, sensitivity))
+        self.report('test', scores, chosen)
+        if self.mosaics:
+            self.report('mosaics', self.game(best), chosen)
+
+    def report_ablations(self, best, names, metrics):
+        '''Report the best settings with all values of parameters.'''
+        changed = ablation(best, *dict.fromkeys(names))
+        localisation, faithfulness = (
+            [each for each in metrics if each in CRITERIA[name]] for name in ('localisation', 'faithfulness')
+        )
+        groups = (
+            (self.test, localisation), (self.few, faithfulness),
+            (self.few, [each for each in metrics if each == SENSITIVITY])
+        )
+        if metrics:
+            self.report('ablation', self.scores(changed, *groups))
+        if self.mosaics:
+            self.report('ablation-mosaics', self.game(changed))
+
+    def report(self, name, scores, chosen=None, echo=True):
+        '''Save scores and their tables, and print the tables.'''
+        if not self.is_first:
+            return
+        save_text(self.out / f'{name}.csv', scores.to_csv(index=False))
+        kinds = scores['metric'].map(lambda metric: METRICS[metric].table)
+        for kind in dict.fromkeys(kinds):
+            rows = results_table(scores[kinds == kind], chosen)
+            title = kind if name == 'test' else name
+            save_text(self.out / f'{title}.md', markdown(rows))
+            save_text(self.out / f'{title}.tex', latex(rows))
+            if echo:
+                self.echo(f'{title}:\n\n{markdown(rows)}')
+
+    def save(self, make, name):
+        '''Save a figure, if there is one to make.'''
+        figure = make() if self.is_first else None
+        if figure is not None:
+            save(figure, self.out / name)
+
+
+def remove_results(out):
+    '''Remove the tables and figures of an earlier run with other settings.'''
+    for name in (
+        'validation', 'winners', 'test', 'table', 'randomisation', 'time', 'mosaics', 'ablation', 'ablation-mosaics',
+        'layers', 'maps'
+    ):
+        for end in ('csv', 'md', 'tex', 'png'):
+            (out / f'{name}.{end}').unlink(missing_ok=True)
+
+
+def save_text(file, content):
+    '''Write a text as a whole or not at all.'''
+    with written(file) as temporary:
+        temporary.write_text(content, encoding='utf-8')
