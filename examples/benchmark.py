@@ -1,9 +1,9 @@
-'''Measure time and memory of the methods, as multiples of those of the plain gradient.
+'''Measure time and memory of the methods, as multiples of the plain gradient's.
 
     python benchmark.py --models vgg16 resnet18 --batch 2 --rounds 7
     python benchmark.py --methods SplitGrad SplitLRP
 
-The models have random weights. The time is that of the whole call: entering the composite's context, forward and
+The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, each of which times the gradient and the method one after the other, so
 that the ratio for the gradient itself says how far to trust the others. Memory is the peak of one call: on a GPU that
 which PyTorch has allocated, on a CPU the resident size of a process of its own; and its increase over that before. In
@@ -26,7 +26,7 @@ from zennit.composites import EpsilonPlus
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
-from zennit_dc.methods import LRPGamma, canonizers
+from zennit_dc.methods.lrp import LRPGamma, canonizers
 
 
 LAYERS = {'vgg16': 'features.26', 'resnet18': 'layer4'}
@@ -68,7 +68,7 @@ def seconds(call, device):
 
 
 def times(name, args):
-    '''For each method, the median of its time over that of the gradient, and the median of its time.'''
+    '''For each method, the median of its time over the gradient's, and the median of its time.'''
     model, input, relevance = load(name, args)
     calls = {method: partial(METHODS[method](model, LAYERS[name]), input, relevance) for method in args.methods}
     results = {}
@@ -132,7 +132,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
     parser.add_argument('--dtype', default='float32', choices=('float32', 'float64', 'bfloat16', 'float16'))
-    parser.add_argument('--threads', type=int, help='the number of threads on the CPU (default: that of PyTorch)')
+    parser.add_argument('--threads', type=int, help='the number of threads on the CPU (default: as PyTorch chooses)')
     parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.methods = [method for method in METHODS if method in (BASELINE, *args.methods)]

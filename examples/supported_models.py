@@ -34,7 +34,7 @@ def models_of(family):
 
 
 def build(name, family, frames=16):
-    '''A model with random weights, and an input for it; that of a video model has some frames.'''
+    '''A model with random weights, and an input for it; a video model's input has some frames.'''
     torch.manual_seed(0)
     size, options = SIZES.get(name, 64), {'weights': None}
     if name.startswith('vit'):

@@ -186,7 +186,7 @@ def test_help_and_version():
     (['0.png', '--method', 'gradient@residual'], 'Gradient is computed at the input'),
     (['0.png', '--method', 'gradient', '--alpha', '0.3'], 'Gradient has no --alpha'),
     (['0.png', '--method', 'gradient', '--layer', 'residual'], 'Gradient has no --layer'),
-    (['0.png', '--method', 'gradient', '--method', 'splitgrad@input', '--layer', 'residual'], 'that of no method'),
+    (['0.png', '--method', 'gradient', '--method', 'splitgrad@input', '--layer', 'residual'], 'belongs to none'),
     (['0.png', '--method', 'splitlrp', '--stream', 'g'], 'SplitLRP has no --stream g'),
     (['0.png', '--method', 'splitgrad', '--stream', 'g', '--stream', 'h'], 'one --stream'),
     (['0.png', '--method', 'splitgrad', '--alpha', '0.7'], 'alpha'),

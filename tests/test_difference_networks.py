@@ -182,7 +182,7 @@ def test_effective_weights_can_be_set(transform):
     weight = torch.tensor([[0., 1e-3, 1.], [2., 30., 5.]], dtype=torch.float64)
     layer.weight = weight
     torch.testing.assert_close(layer.weight, weight, rtol=1e-9, atol=0. if transform == 'relu' else 1.1e-6)
-    with pytest.raises(ValueError, match='can not be set to negative'):
+    with pytest.raises(ValueError, match='cannot be set to negative'):
         layer.weight = -weight
     before = weight.clone()
     with torch.no_grad():
@@ -216,7 +216,7 @@ def test_errors_name_the_thing():
         mlp_maxout('mon', width=2, scale=-1)
     with pytest.raises(ValueError, match=r'shape \(batch, 1, 28, 28\), not \(2, 784\)'):
         trained('mlp_maxout', 'dm')(torch.zeros(2, 784))
-    with pytest.raises(ValueError, match='Maxout of rank 2 can not share 3 features'):
+    with pytest.raises(ValueError, match='Maxout of rank 2 cannot share 3 features'):
         Maxout()(torch.zeros(1, 3))
     with pytest.raises(ValueError, match='rank of Maxout must be a positive integer, not 0'):
         Maxout(0)
@@ -230,7 +230,7 @@ def test_errors_name_the_thing():
     for module in (nn.PReLU(), nn.ReLU6(), nn.GELU()):
         with pytest.raises(ValueError, match=f'module \'h.1\' .{type(module).__name__}. is not convex'):
             DifferenceOfConvex(positive, nn.Sequential(negative, nonnegative(module)))
-    with pytest.raises(ValueError, match='module g.2 .FreeLinear. is behind an activation'):
+    with pytest.raises(ValueError, match='module g.2 .FreeLinear. comes after an activation'):
         DifferenceOfConvex(nonnegative(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), FreeLinear(2, 2))), negative)
     DifferenceOfConvex(nonnegative(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), FreeLinear(2, 2), Maxout())), negative)
     difference = Difference(nn.Linear(2, 2), nn.Linear(2, 1))

@@ -161,7 +161,7 @@ def test_channels_that_are_not_the_second_axis():
 
     model, image = ChannelsLast().double(), random_image(2, 3, 16, 16)
     for layer in ('mix', 'other'):
-        with SplitCAM(layer).context(model), pytest.raises(ValueError, match='second axis is not that of channels'):
+        with SplitCAM(layer).context(model), pytest.raises(ValueError, match='second axis is not the channels'):
             model(image)
     for layer in ('conv', 'back'):
         composite = SplitCAM(layer)
@@ -456,7 +456,7 @@ def test_channels_are_found_where_all_sides_are_equal():
     model, image = Tokens().double(), random_image(2, 3, 32, 32)
     for layer in ('conv', 'channels'):
         explain(SplitCAM(layer), model, image)
-    with SplitCAM('rows').context(model), pytest.raises(ValueError, match='second axis is not that of channels'):
+    with SplitCAM('rows').context(model), pytest.raises(ValueError, match='second axis is not the channels'):
         model(image)
 
 

@@ -87,7 +87,7 @@ class SplitCanonizer(Canonizer):
         return [instance]
 
     def register(self, root_module):
-        '''Replace the forward of the root module, and that of modules for which a split form was registered.
+        '''Replace the forward of the root module, and of modules for which a split form was registered.
 
         Parameters
         ----------

@@ -106,7 +106,7 @@ def stream_overlay(image, g, h, threshold=.2, decay=.1, largest=None):
     decay : float, optional
         The share of the pixels by which the opacity falls to 1 / e.
     largest : float, optional
-        The largest value, by which maps are compared. The default is that of the two maps.
+        The largest value, by which maps are compared. Default is the largest of the two maps.
 
     Returns
     -------

@@ -117,7 +117,8 @@ class MapPass(SplitPass):
     has no graph.'''
     def __init__(self, canonizer, call):
         super().__init__(canonizer, call)
-        self.state, self.entrances, self.maps = state_of(self.root), [], []
+        tensors, self.entrances, self.maps = tensors_of(self.root), [], []
+        self.state, self.trained = state_of(tensors), [tensor for tensor in tensors if tensor.requires_grad]
         kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
         self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
@@ -149,7 +150,7 @@ class MapPass(SplitPass):
         if self.has_graph:
             with torch.enable_grad():
                 inputs = [self.marked(input, self.entrances) for input in self.inputs]
-                values = Node.apply([], partial(self.layer_gradients, values), *values, *inputs, *self.trained())
+                values = Node.apply([], partial(self.layer_gradients, values), *values, *inputs, *self.trained)
         output = output.replaced(*values)
         output.layer = layer
         return output
@@ -166,10 +167,6 @@ class MapPass(SplitPass):
         place, shape = output.place('channels'), output.values[0].shape
         require_spatial(where, shape, self.inputs[0].shape, None if place is None else len(shape) + place)
 
-    def trained(self):
-        '''The parameters that require a gradient.'''
-        return [parameter for parameter in self.root.parameters() if parameter.requires_grad]
-
     def input_gradients(self, index, *gradients):
         '''The gradients by an input, and by its sum: the map, or the true ones.'''
         if not self.makes_map():
@@ -183,7 +180,7 @@ class MapPass(SplitPass):
     def layer_gradients(self, values, *gradients):
         '''The gradients by the layer's output, the inputs and the parameters: the map for the first input, or the true
         ones of what is below the layer, which is run again for them.'''
-        input, others = self.inputs[0], len(self.inputs) + len(self.trained()) - 1
+        input, others = self.inputs[0], len(self.inputs) + len(self.trained) - 1
         if not self.makes_map():
             return None, None, *self.below_layer(*gradients)
         saliency = self.readout.at_layer(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
@@ -217,11 +214,11 @@ class MapPass(SplitPass):
         '''The true gradients by inputs and parameters of what is below the layer.'''
         other, _, read = self.other_pass()
         seeded = [(tensor, gradient) for tensor, gradient in zip(read, layer_gradients) if tensor.requires_grad]
-        return gradients([*other.inputs, *self.trained()], seeded, allow_unused=True)
+        return gradients([*other.inputs, *self.trained], seeded, allow_unused=True)
 
     def other_pass(self, index=0, exact=False):
         '''Another forward pass with all of its graph, its output, and the tensors at which the map is read.'''
-        if self.is_over or self.state != state_of(self.root):
+        if self.is_over or self.state != state_of(tensors_of(self.root)):
             raise RuntimeError(
                 'to compute this map, the model has to be run again, but it has changed since its forward pass: call'
                 ' the backward pass inside of the composite\'s context and with the same parameters'
@@ -242,7 +239,7 @@ class MapPass(SplitPass):
 
 
 class Node(torch.autograd.Function):
-    '''The first one or two of several tensors as they are. A function of the gradients of these returns those of all.
+    '''The first one or two of several tensors as they are. A function of their gradients returns the gradients of all.
 
     Parameters
     ----------
@@ -285,9 +282,14 @@ def rules_of(root):
     return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]
 
 
-def state_of(root):
-    '''What tells whether parameters or buffers of a model are others than before.'''
-    tensors = chain(root.parameters(), root.buffers())
+def tensors_of(root):
+    '''The parameters and buffers of a model, each of them once.'''
+    found = (each for module in root.modules() for each in (*module._parameters.values(), *module._buffers.values()))
+    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
+
+
+def state_of(tensors):
+    '''What tells whether tensors are others than before.'''
     return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors]
 
 

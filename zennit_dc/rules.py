@@ -7,7 +7,7 @@ from functools import partial
 from numbers import Real
 
 import torch
-from zennit.core import Hook, RemovableHandle, RemovableHandleList
+from zennit.core import Hook, RemovableHandle, RemovableHandleList, Stabilizer
 
 from .split import TrueGradient, by_sample, describe, in_shape, pass_of, same
 
@@ -139,9 +139,9 @@ class Balanced:
     How much a fixed alpha leaves of the sum's gradient depends on the weights, and grows or vanishes exponentially with
     the depth of the network above the layer; what it adds to the difference's gradient at each activation is the part
     of the map that is the same for all classes. With this, the mean absolute value of the sum's gradient is
-    :math:`\\kappa / n` times that of the difference's, for n activations one after the other between the layer (or the
+    :math:`\\kappa / n` times the difference's, for n activations one after the other between the layer (or the
     input) and the output, so that all of them together add about as much in a deep network as in a shallow one. For
-    :math:`\\kappa = 0` the map is that for :math:`\\alpha = 0.5`.
+    :math:`\\kappa = 0` the map equals the map for :math:`\\alpha = 0.5`.
 
     Parameters
     ----------
@@ -197,28 +197,29 @@ class BalancedSensitivity(SplitRule):
 class SplitEpsilon(SplitRule):
     '''The epsilon rule (equation 9 with :math:`\\gamma = 0`) on both streams.
 
-    The gradient of the difference and that of the sum stand for the relevances :math:`R^+` and :math:`R^-`. After a
+    The gradients of the difference and of the sum stand for the relevances :math:`R^+` and :math:`R^-`. After a
     layer they are divided by its outputs, the layer's own transpose brings them to its input, and before the layer they
     are multiplied by its inputs. Activations pass relevance on, max-pooling gives it to the winner, additions share it
     evenly among the summands, and a batch norm is part of the affine layer that it follows.
 
     Parameters
     ----------
-    epsilon : float
-        The stabilizer, positive, which is added to the denominator with its sign.
+    epsilon : float or callable
+        The stabilizer: a positive number, which is added to the denominator with its sign, or a function that
+        stabilizes a denominator, see :py:class:`zennit.core.Stabilizer`.
 
     Raises
     ------
     ValueError
-        If epsilon is not positive.
+        If epsilon is neither a positive number nor callable.
     '''
     epsilon: float = 1e-6
     quantity, passes_activations = 'relevance', True
 
     def __post_init__(self):
         super().__init__()
-        if not is_number(self.epsilon) or not 0. < self.epsilon < math.inf:
-            raise ValueError(f'epsilon must be a positive number, not {self.epsilon!r}')
+        if not callable(self.epsilon) and not (is_number(self.epsilon) and 0. < self.epsilon < math.inf):
+            raise ValueError(f'epsilon must be a positive number or a callable, not {self.epsilon!r}')
 
     def before_affine(self, pair):
         '''Multiply by the inputs.'''
@@ -228,7 +229,7 @@ class SplitEpsilon(SplitRule):
 
     def after(self, pair):
         '''Divide by the outputs.'''
-        return ruled(pair, partial(over_output, self.epsilon), *pair.tensors)
+        return ruled(pair, partial(over_output, Stabilizer.ensure(self.epsilon)), *pair.tensors)
 
     def shared(self, pair, count):
         '''Share relevance evenly.'''
@@ -252,11 +253,11 @@ def times_input(gradient, sum_gradient, difference, stream_sum):
     return positive.to(difference.dtype), negative
 
 
-def over_output(epsilon, positive, negative, difference, stream_sum):
+def over_output(stabilize, positive, negative, difference, stream_sum):
     '''The relevances of a layer's output over this output, :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\,
     \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`.'''
-    positive = over(positive, plus(difference, stream_sum), epsilon)
-    negative = over(negative, minus(difference, stream_sum), epsilon)
+    positive = positive / stabilize(plus(difference, stream_sum))
+    negative = negative / stabilize(minus(difference, stream_sum))
     return (positive - negative).to(difference.dtype), positive.add_(negative)
 
 
@@ -268,12 +269,6 @@ def plus(difference, stream_sum):
 def minus(difference, stream_sum):
     '''The negative stream, :math:`(s - d) / 2`.'''
     return (stream_sum - difference).mul_(.5)
-
-
-def over(relevance, output, epsilon):
-    '''Relevance over an output with a stabilizer of its sign.'''
-    output.add_(torch.copysign(output.new_full((), epsilon), output))
-    return reuse(lambda output, relevance, out: torch.div(relevance, output, out=out), output, relevance)
 
 
 def reuse(function, buffer, other):

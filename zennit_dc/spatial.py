@@ -3,28 +3,28 @@ import torch
 
 
 def require_spatial(name, shape, input_shape, channels=None):
-    '''Raise a ValueError if a layer's output has no spatial axes that correspond to those of the input.
+    '''Raise a ValueError if a layer's output has no spatial axes that correspond to the input's.
 
     Parameters
     ----------
     name : str
         The layer, as it is called in the message.
     shape, input_shape : tuple of int
-        The shape of its output, and that of the input, (batch, channels, height, width) or the like.
+        The shape of its output, and the input's, (batch, channels, height, width) or the like.
     channels : int, optional
         The index of the output's axis of channels, if it is known.
     '''
     what = f'the output of {name} has the shape {tuple(shape)}'
     if len(shape) != len(input_shape) or len(shape) < 3 or shape[0] != input_shape[0]:
         raise ValueError(
-            f'{what}, without spatial axes that correspond to those of the input of shape {tuple(input_shape)}: choose'
-            ' a layer before the spatial axes are reduced'
+            f'{what}, without spatial axes as the input of shape {tuple(input_shape)} has them: choose a layer'
+            ' before the spatial axes are reduced'
         )
     size = input_shape[2:]
     unclear = len(size) == 2 and (distorted(shape[2:], size) or not distorted(shape[1:-1], size))
     if unclear if channels is None else channels != 1:
         raise ValueError(
-            f'{what}, of which the second axis is not that of channels: choose a layer whose output is ordered as the'
+            f'{what}, of which the second axis is not the channels: choose a layer whose output is ordered as the'
             ' input, with spatial axes last'
         )
 

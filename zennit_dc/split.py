@@ -11,7 +11,7 @@ import torch
 FORMS = {}
 MODULE_FORMS = {}
 OVERLAYS = weakref.WeakKeyDictionary()  # the options that are chosen for a model, each with a table of forms
-same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes those of axes of length one
+same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
 
 
 def split_form(*functions, table=FORMS):
@@ -52,8 +52,8 @@ class TrueGradient:
         return 1.
 
     def before_affine(self, pair):
-        '''Called on the input of a layer with weights; ``before_linear``, on that of a linear operation without weights
-        (averages, sums, constants); and ``after``, on the output of either of them.'''
+        '''Called on the input of a layer with weights; ``before_linear`` is called on the input of a linear operation
+        without weights (averages, sums, constants), and ``after`` on the output of either.'''
         return pair
 
     before_linear = after = before_affine
@@ -134,8 +134,9 @@ class Axis(NamedTuple):
         lengths come after it, or if the tensors are joined one after the other, each with this axis as a whole.'''
         first = next((index for index, lengths in enumerate(zip(old, new)) if len(set(lengths)) > 1), len(old))
         before, after = math.prod(old[first:]), math.prod(new[first:])
-        comes_first = before and self.entries % before == 0 and (self.index is None or self.index < first)
-        if len(old) == len(new) and comes_first:
+        # axes of length one may have been taken for another
+        comes_first = self.index is None or any(Axis.at(old, index)[:2] == self[:2] for index in range(first))
+        if len(old) == len(new) and before and self.entries % before == 0 and comes_first:
             return Axis(self.length, self.entries // before * after, None)
         whole = after == before * count and before % max(self.length * self.entries, 1) == 0
         return self._replace(index=None) if len(old) == len(new) and whole else None
@@ -188,7 +189,7 @@ class SplitTensor(torch.Tensor):
         Parameters
         ----------
         input : :py:class:`torch.Tensor`
-            The tensor to split, of any shape; the first axis is that of the samples, the second that of channels.
+            The tensor to split, of any shape; (samples, channels, …).
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
@@ -288,7 +289,7 @@ class SplitTensor(torch.Tensor):
 
 
 def forms_of(root):
-    '''The table of forms for a model: the common one, and over it those of the options that are chosen for it.'''
+    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for it.'''
     tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
     return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 
@@ -377,12 +378,10 @@ def require_choice(name, value, choices):
 def pairs_in(obj):
     '''All split pairs in nested tuples, lists and dicts.'''
     if isinstance(obj, SplitTensor):
-        yield obj
-    elif isinstance(obj, (tuple, list)):
-        for element in obj:
-            yield from pairs_in(element)
-    elif isinstance(obj, dict):
-        yield from pairs_in(list(obj.values()))
+        return [obj]
+    if isinstance(obj, (tuple, list, dict)):
+        return [pair for each in (obj.values() if isinstance(obj, dict) else obj) for pair in pairs_in(each)]
+    return []
 
 
 def pass_of(obj):

@@ -3,7 +3,7 @@ import torch
 
 
 class Difference:
-    '''The gradient of the difference: that of the original network.'''
+    '''The gradient of the difference, which is the original network's.'''
     name, needs_sum = 'Gradient', False
     advice = 'check the input and the weights'
 
@@ -25,7 +25,7 @@ class Difference:
         Returns
         -------
         tuple of :py:class:`torch.Tensor`
-            The gradient of the difference and that of the sum.
+            The gradients of the difference and of the sum.
         '''
         return gradient, torch.zeros_like(gradient, dtype=sum_dtype)
 

@@ -150,6 +150,8 @@ class Interpreter:
         be what rounding has left of entries that cancel, so that its sign, and the stabilizer's, is one of rounding.
     cancels : bool
         Whether there were negative entries.
+    close : bool
+        Whether there was a maximum of which rounding may choose the winner.
     tied : bool
         Whether a maximum is taken by several entries that torch lets share its gradient, or an activation with several
         kinks is at one of them: torch says what this does to the difference alone.
@@ -157,7 +159,7 @@ class Interpreter:
     def __init__(self, quantity='sensitivity', pooling='wta', recentering=None, layer=None):
         self.quantity, self.pooling, self.recentering, self.layer = quantity, pooling, recentering, layer
         self.alpha, self.kappa, self.epsilon, self.tied = 0., None, 1e-6, False
-        self.smallest, self.noise, self.cancels = 1., 1., False
+        self.smallest, self.noise, self.cancels, self.close = 1., 1., False, False
 
     def run(self, program, inputs, input_split='relu'):
         '''Run a program, and return its output pair.'''
@@ -370,6 +372,7 @@ class Interpreter:
         inside = torch.as_tensor(inside).expand_as(d)
         d = torch.where(inside, d, -torch.inf)
         self.tied |= shares and bool(((d == d.amax(-1, keepdim=True)).sum(-1) > 1).any())
+        self.close |= bool(((d >= d.amax(-1, keepdim=True) - 1e-12).sum(-1) > 1).any())
         winner = F.one_hot(d.argmax(-1), d.shape[-1]).to(plus.dtype)
         streams = (plus * winner).sum(-1), (minus * winner).sum(-1)
         if self.pooling == 'convex':

@@ -136,14 +136,14 @@ class Program(nn.Module):
         input whose memory the result shares, or None, and with whether the result is this very input.'''
         values = dict(zip(self.names, [input.detach() for input in inputs]))
         traced = []
-        with torch.no_grad():
-            for step in self.steps:
-                operands = [values[name] for name in step.inputs]
-                result = values[step.output] = step(*operands)
-                source = next((
-                    name for name, operand in zip(step.inputs, operands) if memory(operand) == memory(result)
-                ), None)
-                traced.append((step, result.clone(), result, source, any(result is operand for operand in operands)))
+        for step in self.steps:  # with a graph, as attention has another layout without
+            operands = [values[name] for name in step.inputs]
+            result = values[step.output] = step(*operands)
+            source = next((
+                name for name, operand in zip(step.inputs, operands) if memory(operand) == memory(result)
+            ), None)
+            is_same = any(result is operand for operand in operands)
+            traced.append((step, result.detach().clone(), result.detach(), source, is_same))
         return traced
 
     def listing(self):

@@ -12,7 +12,7 @@ class ActivationMap(Attributor):
     '''Base class of the rectified maps made of a layer's gradient and its activation.
 
     The attribution is the map's bilinear upsampling to the input's size, divided evenly among the input's channels, as
-    that of :py:class:`~zennit_dc.SplitCAM` is.
+    for :py:class:`~zennit_dc.SplitCAM`.
 
     Parameters
     ----------
@@ -93,12 +93,12 @@ class GradCAMPlusPlus(ActivationMap):
     With the gradient g of the class's score S at the channel k of the layer's output A, the weight of the channel is
     the sum over positions of a max(g, 0) with a = g² / (2 g² + g³ ΣA_k), and zero where g is zero. These are the
     article's closed-form coefficients for Y = exp(S) and a piecewise linear S. The factor exp(S), which scales the
-    whole map of an image by the same positive number and overflows for large scores, is left out of the gradient: for
-    each image, the map is that of exp(S) up to this factor. The authors' code divides a by its sum over each channel as
-    well; the article's equations do not, and neither does this class.
+    whole map of an image by the same positive number and overflows for large scores, is left out of the gradient: the
+    map of each image equals the map for exp(S) up to this factor. The authors' code also divides a by its sum over each
+    channel; the article's equations do not, and neither does this class.
 
-    As the equations suppose, the layer should be one with activations that are not negative, as behind a ReLU:
-    elsewhere the denominators can come close to zero.
+    The equations assume that the layer's activations are not negative, as they are after a ReLU: elsewhere the
+    denominators can come close to zero.
 
     See :py:class:`ActivationMap` for the parameters, the attribution and the errors.
 

@@ -120,9 +120,9 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
 @option('--name', help='The project\'s name.  [default: the method and the model]')
 @option(
     '--data', type=file,
-    help='The data set: an HDF5 file or a folder of images of the input\'s size.  [default: that of the attributions]'
+    help='The data set: an HDF5 file or a folder of images of the input\'s size.  [default: what was attributed]'
 )
-@option('--label-map', 'labels', type=file, help='The label map.  [default: that of the attributions]')
+@option('--label-map', 'labels', type=file, help='The label map.  [default: the one beside the attributions]')
 def project(attribution, analyses, out, name, data, labels):
     '''Write the project file for ViRelAy.
 

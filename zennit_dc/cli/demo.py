@@ -48,7 +48,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     dtype : :py:class:`torch.dtype`, optional
         The precision to compute in.
     seed : int, optional
-        The seed of the drawings, not negative: it counts from behind those of training and testing.
+        The seed of the drawings, not negative: it is counted on from the seeds of the training and test drawings.
     progress : bool, optional
         Whether to show a progress bar.
     batch_size : int, optional
@@ -105,7 +105,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
 
 
 def save_drawings(out, images, masks, labels):
-    '''Save drawings and their masks in folders by class, in place of those of an earlier run.'''
+    '''Save drawings and their masks in folders by class, in place of an earlier run's.'''
     for name, kind in itertools.product(CLASSES, ('images', 'masks')):
         for path in (out / kind / name.replace(' ', '_')).glob('[0-9][0-9][0-9][0-9][0-9].png'):
             path.unlink()

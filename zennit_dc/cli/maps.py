@@ -55,7 +55,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, layer, ta
     chosen = list(dict.fromkeys(chosen))
     require_used([method for method, _ in chosen], {'layer': layer, **given})
     if layer is not None and layer not in {own for _, own in chosen}:
-        raise click.UsageError(f'--layer {layer} is that of no method')
+        raise click.UsageError(f'--layer {layer} belongs to none of the methods')
     classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(device, dtype) for path in images]
     attributors = {

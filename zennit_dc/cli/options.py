@@ -22,7 +22,7 @@ class Numbers(click.ParamType):
     Parameters
     ----------
     kind : type
-        That of the numbers.
+        The type of the numbers.
     '''
     name = 'numbers'
 
@@ -78,7 +78,7 @@ model_options = together(
     ),
     option(
         '--size', type=click.IntRange(1),
-        help='The height and width of the input. Default: that of torchvision\'s weights.'
+        help='The height and width of the input. Default: as torchvision\'s weights have it.'
     ),
     option('--mean', type=Numbers(), help='The mean of the normalization by channel, as in 0.5,0.5,0.5.'),
     option('--std', type=Numbers(), help='Its standard deviation.'),
@@ -122,7 +122,7 @@ def require_compute(device, dtype, seed):
 
 
 def parameters_of(method, layer, given):
-    '''The parameters of a method: those of the given options that it has.
+    '''The parameters of a method: the ones among the given options that it has.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ def attributor_of(method, layer, classifier, given, seed):
 
 
 def require_format(path):
-    '''Raise if a figure can not be saved under a name.'''
+    '''Raise if a figure cannot be saved under a name.'''
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')

@@ -1,4 +1,4 @@
-'''Classifiers by name: those of torchvision, the one of the demo, and a user's own.'''
+'''Classifiers by name: torchvision's, the demo's, and a user's own.'''
 import importlib
 import os
 import sys
@@ -150,7 +150,7 @@ def changed(preprocessing, size, mean, std):
     if len(mean) != len(std):
         raise ValueError(f'mean has {len(mean)} channels, but std has {len(std)}')
     if len(mean) not in (1, 3) or not all(each > 0. for each in std):
-        raise ValueError('mean and std are one or three numbers, and those of std are positive')
+        raise ValueError('mean and std are one or three numbers each, and all of std are positive')
     crop, resize = (preprocessing.crop_size, preprocessing.resize_size) if size is None else ([size], [size])
     return IMAGENET_PREPROCESSING(
         crop_size=crop[0], resize_size=resize[0], mean=tuple(mean), std=tuple(std),

@@ -45,6 +45,6 @@ def describe(value):
     if isinstance(value, Mapping):
         return {str(key): describe(each) for key, each in value.items()}
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial, torch.nn.Module)):
-        raise ValueError(f'{value!r} can not be stored with the attributions, by which an interrupted run is resumed')
+        raise ValueError(f'{value!r} cannot be stored with the attributions, by which an interrupted run is resumed')
     names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
     return [type(value).__name__, {name: describe(getattr(value, name)) for name in names}]

@@ -226,7 +226,7 @@ def label_map(categories, folders=None):
     -------
     list[dict]
         For each class its ``index``, ``word_net_id`` and ``name``. The WordNet ID is what ViRelAy finds a class by: it
-        is the folder's name, or else the index with five digits, as torchvision does not tell those of ImageNet.
+        is the folder's name, or else the index with five digits, as torchvision does not know ImageNet's WordNet IDs.
     '''
     ids = folders or {}
     return [
@@ -236,7 +236,7 @@ def label_map(categories, folders=None):
 
 
 def class_folders(folder):
-    '''The names of the folders in a folder in their order, which is that of class indices in torchvision.'''
+    '''The names of the folders in a folder, in the order of torchvision's class indices.'''
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
 
 
@@ -290,7 +290,7 @@ def label_of(name, pattern, known):
     for candidate in (key, plain(key), key.lstrip('0') or '0'):
         indices = known.get(candidate, ())
         if len(indices) > 1:
-            raise ValueError(f'the label {key!r} of {name!r} is that of several classes: {sorted(indices)}')
+            raise ValueError(f'the label {key!r} of {name!r} belongs to several classes: {sorted(indices)}')
         if indices:
             return next(iter(indices))
     raise ValueError(

@@ -12,11 +12,11 @@ WEIGHTS = Path(__file__).with_name('weights.pt')
 
 
 class DemoNetwork(nn.Module):
-    '''Convolutions as those of VGG, a residual block, global average pooling and a linear layer.
+    '''Convolutions as in VGG, a residual block, global average pooling and a linear layer.
 
     Its weights are random; :py:func:`demo_network` has the trained ones. It takes images of shape (batch, 3, 64, 64),
     normalized by :py:func:`demo_preprocessing`, and returns logits of shape (batch, 10). The outputs of its modules
-    ``features`` and ``residual``, behind which only the pooling and the linear layer ``classifier`` follow, have the
+    ``features`` and ``residual``, which only the pooling and the linear layer ``classifier`` follow, have the
     shape (batch, 64, 16, 16).
     '''
     def __init__(self):

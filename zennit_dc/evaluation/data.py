@@ -256,7 +256,7 @@ class Drawings(MaskedImages):
     count : int
         The number of drawings.
     seed : int, optional
-        Their seed, from behind those of training and testing.
+        Their seed, counted on from the seeds of the training and test drawings.
 
     Raises
     ------

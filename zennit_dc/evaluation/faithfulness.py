@@ -174,13 +174,13 @@ def pixel_flipping(model, inputs, targets, maps, fractions=(.05, .2), step=112, 
 
 
 def selectivity(model, inputs, targets, maps, patch_size=8, batch_size=None):
-    '''The mean of a class's logit over the steps in which patches are removed until none is left, those of the largest
-    sum in the map first. A smaller mean is better.
+    '''The mean of a class's logit over the steps in which patches are removed until none is left, the patch with the
+    largest sum in the map first. A smaller mean is better.
 
-    The curve is that of Quantus' class of the same name with ``softmax=False``, where Quantus' default is
-    ``softmax=True``. The paper does not say which it has, nor how a curve becomes a score, but its tables, with 2.7 to
-    6.3, fit the mean logit: a mean probability is at most one, and the area under the probability, over the number of
-    the step, is of the order of tens even for a random map of 224 x 224 pixels. Quantus returns the curve, without the
+    The curve equals Quantus' class of the same name with ``softmax=False``; Quantus' default is ``softmax=True``. The
+    paper does not say which it has, nor how a curve becomes a score, but its tables, with 2.7 to 6.3, fit the mean
+    logit: a mean probability is at most one, and the area under the probability, over the number of the step, is of the
+    order of tens even for a random map of 224 x 224 pixels. Quantus returns the curve, without the
     whole image, and has such an area as an average over all images alone (and not with NumPy from 2.4). The mean does
     not depend on the number of patches.
 

@@ -105,9 +105,9 @@ class Metric(NamedTuple):
     needs_mosaic : bool
         Whether its maps are of mosaics.
     needs_random : bool
-        Whether it compares the map with that of a model with randomised layers.
+        Whether it compares the map with the map of a model with randomised layers.
     of_absolute : bool
-        Whether its score of a map and that of the map's absolute value are the same.
+        Whether a map and its absolute value have the same score.
     table : str
         The name of the table in which it is reported.
     '''

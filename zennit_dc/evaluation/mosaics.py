@@ -23,7 +23,7 @@ class Mosaics(MaskedImages):
     images : :py:class:`~zennit_dc.evaluation.data.MaskedImages`
         The images. Their classifier's model has to be on the CPU or any device, in evaluation mode.
     indices : sequence of int
-        Those of the images to draw from.
+        The indices of the images to draw from.
     count : int
         The number of mosaics.
     seed : int, optional

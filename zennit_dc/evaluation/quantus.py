@@ -45,7 +45,7 @@ def explain(
         well, with precedence over the parameter, and ``'NAME@input'`` the input.
     mean, std : sequence of float, optional
         The mean and standard deviation of the images' normalization by channel, by which LRP-γ knows the range of their
-        values. Default is that of ImageNet.
+        values. Default is ImageNet's.
     abs : bool, optional
         Whether to return absolute values (after the reduction).
     reduce : {'sum', None}, optional

@@ -53,8 +53,8 @@ def max_sensitivity(model, inputs, targets, explain, samples=25, seed=0):
     NaN if the perturbed maps are zero, too. Quantus asserts that neither all maps of a batch nor all perturbed ones are
     constant or negative; here they may be.
 
-    The noise of an image depends on its seed alone, and NumPy's global random state is not used. It is that of Quantus
-    for this image alone after ``numpy.random.seed(seed)``.
+    The noise of an image depends on its seed alone, and NumPy's global random state is not used. Quantus
+    draws the same noise for this image alone after ``numpy.random.seed(seed)``.
 
     Parameters
     ----------

@@ -42,7 +42,7 @@ def evaluate(
 
     Where a map or a logit is not finite, this is reported, and the score is NaN.
 
-    Attribution Localisation is that of the map's positive part, which is always in [0, 1]; see
+    Attribution Localisation is computed on the map's positive part, so that it is always in [0, 1]; see
     :py:func:`zennit_dc.evaluation.metrics.attribution_localisation`.
 
     Parameters
@@ -52,7 +52,7 @@ def evaluate(
     images : :py:class:`~zennit_dc.evaluation.data.MaskedImages`
         The images.
     indices : sequence of int
-        Those of the images to be evaluated.
+        The indices of the images to be evaluated.
     settings : list[Setting]
         The settings, see :py:func:`zennit_dc.evaluation.settings.grid`.
     metrics : sequence of str

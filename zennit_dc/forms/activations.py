@@ -1,4 +1,4 @@
-'''Activations. Those that are piecewise linear are sums of ReLUs, and their split form is that of these.'''
+'''Activations. Piecewise linear ones are sums of ReLUs, and so are their split forms.'''
 import functools
 
 import numpy as np
@@ -156,7 +156,7 @@ torch_form('clamp_max', inplace=('clamp_max_',))(lambda pair, max: clamp(pair, N
 def hard_sigmoid():
     '''The hard sigmoid, of which torch's own gradient has none, and is in float32.'''
     return PiecewiseLinear([-3., 3.], [0., 1 / 6, 0.], 0., lambda tensor: Valued.apply(
-        F.relu6(tensor + 3) / 6, F.hardsigmoid(tensor.detach())
+        F.hardtanh(tensor, -3., 3.) / 6 + .5, F.hardsigmoid(tensor.detach())
     ))
 
 

@@ -68,7 +68,7 @@ def overloads(*names):
 
 def torch_form(*names, inplace=(), table=FORMS):
     '''Register a split form for all functions and methods of torch with these names, and, as an in-place operation, for
-    those of other names.'''
+    the functions named by ``inplace``.'''
     def register(form):
         split_form(*overloads(*names), table=table)(form)
         split_form(*overloads(*inplace), table=table)(in_place(form, *inplace[:1]))
@@ -77,7 +77,7 @@ def torch_form(*names, inplace=(), table=FORMS):
 
 
 def missing(functions, reason, remedy):
-    '''Register that functions have no form but those of an option.'''
+    '''Register that functions have no form unless an option gives them one.'''
     for function in functions:
         @split_form(function)
         def form(*args, name=function.__name__, **kwargs):

@@ -39,7 +39,7 @@ class CaptumAttributor(Attributor):
     ModuleNotFoundError
         If Captum is not installed.
     ValueError
-        In a call, if the relevance is not that of one class, or the method can not be computed for the model.
+        In a call, if the relevance is not of a single class, or the method cannot be computed for the model.
     '''
     one_by_one = False
     '''Whether to give Captum one image at a time.'''
@@ -192,8 +192,8 @@ class InputXGradient(CaptumAttributor):
 class IntegratedGradients(CaptumAttributor):
     '''Integrated Gradients along the line from zeros, see :py:class:`CaptumAttributor`.
 
-    No more than 32 images, or those of a batch, enter the model at a time. Captum rounds the weights of the steps to
-    float32.
+    At most 32 images, or one batch if it is larger, enter the model at a time. Captum rounds the weights of the steps
+    to float32.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ class Occlusion(CaptumAttributor):
     '''Occlusion: how much the score falls when a square of all channels is set to zero, as a mean over the squares that
     cover a pixel, see :py:class:`CaptumAttributor`.
 
-    Captum has no default for the squares. Theirs here are those of its tutorial for ImageNet; an image of 224 × 224
+    Captum has no default for the squares. The defaults here come from its tutorial for ImageNet; an image of 224 × 224
     pixels takes 784 forward passes.
 
     Parameters

@@ -56,7 +56,7 @@ class HookingAttributor(CaptumAttributor):
         return {name: module for name, module in self.model.named_modules() if isinstance(module, torch.nn.ReLU)}
 
     def require_calls(self, calls):
-        '''Raise if a method can not be computed with these numbers of calls of its modules by their names.'''
+        '''Raise if a method cannot be computed with these numbers of calls of its modules by their names.'''
         if not calls:
             raise ValueError(f'{self.title} acts on {self.modules} alone, but the model calls none')
 
@@ -144,9 +144,9 @@ def watched(modules, functions):
 
 
 class GuidedBackprop(HookingAttributor):
-    '''Guided Backprop: the gradient, rectified behind each ReLU, see :py:class:`HookingAttributor`.
+    '''Guided Backprop: the gradient, rectified after each ReLU, see :py:class:`HookingAttributor`.
 
-    Captum has it at the input. At a layer, it is that of Zennit's composite of the same name.
+    Captum has it at the input. At a layer, it equals Zennit's composite of the same name.
 
     Parameters
     ----------
@@ -180,8 +180,7 @@ class GuidedBackprop(HookingAttributor):
 
 
 class Deconvolution(HookingAttributor):
-    '''Deconvolution: the gradient with the rectified one of the output as that of each ReLU, see
-    :py:class:`HookingAttributor`.'''
+    '''Deconvolution: each ReLU passes on the rectified gradient of its output, see :py:class:`HookingAttributor`.'''
     title = 'Deconvolution'
 
     def attribute(self, captum, model, input, targets):
@@ -206,8 +205,8 @@ class DeepLift(HookingAttributor):
     '''DeepLift with the rescale rule and zeros as the reference, see :py:class:`HookingAttributor`.
 
     It takes models of ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, Softmax and MaxPool as modules of PyTorch, each
-    called once, and operations that are linear in evaluation mode. (The product of two activations is not, and can not
-    be found out here.)
+    called once, and operations that are linear in evaluation mode. (The product of two activations is not linear, and
+    cannot be detected here.)
 
     Images are given to Captum one at a time, as it takes the gradients of the first image of a batch for pixels in
     which a max-pooling's input does not differ from the reference's, and subtracts a mean over the batch in Softmax.
@@ -269,7 +268,7 @@ def rescaled_pooling(module, inputs, outputs, grad_input, grad_output, eps=1e-10
     module : :py:class:`torch.nn.Module`
         The max-pooling.
     inputs, outputs : :py:class:`torch.Tensor`
-        Its input and output, each that of the image followed by that of the reference.
+        Its input and output, each for the image and then for the reference.
     grad_input, grad_output : :py:class:`torch.Tensor`
         The gradient of its input, and the multipliers of its output.
     eps : float, optional

@@ -135,7 +135,7 @@ def saliency_map(attributor, input, target=None):
     input : :py:class:`torch.Tensor`
         The input of shape (batch, channels, height, width).
     target : int or :py:class:`torch.Tensor`, optional
-        The class, or that of each image. Default is the one with the largest output.
+        The class, or one class for each image. Default is the class with the largest output.
 
     Returns
     -------

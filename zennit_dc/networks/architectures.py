@@ -22,7 +22,7 @@ class MaxoutNetwork(nn.Sequential):
 
 def mlp_maxout(variant, width=800, rank=2, transform='relu', scale=.01):
     '''The wide perceptron of appendix D.1, alone or as a difference of two: fully connected layers from 784 to 800 to
-    800 to 800 to 10 features, with batch norm and Maxout behind the first three.
+    800 to 800 to 10 features, with batch norm and Maxout after the first three.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def mlp_maxout(variant, width=800, rank=2, transform='relu', scale=.01):
         the difference of two networks that are input-convex, monotone, or without restrictions (table 12: Diff.None);
         or ``'dic'`` and ``'dm'`` where h sees :math:`1 - x`.
     width : int, optional
-        The number of features behind each Maxout.
+        The number of features after each Maxout.
     rank : int, optional
         The rank of Maxout.
     transform : {'relu', 'softplus', 'exp', 'square'}, optional
@@ -75,7 +75,7 @@ def cnn_maxout(variant, channels=(32, 64, 128, 128), widths=(1024, 256), rank=2,
     variant : {'none', 'ic', 'mon', 'dic', 'dm', 'diff', 'dicin', 'dmin'}
         The variant, see :py:func:`mlp_maxout`.
     channels : tuple of int, optional
-        The four numbers of channels behind each Maxout.
+        The four numbers of channels after each Maxout.
     widths : tuple of int, optional
         The numbers of features between the fully connected layers.
     rank, transform, scale

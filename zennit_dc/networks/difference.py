@@ -55,11 +55,11 @@ class DifferenceOfConvex(Difference):
     an affine transformation of the input. The affine first layer of an input-convex network
     (:py:class:`~zennit_dc.networks.FreeLinear`) belongs to this transformation. Hence for
     :py:class:`~zennit_dc.SplitGrad` with ``alpha=0`` the streams ``'g'`` and ``'+g'`` are the gradient of g, the
-    streams ``'h'`` and ``'+h'`` that of h, both by x; with ``alpha=0.5`` both are plus or minus half of the gradient of
-    f. Layers are named ``'g.conv1'`` or ``'h.conv1'``.
+    streams ``'h'`` and ``'+h'`` the gradient of h, both by x; with ``alpha=0.5`` both are plus or minus half of the
+    gradient of f. Layers are named ``'g.conv1'`` or ``'h.conv1'``.
 
     :py:class:`~zennit_dc.SplitLRP` gives all relevance to the positive stream of the output, and so explains g alone.
-    That of h is the relevance of the network ``h`` for the input ``input_of_h(x)``.
+    To explain h, attribute the network ``h`` at the input ``input_of_h(x)``.
 
     What is in front of a difference in a larger model is explained by its plain gradient.
 
@@ -77,7 +77,7 @@ class DifferenceOfConvex(Difference):
     ------
     ValueError
         If g or h is certainly not convex: if weights may become negative, a module is not convex (such as PReLU), or a
-        free layer of an :py:class:`torch.nn.Sequential` is behind an activation. Operations that are no modules, and
+        free layer of an :py:class:`torch.nn.Sequential` comes after an activation. Operations that are no modules, and
         where modules are called in another order, are up to you.
     '''
     def __init__(self, g, h, invert=False):

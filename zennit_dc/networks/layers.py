@@ -45,7 +45,7 @@ class Positive(nn.Module):
     def right_inverse(self, weight):
         '''Parameters with these effective weights. Zero is only reached by ReLU, and else is a weight of 1e-6.'''
         if (weight < 0).any():
-            raise ValueError('weights that are restricted to non-negative ones can not be set to negative ones')
+            raise ValueError('weights that are restricted to non-negative ones cannot be set to negative ones')
         return TRANSFORMS[self.transform][1](weight if self.transform == 'relu' else weight.clamp(min=SMALLEST))
 
     def extra_repr(self):
@@ -99,7 +99,7 @@ class Maxout(nn.Module):
     def forward(self, input):
         '''The maximum over each group.'''
         if input.shape[1] % self.rank:
-            raise ValueError(f'Maxout of rank {self.rank} can not share {input.shape[1]} features evenly among groups')
+            raise ValueError(f'Maxout of rank {self.rank} cannot share {input.shape[1]} features evenly among groups')
         return torch.amax(input.unflatten(1, (self.rank, -1)), 1)
 
     def extra_repr(self):
@@ -108,8 +108,8 @@ class Maxout(nn.Module):
 
 
 def nonnegative(module, transform='relu', scale=.01):
-    '''Restrict all weights and biases to non-negative ones, but for those of :py:data:`FREE` layers, and initialize
-    them as the paper does (appendix D.1).
+    '''Restrict all weights and biases to non-negative values, except in :py:data:`FREE` layers, and initialize them as
+    the paper does (appendix D.1).
 
     The attributes ``weight`` and ``bias`` are the effective ones. They are absolute values of Gaussian random numbers,
     but for the scales of batch norms, which are one.
@@ -154,13 +154,13 @@ def nonnegative(module, transform='relu', scale=.01):
 
 
 def require_nonnegative(network, name):
-    '''Raise a ValueError if a network is certainly not convex: if a layer has parameters that may become negative, and
-    is not free to; if a module is not convex; or if a free layer of a sequence is behind an activation.'''
+    '''Raise a ValueError if a network is certainly not convex: if a layer that is not free has parameters that may
+    become negative, if a module is not convex, or if a free layer comes after an activation in a sequence.'''
     affine = True
     for path, layer in network.named_children() if isinstance(network, nn.Sequential) else ():
         if isinstance(layer, FREE) and not affine:
             raise ValueError(
-                f'module {name}.{path} ({type(layer).__name__}) is behind an activation, but must be a first layer:'
+                f'module {name}.{path} ({type(layer).__name__}) comes after an activation, but must be a first layer:'
                 ' restrict a usual layer by zennit_dc.networks.nonnegative instead'
             )
         affine = affine and isinstance(layer, AFFINE)

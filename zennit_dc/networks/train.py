@@ -15,7 +15,7 @@ def train(
 ):
     '''Train a classifier by AdamW with a one-cycle learning rate, on the device where it is.
 
-    The order of the images is that of PyTorch's random numbers: seed them before the network is built.
+    PyTorch's random numbers give the order of the images: seed them before the network is built.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Checkpoint:
         self.settings = settings
 
     def save(self, epoch):
-        '''Write the state behind an epoch.'''
+        '''Write the state after an epoch.'''
         if self.path is None:
             return
         random = {'cpu': torch.get_rng_state()}

@@ -223,7 +223,7 @@ def seeded_umap(seed):
             import numba
             from umap import UMAP
 
-            # numba's threads of OpenMP would slow down those of scikit-learn's t-SNE a hundred times
+            # numba's threads of OpenMP would slow down scikit-learn's t-SNE a hundred times
             if numba.config.THREADING_LAYER == 'default':
                 numba.config.THREADING_LAYER = 'workqueue'
 
@@ -235,8 +235,8 @@ def seeded_umap(seed):
 
 
 def distances(features):
-    '''Euclidean distances of shape (samples, samples). That of a sample to itself is negative, so that it is the
-    nearest one, and CoRelAy leaves out this one and not one that is equal.'''
+    '''Euclidean distances of shape (samples, samples). A sample's distance to itself is negative, so that
+    it is the nearest one, and CoRelAy leaves out this one rather than an equal sample.'''
     from scipy.spatial.distance import pdist, squareform
 
     matrix = squareform(pdist(features))

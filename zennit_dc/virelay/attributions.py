@@ -28,9 +28,9 @@ def attribute(
     ``prediction`` of shape (images, classes), and ``label``, ``target`` (the explained class) and ``name`` of shape
     (images,); ``*_data.h5`` beside it with the images as the model sees them, ``data`` of shape (images, height, width,
     3), and ``label``; and ``*_labels.json``, the label map. The sum of an attribution over its three channels is the
-    map: they are those of Zennit's attributor, or thirds of their sum if the model's input has no three channels, as
-    ViRelAy needs three. Images that cannot be read are reported and left out. An image without a label gets the
-    predicted class as its label.
+    map: the channels are the attribution's own, or each a third of their sum if the model's input does not have three
+    channels, which ViRelAy needs. Images that cannot be read are reported and left out. An image without a label gets
+    the predicted class as its label.
 
     Every finished batch is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted run goes on
     where it was. Started by ``torchrun``, the processes share the batches, by this folder, which all must reach.
@@ -48,8 +48,8 @@ def attribute(
     target : int or {'predicted', 'label'}, optional
         The class to be explained.
     labels : list[dict], optional
-        The label map. Default is that of the classifier's own categories; or without, that of the folders in which the
-        images lie; or without these, numbers.
+        The label map. Default is made of the classifier's own categories; without categories, of the folders in which
+        the images lie; without folders, of numbers.
     batch_size : int, optional
         The number of images in a batch.
     device : str or :py:class:`torch.device`, optional
@@ -276,8 +276,8 @@ def beside(out, ending):
 
 
 def require_labels(classifier, images, labels, device, dtype):
-    '''The label map: the given one, or that of the classifier's categories, of the folders, or of mere numbers. Raise
-    if it does not fit the model's classes or the images' labels.'''
+    '''The label map: the given one, or one made of the classifier's categories, of the folders, or of mere numbers.
+    Raise if it does not fit the model's classes or the images' labels.'''
     with torch.no_grad():
         classes = require_scores(classifier.model(black_input(classifier)[None].to(device, dtype))).shape[1]
     if labels is None:

@@ -22,7 +22,7 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     out : str or path
         The project file. It names the others by their paths relative to its own folder.
     name : str, optional
-        The project's name. Default is that of the method and the model.
+        The project's name. Default is made of the method and the model.
     data : str or path, optional
         The data set: an HDF5 file, or the folder of the images, if these are what the model sees and lie in folders
         named by the WordNet IDs of the label map. Default is the file that :py:func:`~zennit_dc.virelay.attribute`
