@@ -41,8 +41,8 @@ def class_relevance(target=None):
 def contrast(target=None, against='others'):
     '''The relevance at the output that explains why a class, rather than others.
 
-    It is one for the class, and minus the weights of the others, which sum to one. Softmax does not see what is added to
-    all logits alike, so that only differences of logits are about the class.
+    It is one for the class, and minus the weights of the others, which sum to one. Softmax does not see what is added
+    to all logits alike, so that only differences of logits are about the class.
 
     Parameters
     ----------
@@ -75,6 +75,12 @@ def contrast(target=None, against='others'):
     return relevance
 
 
+def relevance_of(target=None, against=None):
+    '''What enters at the output for a class: :py:func:`class_relevance` if ``against`` is None or ``'none'``, and else
+    :py:func:`contrast`.'''
+    return class_relevance(target) if against is None or against == 'none' else contrast(target, against)
+
+
 def class_agreement(attributor, input, target=None, other=None, relevance=class_relevance):
     '''How much the maps of two classes agree: their cosine. A map that says the same of both is not about the class.
 
@@ -105,15 +111,37 @@ def class_agreement(attributor, input, target=None, other=None, relevance=class_
     '''
     maps, targets = [], []
     for chosen in (target, other):
-        def relevance_of(output, chosen=chosen):
+        def entering(output, chosen=chosen):
             own = class_relevance(chosen)(output)
             if targets and chosen is None:
                 own = class_relevance()(output.detach().masked_fill(targets[0] > 0, -torch.inf)).to(output)
             targets.append(own)
             return relevance(own.argmax(1))(output)
 
-        maps.append(attributor(input, relevance_of)[1].detach().double().sum(1).flatten(1))
+        maps.append(attributor(input, entering)[1].sum(1))
     if (targets[0] * targets[1]).any():
         raise ValueError('the agreement is of the maps of two different classes')
-    first, second = maps
+    return map_cosine(*maps)
+
+
+def runner_up(output, target, against=None):
+    '''The likeliest class apart from a class and from those that it is explained against, or None if there is none.
+
+    Parameters
+    ----------
+    output : :py:class:`torch.Tensor`
+        The scores of one image, of shape (classes,).
+    target : int
+        The class.
+    against : {'none', 'others', 'likely'}, int or sequence of int, optional
+        The classes to explain it against.
+    '''
+    named = [] if against is None or isinstance(against, str) else torch.as_tensor(against).flatten().tolist()
+    left = [index for index in output.argsort(descending=True).tolist() if index not in (target, *named)]
+    return left[0] if left else None
+
+
+def map_cosine(first, second):
+    '''The cosine of two maps of each image, of shape (batch,), in double precision; not a number where one is zero.'''
+    first, second = first.detach().double().flatten(1), second.detach().double().flatten(1)
     return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))

@@ -1,16 +1,18 @@
 '''Commands over whole data sets: attribute, analyze and project.'''
+import math
 import os
 import sys
 from pathlib import Path
 
 import click
 
+from ..data.categories import find_class
 from ..data.classifiers import load_classifier
 from ..data.images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
 from ..methods import METHODS
 from .options import (
-    DTYPES, Numbers, compute_options, method_options, model_option, model_options, option, parameters_of,
-    require_used,
+    DTYPES, Numbers, against_of, against_option, classes_option, compute_options, method_options, model_option,
+    model_options, option, parameters_of, require_used,
 )
 
 
@@ -24,14 +26,16 @@ file = click.Path(path_type=Path)
 @model_option
 @model_options
 @method_options
-@option('--target', default='predicted', help='The class to explain: predicted, label, or an index.')
+@option('--target', default='predicted', help='The class to explain: predicted, label, or its index or name.')
+@against_option('none')
+@classes_option
 @option('--label-map', 'labels', type=file, help='A JSON file with the index, word_net_id and name of each class.')
 @option('--label-regex', help='Where the label is in an image\'s path: the first group of a regular expression.')
 @option('--batch-size', default=16, type=click.IntRange(1), help='The number of images in a batch.')
 @option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images.')
 @compute_options
-def attribute(source, out, method, model, weights, size, mean, std, layer, target, labels, label_regex, batch_size,
-              workers, device, dtype, seed, **given):
+def attribute(source, out, method, model, weights, size, mean, std, classes, layer, target, against, labels,
+              label_regex, batch_size, workers, device, dtype, seed, **given):
     '''Compute the attributions of a whole data set for ViRelAy.
 
     The images lie in folders named by class (its index, WordNet ID or name), or are the array x of a file of NumPy,
@@ -46,28 +50,22 @@ def attribute(source, out, method, model, weights, size, mean, std, layer, targe
     from ..virelay import attribute as attribute_all
 
     require_used([method], {'layer': layer, **given})
+    classifier = load_classifier(model, weights, size, mean, std, classes)
+    count = math.inf if classifier.categories is None else len(classifier.categories)
     if target not in ('predicted', 'label'):
-        target = whole_number(target)
-    classifier = load_classifier(model, weights, size, mean, std)
+        target = find_class(target, count, classifier.categories)
+    against = against_of(against, count, classifier)
     entries = None if labels is None else load_label_map(labels)
     images = load_images(source, classifier, entries, label_regex)
     skipped = attribute_all(
         classifier, images, out, method, target, entries, batch_size, device, DTYPES[dtype], seed, workers,
-        sys.stderr.isatty(), **parameters_of(method, layer, given)
+        sys.stderr.isatty(), against, **parameters_of(method, layer, given)
     )
     if int(os.environ.get('RANK', 0)) > 0:
         return
     click.echo(f'{out}: {METHODS[method].title} of {len(images) - len(skipped)} images of {source}')
     for name, reason in skipped:
         click.echo(f'left out {name}: {reason}')
-
-
-def whole_number(target):
-    '''The index of a class.'''
-    try:
-        return int(target)
-    except ValueError:
-        raise click.UsageError(f'--target is predicted, label or the index of a class, not {target!r}') from None
 
 
 def load_images(source, classifier, entries, label_regex):

@@ -5,6 +5,7 @@ import click
 import torch
 from matplotlib.figure import Figure
 
+from ..data.categories import find_class
 from ..data.processes import local_device
 from ..forms.attention import DetachedAttention
 from ..forms.smooth import SmoothReplacement
@@ -87,13 +88,36 @@ model_option = option(
     '--model', default='squeezenet1_0',
     help='A classifier of torchvision, demo, or module:function for a function of yours that returns the model.'
 )
+classes_option = option(
+    '--classes', metavar='FILE',
+    help='The names of the classes: a text file with one in each line, or JSON.  [default: torchvision\'s]'
+)
+target_options = together(
+    option(
+        '--target', 'targets', multiple=True, metavar='CLASS',
+        help='The index or name of a class to explain; can be given several times.  [default: the predicted class]'
+    ),
+    option('--top', type=click.IntRange(1), help='Explain this many of the likeliest classes.'),
+)
+
+
+def against_option(default):
+    '''The option for the classes to explain a class against, with a default.'''
+    return option(
+        '--against', multiple=True, default=(default,), metavar='others|likely|none|CLASS',
+        help='Explain why the class rather than others: all others alike, all others by their probabilities, or classes'
+        ' by their index or name, for which it can be given several times.'
+    )
+
+
 method_options = together(
     option(
         '--layer', metavar='NAME', help='The module at whose output the maps are read, see `zennit-dc layers`.'
     ),
     option(
         '--alpha', type=Alpha(), metavar='ALPHA|balanced[:KAPPA]',
-        help='The shift of SplitGrad and SplitCAM, from 0 to 0.5; or one that follows the gradients.  [default: 0.4]'
+        help='The shift of SplitGrad and SplitCAM, from 0 to 0.5; or one that follows the gradients; the paper has 0.4.'
+        '  [default: balanced]'
     ),
     option('--epsilon', type=float, help='The stabilizer of SplitLRP.  [default: 1e-06]'),
     option(
@@ -158,6 +182,22 @@ def require_used(methods, given):
             continue
         if not any(name in METHODS[method].parameters for method in methods):
             raise click.UsageError(f'{titles(methods)} has no --{name.replace("_", "-").removesuffix("s")}')
+
+
+def require_once(name, values):
+    '''Raise if an option or argument was given the same value twice.'''
+    twice = next((each for each in values if list(values).count(each) > 1), None)
+    if twice is not None:
+        raise click.UsageError(f'{name} {twice} was given twice')
+
+
+def against_of(against, count, classifier):
+    '''What a class is explained against, as :py:func:`~zennit_dc.methods.saliency_map` takes it.'''
+    if len(against) == 1 and against[0] in ('none', 'others', 'likely'):
+        return against[0]
+    chosen = [find_class(each, count, classifier.categories) for each in against]
+    require_once('--against', chosen)
+    return chosen
 
 
 def titles(methods):

@@ -9,6 +9,8 @@ import torch
 import torchvision
 from PIL import Image
 
+from .categories import load_categories
+
 
 # resize to 256, crop the center of 224 and normalize with ImageNet's mean and standard deviation
 IMAGENET_PREPROCESSING = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms
@@ -45,7 +47,8 @@ class Classifier(NamedTuple):
 
     def category(self, index):
         '''The name of a class, which is its index if no names are known.'''
-        return f'class {index}' if self.categories is None else self.categories[index]
+        known = self.categories is not None and index < len(self.categories)
+        return self.categories[index] if known else f'class {index}'
 
     def to(self, device, dtype):
         '''Move the model to a device and dtype, and set it to evaluation mode.
@@ -65,7 +68,7 @@ class Classifier(NamedTuple):
         return pixels.expand(3, -1, -1).permute(1, 2, 0)
 
 
-def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=None, std=None):
+def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=None, std=None, classes=None):
     '''Load a classifier.
 
     Parameters
@@ -84,6 +87,8 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
         images with a shorter side of 256.
     mean, std : sequence of float, optional
         The mean and standard deviation, by channel, of the normalization; for images with values in [0, 1].
+    classes : str or path, optional
+        A file with the names of the classes, see :py:func:`~zennit_dc.data.categories.load_categories`.
 
     Returns
     -------
@@ -111,6 +116,8 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
         raise ValueError(f'there is no classifier named {name!r} in torchvision; \'demo\' and module:function work too')
     if weights not in ('DEFAULT', None):
         load_weights(model, name, weights)
+    if classes is not None:
+        categories = load_categories(classes)
     return Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)
 
 
@@ -195,6 +202,23 @@ def layers(classifier, device='cpu', dtype=torch.float32):
         (name, type(modules[name]).__name__, tuple(shape[1:]))
         for name, (shape, *more) in outputs.items() if not more and shape is not None and len(shape) == 4
     ]
+
+
+def last_layer(classifier, device='cpu', dtype=torch.float32):
+    '''The name of the last module whose output has a height and width of more than one, see :py:func:`layers`.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    '''
+    found = [name for name, _, shape in layers(classifier, device, dtype) if min(shape[1:]) > 1]
+    if not found:
+        raise ValueError(
+            f'no module of {classifier.name} gives a tensor of shape (batch, channels, height, width): choose methods'
+            ' that explain at the input, as in --method splitgrad@input'
+        )
+    return found[-1]
 
 
 def black_input(classifier):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from zennit.attribution import Gradient
 
-from ..attribution import GradCAMPlusPlus, LayerCAM, class_relevance
+from ..attribution import GradCAMPlusPlus, LayerCAM, relevance_of
 from ..composites import SplitCAM, SplitGrad, SplitLRP
 from ..recentering import Scaling, Shifting
 from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
@@ -125,7 +125,7 @@ def attributor(method, classifier, **parameters):
     return chosen.attributor(classifier, **parameters)
 
 
-def saliency_map(attributor, input, target=None):
+def saliency_map(attributor, input, target=None, against=None):
     '''Explain a class.
 
     Parameters
@@ -136,6 +136,8 @@ def saliency_map(attributor, input, target=None):
         The input of shape (batch, channels, height, width).
     target : int or :py:class:`torch.Tensor`, optional
         The class, or one class for each image. Default is the class with the largest output.
+    against : {'none', 'others', 'likely'}, int or sequence of int, optional
+        The classes to explain this class against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
 
     Returns
     -------
@@ -144,5 +146,5 @@ def saliency_map(attributor, input, target=None):
     map : :py:class:`torch.Tensor`
         The attribution summed over channels, of shape (batch, height, width).
     '''
-    output, attribution = attributor(input, class_relevance(target))
+    output, attribution = attributor(input, relevance_of(target, against))
     return output.detach(), attribution.detach().sum(1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..attribution import class_relevance, require_scores
+from ..attribution import relevance_of, require_scores
 from ..data.classifiers import black_input
 from ..data.fingerprints import describe, description
 from ..data.images import UnreadableImage, class_folders, label_map
@@ -20,7 +20,7 @@ from ..methods import METHODS, attributor
 
 def attribute(
     classifier, images, out, method='splitcam', target='predicted', labels=None, batch_size=16, device='cpu',
-    dtype=torch.float32, seed=0, workers=0, progress=True, **parameters
+    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, **parameters
 ):
     '''Compute the attributions of a data set, and write them for ViRelAy.
 
@@ -62,6 +62,8 @@ def attribute(
         The number of processes that read images, or 0 for this one.
     progress : bool, optional
         Whether to show a progress bar.
+    against : {'none', 'others', 'likely'}, int or list of int, optional
+        The classes to explain the class against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
     **parameters
         The method's parameters.
 
@@ -94,7 +96,8 @@ def attribute(
         parameters['alpha'] = {name: parameters['alpha'](name) for name, _ in classifier.model.named_modules()}
     run = {
         **description(classifier, images, device, dtype, seed), 'method': METHODS[method].title, 'target': target,
-        'batch size': batch_size, **{name: describe(value) for name, value in parameters.items()}
+        'against': against or 'none', 'batch size': batch_size,
+        **{name: describe(value) for name, value in parameters.items()}
     }
     batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     parts = Parts(out, run, len(batches))
@@ -116,7 +119,7 @@ def attribute(
         )
         for (indices, inputs, shown, failures), batch in zip(bar, mine):
             torch.manual_seed(seed + batch)
-            explained = explain_batch(chosen, images, indices, inputs, target, device, dtype)
+            explained = explain_batch(chosen, images, indices, inputs, target, against, device, dtype)
             parts.save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
         wait()
         if rank == 0:
@@ -190,7 +193,7 @@ class Batches(torch.utils.data.Dataset):
         return indices, torch.stack(inputs), np.stack(shown), failures
 
 
-def explain_batch(chosen, images, indices, inputs, target, device, dtype):
+def explain_batch(chosen, images, indices, inputs, target, against, device, dtype):
     '''The attributions, predictions and explained classes of a batch, as arrays.'''
     if inputs is None:
         return {}
@@ -198,7 +201,7 @@ def explain_batch(chosen, images, indices, inputs, target, device, dtype):
         target = torch.tensor([images.labels[index] for index in indices])
     elif target == 'predicted':
         target = None
-    relevance = class_relevance(target)
+    relevance = relevance_of(target, against)
     explained = []
 
     def remember(output):
