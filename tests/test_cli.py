@@ -11,10 +11,11 @@ import pytest
 import torch
 import torchvision
 from commands import require_error, require_success, run, run_process
+from helpers import assert_close
 from PIL import Image
 from zennit.attribution import Gradient
 
-from zennit_dc import SplitCAM
+from zennit_dc import Balanced, SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import class_relevance
 from zennit_dc.cli.maps import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
@@ -44,28 +45,79 @@ def fixture_weights(tmp_path_factory):
 def test_explain(tmp_path, drawings):
     figure = tmp_path / 'figures' / 'figure.png'
     require_success(run_process(
-        'explain', *drawings, '--model', 'demo', '--layer', 'residual', '--alpha', .45, '--compare', '--out', figure
+        'explain', *drawings, '--model', 'demo', '--layer', 'residual', '--alpha', .45, '--compare',
+        '--against', 'none', '--save-arrays', '--out', figure
     ))
     assert Image.open(figure).size[0] > 1000
     folder = figure.with_name('figure_maps')
     methods = ['Gradient', 'LRP-gamma', 'LayerCAM', 'SplitCAM', 'SplitGrad', 'SplitLRP']
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f'{index}_{method}.png' for index in range(3) for method in methods
-    ]
+    overlays = [f'{method}_overlay' for method in ('LayerCAM', 'SplitCAM', 'SplitLRP')]
+    assert {path.name for path in folder.iterdir()} == {
+        *(f'{index}_{each}.png' for index in range(3) for each in (*methods, *overlays)),
+        *(f'{index}_{method}.npy' for index in range(3) for method in methods)
+    }
     classifier = load_classifier('demo')
     input = classifier.preprocessing(Image.open(drawings[1]))[None]
     attribution = Gradient(classifier.model, SplitCAM('residual', .45))(input, class_relevance())[1]
     expected = np.array(color(attribution[0].sum(0)).convert('RGB'), int)
     # the order of sums may differ, which is up to one step of 255
     assert np.abs(np.array(Image.open(folder / '1_SplitCAM.png').convert('RGB'), int) - expected).max() <= 2
+    array = torch.from_numpy(np.load(folder / '1_SplitCAM.npy', allow_pickle=False))
+    assert array.dtype == torch.float32
+    assert_close(array, attribution[0].sum(0).detach(), 1e-5)
+
+
+def test_explain_with_nothing_but_a_photograph(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run('explain', drawings[0], '--model', 'demo')
+    require_success(result)
+    assert result.stdout.splitlines()[0].startswith('maps at layer residual, the last one with height and width')
+    assert {path.name for path in (tmp_path / 'explanation_maps').iterdir()} == {
+        f'0_{each}.png' for each in ('SplitGrad', 'SplitCAM', 'SplitCAM_overlay', 'SplitLRP', 'SplitLRP_overlay')
+    }
+    assert Image.open('explanation.png').size[0] > 800
+
+
+def test_explain_several_classes_against_others(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'names.txt').write_text('\n'.join(f'the {index}th' for index in range(10)))
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--save-arrays', '--classes',
+               'names.txt')
+    classifier = load_classifier('demo')
+    input = classifier.preprocessing(Image.open(drawings[0]))[None]
+    *likeliest, third, fourth, fifth, sixth = classifier.model(input)[0].topk(6).indices.tolist()
+    require_success(run(*options, '--target', f'The_{third}th', '--target', fourth, '--top', 2, '--against',
+                        f'the {fifth}th', '--against', sixth))
+    for target in (third, fourth, *likeliest):
+        expected = Gradient(classifier.model, SplitGrad())(input, contrast(target, [fifth, sixth]))[1][0].sum(0).detach()
+        assert_close(torch.from_numpy(np.load(f'explanation_maps/0_{target}_SplitGrad.npy')), expected, 1e-4)
+    require_success(run(*options, '--out', 'likely.png'))
+    expected = Gradient(classifier.model, SplitGrad())(input, contrast(None, 'likely'))[1][0].sum(0).detach()
+    assert_close(torch.from_numpy(np.load('likely_maps/0_SplitGrad.npy')), expected, 1e-4)
+
+
+def test_a_map_that_is_not_about_the_class_is_reported(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--against', 'none')
+    result = run(*options, '--alpha', 0)
+    require_success(result)
+    line, = result.stderr.splitlines()
+    assert re.match(r"SplitGrad at the input says the same of '.+' as of '.+' \(cosine (1\.00|0\.9\d)\): ", line)
+    assert '--against' in line and '--alpha balanced' in line
+    result = run(*options)
+    require_success(result)
+    assert not result.stderr
 
 
 def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weights, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    other = tmp_path / 'other' / 'coffee.jpg'
+    other.parent.mkdir()
+    other.write_bytes(PHOTOGRAPH.read_bytes())
     require_success(run(
-        'explain', PHOTOGRAPH, PHOTOGRAPH, '--weights', weights, '--method', 'splitcam@features.9', '--method',
+        'explain', PHOTOGRAPH, other, '--weights', weights, '--method', 'splitcam@features.9', '--method',
         'splitcam@features.12', '--method', 'splitlrp@input', '--stream', '+g', '--stream', 'positive', '--target', 967,
-        '--recentering', 'shifting', '--dtype', 'float64', '--out', 'figure.pdf'
+        '--recentering', 'shifting', '--dtype', 'float64', '--no-overlay', '--out', 'figure.pdf'
     ))
     assert (tmp_path / 'figure.pdf').read_bytes().startswith(b'%PDF')
     assert sorted(path.name for path in (tmp_path / 'figure_maps').iterdir()) == [
@@ -83,7 +135,7 @@ def test_concept_gallery(tmp_path, drawings):
     require_success(run_process(*options, '--target', 3, '--out', 'concepts.png', cwd=tmp_path))
     classifier = load_classifier('demo')
     inputs = torch.stack([classifier.preprocessing(Image.open(drawing)) for drawing in drawings])
-    concept_gallery(classifier, inputs, 3).savefig(tmp_path / 'expected.png', dpi=110)
+    concept_gallery(classifier, inputs, 3, Balanced(), 'none').savefig(tmp_path / 'expected.png', dpi=110)
     pictures = [np.array(Image.open(tmp_path / name).convert('RGB'), int) for name in ('concepts.png', 'expected.png')]
     # the order of sums may differ, which is up to one step of 255, and two after resizing
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
@@ -182,7 +234,15 @@ def test_help_and_version():
     (['0.png', '--layer', 'features.99'], 'features.99'),
     (['0.png', '--layer', 'classifier'], 'classifier'),
     (['0.png', '--method', 'perceptron'], 'perceptron'),
-    (['0.png', '--method', 'splitcam'], 'SplitCAM needs a layer'),
+    (['0.png', '0.png'], 'IMAGE 0.png was given twice'),
+    (['0.png', '--target', '1', '--target', 'striped_ring', '--target', '1'], '--target 1 was given twice'),
+    (['0.png', '--method', 'splitcam', '--method', 'splitcam'], '--method splitcam was given twice'),
+    (['0.png', '--target', 'striped dsk'], 'did you mean'),
+    (['0.png', '--target', 'xyz'], 'there is no class named \'xyz\''),
+    (['0.png', '--top', '11'], 'the model has 10 classes'),
+    (['0.png', '--against', 'others', '--against', 'likely'], 'no class named \'others\''),
+    (['0.png', '--target', '1', '--against', '1'], 'against itself'),
+    (['0.png', '--classes', 'missing.txt'], 'missing.txt cannot be read'),
     (['0.png', '--method', 'gradient@residual'], 'Gradient is computed at the input'),
     (['0.png', '--method', 'gradient', '--alpha', '0.3'], 'Gradient has no --alpha'),
     (['0.png', '--method', 'gradient', '--layer', 'residual'], 'Gradient has no --layer'),

@@ -73,8 +73,10 @@ def explain(images, methods, compare, model, weights, size, mean, std, classes, 
     require_once('--method', methods)
     require_once('IMAGE', [str(path) for path in images])
     chosen = list(dict.fromkeys(parse(method, layer) for method in named))
-    given['streams'] = given['streams'] or tuple(['positive'] if any(name == 'splitlrp' for name, _ in chosen) else ())
+    heading = heading_of(model, layer, against, given)
     require_used([method for method, _ in chosen], {'layer': layer, **given})
+    if not set(given['streams']) & set(METHODS['splitlrp'].streams):
+        given['streams'] += ('positive',)  # the sign of the combined relevance at the input is the pixel's
     if layer is not None and layer not in {own for _, own in chosen}:
         raise click.UsageError(f'--layer {layer} belongs to none of the methods')
     classifier = load_classifier(model, weights, size, mean, std, classes).to(device, dtype)
@@ -98,7 +100,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, classes, 
                 }
                 rows.append((text, photo, shown))
             bar.update()
-    save(side_by_side(rows, heading_of(model, layer, against, given), maps.legends(), cmap), out)
+    save(side_by_side(rows, heading, maps.legends(), cmap), out)
     for warning in maps.warnings():
         click.echo(warning, err=True)
     click.echo(f'{out} and {len(rows) * len(chosen)} maps in {folder}')
