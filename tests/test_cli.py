@@ -89,7 +89,8 @@ def test_explain_several_classes_against_others(tmp_path, drawings, monkeypatch)
     require_success(run(*options, '--target', f'The_{third}th', '--target', fourth, '--top', 2, '--against',
                         f'the {fifth}th', '--against', sixth))
     for target in (third, fourth, *likeliest):
-        expected = Gradient(classifier.model, SplitGrad())(input, contrast(target, [fifth, sixth]))[1][0].sum(0).detach()
+        relevance = contrast(target, [fifth, sixth])
+        expected = Gradient(classifier.model, SplitGrad())(input, relevance)[1][0].sum(0).detach()
         assert_close(torch.from_numpy(np.load(f'explanation_maps/0_{target}_SplitGrad.npy')), expected, 1e-4)
     require_success(run(*options, '--out', 'likely.png'))
     expected = Gradient(classifier.model, SplitGrad())(input, contrast(None, 'likely'))[1][0].sum(0).detach()
