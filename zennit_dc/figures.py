@@ -120,7 +120,8 @@ def side_by_side(rows, heading=None, legends=None, cmap='bwr'):
         The figure.
     '''
     columns = 1 + len(rows[0][2])
-    figure = Figure(figsize=(2.2 * columns, 2.5 * len(rows) + (.9 if legends else .4)), layout='constrained')
+    height = 2.3 + .2 * max(text.count('\n') + 1 for text, *_ in rows)
+    figure = Figure(figsize=(2.2 * columns, height * len(rows) + (.8 if legends else .4)), layout='compressed')
     figure.suptitle(heading, fontsize='medium', wrap=True)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (text, photo, maps), row in zip(rows, axes, strict=True):
@@ -263,4 +264,4 @@ def save(figure, path):
     '''Save a figure in the format by which the path ends.'''
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110, bbox_inches='tight')
