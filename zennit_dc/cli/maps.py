@@ -3,20 +3,17 @@ import re
 from pathlib import Path
 
 import click
-import torch
-from tqdm import tqdm
-from zennit.image import CMAPS
 
-from ..data.classifiers import layers as layers_of
-from ..data.classifiers import load_classifier
-from ..data.images import read_image
-from ..data.parts import written
-from ..figures import caption, color, concept_gallery, save, side_by_side
 from ..methods import BASELINES, METHODS, saliency_map
+from ..wording import meant
 from .options import (
-    Alpha, attributor_of, compute_options, method_options, model_option, model_options, option, require_compute,
-    require_format, require_used,
+    Alpha, Name, attributor_of, classifier_of, compute_options, hold, method_options, model_option, model_options,
+    option, require_compute, require_format, require_output, require_used,
 )
+
+
+# zennit.image.CMAPS, which takes seconds to import
+CMAPS = ('gray', 'wred', 'wblue', 'hot', 'cold', 'coldnhot', 'bwr', 'france', 'seismic', 'coolio', 'coleus')
 
 
 @click.command()
@@ -32,7 +29,7 @@ from .options import (
 @model_options
 @method_options
 @option('--target', type=int, help='The index of the class to explain.  [default: the predicted class]')
-@option('--cmap', default='bwr', type=click.Choice(list(CMAPS)), help='Zennit\'s color map.')
+@option('--cmap', default='bwr', type=Name(CMAPS), help='Zennit\'s color map.')
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
 def explain(images, methods, compare, model, weights, size, mean, std, layer, target, cmap, out, device, dtype, seed,
@@ -49,30 +46,40 @@ def explain(images, methods, compare, model, weights, size, mean, std, layer, ta
     zennit-dc explain dog.jpg --model vgg16 --method splitcam --layer features.26 --alpha 0.3 --stream g
     zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --layer blocks.3
     '''
-    device, dtype = require_compute(device, dtype, seed)
-    require_format(out)
     chosen = [parse(method, layer) for method in (*(BASELINES if compare else ()), *methods)]
     chosen = list(dict.fromkeys(chosen))
     require_used([method for method, _ in chosen], {'layer': layer, **given})
     if layer is not None and layer not in {own for _, own in chosen}:
         raise click.UsageError(f'--layer {layer} belongs to none of the methods')
-    classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
+    require_format(out)
+    folder = out.with_name(f'{out.stem}_maps')
+    require_output(out, [*images, None if weights == 'DEFAULT' else weights], folder)
+    hold(out)
+
+    from tqdm import tqdm
+
+    from ..data.images import read_image
+    from ..data.parts import written
+    from ..figures import caption, color, save, side_by_side
+
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = classifier_of(model, weights, size, mean, std).to(device, dtype)
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(device, dtype) for path in images]
     attributors = {
         title: attributor_of(*each, classifier, given, seed) for title, each in titles_of(chosen).items()
     }
-    folder = out.with_name(f'{out.stem}_maps')
     rows = []
-    with tqdm(total=len(inputs) * len(attributors), desc='maps', unit='map', disable=None) as bar:
+    with tqdm(total=len(inputs), desc='maps', unit='image', disable=None) as bar:
         for name, input in zip(distinct([path.stem for path in images]), inputs, strict=True):
             maps = {}
             for title, attributor in attributors.items():
+                bar.set_postfix_str(title)
                 output, saliency = saliency_map(attributor, input, target)
                 maps[title] = color(saliency[0], cmap)
                 folder.mkdir(parents=True, exist_ok=True)
                 with written(folder / f'{name}_{file_name(title)}.png') as temporary:
                     maps[title].save(temporary, 'png')
-                bar.update()
+            bar.update()
             explained = int(output.argmax()) if target is None else target
             rows.append((caption(classifier, output[0], explained), classifier.pixels(input[0]).numpy(), maps))
     parameters = {'layer': layer, **{name: ' '.join(map(str, value)) if isinstance(value, tuple) else value
@@ -86,7 +93,7 @@ def parse(method, layer):
     '''The name and layer of ``NAME[@LAYER]``.'''
     name, at, own = method.partition('@')
     if name not in METHODS:
-        raise click.UsageError(f'there is no method {name!r}, but {", ".join(METHODS)}')
+        raise click.UsageError(f'there is no method {name!r}{meant(name, METHODS)}')
     takes_layer = 'layer' in METHODS[name].parameters
     if at and not takes_layer and own != 'input':
         raise click.UsageError(f'{METHODS[name].title} is computed at the input alone')
@@ -137,9 +144,17 @@ def gallery(images, model, weights, size, mean, std, target, alpha, out, device,
     \b
     zennit-dc concept-gallery dragonfly.jpg flower.jpg --model vgg16 --target 319
     '''
-    device, dtype = require_compute(device, dtype, seed)
     require_format(out)
-    classifier = load_classifier(model, weights, size, mean, std).to(device, dtype)
+    require_output(out, [*images, None if weights == 'DEFAULT' else weights])
+    hold(out)
+
+    import torch
+
+    from ..data.images import read_image
+    from ..figures import concept_gallery, save
+
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = classifier_of(model, weights, size, mean, std).to(device, dtype)
     inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
     save(concept_gallery(classifier, inputs.to(device, dtype), target, alpha), out)
     click.echo(out)
@@ -158,8 +173,10 @@ def layers(model, weights, size, mean, std, device, dtype, seed):
     zennit-dc layers vgg16
     zennit-dc layers my_package.models:build --size 32
     '''
+    from ..data.classifiers import layers as layers_of
+
     device, dtype = require_compute(device, dtype, seed)
-    classifier = load_classifier(model, None if weights == 'DEFAULT' else weights, size, mean, std).to(device, dtype)
+    classifier = classifier_of(model, None if weights == 'DEFAULT' else weights, size, mean, std).to(device, dtype)
     found = layers_of(classifier, device, dtype)
     if not found:
         raise ValueError(f'no module of {model} gives a tensor of shape (batch, channels, height, width)')

@@ -1,10 +1,8 @@
 '''All methods on fresh drawings: a figure, and a table of how often and how much they find the object.'''
 import itertools
-import sys
 import time
 from pathlib import Path
 
-import click
 import numpy as np
 import torch
 from PIL import Image
@@ -16,7 +14,6 @@ from ..demo.drawing import CLASSES, draw_batch
 from ..evaluation.localisation import attribution_localisation, pointing_game
 from ..figures import caption, color, side_by_side
 from ..methods import METHODS, attributor, saliency_map
-from .options import compute_options, option, require_compute
 
 
 CHOSEN = [
@@ -125,22 +122,3 @@ def format_table(rows):
     return [
         '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<<>>>>', widths)).rstrip() for row in cells
     ]
-
-
-@click.command()
-@option('--out', default='demo', type=click.Path(path_type=Path, file_okay=False), help='The folder.')
-@option('--images', default=200, type=click.IntRange(10), help='The number of images to draw.')
-@compute_options
-def demo(out, images, device, dtype, seed):
-    '''See all methods at work on images that are drawn on the spot.
-
-    A small network comes with the package, which tells drawn, textured objects apart. Fresh images are drawn, of which
-    it is known where the object is; all methods explain them. Writes a figure, and prints how often the largest value
-    of a map is on the object (the pointing game), and how much of its positive part is. No downloads.
-
-    \b
-    zennit-dc demo
-    zennit-dc demo --out pictures --images 500 --seed 3
-    '''
-    device, dtype = require_compute(device, dtype, seed)
-    click.echo(report(out, images, device, dtype, seed, progress=sys.stderr.isatty()))
