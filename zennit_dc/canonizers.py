@@ -101,7 +101,7 @@ class SplitCanonizer(Canonizer):
         if self.layer == '':
             raise ValueError('the layer must be a module inside of the model, not the model itself')
         if self.layer is not None and self.layer not in modules:
-            remedy = similar(self.layer, modules) or ': model.named_modules() has the names'
+            remedy = similar(self.layer, modules) or ': model.named_modules() has their names'
             raise ValueError(f'there is no module named {self.layer!r}{remedy}')
         if self.validate is not None:
             self.validate(root_module)

@@ -14,6 +14,15 @@ from .maps import explain, gallery, layers
 
 class Commands(click.Group):
     '''A group of commands that end with one line when something is wrong.'''
+    def invoke(self, ctx):
+        '''Run a command. Ctrl-C ends it with one line.'''
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():  # which shows what was typed
+                click.echo(err=True)
+            fail('interrupted', 130)
+
     def main(self, *args, **kwargs):
         '''Run, and print the reason of an error in one line.'''
         try:

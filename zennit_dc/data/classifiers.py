@@ -150,8 +150,8 @@ def pretrained(name, weights):
         raise
     except Exception as error:  # of the network, of the disk, or of a file that was not downloaded to its end
         raise OSError(
-            f'the pretrained weights of {name} cannot be had ({type(error).__name__}: {error}): name a file of weights'
-            ' with --weights FILE'
+            f'the pretrained weights of {name} cannot be downloaded or read ({type(error).__name__}: {error}): name a'
+            ' file of weights with --weights FILE'
         ) from error
 
 
@@ -220,10 +220,10 @@ def diagnosed(model):
         broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
         if broken:
             raise FloatingPointError(
-                f'{len(broken)} of the model\'s {len(tensors)} tensors are not finite, the first of them {broken[0]}:'
-                f' load other weights, or take a higher --dtype ({error})'
+                f'the map is not finite, as {len(broken)} of the model\'s {len(tensors)} tensors are not, the first of'
+                f' them {broken[0]}: load other weights, or take a --dtype that can hold them'
             ) from error
-        raise FloatingPointError(f'{error} (the model\'s weights are finite, so that they are not the reason)') from error
+        raise FloatingPointError(f'{error} (the weights are finite, so that they are not the reason)') from error
 
 
 def changed(preprocessing, size, mean, std):

@@ -143,8 +143,8 @@ def attributor(method, classifier, **parameters):
     modules = [name for name, _ in classifier.model.named_modules() if name]
     if layer is not None and layer not in modules:
         raise ValueError(
-            f'{classifier.name} has no layer {layer!r}{similar(layer, modules)}: `zennit-dc layers {classifier.name}`'
-            ' lists them'
+            f'{classifier.name} has no layer {layer!r}{similar(layer, modules) or ":"} `zennit-dc layers'
+            f' {classifier.name}` lists them'
         )
     return chosen.attributor(classifier, **parameters)
 
