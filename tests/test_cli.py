@@ -305,6 +305,10 @@ def test_a_killed_run_holds_nothing(tmp_path, drawings, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out.png', 'out_maps']
 
 
+def test_an_output_that_cannot_be_written_is_named():
+    require_error(run('demo', '--out', '/proc/x'), '/proc/x cannot be written: No such file or directory')
+
+
 def test_many_runs_hold_an_output_one_at_a_time(tmp_path):
     code = (
         'import sys, time; from zennit_dc.data.parts import held\n'

@@ -37,7 +37,9 @@ class Commands(click.Group):
         except ModuleNotFoundError as error:
             extra = 'evaluation' if error.name in ('captum', 'quantus', 'pandas') else 'virelay'
             fail(f'{error}: the command needs an extra, pip install "zennit-dc[{extra}]"')
-        except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        except OSError as error:  # without its number, unless it is all that there is
+            fail(f'{error.filename}: {error.strerror}' if error.filename else error.strerror or str(error))
+        except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
             fail(str(error) or type(error).__name__)
         except Exception as error:  # what a model of one's own may raise
             if os.environ.get('ZENNIT_DC_TRACEBACK'):

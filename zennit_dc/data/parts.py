@@ -41,8 +41,11 @@ def held(out, lock=None):
         yield
         return
     lock = Path(lock or out.absolute().with_name(f'.{out.absolute().name}.lock'))
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    file = locked(out, lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = locked(out, lock)
+    except OSError as error:
+        raise unwritable(out, error) from error
     try:
         yield
     finally:
