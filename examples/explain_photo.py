@@ -6,7 +6,7 @@ Saves splitgrad.png, splitcam.png and splitlrp.png: red speaks for the predicted
 SplitLRP, red is relevance in the positive stream and blue in the negative one. Without a file of weights, torchvision
 downloads its own. The command zennit-dc explain does this for any classifier, method and layer.
 '''
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -21,7 +21,18 @@ from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 COMPOSITES = {'splitgrad': SplitGrad(alpha=.4), 'splitcam': SplitCAM('features.12'), 'splitlrp': SplitLRP()}
 
 
-def main(photograph=Path(__file__).with_name('coffee.jpg'), weights=None):
+def arguments():
+    '''The arguments of the command line.'''
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'photograph', nargs='?', type=Path, default=Path(__file__).with_name('coffee.jpg'),
+        help='the image (default: the coffee beside this script)'
+    )
+    parser.add_argument('weights', nargs='?', type=Path, help='a state dict (default: torchvision\'s, of ImageNet)')
+    return parser.parse_args()
+
+
+def main(photograph, weights):
     '''Save the maps, and print what the model sees.'''
     pretrained = SqueezeNet1_0_Weights.DEFAULT
     model = squeezenet1_0(weights=pretrained if weights is None else None).eval()
@@ -37,4 +48,4 @@ def main(photograph=Path(__file__).with_name('coffee.jpg'), weights=None):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main(**vars(arguments()))

@@ -1,4 +1,5 @@
 '''The command line.'''
+import os
 import re
 import resource
 import subprocess
@@ -17,10 +18,11 @@ from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import class_relevance
-from zennit_dc.cli.maps import distinct
+from zennit_dc.cli.explanations import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
 from zennit_dc.figures import color, concept_gallery
 from zennit_dc.data.classifiers import layers, load_classifier
+from zennit_dc.data.parts import held
 
 PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
 
@@ -254,6 +256,10 @@ def test_help_and_version():
     (['0.png', '--method', 'splitgrad', '--alpha', 'balanced:x'], 'neither a number nor balanced:KAPPA'),
     (['0.png', '--method', 'splitgrad', '--target', '10'], 'no class 10'),
     (['0.png', '--method', 'splitgrad', '--target', '-1'], 'no class -1'),
+    (['0.png', '--method', 'splitgrad', '--target', '9' * 30], 'no class 999'),
+    (['0.png', '--method', 'splitcan'], 'did you mean \'splitcam\''),
+    (['0.png', '--layer', 'residul'], 'did you mean \'residual\''),
+    (['https://example.org/0.png'], 'https://example.org/0.png is a URL: download it first'),
     (['0.png', '--device', 'abacus'], 'abacus'),
     (['0.png', '--dtype', 'int8'], 'int8'),
     (['0.png', '--out', 'figure.txt'], 'figure.txt'),
@@ -301,8 +307,81 @@ def test_explain_without_space_on_disk(tmp_path, drawings):
         result = run(
             'explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--out', tmp_path / 'figure.png'
         )
-    require_error(result, 'too large')
+    require_error(result, 'too large', f'{tmp_path}/figure')
     assert not (tmp_path / 'figure.png').exists()
+
+
+@pytest.mark.parametrize('command', [
+    ('explain', '--method', 'gradient'), ('concept-gallery', '--target', 1)
+], ids=lambda command: command[0])
+@pytest.mark.parametrize('out, message', [
+    ('in.png', 'overwrite the input'), ('sub/../in.png', 'overwrite the input'), ('link.png', 'overwrite the input'),
+    ('hard.png', 'overwrite the input'), ('sub/folder.png', 'is a folder'), ('in.png/out.png', 'is no folder'),
+])
+def test_inputs_and_folders_are_never_overwritten(tmp_path, drawings, monkeypatch, command, out, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'sub' / 'folder.png').mkdir(parents=True)
+    (tmp_path / 'in.png').write_bytes(drawings[0].read_bytes())
+    (tmp_path / 'link.png').symlink_to('in.png')
+    os.link('in.png', 'hard.png')
+    before = sorted(tmp_path.rglob('*'))
+    require_error(run(*command, 'in.png', '--model', 'demo', '--out', out), message)
+    assert (tmp_path / 'in.png').read_bytes() == drawings[0].read_bytes() and sorted(tmp_path.rglob('*')) == before
+
+
+def test_maps_are_never_written_over_inputs(tmp_path, drawings):
+    folder = tmp_path / 'out_maps'
+    folder.mkdir()
+    for name in ('a.png', 'a_Gradient.png'):
+        (folder / name).write_bytes(drawings[0].read_bytes())
+    require_error(run(
+        'explain', *sorted(folder.iterdir()), '--model', 'demo', '--method', 'gradient', '--out', tmp_path / 'out.png'
+    ), 'overwrite the input')
+
+
+@pytest.mark.parametrize('command, lock', [
+    (('explain', 'in.png', '--model', 'demo', '--method', 'gradient', '--out', 'out.png'), '.out.png.lock'),
+    (('concept-gallery', 'in.png', '--model', 'demo', '--target', 1, '--out', 'out.png'), '.out.png.lock'),
+    (('demo', '--images', 10, '--out', 'out'), '.out.lock'),
+    (('evaluate', 'drawings', '--model', 'demo', '--method', 'gradient', '--out', 'out'), '.out.lock'),
+    (('attribute', 'images', '--model', 'demo', '--method', 'gradient', '--out', 'out.h5'), 'out.h5.parts/lock'),
+], ids=lambda each: each[0] if isinstance(each, tuple) else '')
+def test_the_second_of_two_runs_says_that_the_first_holds_the_output(tmp_path, drawings, monkeypatch, command, lock):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / 'in.png', tmp_path / 'images' / 'in.png'):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(drawings[0].read_bytes())
+    out = command[command.index('--out') + 1]
+    with held(out, lock):
+        require_error(run(*command), f'another run (process {os.getpid()}) writes to {out}')
+    assert not (tmp_path / lock).exists() and not (tmp_path / out).exists()
+
+
+def test_a_killed_run_holds_nothing(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = 'from zennit_dc.data.parts import held; import os, signal\nwith held("out.png"): os.kill(os.getpid(), 9)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == -9
+    assert (tmp_path / '.out.png.lock').exists()
+    require_success(run('explain', drawings[0], '--model', 'demo', '--method', 'gradient', '--out', 'out.png'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out.png', 'out_maps']
+
+
+def test_an_output_that_cannot_be_written_is_named():
+    require_error(run('demo', '--out', '/proc/x'), '/proc/x cannot be written: No such file or directory')
+
+
+def test_many_runs_hold_an_output_one_at_a_time(tmp_path):
+    code = (
+        'import sys, time; from zennit_dc.data.parts import held\n'
+        'for _ in range(300):\n'
+        '    try:\n'
+        f'        with held({str(tmp_path / "out")!r}), open({str(tmp_path / "own")!r}, "x"):\n'
+        f'            import os; os.unlink({str(tmp_path / "own")!r})\n'
+        '    except ValueError: pass'
+    )
+    processes = [subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[1] for process in processes] == [''] * 3
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow(10)

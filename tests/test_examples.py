@@ -46,6 +46,8 @@ def test_explain_photo(tmp_path, weights):
     for path in maps:
         image = Image.open(path).convert('RGB')
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
+    helped = run_process('explain_photo.py', '--help', cwd=tmp_path)
+    assert helped.returncode == 0 and 'photograph' in helped.stdout and maps == sorted(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')

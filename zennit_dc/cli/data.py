@@ -6,23 +6,21 @@ from pathlib import Path
 
 import click
 
-from ..data.categories import find_class
-from ..data.classifiers import load_classifier
-from ..data.images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
 from ..methods import METHODS
 from .options import (
-    DTYPES, Numbers, against_of, against_option, classes_option, compute_options, method_options, model_option,
-    model_options, option, parameters_of, require_used,
+    Name, Numbers, against_of, against_option, classes_option, classifier_of, compute_options, method_options,
+    model_option, model_options, option, parameters_of, require_compute, require_output, require_used,
 )
 
 
 file = click.Path(path_type=Path)
+ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attributions
 
 
 @click.command()
 @click.argument('source', type=file, metavar='FOLDER|FILE.npz')
 @option('--out', default='attribution.h5', type=file, help='The file of attributions.')
-@option('--method', default='splitcam', type=click.Choice(METHODS), help='The method.')
+@option('--method', default='splitcam', type=Name(METHODS), help='The method.')
 @model_option
 @model_options
 @method_options
@@ -47,10 +45,16 @@ def attribute(source, out, method, model, weights, size, mean, std, classes, lay
     zennit-dc attribute photos --label-regex '^(\\d+)_' --layer features.12
     torchrun --nproc-per-node 4 -m zennit_dc attribute photos --device cuda --layer features.12
     '''
+    require_used([method], {'layer': layer, **given})
+    inputs = [source, labels, None if weights == 'DEFAULT' else weights, classes]
+    require_output(out, inputs, *(out.with_name(out.name.removesuffix('.h5') + end) for end in ENDINGS))
+
+    from ..data.categories import find_class
+    from ..data.images import load_label_map
     from ..virelay import attribute as attribute_all
 
-    require_used([method], {'layer': layer, **given})
-    classifier = load_classifier(model, weights, size, mean, std, classes)
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = classifier_of(model, weights, size, mean, std, classes)
     count = math.inf if classifier.categories is None else len(classifier.categories)
     if target not in ('predicted', 'label'):
         target = find_class(target, count, classifier.categories)
@@ -58,7 +62,7 @@ def attribute(source, out, method, model, weights, size, mean, std, classes, lay
     entries = None if labels is None else load_label_map(labels)
     images = load_images(source, classifier, entries, label_regex)
     skipped = attribute_all(
-        classifier, images, out, method, target, entries, batch_size, device, DTYPES[dtype], seed, workers,
+        classifier, images, out, method, target, entries, batch_size, device, dtype, seed, workers,
         sys.stderr.isatty(), against, **parameters_of(method, layer, given)
     )
     if int(os.environ.get('RANK', 0)) > 0:
@@ -70,6 +74,9 @@ def attribute(source, out, method, model, weights, size, mean, std, classes, lay
 
 def load_images(source, classifier, entries, label_regex):
     '''The images of a folder or file.'''
+    from ..data.images import ImageArray, ImageFolder, class_folders, label_map, require_local
+
+    require_local(source)
     if source.suffix == '.npz':
         if label_regex is not None:
             raise click.UsageError('--label-regex is for folders')
@@ -103,6 +110,8 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
     zennit-dc analyze attribution.h5 --out analysis.h5
     zennit-dc analyze attribution.h5 --clusters 4,8,16 --by prediction
     '''
+    require_output(out, [attribution])
+
     from ..virelay import analyze as analyze_all
 
     small = analyze_all(attribution, out, clusters, size, eigenvalues, neighbors, by, seed, sys.stderr.isatty())
@@ -128,6 +137,8 @@ def project(attribution, analyses, out, name, data, labels):
     zennit-dc project attribution.h5 analysis.h5 --out project.yaml
     python -m virelay project.yaml
     '''
+    require_output(out, [attribution, *analyses, data, labels])
+
     from ..virelay import project as write_project
 
     write_project(attribution, analyses, out, name, data, labels)

@@ -1,31 +1,20 @@
 '''Commands that make pictures: explain, concept-gallery, layers and demo.'''
-import math
-import re
 from pathlib import Path
 
 import click
-import numpy as np
-import torch
-from tqdm import tqdm
-from zennit.image import CMAPS
 
-from ..attribution import map_cosine, require_scores, runner_up
-from ..data.categories import find_class
-from ..data.classifiers import last_layer, load_classifier
-from ..data.classifiers import layers as layers_of
-from ..data.images import read_image
-from ..data.parts import written
-from ..figures import SAME, blend, caption, color, concept_gallery, save, side_by_side
-from ..methods import BASELINES, METHODS, saliency_map
+from ..methods import BASELINES, METHODS
+from ..wording import meant
 from .options import (
-    Alpha, against_of, against_option, attributor_of, classes_option, compute_options, method_options, model_option,
-    model_options, option, require_compute, require_format, require_once, require_used, target_options,
+    Alpha, Name, against_of, against_option, classes_option, classifier_of, compute_options, hold, method_options,
+    model_option, model_options, option, require_compute, require_format, require_once, require_output, require_used,
+    target_options,
 )
 
 
+# zennit.image.CMAPS, which takes seconds to import
+CMAPS = ('gray', 'wred', 'wblue', 'hot', 'cold', 'coldnhot', 'bwr', 'france', 'seismic', 'coolio', 'coleus')
 LAST = '*last*'  # stands for the last layer with height and width, and is no module's name
-UNSIGNED = ('saliency', 'layercam', 'gradcam++', 'binary-mask')
-'''The methods whose maps are never negative.'''
 
 
 @click.command()
@@ -47,7 +36,7 @@ UNSIGNED = ('saliency', 'layercam', 'gradcam++', 'binary-mask')
     help='Lay the maps over the image.  [default: those at a layer]', show_default=False
 )
 @option('--save-arrays', is_flag=True, help='Save every map as an array of NumPy, too (.npy, float32).')
-@option('--cmap', default='bwr', type=click.Choice(list(CMAPS)), help='Zennit\'s color map.')
+@option('--cmap', default='bwr', type=Name(CMAPS), help='Zennit\'s color map.')
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
 def explain(images, methods, compare, model, weights, size, mean, std, classes, layer, targets, top, against, overlay,
@@ -66,8 +55,6 @@ def explain(images, methods, compare, model, weights, size, mean, std, classes, 
     zennit-dc explain dog.jpg --model vgg16 --method splitcam --layer features.26 --alpha 0.3 --stream g
     zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --classes names.txt
     '''
-    device, dtype = require_compute(device, dtype, seed)
-    require_format(out)
     named = methods or ('splitgrad@input', 'splitcam', f'splitlrp@{layer or LAST}')
     named = [*(BASELINES if compare else ()), *named]
     require_once('--method', methods)
@@ -79,43 +66,26 @@ def explain(images, methods, compare, model, weights, size, mean, std, classes, 
         given['streams'] += ('positive',)  # the sign of the combined relevance at the input is the pixel's
     if layer is not None and layer not in {own for _, own in chosen}:
         raise click.UsageError(f'--layer {layer} belongs to none of the methods')
-    classifier = load_classifier(model, weights, size, mean, std, classes).to(device, dtype)
+    require_format(out)
+    folder = out.with_name(f'{out.stem}_maps')
+    require_output(out, [*images, None if weights == 'DEFAULT' else weights, classes], folder)
+    hold(out)
+
+    from ..data.classifiers import last_layer
+    from .explanations import Explanations, explain_images
+
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = classifier_of(model, weights, size, mean, std, classes).to(device, dtype)
     if LAST in {own for _, own in chosen}:
         last = last_layer(classifier, device, dtype)
         click.echo(f'maps at layer {last}, the last one with height and width; --layer chooses another')
         chosen = list(dict.fromkeys((name, last if own == LAST else own) for name, own in chosen))
-    maps = Explanations(classifier, chosen, given, seed, targets, top, against)
-    inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(device, dtype) for path in images]
-    folder = out.with_name(f'{out.stem}_maps')
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with tqdm(total=len(inputs), desc='images', unit='image', disable=None) as bar:
-        for name, input in zip(distinct([path.stem for path in images]), inputs, strict=True):
-            for text, ending, saliencies in maps.of(input):
-                photo = classifier.pixels(input[0]).numpy()
-                shown = {
-                    title: save_map(folder / f'{name}{ending}_{file_name(title)}', photo, saliency, cmap, save_arrays,
-                                    maps.is_at_layer(title) if overlay is None else overlay)
-                    for title, saliency in saliencies.items()
-                }
-                rows.append((text, photo, shown))
-            bar.update()
-    save(side_by_side(rows, heading, maps.legends(), cmap), out)
-    for warning in maps.warnings():
+    explanations = Explanations(classifier, chosen, given, seed, targets, top, against)
+    place = {'device': device, 'dtype': dtype}
+    count = explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place)
+    for warning in explanations.warnings():
         click.echo(warning, err=True)
-    click.echo(f'{out} and {len(rows) * len(chosen)} maps in {folder}')
-
-
-def save_map(path, photo, saliency, cmap, as_array, over_photo):
-    '''Save a map as an image, over the photograph if asked, and as an array if asked; return what is to be shown.'''
-    images = {'': color(saliency, cmap), **({'_overlay': blend(photo, saliency, cmap)} if over_photo else {})}
-    for ending, image in images.items():
-        with written(path.with_name(f'{path.name}{ending}.png')) as temporary:
-            image.save(temporary, 'png')
-    if as_array:
-        with written(path.with_name(f'{path.name}.npy')) as temporary, open(temporary, 'wb') as file:
-            np.save(file, saliency.detach().float().cpu().numpy(), allow_pickle=False)
-    return images['_overlay' if over_photo else '']
+    click.echo(f'{out} and {count} maps in {folder}')
 
 
 def heading_of(model, layer, against, given):
@@ -125,142 +95,17 @@ def heading_of(model, layer, against, given):
     return ', '.join([model, *(f'{name} {value}' for name, value in values.items() if value not in (None, ''))])
 
 
-class Explanations:
-    '''The maps of a command for each image and class.
-
-    Parameters
-    ----------
-    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
-        The classifier.
-    chosen : list[tuple[str, str or None]]
-        The methods and their layers.
-    given : dict
-        The options of ``method_options`` but for the layer.
-    seed : int
-        The seed of methods that draw random numbers.
-    targets : sequence of str
-        The indices or names of the classes. Without any, and without ``top``, it is the predicted class.
-    top : int or None
-        The number of likeliest classes to explain, too.
-    against : sequence of str
-        What the command was given for the classes to explain against.
-    '''
-    def __init__(self, classifier, chosen, given, seed, targets, top, against):
-        self.classifier, self.targets, self.top = classifier, targets, top
-        self.methods = titles_of(chosen)
-        self.streams = given['streams']
-        self.attributors = {
-            title: attributor_of(*each, classifier, given, seed) for title, each in self.methods.items()
-        }
-        self.given_against, self.agreements = against, {}
-
-    def of(self, input):
-        '''The maps of an image.
-
-        Parameters
-        ----------
-        input : :py:class:`torch.Tensor`
-            The image of shape (1, channels, height, width).
-
-        Yields
-        ------
-        tuple[str, str, dict[str, :py:class:`torch.Tensor`]]
-            For each class a caption, the ending of its files, and the maps of shape (height, width) by their titles.
-        '''
-        with torch.no_grad():
-            output = require_scores(self.classifier.model(input.clone()))[0]
-        against = against_of(self.given_against, len(output), self.classifier)
-        targets = targets_of(self.targets, self.top, output, self.classifier)
-        other = targets[1] if len(targets) > 1 else runner_up(output, targets[0], against)
-        maps = {
-            target: {title: saliency_map(each, input, target, against)[1][0]
-                     for title, each in self.attributors.items()}
-            for target in dict.fromkeys([*targets, *(() if other is None else (other,))])
-        }
-        for title in self.attributors if other is not None else ():
-            value = map_cosine(maps[targets[0]][title][None], maps[other][title][None]).item()
-            self.agreements.setdefault(title, []).append((value, targets[0], other))
-        for target in targets:
-            ending = f'_{target}' if len(targets) > 1 else ''
-            yield caption(self.classifier, output, target), ending, maps[target]
-
-    def is_at_layer(self, title):
-        '''Whether the maps of a title are read at a layer.'''
-        return self.methods[title][1] is not None
-
-    def legends(self):
-        '''What the ends of the colors mean, by title.'''
-        streams = {'positive': ('less', 'positive stream'),
-                   'negative': ('less', 'negative stream'),
-                   'combined': ('negative stream', 'positive stream')}
-        stream = next((each for each in self.streams if each in streams), 'positive')
-        return {
-            title: streams[stream] if name == 'splitlrp' else ('', 'matters') if name in UNSIGNED
-            else ('against the class', 'for it')
-            for title, (name, _) in self.methods.items()
-        }
-
-    def warnings(self):
-        '''A line for each method whose maps are nearly the same for two classes.'''
-        for title, found in self.agreements.items():
-            value, target, other = max(found, key=lambda each: -1. if math.isnan(each[0]) else each[0])
-            if value > SAME:
-                names = [self.classifier.category(index) for index in (other, target)]
-                layer = self.methods[title][1]
-                yield (
-                    f'{METHODS[self.methods[title][0]].title} at {"the input" if layer is None else layer} says the'
-                    f' same of {names[0]!r} as of {names[1]!r} (cosine {value:.2f}): it does not explain the class; try'
-                    ' --alpha balanced, --against likely or --against others, or another layer'
-                )
-
-
-def targets_of(targets, top, output, classifier):
-    '''The indices of the classes to be explained.'''
-    chosen = [find_class(each, len(output), classifier.categories) for each in targets]
-    require_once('--target', chosen)
-    if top is not None:
-        if top > len(output):
-            raise click.UsageError(f'--top {top}, but the model has {len(output)} classes')
-        chosen += [index for index in output.topk(top).indices.tolist() if index not in chosen]
-    return chosen or [int(output.argmax())]
-
-
 def parse(method, layer):
     '''The name and layer of ``NAME[@LAYER]``; the layer is ``LAST`` if one is needed and none was named.'''
     name, at, own = method.partition('@')
     if name not in METHODS:
-        raise click.UsageError(f'there is no method {name!r}, but {", ".join(METHODS)}')
+        raise click.UsageError(f'there is no method {name!r}{meant(name, METHODS)}')
     takes_layer = 'layer' in METHODS[name].parameters
     if at and not takes_layer and own != 'input':
         raise click.UsageError(f'{METHODS[name].title} is computed at the input alone')
     if not takes_layer or own == 'input':
         return name, None
     return name, own if at else layer or (LAST if METHODS[name].needs_layer else None)
-
-
-def titles_of(methods):
-    '''The methods by their titles, with the layers where one title does not tell them apart.'''
-    layers = {name: {own for other, own in methods if other == name} for name, _ in methods}
-    return {
-        f'{METHODS[name].title} {layer or "input"}' if len(layers[name]) > 1 else METHODS[name].title: (name, layer)
-        for name, layer in methods
-    }
-
-
-def distinct(names):
-    '''Names that are all different.'''
-    chosen = []
-    for index, name in enumerate(names, 1):
-        candidates = [name] if names.count(name) == 1 else []
-        endings = ('', *(f'-{number}' for number in range(len(names))))
-        candidates += [f'{name}-{index}{ending}' for ending in endings]
-        chosen.append(next(each for each in candidates if each not in {*chosen, *names[index:]}))
-    return chosen
-
-
-def file_name(title):
-    '''A title as part of a file's name.'''
-    return re.sub(r'[^\w.-]+', '-', title.replace('γ', 'gamma'))
 
 
 @click.command('concept-gallery')
@@ -284,9 +129,19 @@ def gallery(images, model, weights, size, mean, std, classes, target, against, a
     zennit-dc concept-gallery dragonfly.jpg flower.jpg --model vgg16 --target 319
     zennit-dc concept-gallery dragonfly.jpg --target "Siamese cat" --against others
     '''
-    device, dtype = require_compute(device, dtype, seed)
     require_format(out)
-    classifier = load_classifier(model, weights, size, mean, std, classes).to(device, dtype)
+    require_output(out, [*images, None if weights == 'DEFAULT' else weights, classes])
+    hold(out)
+
+    import torch
+
+    from ..attribution import require_scores
+    from ..data.categories import find_class
+    from ..data.images import read_image
+    from ..figures import concept_gallery, save
+
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = classifier_of(model, weights, size, mean, std, classes).to(device, dtype)
     inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
     inputs = inputs.to(device, dtype)
     with torch.no_grad():
@@ -309,8 +164,10 @@ def layers(model, weights, size, mean, std, device, dtype, seed):
     zennit-dc layers vgg16
     zennit-dc layers my_package.models:build --size 32
     '''
+    from ..data.classifiers import layers as layers_of
+
     device, dtype = require_compute(device, dtype, seed)
-    classifier = load_classifier(model, None if weights == 'DEFAULT' else weights, size, mean, std).to(device, dtype)
+    classifier = classifier_of(model, None if weights == 'DEFAULT' else weights, size, mean, std).to(device, dtype)
     found = layers_of(classifier, device, dtype)
     if not found:
         raise ValueError(f'no module of {model} gives a tensor of shape (batch, channels, height, width)')

@@ -1,7 +1,8 @@
 '''The names of classes.'''
-import difflib
 import json
 from pathlib import Path
+
+from ..wording import similar
 
 
 def load_categories(path):
@@ -82,10 +83,7 @@ def named_class(name, categories):
     if len(found) > 1:
         raise ValueError(f'several classes are named {name!r}: give one of the indices {", ".join(map(str, found))}')
     if not found:
-        close = difflib.get_close_matches(simple(name), plain, 3, .6)
-        names = list(dict.fromkeys(categories[plain.index(each)] for each in close))
-        hint = f'; did you mean {" or ".join(map(repr, names))}?' if names else ''
-        raise ValueError(f'there is no class named {name!r}{hint}')
+        raise ValueError(f'there is no class named {name!r}{similar(name, categories)}')
     return found[0]
 
 
