@@ -21,8 +21,8 @@ def results_table(scores, criteria=None):
     -------
     list[list[str]]
         The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric is
-        followed by a star, except for controls; a dash is where a setting has no
-        score. Where metrics were computed on different numbers of images, the header says so.
+        followed by a star, except for controls; a dash is where a setting has no score. Where metrics were computed
+        on different numbers of images, the header says so.
     '''
     table = means(scores)
     metrics = [metric for metric in METRICS if metric in table]
