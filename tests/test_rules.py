@@ -8,6 +8,7 @@ from literal import Affine, Network
 from torch import nn
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus, MixedComposite, NameMapComposite
+from zennit.core import Stabilizer
 from zennit.rules import Epsilon, Gamma
 
 from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
@@ -50,6 +51,18 @@ def test_rule_of_a_root_that_is_a_layer():
     model, image = nn.Linear(4, 3).double(), random_image(2, 4)
     strong = explain(SplitLRP(layer_map=[(nn.Linear, SplitEpsilon(10.))]), model, image)
     assert_close(strong, explain(SplitLRP(10.), model, image))
+
+
+@pytest.mark.parametrize('stream', ['positive', 'negative'])
+def test_epsilon_as_a_function(network, image, stream):
+    '''Zennit's stabilizer in a function is the number; without it, the rule with epsilon zero.'''
+    for epsilon, function in ((.3, Stabilizer(.3)), (1e-6, lambda output: Stabilizer(1e-6)(output))):
+        expected = explain(SplitLRP(epsilon, stream), network, image)
+        assert torch.equal(explain(SplitLRP(function, stream), network, image), expected)
+    other = explain(SplitLRP(Stabilizer(.3, norm_scale=True), stream), network, image)
+    assert not torch.allclose(other, explain(SplitLRP(.3, stream), network, image))
+    with pytest.raises(ValueError, match='positive number or a callable'):
+        SplitEpsilon('small')
 
 
 # the sum's gradient, balanced with the difference's

@@ -106,8 +106,8 @@ class SplitLRP(SplitComposite):
 
     Parameters
     ----------
-    epsilon : float, optional
-        The stabilizer of the epsilon rule (equation 9).
+    epsilon : float or callable, optional
+        The stabilizer of the epsilon rule (equation 9), see :py:class:`~zennit_dc.rules.SplitEpsilon`.
     stream : {'positive', 'negative', 'combined'}, optional
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
     layer, *args, **kwargs

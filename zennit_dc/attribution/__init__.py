@@ -1,4 +1,4 @@
-'''Attributors for maps that are no gradients, and what enters at the output for a class.'''
+'''Attributors of a layer's gradient and activation, and what enters at the output for a class.'''
 from .cams import ActivationMap, GradCAMPlusPlus, LayerCAM
 from .layers import gradient_at, recorded, require_layer, require_one_map
 from .relevance import class_agreement, class_relevance, contrast, map_cosine, relevance_of, require_scores, runner_up

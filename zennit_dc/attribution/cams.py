@@ -50,22 +50,7 @@ class ActivationMap(Attributor):
         '''
 
     def forward(self, input, attr_output_fn):
-        '''Compute the map.
-
-        Parameters
-        ----------
-        input : :py:class:`torch.Tensor`
-            The input of shape (batch, channels, height, width).
-        attr_output_fn : callable
-            The relevance of the output as a function of the output.
-
-        Returns
-        -------
-        output : :py:class:`torch.Tensor`
-            The model's output.
-        attribution : :py:class:`torch.Tensor`
-            The attribution in the input's shape.
-        '''
+        '''The output and the attribution, see :py:meth:`zennit.attribution.Attributor.forward`.'''
         output, gradient, activation = gradient_at(self.model, self.layer, input, attr_output_fn)
         return output, spread(self.combine(gradient, activation).relu(), input)
 

@@ -1,4 +1,4 @@
-'''Attributors for maps that are no gradients, and what enters at the output for a class.'''
+'''What a layer's output is, and its gradient.'''
 from contextlib import contextmanager
 
 import torch

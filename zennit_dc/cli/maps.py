@@ -1,4 +1,4 @@
-'''Commands that make pictures: explain, concept-gallery, layers and demo.'''
+'''Commands that make pictures, explain and concept-gallery; and layers, which lists where maps can be read.'''
 from pathlib import Path
 
 import click

@@ -51,7 +51,7 @@ def interpolation(name, tolerance, parameters):
 
     Returns
     -------
-    :py:class:`~zennit_dc.activations.PiecewiseLinear`
+    :py:class:`~zennit_dc.forms.activations.PiecewiseLinear`
         The interpolation.
     '''
     function, left, right = SMOOTH[name]

@@ -86,22 +86,7 @@ class CaptumAttributor(Attributor):
             yield
 
     def forward(self, input, attr_output_fn):
-        '''Compute the attribution.
-
-        Parameters
-        ----------
-        input : :py:class:`torch.Tensor`
-            The input of shape (batch, channels, height, width).
-        attr_output_fn : callable
-            The relevance of the output as a function of the output.
-
-        Returns
-        -------
-        output : :py:class:`torch.Tensor`
-            The model's output.
-        attribution : :py:class:`torch.Tensor`
-            The attribution in the input's shape.
-        '''
+        '''The output and the attribution, see :py:meth:`zennit.attribution.Attributor.forward`.'''
         import captum.attr
 
         with torch.no_grad():

@@ -22,22 +22,8 @@ class Control(Attributor):
         '''The attribution of an input of shape (batch, channels, height, width), in its shape.'''
 
     def forward(self, input, attr_output_fn):
-        '''Compute the output, and the attribution, which does not depend on it.
-
-        Parameters
-        ----------
-        input : :py:class:`torch.Tensor`
-            The input of shape (batch, channels, height, width).
-        attr_output_fn : callable
-            Not used.
-
-        Returns
-        -------
-        output : :py:class:`torch.Tensor`
-            The model's output.
-        attribution : :py:class:`torch.Tensor`
-            The attribution in the input's shape.
-        '''
+        '''The output, and the attribution, which does not depend on it, see
+        :py:meth:`zennit.attribution.Attributor.forward`.'''
         input = input.detach()
         with torch.no_grad():
             return self.model(input.clone()), self.attribute(input)
