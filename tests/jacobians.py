@@ -6,6 +6,7 @@ from helpers import assert_close, random_image
 from small_models import Calling
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
+from zennit_dc.split import Pass
 
 IMAGE = (2, 4, 6, 6)
 
@@ -20,23 +21,26 @@ def jacobian(function, shape):
     return matrix, offset
 
 
-def require_streams(shape, function):
-    '''The sum of the output is that of the absolute matrix.'''
-    x, total = random_image(*shape), random_image(*shape, seed=5).abs()
-    output = function(SplitTensor(x, total))
+def require_streams(shape, function, affine=None, canonizers=()):
+    '''The sum of the output is that of the absolute matrix, or of the matrix of another function that is affine.'''
+    x, total, model = random_image(*shape), random_image(*shape, seed=5).abs(), Calling(function)
+    applied = [instance for canonizer in canonizers for instance in canonizer.apply(model)]
+    output = model(SplitTensor(x, total, Pass(root=model)))
+    for instance in applied:
+        instance.remove()
     assert torch.equal(output.difference, function(x))
-    matrix, offset = jacobian(function, shape)
+    matrix, offset = jacobian(affine or function, shape)
     assert_close(output.stream_sum, (matrix.abs() @ total.flatten()).reshape(offset.shape) + offset.abs())
 
 
-def require_sensitivities(shape, function):
+def require_sensitivities(shape, function, affine=None, canonizers=()):
     '''The sensitivities are those of the matrix and its absolute values.'''
     x, model = random_image(*shape).requires_grad_(), Calling(function)
-    matrix, offset = jacobian(function, shape)
+    matrix, offset = jacobian(affine or function, shape)
     seed = random_image(*offset.shape, seed=3)
     for composite, expected in (
-        (SplitGrad(0., 'g'), matrix.T @ seed.flatten() / 2),
-        (SplitGrad(0., '+g'), (matrix.T @ seed.flatten() + matrix.abs().T @ seed.flatten()) / 2),
+        (SplitGrad(0., 'g', canonizers=canonizers), matrix.T @ seed.flatten() / 2),
+        (SplitGrad(0., '+g', canonizers=canonizers), (matrix.T @ seed.flatten() + matrix.abs().T @ seed.flatten()) / 2),
     ):
         with composite.context(model):
             gradient, = torch.autograd.grad(model(x), x, seed)
@@ -44,15 +48,15 @@ def require_sensitivities(shape, function):
         torch.testing.assert_close(gradient, expected.reshape(shape), rtol=1e-10, atol=1e-10 * size)
 
 
-def require_relevance(shape, function):
+def require_relevance(shape, function, affine=None, canonizers=()):
     '''The relevance is that of one layer with this matrix (equation 9).'''
     x, model = random_image(*shape).requires_grad_(), Calling(function)
-    matrix, offset = jacobian(function, shape)
+    matrix, offset = jacobian(affine or function, shape)
     plus, minus = x.detach().clamp(min=0).flatten(), (-x.detach()).clamp(min=0).flatten()
     w_plus, w_minus = matrix.clamp(min=0), (-matrix).clamp(min=0)
     relevance = random_image(*offset.shape, seed=3)
     u_plus = relevance.flatten() / (w_plus @ plus + w_minus @ minus + offset.flatten().clamp(min=0) + .1)
-    with SplitLRP(.1, 'combined', recentering=None).context(model):
+    with SplitLRP(.1, 'combined', recentering=None, canonizers=canonizers).context(model):
         attribution, = torch.autograd.grad(model(x), x, relevance)
     expected = plus * (w_plus.T @ u_plus) - minus * (w_minus.T @ u_plus)
     assert_close(attribution, expected.reshape(shape))

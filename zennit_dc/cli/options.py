@@ -175,9 +175,9 @@ def parameters_of(method, layer, given):
     given : dict
         The options of ``method_options`` but for the layer.
     '''
-    from ..forms import attention, smooth
+    from ..forms import smooth, statistics
 
-    canonizers = {'smooth': smooth.SmoothReplacement, 'attention': attention.DetachedAttention}
+    canonizers = {'smooth': smooth.SmoothReplacement, 'attention': statistics.DetachedStatistics}
     chosen = METHODS[method]
     streams = [stream for stream in given['streams'] if stream in chosen.streams]
     if len(streams) > 1:

@@ -1,2 +1,4 @@
 '''The split forms of torch's functions, one file a family. To import them is to register them.'''
-from . import activations, arithmetic, attention, linear, pooling, reading, routing, smooth  # noqa: F401
+from . import (  # noqa: F401
+    activations, arithmetic, attention, linear, pooling, reading, recurrent, resampling, routing, smooth, statistics
+)

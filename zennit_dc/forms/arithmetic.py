@@ -101,6 +101,29 @@ def division(pair, other, *, rounding_mode=None):
     return joined([pair], linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other)))
 
 
+# several steps at once
+
+@torch_form('addcmul', inplace=('addcmul_',))
+def addcmul(first, tensor1, tensor2, *, value=1):
+    return at_once(torch.addcmul, first, tensor1 * tensor2, (tensor1, tensor2), value)
+
+
+@torch_form('addcdiv', inplace=('addcdiv_',))
+def addcdiv(first, tensor1, tensor2, *, value=1):
+    return at_once(torch.addcdiv, first, tensor1 / tensor2, (tensor1, tensor2), value)
+
+
+def at_once(function, first, product, operands, value):
+    '''A product, or quotient, times a value and plus a first tensor, as a function computes it.'''
+    exact = function(*plain((first, *operands)), value=value)
+    return valued(addition(first, product if value == 1 else product * value), exact)
+
+
+@torch_form('lerp', inplace=('lerp_',))
+def lerp(start, end, weight):
+    return valued(addition(start * (1 - weight), end * weight), torch.lerp(*plain((start, end, weight))))
+
+
 # choices by constant masks
 
 @torch_form('where')

@@ -1,5 +1,7 @@
 '''Layers with weights, and linear operations without: convolutions, products with constant matrices, batch norm,
-averages and interpolation.'''
+and averages.'''
+import re
+
 import torch
 from torch.nn import functional as F
 
@@ -123,26 +125,58 @@ def of_one_sample(matrices):
 @torch_form('addmm')
 def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1):
     pair, weight = mat1 if pair is None else pair, mat2 if weight is None else weight
-    if not isinstance(pair, SplitTensor) or isinstance(bias, SplitTensor) or beta != 1 or alpha != 1:
-        raise unsupported('addmm', (bias, pair, weight), ' other than of a constant, a split pair and a matrix')
+    if not isinstance(pair, SplitTensor) or pass_of((bias, weight)) is not None or beta != 1 or alpha != 1:
+        return product_and(torch.addmm, bias, pair, weight, beta, alpha)
     layer = Layer(lambda input, weight, bias: input @ weight if bias is None else torch.addmm(bias, input, weight))
     return joined([pair], affine(pair, layer, weight, bias))
 
 
-@torch_form('baddbmm')
-def baddbmm(bias, first, other, *, beta=1, alpha=1):
-    if isinstance(bias, SplitTensor) or beta != 1 or alpha != 1:
-        raise unsupported('baddbmm', (bias, first, other), ' other than of a constant and a product')
-    value = torch.baddbmm(*plain((bias, first, other)))
-    return valued(addition(matmul(first, other), bias), value)
+@torch_form('baddbmm', inplace=('baddbmm_',))
+def baddbmm(bias, batch1, batch2, *, beta=1, alpha=1):
+    return product_and(torch.baddbmm, bias, batch1, batch2, beta, alpha)
+
+
+def product_and(function, bias, first, other, beta, alpha):
+    '''A product of matrices, times alpha, plus beta times a bias, as a function computes it.'''
+    value = function(*plain((bias, first, other)), beta=beta, alpha=alpha)
+    product, bias = (each if factor == 1 else each * factor
+                     for each, factor in ((torch.matmul(first, other), alpha), (bias, beta)))
+    return valued(addition(bias, product), value)
 
 
 @torch_form('einsum')
 def einsum(equation, *operands):
+    '''A sum of products. That of more than two operands is a chain of products of two, in the given order.'''
     operands = operands[0] if isinstance(operands[0], (tuple, list)) else operands
-    if len(operands) != 2:
-        raise unsupported('einsum', operands, ' for other than two operands')
-    return bilinear(lambda *tensors: torch.einsum(equation, *tensors), *operands)
+    if len(operands) > 2:
+        chain, result = operands[0], torch.einsum(equation, *plain(operands))
+        for step, operand in zip(steps_of(equation, len(operands)), operands[1:]):
+            chain = torch.einsum(step, chain, operand)
+        return valued(chain, result)
+    if len(operands) == 2:
+        return bilinear(lambda *tensors: torch.einsum(equation, *tensors), *operands)
+    output = linear(operands[0], lambda tensor: torch.einsum(equation, tensor))
+    return follow_axes(operands, output, lambda tensor: torch.einsum(equation, tensor))
+
+
+def steps_of(equation, count):
+    '''The equations of products of two, each of what the ones before made and of the next operand. What is neither in a
+    later operand nor in the output is summed.'''
+    inputs, arrow, output = equation.replace(' ', '').partition('->')
+    terms = [re.findall(r'\.\.\.|\w', term) for term in inputs.split(',')]
+    letters = [label for term in terms for label in term]
+    output = re.findall(r'\.\.\.|\w', output) if arrow else [
+        *['...'] * ('...' in letters), *sorted(label for label in set(letters) if letters.count(label) == 1)
+    ]
+    made, steps = terms[0], []
+    for place in range(1, count):
+        later = {label for term in terms[place + 1:] for label in term} | set(output)
+        kept = output if place == count - 1 else [
+            label for label in dict.fromkeys([*made, *terms[place]]) if label in later
+        ]
+        steps.append(f'{"".join(made)},{"".join(terms[place])}->{"".join(kept)}')
+        made = kept
+    return steps
 
 
 @torch_form('tensordot')
@@ -218,11 +252,3 @@ for name in ('mean', 'sum'):
         def reduction(pair, *args, function=function, **kwargs):
             output = linear(pair, lambda tensor: function(tensor, *args, **kwargs))
             return follow_axes([pair], output, lambda tensor: tensor.sum(*args, **kwargs))
-
-
-@torch_form('interpolate', 'upsample')
-def interpolate(pair, *args, **kwargs):
-    mode = kwargs.get('mode', args[2] if len(args) > 2 else 'nearest')
-    if mode == 'bicubic' or kwargs.get('antialias'):
-        raise unsupported('interpolate', (pair,), ' for negative coefficients (bicubic) or antialias')
-    return joined([pair], linear(pair, lambda tensor: F.interpolate(tensor, *args, **kwargs)))

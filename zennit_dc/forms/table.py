@@ -1,6 +1,7 @@
 '''How forms are registered, and how they follow the axes of samples and channels.'''
 import copy
 import functools
+import types
 
 import torch
 from torch.nn import functional as F
@@ -84,6 +85,13 @@ def missing(functions, reason, remedy):
             raise unsupported(name, (args, kwargs), reason, remedy)
 
 
+def own_steps(function):
+    '''The steps that torch takes in a function which is written in Python, each of them by its form.'''
+    names = dict.fromkeys(('has_torch_function', 'has_torch_function_unary', 'has_torch_function_variadic'))
+    steps = {**function.__globals__, **{name: lambda *_: False for name in names}}
+    return types.FunctionType(function.__code__, steps, function.__name__, function.__defaults__)
+
+
 def in_place(form, name=None):
     '''A split form that changes its first argument.'''
     def changed(target, *args, **kwargs):
@@ -134,7 +142,7 @@ def require_batch(pair, dimensions, name):
 def require_evaluation(training, name, pair):
     '''Raise for a function that draws random numbers.'''
     if training:
-        where = called_in(pair.split_pass)
+        where = called_in(pass_of(pair))
         raise RuntimeError(f'{name}, called in {where}, is in training mode: call .eval() on the model')
 
 

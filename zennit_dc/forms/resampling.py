@@ -1,0 +1,47 @@
+'''Resampling with constant coefficients: interpolation, sampling at a grid, and the sum of patches.'''
+import torch
+from torch.nn import functional as F
+
+from ..operations import linear
+from ..split import SplitTensor, joined, split_form, unsupported
+from .table import follow_axes, torch_form
+
+
+@torch_form('interpolate', 'upsample')
+def interpolate(
+    pair, size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False
+):
+    '''Interpolation. The coefficients of a bicubic one have both signs, and are products of those of both axes.'''
+    def resized(tensor, size=size, scale=scale_factor):
+        return F.interpolate(tensor, size, scale, mode, align_corners, recompute_scale_factor, antialias)
+
+    if mode != 'bicubic':
+        return joined([pair], linear(pair, resized))
+    sizes, scales = (each if isinstance(each, (tuple, list)) else (each,) * 2 for each in (size, scale_factor))
+    rows, columns = (
+        resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, ..., None],
+                None if own is None else (own, 1), None if scale is None else (scale, 1.))[0, ..., 0].abs()
+        for length, own, scale in zip(pair.shape[2:], sizes, scales)
+    )
+    return joined([pair], linear(
+        pair, resized, lambda total: rows.T.to(total.dtype) @ total @ columns.to(total.dtype)
+    ))
+
+
+@split_form(F.grid_sample)
+def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners=None):
+    '''Sampling at the places of a grid.'''
+    if isinstance(grid, SplitTensor):
+        raise unsupported('grid_sample', (pair, grid), ' for a grid that depends on the input')
+    if mode == 'bicubic':
+        raise unsupported('grid_sample', (pair,), ' for negative coefficients (bicubic)', 'use mode=\'bilinear\'')
+    return joined([pair], linear(
+        pair, lambda tensor: F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
+    ))
+
+
+@split_form(F.fold)
+def fold(pair, *args, **kwargs):
+    '''The sum of overlapping patches.'''
+    output = linear(pair, lambda tensor: F.fold(tensor, *args, **kwargs))
+    return follow_axes([pair], output, lambda tensor: F.fold(tensor, *args, **kwargs))

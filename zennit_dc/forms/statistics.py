@@ -1,0 +1,196 @@
+'''Normalization, with statistics of the input as constants: layer, group, instance and RMS norm, local responses, norms
+and variances, and division by a pair.'''
+import math
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+
+from ..operations import Instead, Layer, affine, linear, magnitude
+from ..split import SplitTensor, called_in, joined, pairs_in, split_form, unsupported
+from .arithmetic import Valued, division, valued
+from .linear import batch_norm, with_channels
+from .table import SplitOption, missing, overloads, own_steps, plain, require_batch, torch_form
+
+
+class DetachedStatistics(SplitOption):
+    '''Treat what softmax returns, and statistics of the input, as constants in the split form of a model.
+
+    Pass it to a composite among its ``canonizers``. Then attention is a positive linear map of its values; layer,
+    group, instance and RMS norm are affine; and the denominator is a constant wherever something is divided by what
+    depends on the input, as are norms, standard deviations, square roots and reciprocals. The model's output stays
+    bit-identical. But the paper's network class does not have these functions: with their values at the given input as
+    constants, g and h are convex and monotone only as functions around this input, and the sensitivities leave out how
+    attention weights and statistics change with the input. SplitGrad at :math:`\\alpha = 0.5` is half of the gradient
+    that leaves this out.
+    '''
+    forms = {}
+
+
+detached_form = partial(torch_form, table=DetachedStatistics.forms)
+
+
+def constant(tensor, split_pass):
+    '''A tensor that depends on the input, as a constant of the map.'''
+    return Instead.apply(tensor, None, split_pass)
+
+
+def as_constants(obj):
+    '''Replace split pairs in arguments by their difference, as constants of the map.'''
+    if isinstance(obj, SplitTensor):
+        return constant(obj.difference, obj.split_pass)
+    return type(obj)(map(as_constants, obj)) if type(obj) in (tuple, list) else obj
+
+
+for name in (
+    'softmax', 'norm', 'std', 'var', 'std_mean', 'var_mean', 'sqrt', 'rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__'
+):
+    for function in overloads(name):
+        @split_form(function, table=DetachedStatistics.forms)
+        def constants(*args, function=function, **kwargs):
+            '''Attention weights and statistics, which are constants from here on.'''
+            return function(*as_constants(args), **kwargs)
+
+
+for function in (torch.linalg.norm, torch.linalg.vector_norm):
+    split_form(function, table=DetachedStatistics.forms)(partial(constants, function=function))
+
+
+DetachedAttention = DetachedStatistics  # its name when it had fewer functions
+
+
+class Normalization(Layer):
+    '''The linear map of a normalization with constant statistics: subtract the mean, and scale.
+
+    Parameters
+    ----------
+    function : callable
+        The normalization itself, as the model computes it.
+    mean : callable, optional
+        The mean of a tensor over each group of entries, in a shape that broadcasts with it. Without it, none is
+        subtracted.
+    size : int, optional
+        The number of entries of a group.
+    '''
+    def __init__(self, function, mean=None, size=None):
+        super().__init__(self.normalized, difference=lambda difference, *parameters: Valued.apply(
+            self.normalized(difference, *parameters), function(difference.detach())
+        ))
+        self.mean, self.size = mean, size
+
+    def normalized(self, input, weight, bias):
+        '''The normalization.'''
+        output = (input if self.mean is None else input - self.mean(input)) * weight
+        return output if bias is None else output + bias
+
+    def magnitude(self, stream_sum, weight, bias):
+        '''The same with the absolute values of the matrix that subtracts the mean.'''
+        if self.mean is not None:
+            stream_sum = stream_sum * (1 - 2 / self.size) + self.mean(stream_sum)
+        output = stream_sum * magnitude(weight, stream_sum)
+        return output if bias is None else output + magnitude(bias, stream_sum)
+
+
+@detached_form('layer_norm')
+def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    axes = tuple(range(-len(normalized_shape), 0))
+    layer = Normalization(
+        lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps),
+        lambda tensor: tensor.mean(axes, keepdim=True), math.prod(normalized_shape)
+    )
+    scale = torch.rsqrt(pair.difference.var(axes, unbiased=False, keepdim=True) + eps)
+    return over_last(pair, layer, scale, weight, bias, axes)
+
+
+@detached_form('rms_norm')
+def rms_norm(pair, normalized_shape, weight=None, eps=None):
+    axes, original = tuple(range(-len(normalized_shape), 0)), pair.difference
+    layer = Normalization(lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps))
+    eps = torch.finfo(original.dtype).eps if eps is None else eps
+    scale = torch.rsqrt(original.square().mean(axes, keepdim=True) + eps)
+    return over_last(pair, layer, scale, weight, None, axes)
+
+
+def over_last(pair, layer, scale, weight, bias, axes):
+    '''A normalization over the last axes, by a scale.'''
+    scale = constant(scale, pair.split_pass)
+    scale = scale.expand(pair.values[0].shape) if weight is None else scale * weight
+    output = affine(pair, layer, scale, bias)
+    return with_channels(pair, output, -1) if len(axes) == 1 else joined([pair], output)
+
+
+@detached_form('group_norm')
+def group_norm(pair, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    return grouped(pair, lambda tensor: F.group_norm(tensor, num_groups, weight, bias, eps),
+                   num_groups, weight, bias, eps)
+
+
+@split_form(F.instance_norm, table=DetachedStatistics.forms)
+def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
+                  momentum=.1, eps=1e-5):
+    if not use_input_stats:
+        return batch_norm(pair, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None:
+        where = called_in(pair.split_pass)
+        raise RuntimeError(f'instance_norm, called in {where}, is in training mode: call .eval() on the model')
+    return grouped(pair, lambda tensor: F.instance_norm(tensor, None, None, weight, bias, True, momentum, eps),
+                   pair.values[0].shape[1], weight, bias, eps)
+
+
+def grouped(pair, function, groups, weight, bias, eps):
+    '''A normalization over groups of channels and over all axes after these.'''
+    original, axes = pair.difference, (1, *(1,) * (pair.values[0].ndim - 2))
+    require_batch(pair, 3 if groups == original.shape[1] else 2, 'group_norm')
+
+    def over_groups(statistic, tensor):
+        rows = tensor.reshape(len(tensor), groups, -1)
+        return statistic(rows)[..., None].expand(-1, -1, tensor.shape[1] // groups).reshape(*tensor.shape[:2], *axes[1:])
+
+    variance = over_groups(lambda rows: rows.var(-1, unbiased=False), original)
+    scale = constant(torch.rsqrt(variance + eps), pair.split_pass).expand(original.shape)
+    weight, bias = (each if each is None else each.reshape(-1, *axes[1:]) for each in (weight, bias))
+    layer = Normalization(
+        function, partial(over_groups, lambda rows: rows.mean(-1)), original[0].numel() // groups
+    )
+    return with_channels(pair, affine(pair, layer, scale if weight is None else scale * weight, bias), 1)
+
+
+@split_form(F.local_response_norm, table=DetachedStatistics.forms)
+def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
+    '''A division by means over neighbouring channels, of which torch takes as many before as after.'''
+    original = pair.difference
+    squares = F.pad(original.square().movedim(1, -1).flatten(1, -2), (size // 2, (size - 1) // 2))
+    means = F.avg_pool1d(squares, size, 1).unflatten(1, original.shape[2:]).movedim(-1, 1)
+    scale = constant((k + alpha * means) ** -beta, pair.split_pass)
+    value = F.local_response_norm(original.detach(), size, alpha, beta, k)
+    return joined([pair], linear(
+        pair, lambda tensor: Valued.apply(tensor * scale, value), lambda total: total * scale.to(total.dtype)
+    ))
+
+
+@split_form(torch.cosine_similarity, F.cosine_similarity, table=DetachedStatistics.forms)
+def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    value = torch.cosine_similarity(*plain((x1, x2)), dim, eps)
+    one, other = (each / as_constants(each).norm(dim=dim, keepdim=True).clamp_min(eps) for each in (x1, x2))
+    return valued((one * other).sum(dim), value)
+
+
+needs_constants = partial(
+    missing, reason=', as it is outside of the class of networks that can be split exactly',
+    remedy='pass canonizers=[zennit_dc.DetachedStatistics()] to the composite to treat attention weights and'
+    ' normalization statistics as constants'
+)
+needs_constants(DetachedStatistics.forms)
+
+
+@detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
+                                                                       '__itruediv__'))
+def division_by_constant(first, other, *, rounding_mode=None):
+    '''A division of pairs or constants, by a pair as a constant.'''
+    if rounding_mode is not None or not pairs_in((other,)):
+        return division(first, other, rounding_mode=rounding_mode)
+    other = as_constants(other)
+    return division(first, other) if isinstance(first, SplitTensor) else first / other
+
+
+split_form(F.normalize)(own_steps(F.normalize))
