@@ -28,9 +28,15 @@ ARITHMETIC = {
     'python sum': (IMAGE, lambda x: sum([x[:, :2], x[:, 2:]])),
     'scaled input': (IMAGE, lambda x: torch.unsqueeze(x[:, 0], 1) * (.229 / .5) + (.485 - .5) / .5),
     'in-place addition': (IMAGE, lambda x: x.clone().add_(CONSTANT)),
+    'addcmul': (IMAGE, lambda x: torch.addcmul(CONSTANT, x, CONSTANT[:1], value=-2)),
+    'addcmul of a constant': (IMAGE, lambda x: x.clone().addcmul_(CONSTANT, CONSTANT)),
+    'addcdiv': (IMAGE, lambda x: torch.addcdiv(CONSTANT, x, CONSTANT[:1])),
+    'lerp': (IMAGE, lambda x: torch.lerp(x, CONSTANT, .3)),
+    'lerp of pairs': (IMAGE, lambda x: x[:, :2].lerp(x[:, 2:], CONSTANT[:, :2])),
 }
 # additions share evenly, a negative exchanges the streams, and more than one layer has more than one denominator
-MORE_THAN_A_LAYER = ('python sum', 'sum of pairs', 'difference of pairs', 'negative', 'scaled input')
+MORE_THAN_A_LAYER = ('python sum', 'sum of pairs', 'difference of pairs', 'negative', 'scaled input', 'lerp of pairs',
+                     'addcmul', 'addcdiv', 'lerp')
 
 
 @pytest.mark.parametrize('name', ARITHMETIC)
@@ -157,6 +163,18 @@ def test_maps_with_products_can_be_differentiated(composite):
     seed = random_image(1, 3, seed=9).requires_grad_()
     with composite.context(model):
         assert torch.autograd.gradgradcheck(model, image, seed, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('function, expected', [
+    (lambda x: torch.addcmul(x[:, 0], x[:, 1], x[:, 2], value=-2), lambda x: x[:, 0] - 2 * x[:, 1] * x[:, 2]),
+    (lambda x: torch.lerp(x[:, 0], x[:, 1], x[:, 2]), lambda x: x[:, 0] * (1 - x[:, 2]) + x[:, 1] * x[:, 2]),
+    (lambda x: torch.baddbmm(x, x, x.mT, beta=.5, alpha=-2), lambda x: x / 2 - 2 * (x @ x.mT)),
+    (lambda x: torch.addmm(x[0], x[0], x[1], alpha=3), lambda x: x[0] + 3 * (x[0] @ x[1])),
+])
+def test_several_steps_at_once(function, expected):
+    pair = pair_of((2, 3, 3))
+    assert torch.equal(function(pair).difference, function(pair.difference))
+    assert_close(function(pair).stream_sum, expected(pair).stream_sum)
 
 
 MASK = torch.tensor([[True, False, True, False, True, True]] * 3).repeat(2, 1)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import assert_close, random_image
 from jacobians import IMAGE, require_relevance, require_sensitivities, require_streams
+from small_models import pair_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -54,8 +55,7 @@ LINEAR = {
     'mean': (IMAGE, lambda x: x.mean((2, 3))),
     'torch.mean': (IMAGE, lambda x: torch.mean(x, dim=[2, 3], keepdim=True)),
     'sum': (IMAGE, lambda x: x.sum(1)),
-    'interpolate nearest': (IMAGE, lambda x: F.interpolate(x, scale_factor=2)),
-    'interpolate bilinear': (IMAGE, lambda x: F.interpolate(x, (9, 8), mode='bilinear', align_corners=True)),
+    'einsum of one operand': (IMAGE, lambda x: torch.einsum('bchh->bc', x)),
 }
 
 
@@ -86,6 +86,28 @@ def test_relevance(name):
 def test_other_ways_to_call_products_of_matrices(name, function):
     require_streams((2, 5), function)
     require_sensitivities((2, 5), function)
+
+
+@pytest.mark.parametrize('equation, operands', [
+    ('bchw,cd,de->behw', [(4, 3), (3, 5)]), ('...w,wv,ev->...e', [(6, 2), (3, 2)]), ('bchw,hi,wj,c', [(6, 2), (6, 3), (4,)]),
+])
+def test_einsum_of_many_operands(equation, operands):
+    constants = [weight(*shape).abs() for shape in operands]  # as magnitudes of products of constants else differ
+
+    def function(x):
+        return torch.einsum(equation, x, *constants)
+
+    require_streams(IMAGE, function)
+    require_sensitivities(IMAGE, function)
+
+
+def test_einsum_of_pairs():
+    pair = pair_of((2, 3, 4)).as_input()
+    output = torch.einsum('bij,kj,bki->bk', pair, weight(3, 4), pair[..., :3])
+    expected = ((weight(3, 4) @ pair.mT) * pair[..., :3]).sum(-1)
+    assert_close(output.difference, expected.difference)
+    assert_close(output.stream_sum, expected.stream_sum)
+    assert output.place('batch') == -2
 
 
 def test_negative_divisor():

@@ -38,6 +38,7 @@ ROUTING = {
     'pixel shuffle': lambda x: F.pixel_shuffle(x, 2),
     'expand': lambda x: x[:, :, :1].expand(-1, -1, 3, -1),
     'flip': lambda x: x.flip(2),
+    'unfold': lambda x: F.unfold(x, 3, 1, 1, 2),
     'loop over rows': lambda x: torch.stack([row for row in x.transpose(0, 1)], 1),
 }
 

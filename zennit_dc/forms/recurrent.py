@@ -4,7 +4,7 @@ from torch.nn import functional as F
 
 from ..split import SplitTensor, split_form, unsupported
 from .arithmetic import valued
-from .table import plain, refuse_pairs, require_batch, require_evaluation
+from .table import plain, refuse_pairs, require_evaluation
 
 
 def lstm_step(gates, states, recur):
@@ -89,7 +89,6 @@ def register_recurrent(name):
         require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
         if not isinstance(input, SplitTensor):
             raise unsupported(name, (states,), ' for a constant input with states that depend on the input')
-        require_batch(input, 3, name)
 
         def run(input, states):
             tokens = input.transpose(0, 1) if batch_first else input

@@ -19,12 +19,12 @@ def interpolate(
         return joined([pair], linear(pair, resized))
     sizes, scales = (each if isinstance(each, (tuple, list)) else (each,) * 2 for each in (size, scale_factor))
     rows, columns = (
-        resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, ..., None],
-                None if own is None else (own, 1), None if scale is None else (scale, 1.))[0, ..., 0].abs()
+        resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, None],
+                None if own is None else (own, length), None if scale is None else (scale, 1.))[0, 0].abs()
         for length, own, scale in zip(pair.shape[2:], sizes, scales)
     )
     return joined([pair], linear(
-        pair, resized, lambda total: rows.T.to(total.dtype) @ total @ columns.to(total.dtype)
+        pair, resized, lambda total: rows.to(total.dtype) @ total @ columns.T.to(total.dtype)
     ))
 
 

@@ -1,0 +1,149 @@
+'''Recurrent layers, unrolled into their cells.'''
+import pytest
+import torch
+from helpers import assert_close, explain, random_image
+from small_models import Calling, pair_of
+from torch import nn
+from torch.nn import functional as F
+
+from zennit_dc import SmoothReplacement, SplitGrad, SplitLRP, SplitTensor
+from zennit_dc.forms.arithmetic import valued
+from zennit_dc.forms.smooth import interpolation
+from zennit_dc.forms.table import SplitOption, torch_form
+from zennit_dc.operations import Instead
+from zennit_dc.split import Pass
+
+TOLERANCE = 1e-3
+
+
+class ConstantGates(SplitOption):
+    '''Gates as constants, and the hyperbolic tangent as a factor that is one.'''
+    forms = {}
+
+
+torch_form('sigmoid', table=ConstantGates.forms)(
+    lambda pair: Instead.apply(torch.sigmoid(pair.difference), None, pair.split_pass)
+)
+
+
+@torch_form('tanh', table=ConstantGates.forms)
+def tanh(pair):
+    value = torch.tanh(pair.difference)
+    return valued(pair * Instead.apply(value / pair.difference, None, pair.split_pass), value)
+
+
+def network(kind, **kwargs):
+    '''A recurrent layer whose last state is the output.'''
+    torch.manual_seed(0)
+    layer = kind(5, 4, batch_first=True, **kwargs).double().eval()
+    model = Calling(lambda x: layer(x)[0][:, -1])
+    model.layer = layer
+    return model
+
+
+# the streams of a cell, written out for differences and sums
+
+def dense(pair, weight, bias):
+    return pair[0] @ weight.T + bias, pair[1] @ weight.abs().T + bias.abs()
+
+
+def smooth(name, pair):
+    output = interpolation(name, TOLERANCE, ()).split(SplitTensor(*pair))
+    return output.difference, output.stream_sum
+
+
+def plus(*pairs):
+    return tuple(map(sum, zip(*pairs)))
+
+
+def times(one, other):
+    return tuple(first * second for first, second in zip(one, other))
+
+
+def parts(pair, count):
+    return list(zip(*(tensor.chunk(count, -1) for tensor in pair)))
+
+
+def lstm(gates, own, states):
+    input, forget, new, output = parts(plus(gates, own), 4)
+    cell = plus(times(smooth('sigmoid', forget), states[1]), times(smooth('sigmoid', input), smooth('tanh', new)))
+    return times(smooth('sigmoid', output), smooth('tanh', cell)), cell
+
+
+def gru(gates, own, states):
+    (reset, update, new), (own_reset, own_update, own_new) = parts(gates, 3), parts(own, 3)
+    update = smooth('sigmoid', plus(update, own_update))
+    new = smooth('tanh', plus(new, times(smooth('sigmoid', plus(reset, own_reset)), own_new)))
+    return plus(times((1 - update[0], 1 + update[1]), new), times(update, states[0])),
+
+
+def rnn(gates, own, states):
+    return smooth('tanh', plus(gates, own)),
+
+
+@pytest.mark.parametrize('kind, cell', [(nn.LSTM, lstm), (nn.GRU, gru), (nn.RNN, rnn)])
+def test_streams(kind, cell):
+    '''Step by step, as the paper's forms of layers, products and activations have them.'''
+    model, pair = network(kind), pair_of((2, 3, 5))
+    option, = SmoothReplacement(TOLERANCE).apply(model)
+    output = model(SplitTensor(*pair.values, Pass(root=model)).as_input())
+    option.remove()
+    zero = torch.zeros(2, 4, dtype=torch.float64)
+    states = ((zero, zero),) * (2 if kind is nn.LSTM else 1)
+    inward, hidden, *biases = model.layer._flat_weights
+    for step in range(3):
+        token = tuple(tensor[:, step] for tensor in pair.values)
+        states = cell(dense(token, inward, biases[0]), dense(states[0], hidden, biases[1]), states)
+    for actual, expected in zip(output.values, states[0]):
+        assert_close(actual, expected)
+    assert (output.place('batch'), output.place('channels')) == (-2, -1)
+
+
+MODELS = {
+    'lstm': (nn.LSTM, {}), 'lstm in both directions': (nn.LSTM, {'bidirectional': True, 'num_layers': 2}),
+    'lstm with projections': (nn.LSTM, {'proj_size': 3}), 'gru': (nn.GRU, {'bias': False}),
+    'gru in both directions': (nn.GRU, {'bidirectional': True, 'num_layers': 2}),
+    'rnn': (nn.RNN, {}), 'rnn with relu': (nn.RNN, {'nonlinearity': 'relu'}),
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_constant_gates(name):
+    '''explain() asserts that the output is bit-identical.'''
+    kind, kwargs = MODELS[name]
+    model, image = network(kind, **kwargs), random_image(2, 3, 5)
+    for make in (SplitGrad, SplitLRP):
+        map = explain(make(canonizers=[ConstantGates()]), model, image)
+        assert (map.abs().amax((1, 2)) > 0).all()
+        assert_close(map[:1], explain(make(canonizers=[ConstantGates()]), model, image[:1]), 1e-12)
+
+
+@pytest.mark.parametrize('kind', [nn.LSTM, nn.GRU])
+def test_products_of_gates(kind):
+    model, image = network(kind, bidirectional=True), random_image(2, 3, 5).requires_grad_()
+    maps = []
+    for alpha in (.5, .3):
+        with SplitGrad(alpha, canonizers=[SmoothReplacement(1e-6)]).context(model):
+            maps.append(torch.autograd.grad(model(image)[:, 2].sum(), image)[0])
+    expected, = torch.autograd.grad(model(image)[:, 2].sum(), image)
+    assert (maps[0] - expected / 2).abs().max() < 3e-3 * expected.abs().max() < (maps[1] - maps[0]).abs().max()
+
+
+@pytest.mark.parametrize('kind', [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells(kind):
+    cell = kind(5, 4).double()
+    model = Calling(lambda x: (cell(x, cell(2 * x))[0] if kind is nn.LSTMCell else cell(x, cell(2 * x))))
+    assert explain(SplitGrad(canonizers=[ConstantGates()]), model, random_image(2, 5)).any()
+
+
+def test_refused():
+    model = network(nn.LSTM)
+    with SplitGrad().context(model), pytest.raises(NotImplementedError, match=r'LSTM.*SmoothReplacement\(\)'):
+        model(random_image(2, 3, 5))
+    pair = pair_of((4, 5))
+    layer = nn.LSTM(5, 4, 2, dropout=.5).double()
+    with pytest.raises(RuntimeError, match=r'the dropout of lstm.*eval'):
+        layer(pair_of((2, 3, 5)))
+    weight = F.relu(pair_of((16, 5)))
+    with pytest.raises(NotImplementedError, match='depends on the input'):
+        torch.lstm_cell(pair, (torch.zeros(4, 4).double(),) * 2, weight, torch.zeros(16, 4).double())
