@@ -8,7 +8,7 @@ import random
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.nn import functional as F
-from zennit_dc import Balanced, DetachedAttention, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
+from zennit_dc import Balanced, DetachedStatistics, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
 from .interpreter import Interpreter
 
@@ -31,10 +31,13 @@ def check(function):
     return described
 
 
+DETACHED = 'attention', 'multi_head_attention', 'layer_norm', 'group_norm', 'rms_norm', 'quotient'
+
+
 def options(program):
     '''What a composite needs for a program.'''
-    detached = any(step.family in ('attention', 'multi_head_attention', 'layer_norm') for step in program.steps)
-    return {'canonizers': [DetachedAttention()]} if detached else {}
+    detached = any(step.family in DETACHED for step in program.steps)
+    return {'canonizers': [DetachedStatistics()]} if detached else {}
 
 
 def leaves(inputs):
@@ -98,10 +101,10 @@ def plain_gradient(program, inputs, weights, layer=None):
 
 class Exact(TorchFunctionMode):
     '''Torch's functions with the gradients that are meant: batch norm by its scale, as torch's own is wrong for some
-    strides; attention weights and the statistics of layer norms as constants. Values stay what they are.'''
+    strides; attention weights and statistics as constants. Values stay what they are.'''
     def __torch_function__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))
-        if function in (torch.softmax, torch.Tensor.softmax, F.softmax):
+        if function in (torch.softmax, torch.Tensor.softmax, F.softmax, torch.linalg.vector_norm, torch.std):
             return output.detach()
         if function not in PATHS:
             return output
@@ -129,7 +132,25 @@ def attended(query, key, value):
     return torch.softmax(query @ key.mT * query.shape[-1] ** -.5, -1).detach() @ value
 
 
-PATHS = {F.batch_norm: normalized, F.layer_norm: layer_normalized, F.scaled_dot_product_attention: attended}
+def root_normalized(x, shape, weight, eps):
+    '''An RMS norm with a constant statistic.'''
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps).detach() * weight
+
+
+def group_normalized(x, groups, weight=None, bias=None, eps=1e-5, **kwargs):
+    '''A group norm with constant statistics.'''
+    rows = x.reshape(len(x), groups, -1)
+    weight, bias = (each if each is None else each.reshape(-1, *(1,) * (x.ndim - 2)) for each in (weight, bias))
+    scale = torch.rsqrt(rows.var(-1, unbiased=False, keepdim=True) + eps).detach()
+    rows = ((rows - rows.mean(-1, keepdim=True)) * scale).reshape(x.shape)
+    return rows * (1 if weight is None else weight) + (0 if bias is None else bias)
+
+
+PATHS = {
+    F.batch_norm: normalized, F.layer_norm: layer_normalized, F.scaled_dot_product_attention: attended,
+    F.rms_norm: root_normalized, F.group_norm: group_normalized,
+    F.instance_norm: lambda x, *args, **kwargs: group_normalized(x, x.shape[1], **kwargs),
+}
 
 
 @check

@@ -683,7 +683,7 @@ def copies(g, x):
         options += [
             'x.contiguous(memory_format=torch.channels_last)', 'x.to(memory_format=torch.channels_last)',
             'F.pixel_shuffle(x, 2)', 'F.pixel_unshuffle(x, 2)', 'F.channel_shuffle(x, 2)',
-        ]
+        ] + ['F.unfold(x, 2, padding=1)'] * x.leading
     return options
 
 
@@ -961,6 +961,89 @@ def layer_norm(g):
 
     code = f'F.layer_norm(x, ({size},){", w, b" if own else ""})'
     return g.add('layer_norm', code, x, literal=literal, **own)
+
+
+@family(bare=False)
+def group_norm(g):
+    x = g.pick(lambda value: value.leading and value.ndim > 2 and math.prod(value.shape[1:]) > 2)
+    channels = x.shape[1]
+    groups = g.choice([count for count in range(1, channels + 1) if channels % count == 0])
+    size = math.prod(x.shape[1:]) // groups
+    own = {'w': g.tensor(channels), 'b': g.tensor(channels)} if g.chance(.7) else {}
+
+    def literal(interpreter, step, pair):
+        rows = pair.difference.detach().reshape(len(pair.plus), groups, size)
+        scale = torch.rsqrt(rows.var(-1, unbiased=False) + 1e-5)[..., None, None]
+        wide = [getattr(step, name).detach().reshape(-1, *(1,) * (x.ndim - 2)).expand(x.shape[1:]) for name in own]
+        weight = wide[0].reshape(groups, size, 1) if own else 1
+        matrix = (torch.eye(size, dtype=rows.dtype) - 1 / size) * scale * weight
+        return interpreter.affine(
+            pair, lambda a, w, b: (w @ a.reshape(len(a), groups, size, 1)).reshape(a.shape) + (0 if b is None else b),
+            matrix, wide[1] if own else None
+        )
+
+    if groups == channels and size > 1 and g.chance(.5):
+        code = f'F.instance_norm(x{", weight=w, bias=b" if own else ""})'
+    else:
+        code = f'F.group_norm(x, {groups}{", w, b" if own else ""})'
+    return g.add('group_norm', code, x, literal=literal, **own)
+
+
+@family(bare=False)
+def rms_norm(g):
+    x = g.pick(lambda value: value.ndim > 1 and value.axis != value.ndim - 1)
+
+    def literal(interpreter, step, pair):
+        scale = torch.rsqrt(pair.difference.detach().square().mean(-1, keepdim=True) + 1e-3)
+        return interpreter.affine(pair, lambda a, w, b: a * w, scale * step.w.detach())
+
+    return g.add('rms_norm', 'F.rms_norm(x, w.shape, w, 1e-3)', x, literal=literal, w=g.tensor(x.shape[-1]))
+
+
+@family(bare=False)
+def quotient(g):
+    x = g.pick(lambda value: value.ndim > 1 and value.axis != value.ndim - 1)
+    code = g.choice([
+        'x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + 1)', 'x.div(1 + torch.std(x, -1, False, True))'
+    ])
+
+    def literal(interpreter, step, pair):
+        d = pair.difference.detach()
+        size = d.std(-1, False, keepdim=True) if 'std' in code else d.norm(dim=-1, keepdim=True)
+        return interpreter.linear(pair, lambda a, w: a * w, 1 / (size + 1))
+
+    return g.add('quotient', code, x, literal=literal)
+
+
+@family()
+def bicubic(g):
+    # of sides of length one, torch's own antialiasing is wrong in some strides
+    x = g.pick(lambda value: spatial((2,))(value) and min(value.shape[1:]) > 1)
+    size, sides = [g.integer(2, 5), g.integer(2, 5)], x.shape[2:]
+    code = f'F.interpolate(x, {size}, mode="bicubic", antialias={g.chance(.5)})'
+
+    def literal(interpreter, step, pair):
+        area = math.prod(sides)
+        pixels = torch.eye(area, dtype=torch.float64).reshape(1, area, *sides).contiguous()
+        matrix = step.evaluate(pixels)[0].flatten(1)
+        return interpreter.linear(pair, lambda a, w: (a.flatten(2) @ w).unflatten(2, size), matrix)
+
+    return g.add('bicubic', code, x, literal=literal)
+
+
+@family(.5)
+def patches(g):
+    x = g.pick(spatial((2,)))
+    return g.add('fold', 'F.fold(F.unfold(x, 2, padding=1), x.shape[2:], 2, padding=1)', x, literal=positive)
+
+
+@family(.5, bare=False)
+def addcmul(g):
+    x = g.pick(lambda value: value.axis is not None)
+    y = g.pick(lambda value: value.shape == x.shape and value.axis == x.axis and value.pattern == x.pattern)
+    return g.add('addcmul', 'torch.addcmul(x, x, y)', x, y, literal=lambda i, _, x, y: i.add(
+        x, i.multiply(x, y, torch.mul)
+    ))
 
 
 # choices, orders, and what is rarely used
