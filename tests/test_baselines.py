@@ -440,7 +440,7 @@ def test_default_relevance_and_bounds(network, images):
         FeatureAblation(network, 0)
     with pytest.raises(ValueError, match='no module named'):
         GradCAM(network, '')
-    with pytest.raises(ValueError, match='height and width'):
+    with pytest.raises(ValueError, match='spatial axes'):
         METHODS['gradcam'].attributor(Classifier('', network, None), layer='5')(images, class_relevance(TARGETS))
 
 

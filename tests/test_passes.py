@@ -147,7 +147,8 @@ def test_layers_that_have_no_map(forward, layer, message):
     assert torch.is_grad_enabled()
 
 
-def test_channels_that_are_not_the_second_axis():
+def test_channels_that_are_the_last_axis():
+    '''The map is the map after their permutation.'''
     class ChannelsLast(nn.Module):
         def __init__(self):
             super().__init__()
@@ -160,13 +161,14 @@ def test_channels_that_are_not_the_second_axis():
             return self.dense(F.relu(self.back(x.permute(0, 3, 1, 2))).mean((2, 3)))
 
     model, image = ChannelsLast().double(), random_image(2, 3, 16, 16)
-    for layer in ('mix', 'other'):
-        with SplitCAM(layer).context(model), pytest.raises(ValueError, match='second axis is not the channels'):
-            model(image)
-    for layer in ('conv', 'back'):
-        composite = SplitCAM(layer)
+    maps = []
+    for layer in ('conv', 'mix', 'other', 'back'):
+        composite = SplitCAM(layer, .3)
         explain(composite, model, image)
+        maps.append(composite.saliency)
         assert composite.saliency.shape == (2, 16, 16)
+    for map in maps[1:3]:
+        assert_close(map, maps[3], 1e-12)
 
 
 # maps that are differentiated
@@ -454,10 +456,12 @@ class Tokens(nn.Module):
 
 def test_channels_are_found_where_all_sides_are_equal():
     model, image = Tokens().double(), random_image(2, 3, 32, 32)
-    for layer in ('conv', 'channels'):
-        explain(SplitCAM(layer), model, image)
-    with SplitCAM('rows').context(model), pytest.raises(ValueError, match='second axis is not the channels'):
-        model(image)
+    maps = []
+    for layer in ('conv', 'channels', 'rows', 'mix'):
+        explain(composite := SplitCAM(layer, .3), model, image)
+        maps.append(composite.saliency)
+    assert_close(maps[2], maps[1], 1e-12)
+    assert_close(maps[3], maps[1], 1e-12)
 
 
 @pytest.mark.parametrize('make', [lambda: SplitGrad(.3), SplitLRP])

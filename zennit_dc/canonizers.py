@@ -43,6 +43,9 @@ class SplitCanonizer(Canonizer):
     recentering : callable, optional
         The forward stabilisation, e.g. :py:class:`~zennit_dc.Scaling` or :py:class:`~zennit_dc.Shifting`. None for no
         stabilisation.
+    grid : tuple of int, optional
+        The height and width, in places, of the layer's output, if it is one of tokens of which they cannot be found, see
+        :py:func:`~zennit_dc.spatial.places_of`.
 
     Raises
     ------
@@ -52,7 +55,7 @@ class SplitCanonizer(Canonizer):
         When applied, if the model is in split form already.
     '''
     def __init__(
-        self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Scaling()
+        self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Scaling(), grid=None
     ):
         require_choice('pooling', pooling, ('wta', 'convex'))
         require_choice('input_split', input_split, ('relu', 'half'))
@@ -63,12 +66,15 @@ class SplitCanonizer(Canonizer):
         self.readout = Difference() if readout is None else readout
         self.rule = TrueGradient() if rule is None else rule
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
+        self.grid = grid
         self.root, self.restore, self.validate = None, [], None
         self.needs_sums = False  # whether a pass has met a product
 
     def copy(self):
         '''Return a copy of this canonizer, which shares the readout.'''
-        return type(self)(self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering)
+        return type(self)(
+            self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid
+        )
 
     def apply(self, root_module):
         '''Bring the model into split form.

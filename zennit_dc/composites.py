@@ -17,7 +17,8 @@ class SplitComposite(LayerMapComposite):
 
     The gradient of the model's output is the map at the input, in the input's shape; or, for a layer, the map at the
     output of the named module, reduced over channels: ``saliency`` holds it at the layer's resolution, and the gradient
-    is its bilinear upsampling, divided evenly among the input's channels.
+    is its bilinear upsampling, divided evenly among the input's channels. The layer's output has spatial axes, or tokens
+    as those of transformers, of which the ones that are no places (class token and registers) are left out.
 
     Parameters
     ----------
@@ -38,6 +39,8 @@ class SplitComposite(LayerMapComposite):
     canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
         Canonizers to be applied before the model is split. None is needed for batch norms: each is part of the affine
         layer that it follows, in the order of execution.
+    grid : tuple of int, optional
+        The height and width of the grid of tokens at the layer, where they cannot be found from the input's.
 
     Raises
     ------
@@ -50,13 +53,13 @@ class SplitComposite(LayerMapComposite):
     '''
     def __init__(
         self, readout, rule, layer=None, pooling='wta', input_split='relu', recentering=Scaling(), layer_map=None,
-        canonizers=None
+        canonizers=None, grid=None
     ):
         layer_map = list(layer_map or [])
         for types, hook in layer_map:
             require_split_rule(hook, f'the layer_map\'s entry for {types}'.format)
         self.readout = readout
-        split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering)
+        split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering, grid)
         super().__init__([*layer_map, ((Linear, BatchNorm), rule)], [*(canonizers or []), split])
 
     @property

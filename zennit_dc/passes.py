@@ -14,7 +14,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .rules import SplitRule, ruled
-from .spatial import require_spatial, spread
+from .spatial import places_of, spread
 from .split import Pass, SplitTensor, common_pass, describe, input_sum, same, sum_dtype
 
 
@@ -144,7 +144,7 @@ class MapPass(SplitPass):
 
     def at_layer(self, module, output):
         '''Go on with the layer's output as if the input were all it depends on.'''
-        self.require_one_map(describe(module, self.root), output)
+        self.places = self.require_one_map(describe(module, self.root), output)
         output = super().at_layer(module, output)
         values, layer, self.read, self.without_graph = self.read, output.layer, True, not self.has_graph
         if self.has_graph:
@@ -156,7 +156,7 @@ class MapPass(SplitPass):
         return output
 
     def require_one_map(self, where, output):
-        '''Raise if there is not one map at a layer's output.'''
+        '''The places of a layer's output, or an error if there is not one map at it.'''
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
         if not isinstance(output, SplitTensor):
@@ -165,7 +165,8 @@ class MapPass(SplitPass):
             remedy = 'so that there is not one map at its output: choose a module that is called once'
             raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
         place, shape = output.place('channels'), output.values[0].shape
-        require_spatial(where, shape, self.inputs[0].shape, None if place is None else len(shape) + place)
+        channels = None if place is None else len(shape) + place
+        return places_of(where, shape, self.inputs[0].shape, channels, self.canonizer.grid)
 
     def input_gradients(self, index, *gradients):
         '''The gradients by an input, and by its sum: the map, or the true ones.'''
@@ -183,12 +184,16 @@ class MapPass(SplitPass):
         input, others = self.inputs[0], len(self.inputs) + len(self.trained) - 1
         if not self.makes_map():
             return None, None, *self.below_layer(*gradients)
-        saliency = self.readout.at_layer(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
+        saliency = self.saliency(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
         if not is_finite(saliency):
-            saliency = self.in_range(self.readout.at_layer(*self.again(exact=True)), input.dtype)
+            saliency = self.in_range(self.saliency(*self.again(exact=True)), input.dtype)
         self.readout.saliency = saliency.detach()
         map = spread(saliency.unsqueeze(1), input).to(input.dtype)
         return None, None, self.marked(map, self.maps), *(None,) * others
+
+    def saliency(self, *tensors):
+        '''The map of a layer's output, from the gradients of its difference and sum, and these.'''
+        return self.readout.at_layer(*map(self.places.arranged, tensors))
 
     def in_range(self, map, dtype):
         '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''

@@ -19,19 +19,21 @@ class ActivationMap(Attributor):
     model : :py:class:`torch.nn.Module`
         The model.
     layer : str
-        The name of the module at whose output of shape (batch, channels, height, width) the map is computed.
+        The name of the module at whose output the map is computed, with spatial axes or a grid of tokens.
     attr_output : :py:class:`torch.Tensor` or callable, optional
         The default relevance of the output, as for Zennit's attributors.
+    grid : tuple of int, optional
+        The height and width of the grid of tokens, where they cannot be found from the input's.
 
     Raises
     ------
     ValueError
-        If the model has no such module, or if its output is not one tensor with channels, height and width.
+        If the model has no such module, or in a call, if its output is not one tensor with places in the input.
     '''
-    def __init__(self, model, layer, attr_output=None):
+    def __init__(self, model, layer, attr_output=None, grid=None):
         super().__init__(model, attr_output=attr_output)
         require_layer(model, layer)
-        self.layer = layer
+        self.layer, self.grid = layer, grid
 
     @abstractmethod
     def combine(self, gradient, activation):
@@ -51,7 +53,7 @@ class ActivationMap(Attributor):
 
     def forward(self, input, attr_output_fn):
         '''The output and the attribution, see :py:meth:`zennit.attribution.Attributor.forward`.'''
-        output, gradient, activation = gradient_at(self.model, self.layer, input, attr_output_fn)
+        output, gradient, activation = gradient_at(self.model, self.layer, input, attr_output_fn, self.grid)
         return output, spread(self.combine(gradient, activation).relu(), input)
 
 

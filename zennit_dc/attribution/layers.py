@@ -3,6 +3,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ..spatial import places_of
+
 
 def require_layer(model, layer):
     '''Raise a ValueError if a model has no module of a name.'''
@@ -10,7 +12,7 @@ def require_layer(model, layer):
         raise ValueError(f'the model has no module named {layer!r}')
 
 
-def gradient_at(model, layer, input, attr_output_fn):
+def gradient_at(model, layer, input, attr_output_fn, grid=None):
     '''The gradient at a layer's output, or what the hooks of a composite make of it.
 
     Parameters
@@ -23,18 +25,20 @@ def gradient_at(model, layer, input, attr_output_fn):
         The input of shape (batch, channels, height, width).
     attr_output_fn : callable
         The relevance of the output as a function of the output.
+    grid : tuple of int, optional
+        The height and width of the grid of tokens at the layer, see :py:func:`~zennit_dc.spatial.places_of`.
 
     Returns
     -------
     tuple of :py:class:`torch.Tensor`
-        The model's output, and the gradient at the layer's output and this output, of shape (batch, channels, height,
+        The model's output, and the gradient at the layer's output and this output, arranged as (batch, channels, height,
         width).
     '''
     with recorded(model, layer) as activations, torch.enable_grad():
         output = model(input.detach().requires_grad_())
-    activation = require_one_map(activations, layer)
+    activation, places = require_one_map(activations, layer, input.shape, grid)
     gradient, = torch.autograd.grad(output, activation, attr_output_fn(output))
-    return output.detach(), gradient, activation.detach()
+    return output.detach(), places.arranged(gradient), places.arranged(activation.detach())
 
 
 @contextmanager
@@ -53,8 +57,9 @@ def recorded(model, layer):
         handle.remove()
 
 
-def require_one_map(activations, layer):
-    '''Return the only one of a layer's recorded outputs, or raise a ValueError if it has no height and width.'''
-    if len(activations) != 1 or not isinstance(activations[0], torch.Tensor) or activations[0].ndim != 4:
+def require_one_map(activations, layer, input_shape, grid=None):
+    '''Return the only one of a layer's recorded outputs, and its places in the input, or raise a ValueError if there
+    are none. Where the shape leaves it open, channels come first.'''
+    if len(activations) != 1 or not isinstance(activations[0], torch.Tensor):
         raise ValueError(f'layer {layer!r} does not give one output with channels, height and width')
-    return activations[0]
+    return activations[0], places_of(f'layer {layer!r}', activations[0].shape, input_shape, grid=grid, default=1)

@@ -156,7 +156,7 @@ def gallery(images, model, weights, size, mean, std, classes, target, against, a
 @model_options
 @compute_options
 def layers(model, weights, size, mean, std, device, dtype, seed):
-    '''List the modules of a model that can be given as a layer, and their output shapes.
+    '''List the modules of a model that can be given as a layer, and their output shapes; of tokens, their grid.
 
     Weights do not matter here, so that none are loaded unless you name a file.
 
@@ -170,7 +170,7 @@ def layers(model, weights, size, mean, std, device, dtype, seed):
     classifier = classifier_of(model, None if weights == 'DEFAULT' else weights, size, mean, std).to(device, dtype)
     found = layers_of(classifier, device, dtype)
     if not found:
-        raise ValueError(f'no module of {model} gives a tensor of shape (batch, channels, height, width)')
+        raise ValueError(f'no module of {model} gives a tensor with channels, height and width, or with tokens')
     width = max(len(name) for name, _, _ in found)
     click.echo(f'{"layer":{width}}  {"channels × height × width":25}  module')
     for name, kind, shape in found:

@@ -40,6 +40,21 @@ class Numbers(click.ParamType):
             self.fail(f'{value!r} is not a list of numbers with commas between them', param, ctx)
 
 
+class Grid(click.ParamType):
+    '''A height and a width, as in 14x14.'''
+    name = 'grid'
+
+    def convert(self, value, param, ctx):
+        '''Convert a string.'''
+        if not isinstance(value, str):
+            return value
+        try:
+            height, width = map(int, value.lower().replace('×', 'x').split('x'))
+        except ValueError:
+            self.fail(f'{value!r} is not a height and a width, as in 14x14', param, ctx)
+        return height, width
+
+
 class Alpha(click.ParamType):
     '''A number, or ``balanced``, or ``balanced:KAPPA``.'''
     name = 'alpha'
@@ -129,6 +144,10 @@ method_options = together(
         '--layer', metavar='NAME', help='The module at whose output the maps are read, see `zennit-dc layers`.'
     ),
     option(
+        '--grid', type=Grid(), metavar='HEIGHTxWIDTH',
+        help='The grid of the layer\'s tokens, where it cannot be found.'
+    ),
+    option(
         '--alpha', type=Alpha(), metavar='ALPHA|balanced[:KAPPA]',
         help='The shift of SplitGrad and SplitCAM, from 0 to 0.5; or one that follows the gradients; the paper has 0.4.'
         '  [default: balanced]'
@@ -185,7 +204,7 @@ def parameters_of(method, layer, given):
     values = {
         'layer': layer, 'stream': streams[0] if streams else None,
         'canonizers': [canonizers[name]() for name in given['canonizers']] or None,
-        **{name: given[name] for name in ('alpha', 'epsilon', 'pooling', 'input_split')}
+        **{name: given[name] for name in ('alpha', 'epsilon', 'pooling', 'input_split', 'grid')}
     }
     parameters = {name: value for name, value in values.items() if value is not None and name in chosen.parameters}
     if given['recentering'] is not None and 'recentering' in chosen.parameters:

@@ -11,6 +11,7 @@ import torchvision
 from PIL import Image
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from ..spatial import places_of
 from ..wording import similar
 from .images import require_local
 
@@ -250,11 +251,11 @@ def changed(preprocessing, size, mean, std):
     )
 
 
-def layers(classifier, device='cpu', dtype=torch.float32):
+def layers(classifier, device='cpu', dtype=torch.float32, reached=None):
     '''The modules at whose output maps can be read, by running the model on a black image.
 
-    These are the modules that are called once in a forward pass and give one tensor of shape (batch, channels, height,
-    width).
+    These are the modules that are called once in a forward pass and give one tensor with places in the input: with
+    channels, height and width, or with tokens.
 
     Parameters
     ----------
@@ -262,48 +263,65 @@ def layers(classifier, device='cpu', dtype=torch.float32):
         The classifier.
     device, dtype
         Where the model is, and its floating point type.
+    reached : set, optional
+        To which to add the names of the modules that the output depends on at some of their places.
 
     Returns
     -------
     list[tuple[str, str, tuple[int, ...]]]
-        The name, type and output shape (without the batch) of each module, in the order in which they end.
+        The name, type and output shape (channels, height, width) of each module, in the order in which they end. Tokens
+        that are no places, as class tokens, do not count.
     '''
-    outputs, handles = {}, []
+    shapes, handles = {}, []
+    input = black_input(classifier)[None].to(device, dtype).requires_grad_(reached is not None)
 
     def record(name):
         def hook(module, args, output):
-            outputs.setdefault(name, []).append(output.shape if isinstance(output, torch.Tensor) else None)
+            shapes.setdefault(name, []).append(None)
+            if isinstance(output, torch.Tensor) and (places := found_places(name, output.shape, input.shape)):
+                shapes[name][-1] = tuple(places.arranged(output.detach()).shape[1:])
+                if reached is not None and output.requires_grad:
+                    output.register_hook(lambda gradient: reached.update([name] * bool(places.arranged(gradient).any())))
         return hook
 
     modules = {name: module for name, module in classifier.model.named_modules() if name}
     try:
         handles += [module.register_forward_hook(record(name)) for name, module in modules.items()]
-        with torch.no_grad():
-            classifier.model(black_input(classifier)[None].to(device, dtype))
+        with torch.set_grad_enabled(reached is not None):
+            output = classifier.model(input)
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        (name, type(modules[name]).__name__, tuple(shape[1:]))
-        for name, (shape, *more) in outputs.items() if not more and shape is not None and len(shape) == 4
-    ]
+    if reached is not None:
+        torch.autograd.grad(output.sum(), input)
+    return [(name, type(modules[name]).__name__, shape) for name, (shape, *more) in shapes.items() if shape and not more]
+
+
+def found_places(name, shape, input_shape):
+    '''The places of a layer's output, or None if there are none.'''
+    try:
+        return places_of(name, shape, input_shape, default=1)
+    except ValueError:
+        return None
 
 
 def last_layer(classifier, device='cpu', dtype=torch.float32):
-    '''The name of the last module whose output has a height and width of more than one, see :py:func:`layers`.
+    '''The name of the last module whose output has a height and width of more than one, and on which the model's output
+    depends there, as it does not on the last tokens where a class token alone is used. See :py:func:`layers`.
 
     Raises
     ------
     ValueError
         If there is none.
     '''
-    found = [name for name, _, shape in layers(classifier, device, dtype) if min(shape[1:]) > 1]
+    reached = set()
+    found = [name for name, _, shape in layers(classifier, device, dtype, reached) if min(shape[1:]) > 1]
     if not found:
         raise ValueError(
-            f'no module of {classifier.name} gives a tensor of shape (batch, channels, height, width): choose methods'
-            ' that explain at the input, as in --method splitgrad@input'
+            f'no module of {classifier.name} gives a tensor with height and width, or with tokens: choose methods that'
+            ' explain at the input, as in --method splitgrad@input'
         )
-    return found[-1]
+    return next((name for name in reversed(found) if name in reached), found[-1])
 
 
 def black_input(classifier):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from zennit.attribution import Attributor
 
-from ..attribution import recorded, require_layer, require_one_map, require_scores
+from ..attribution import class_relevance, gradient_at, require_layer, require_scores
 from ..spatial import spread
 from .seeding import image_seed, seeded
 
@@ -313,26 +313,27 @@ class GradCAM(CaptumAttributor):
     model, attr_output
         See :py:class:`CaptumAttributor`.
     layer : str
-        The name of the module at whose output of shape (batch, channels, height, width) the map is computed.
+        The name of the module at whose output the map is computed, with spatial axes or a grid of tokens.
+    grid : tuple of int, optional
+        The height and width of the grid of tokens, where they cannot be found from the input's.
 
     Raises
     ------
     ValueError
-        If the model has no such module, or in a call, if its output is not one tensor with channels, height and width.
+        If the model has no such module, or in a call, if its output is not one tensor with places in the input.
     '''
-    def __init__(self, model, layer, attr_output=None):
+    def __init__(self, model, layer, attr_output=None, grid=None):
         super().__init__(model, attr_output)
         require_layer(model, layer)
-        self.layer = layer
+        self.layer, self.grid = layer, grid
 
-    def predict(self, input):
-        '''The model's output, see :py:meth:`CaptumAttributor.predict`.'''
-        with recorded(self.model, self.layer) as activations:
-            output = super().predict(input)
-        require_one_map(activations, self.layer)
-        return output
+    def saliency(self, model, input, targets):
+        '''The map of shape (batch, 1, height, width): the activations, weighted by the means of their gradients.'''
+        _, gradient, activation = gradient_at(
+            model, f'model.{self.layer}', input, class_relevance(targets), self.grid
+        )
+        return (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True)
 
     def attribute(self, captum, model, input, targets):
         '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
-        layer = self.model.get_submodule(self.layer)
-        return spread(captum.LayerGradCam(model, layer).attribute(input, targets).detach(), input)
+        return spread(self.saliency(model, input, targets), input)

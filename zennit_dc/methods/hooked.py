@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 import zennit.composites
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..attribution import class_relevance, gradient_at, require_layer
@@ -153,29 +154,31 @@ class GuidedBackprop(HookingAttributor):
     model, attr_output
         See :py:class:`CaptumAttributor`.
     layer : str, optional
-        The name of the module at whose output of shape (batch, channels, height, width) the gradient is read and summed
+        The name of the module at whose output, with spatial axes or a grid of tokens, the gradient is read and summed
         over channels. The attribution is then its bilinear upsampling to the input's size, divided evenly among the
         input's channels. Default is the input.
+    grid : tuple of int, optional
+        The height and width of the grid of tokens, where they cannot be found from the input's.
 
     Raises
     ------
     ValueError
-        If the model has no such module, or in a call, if its output is not one tensor with channels, height and width.
+        If the model has no such module, or in a call, if its output is not one tensor with places in the input.
     '''
     title = 'Guided Backprop'
 
-    def __init__(self, model, layer=None, attr_output=None):
+    def __init__(self, model, layer=None, attr_output=None, grid=None):
         super().__init__(model, attr_output)
         if layer is not None:
             require_layer(model, layer)
-        self.layer = layer
+        self.layer, self.grid = layer, grid
 
     def attribute(self, captum, model, input, targets):
         '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
         if self.layer is None:
             return captum.GuidedBackprop(model).attribute(input, targets)
         with zennit.composites.GuidedBackprop().context(model):
-            _, gradient, _ = gradient_at(model, f'model.{self.layer}', input, class_relevance(targets))
+            _, gradient, _ = gradient_at(model, f'model.{self.layer}', input, class_relevance(targets), self.grid)
         return spread(gradient.sum(1, keepdim=True), input)
 
 
@@ -198,7 +201,8 @@ class GuidedGradCAM(HookingAttributor, GradCAM):
 
     def attribute(self, captum, model, input, targets):
         '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
-        return captum.GuidedGradCam(model, self.model.get_submodule(self.layer)).attribute(input, targets)
+        cam = self.saliency(model, input, targets).relu()
+        return captum.GuidedBackprop(model).attribute(input, targets) * F.interpolate(cam, input.shape[2:])
 
 
 class DeepLift(HookingAttributor):

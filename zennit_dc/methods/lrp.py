@@ -27,11 +27,13 @@ class LRPGamma(Gradient):
     layer : str, optional
         The name of the module at whose output relevance is read and summed over channels. The attribution is then its
         bilinear upsampling to the input's size, divided evenly among the input's channels. Default is the input.
+    grid : tuple of int, optional
+        The height and width of the grid of tokens at the layer, where they cannot be found from the input's.
     '''
-    def __init__(self, classifier, layer=None):
+    def __init__(self, classifier, layer=None, grid=None):
         super().__init__(classifier.model)
         self.preprocessing = classifier.preprocessing
-        self.layer = layer
+        self.layer, self.grid = layer, grid
 
     def forward(self, input, attr_output_fn):
         '''Compute the relevance, see :py:class:`zennit.attribution.Gradient`.'''
@@ -47,5 +49,5 @@ class LRPGamma(Gradient):
         with composite.context(self.model):
             if self.layer is None:
                 return super().forward(input, attr_output_fn)
-            output, relevance, _ = gradient_at(self.model, self.layer, input, attr_output_fn)
+            output, relevance, _ = gradient_at(self.model, self.layer, input, attr_output_fn, self.grid)
         return output, spread(relevance.sum(1, keepdim=True), input)

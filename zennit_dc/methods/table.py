@@ -70,13 +70,13 @@ def split(name, classifier, **parameters):
     return attributors.Gradient(classifier.model, getattr(attributors, name)(**parameters))
 
 
-SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers')
-RELEVANCE = ('layer', 'epsilon', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers')
+SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers', 'grid')
+RELEVANCE = ('layer', 'epsilon', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers', 'grid')
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 METHODS = {
     'gradient': Method('Gradient', partial(plain, 'Gradient')),
-    'layercam': Method('LayerCAM', partial(plain, 'LayerCAM'), ('layer',), needs_layer=True),
-    'lrp-gamma': Method('LRP-γ', lrp_gamma, ('layer',)),
+    'layercam': Method('LayerCAM', partial(plain, 'LayerCAM'), ('layer', 'grid'), needs_layer=True),
+    'lrp-gamma': Method('LRP-γ', lrp_gamma, ('layer', 'grid')),
     'splitgrad': Method('SplitGrad', partial(split, 'SplitGrad'), SENSITIVITY, STREAMS),
     'splitcam': Method('SplitCAM', partial(split, 'SplitCAM'), SENSITIVITY, STREAMS, needs_layer=True),
     'splitlrp': Method('SplitLRP', partial(split, 'SplitLRP'), RELEVANCE, ('positive', 'negative', 'combined')),
@@ -85,13 +85,13 @@ METHODS = {
     'integrated-gradients': Method('Integrated Gradients', partial(plain, 'IntegratedGradients'), ('steps',)),
     'gradient-shap': Method('Gradient SHAP', partial(plain, 'GradientSHAP'), ('samples', 'seed')),
     'deeplift': Method('DeepLift', partial(plain, 'DeepLift')),
-    'guided-backprop': Method('Guided Backprop', partial(plain, 'GuidedBackprop'), ('layer',)),
+    'guided-backprop': Method('Guided Backprop', partial(plain, 'GuidedBackprop'), ('layer', 'grid')),
     'deconvolution': Method('Deconvolution', partial(plain, 'Deconvolution')),
-    'guided-gradcam': Method('Guided GradCAM', partial(plain, 'GuidedGradCAM'), ('layer',), needs_layer=True),
+    'guided-gradcam': Method('Guided GradCAM', partial(plain, 'GuidedGradCAM'), ('layer', 'grid'), needs_layer=True),
     'occlusion': Method('Occlusion', partial(plain, 'Occlusion'), ('window', 'stride')),
     'feature-ablation': Method('Feature Ablation', partial(plain, 'FeatureAblation'), ('patch',)),
-    'gradcam': Method('GradCAM', partial(plain, 'GradCAM'), ('layer',), needs_layer=True),
-    'gradcam++': Method('GradCAM++', partial(plain, 'GradCAMPlusPlus'), ('layer',), needs_layer=True),
+    'gradcam': Method('GradCAM', partial(plain, 'GradCAM'), ('layer', 'grid'), needs_layer=True),
+    'gradcam++': Method('GradCAM++', partial(plain, 'GradCAMPlusPlus'), ('layer', 'grid'), needs_layer=True),
     'random': Method('Random Baseline', partial(plain, 'Random'), ('seed',)),
     'original-image': Method('Original Image', partial(plain, 'OriginalImage')),
     'binary-mask': Method('Binary Mask', partial(plain, 'BinaryMask'), ('masks',)),
