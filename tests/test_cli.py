@@ -20,7 +20,7 @@ from zennit_dc import Balanced, SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import class_relevance
 from zennit_dc.cli.explanations import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
-from zennit_dc.figures import color, concept_gallery
+from zennit_dc.figures import color, concept_gallery, save
 from zennit_dc.data.classifiers import layers, load_classifier
 from zennit_dc.data.parts import held
 
@@ -138,7 +138,7 @@ def test_concept_gallery(tmp_path, drawings):
     require_success(run_process(*options, '--target', 3, '--out', 'concepts.png', cwd=tmp_path))
     classifier = load_classifier('demo')
     inputs = torch.stack([classifier.preprocessing(Image.open(drawing)) for drawing in drawings])
-    concept_gallery(classifier, inputs, 3, Balanced(), 'none').savefig(tmp_path / 'expected.png', dpi=110)
+    save(concept_gallery(classifier, inputs, 3, Balanced(), 'none'), tmp_path / 'expected.png')
     pictures = [np.array(Image.open(tmp_path / name).convert('RGB'), int) for name in ('concepts.png', 'expected.png')]
     # the order of sums may differ, which is up to one step of 255, and two after resizing
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
@@ -392,10 +392,10 @@ def test_demo(tmp_path):
         require_success(result)
         lines = result.stdout.splitlines()
         assert '30 drawings of 10 classes' in lines[0]
-        tables.append([re.split(r'\s{2,}', line.rstrip())[:5] for line in lines[3:13]])
+        tables.append([re.split(r'\s{2,}', line.rstrip())[:6] for line in lines[3:13]])
         assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
     assert tables[0] == tables[1]
-    scores = {(method, layer): [float(each) for each in numbers] for method, layer, *numbers in tables[0][:-1]}
+    scores = {(method, layer): [float(each) for each in numbers] for method, layer, _, *numbers in tables[0][:-1]}
     chance = float(tables[0][-1][2])
     assert .02 < chance < .3
     assert {method for method, _ in scores} == {
