@@ -72,8 +72,11 @@ def explain(images, methods, compare, model, weights, size, mean, std, classes, 
     hold(out)
 
     from ..data.classifiers import last_layer
+    from ..data.images import require_file
     from .explanations import Explanations, explain_images
 
+    for path in images:
+        require_file(path)
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, classes).to(device, dtype)
     if LAST in {own for _, own in chosen}:
@@ -137,9 +140,11 @@ def gallery(images, model, weights, size, mean, std, classes, target, against, a
 
     from ..attribution import require_scores
     from ..data.categories import find_class
-    from ..data.images import read_image
+    from ..data.images import read_image, require_file
     from ..figures import concept_gallery, save
 
+    for path in images:
+        require_file(path)
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, classes).to(device, dtype)
     inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
