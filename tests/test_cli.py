@@ -345,6 +345,8 @@ def test_maps_are_never_written_over_inputs(tmp_path, drawings):
     (('demo', '--images', 10, '--out', 'out'), '.out.lock'),
     (('evaluate', 'drawings', '--model', 'demo', '--method', 'gradient', '--out', 'out'), '.out.lock'),
     (('attribute', 'images', '--model', 'demo', '--method', 'gradient', '--out', 'out.h5'), 'out.h5.parts/lock'),
+    (('analyze', 'in.png', '--out', 'out.h5'), '.out.h5.lock'),
+    (('project', 'in.png', 'in.png', '--out', 'out.yaml'), '.out.yaml.lock'),
 ], ids=lambda each: each[0] if isinstance(each, tuple) else '')
 def test_the_second_of_two_runs_says_that_the_first_holds_the_output(tmp_path, drawings, monkeypatch, command, lock):
     monkeypatch.chdir(tmp_path)

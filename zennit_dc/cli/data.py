@@ -8,7 +8,7 @@ import click
 
 from ..methods import METHODS
 from .options import (
-    Name, Numbers, against_of, against_option, classes_option, classifier_of, compute_options, method_options,
+    Name, Numbers, against_of, against_option, classes_option, classifier_of, compute_options, hold, method_options,
     model_option, model_options, option, parameters_of, require_compute, require_output, require_used,
 )
 
@@ -111,6 +111,7 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
     zennit-dc analyze attribution.h5 --clusters 4,8,16 --by prediction
     '''
     require_output(out, [attribution])
+    hold(out)
 
     from ..virelay import analyze as analyze_all
 
@@ -138,6 +139,7 @@ def project(attribution, analyses, out, name, data, labels):
     python -m virelay project.yaml
     '''
     require_output(out, [attribution, *analyses, data, labels])
+    hold(out)
 
     from ..virelay import project as write_project
 

@@ -23,8 +23,8 @@ CHOSEN = [  # the methods that are known, as they are known, then those of the s
 ]
 ROWS = (0, 3, 4, 7, 8)
 HEADING = (
-    'red speaks for the class, blue against it; maps by SplitGrad, SplitCAM and SplitLRP are of the class rather than the'
-    ' other likely ones'
+    'red speaks for the class, blue against it; maps by SplitGrad, SplitCAM and SplitLRP are of the class rather than'
+    ' the other likely ones'
 )
 
 
@@ -101,8 +101,8 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     table.append(('chance', '', '', chance, chance, chance, ''))
     return '\n'.join([
         f'{count} drawings of {len(CLASSES)} classes, {right:.1%} of them classified correctly; explained is the'
-        ' drawn class, by itself (none) or rather than the other likely ones', '', *format_table(table), '', f'The figure is {out / "demo.png"}, the drawings are in'
-        f' {out / "images"}.'
+        ' drawn class, by itself (none) or rather than the other likely ones', '', *format_table(table), '',
+        f'The figure is {out / "demo.png"}, the drawings are in {out / "images"}.'
     ])
 
 
@@ -125,5 +125,6 @@ def format_table(rows):
     cells = [header, *([f'{cell:.3f}' if isinstance(cell, float) else cell for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     return [
-        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<<<>>>>', widths)).rstrip() for row in cells
+        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<<<>>>>', widths)).rstrip()
+        for row in cells
     ]
