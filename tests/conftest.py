@@ -16,7 +16,7 @@ from helpers import random_image  # noqa: E402
 from literal import Network  # noqa: E402
 
 from zennit_dc.demo import draw_batch  # noqa: E402
-from zennit_dc.cli.demo import save_drawings  # noqa: E402
+from zennit_dc.cli.report import save_drawings  # noqa: E402
 
 torch.set_num_threads(1)
 

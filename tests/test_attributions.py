@@ -18,7 +18,7 @@ from zennit.attribution import Gradient
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import CLASSES, draw_batch
-from zennit_dc.cli.demo import save_drawings
+from zennit_dc.cli.report import save_drawings
 from zennit_dc.data.images import ImageArray, ImageFolder, label_map
 from zennit_dc.data.classifiers import Classifier, IMAGENET_PREPROCESSING, load_classifier
 from zennit_dc.virelay import attribute
@@ -157,6 +157,9 @@ def test_no_space_on_disk_loses_no_finished_part(dataset, attributed, tmp_path):
     (['flat', '--target', 'label'], 'has no label'),
     (['flat', '--target', 'dog'], 'dog'),
     (['flat', '--target', '10'], 'no class 10'),
+    (['flat', '--target', '9' * 30], 'no class 999'),
+    (['https://example.org/images'], 'https://example.org/images is a URL'),
+    (['flat', '--label-map', 'short.json', '--out', 'short.json'], 'overwrite the input'),
     (['flat', '--label-regex', '('], 'regular expression'),
     (['flat', '--label-regex', '\\d'], 'no group'),
     (['flat', '--label-regex', '(x)'], 'finds no label'),

@@ -398,13 +398,30 @@ def test_model_may_overwrite_its_input(name, network, images):
 
 
 @needs_captum
-@pytest.mark.parametrize('relevance', [
-    None, lambda output: output, torch.ones_like, torch.zeros_like, lambda output: 2. * class_relevance(1)(output),
-    lambda output: torch.ones_like(output[:, 0]), lambda output: output.new_tensor([1., 1., -1., 0.]).expand_as(output),
-])
-def test_relevance_of_more_than_one_class_is_refused(relevance, network, images):
-    with pytest.raises(ValueError, match='one class'):
-        make('saliency', network)(images, relevance)
+@pytest.mark.parametrize('name', ['input-x-gradient', 'integrated-gradients', 'gradient-shap', 'deeplift', 'occlusion',
+                                  'feature-ablation', 'gradcam'])
+def test_relevance_of_several_classes_is_a_sum_of_maps(name, network, images):
+    chosen, weights = make(name, network), (1., -.5, 0., -.5)
+    relevance = images.new_tensor(weights).expand(len(images), -1)
+    alone = [weight * chosen(images, class_relevance(index))[1] for index, weight in enumerate(weights)]
+    # Captum sums up what squares do in float32
+    assert_close(chosen(images, relevance)[1], sum(alone), 1e-5 if name == 'occlusion' else 1e-10)
+
+
+@needs_captum
+def test_a_masked_class_does_not_matter(network, images):
+    class Masked(torch.nn.Module):
+        def forward(self, input):
+            return network(input) + input.new_tensor([0., 0., -torch.inf, 0.])
+
+    assert_close(make('saliency', Masked())(images, class_relevance(1))[1],
+                 make('saliency', network)(images, class_relevance(1))[1])
+
+
+@needs_captum
+def test_relevance_of_another_shape_is_refused(network, images):
+    with pytest.raises(ValueError, match='must have the output\'s shape'):
+        make('saliency', network)(images, lambda output: torch.ones_like(output[:, 0]))
 
 
 @needs_captum
@@ -530,4 +547,4 @@ def test_isolated_casts_and_copies(network, images):
     model = Isolated(network.float(), torch.float32)
     assert torch.equal(model(images), network(images.float()))
     with pytest.raises(ValueError, match='overwrites'):
-        Isolated(network, torch.float32, network(images.float()) + 1.)(images)
+        Isolated(network, torch.float32, expected=network(images.float()) + 1.)(images)

@@ -1,4 +1,5 @@
 '''The command line.'''
+import os
 import re
 import resource
 import subprocess
@@ -11,15 +12,17 @@ import pytest
 import torch
 import torchvision
 from commands import require_error, require_success, run, run_process
+from helpers import assert_close
 from PIL import Image
 from zennit.attribution import Gradient
 
-from zennit_dc import SplitCAM
+from zennit_dc import Balanced, SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import class_relevance
-from zennit_dc.cli.maps import distinct
+from zennit_dc.cli.explanations import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
-from zennit_dc.figures import color, concept_gallery
+from zennit_dc.figures import color, concept_gallery, save
 from zennit_dc.data.classifiers import layers, load_classifier
+from zennit_dc.data.parts import held
 
 PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
 
@@ -44,28 +47,80 @@ def fixture_weights(tmp_path_factory):
 def test_explain(tmp_path, drawings):
     figure = tmp_path / 'figures' / 'figure.png'
     require_success(run_process(
-        'explain', *drawings, '--model', 'demo', '--layer', 'residual', '--alpha', .45, '--compare', '--out', figure
+        'explain', *drawings, '--model', 'demo', '--layer', 'residual', '--alpha', .45, '--compare',
+        '--against', 'none', '--save-arrays', '--out', figure
     ))
     assert Image.open(figure).size[0] > 1000
     folder = figure.with_name('figure_maps')
     methods = ['Gradient', 'LRP-gamma', 'LayerCAM', 'SplitCAM', 'SplitGrad', 'SplitLRP']
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f'{index}_{method}.png' for index in range(3) for method in methods
-    ]
+    overlays = [f'{method}_overlay' for method in ('LayerCAM', 'SplitCAM', 'SplitLRP')]
+    assert {path.name for path in folder.iterdir()} == {
+        *(f'{index}_{each}.png' for index in range(3) for each in (*methods, *overlays)),
+        *(f'{index}_{method}.npy' for index in range(3) for method in methods)
+    }
     classifier = load_classifier('demo')
     input = classifier.preprocessing(Image.open(drawings[1]))[None]
     attribution = Gradient(classifier.model, SplitCAM('residual', .45))(input, class_relevance())[1]
     expected = np.array(color(attribution[0].sum(0)).convert('RGB'), int)
     # the order of sums may differ, which is up to one step of 255
     assert np.abs(np.array(Image.open(folder / '1_SplitCAM.png').convert('RGB'), int) - expected).max() <= 2
+    array = torch.from_numpy(np.load(folder / '1_SplitCAM.npy', allow_pickle=False))
+    assert array.dtype == torch.float32
+    assert_close(array, attribution[0].sum(0).detach(), 1e-5)
+
+
+def test_explain_with_nothing_but_a_photograph(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run('explain', drawings[0], '--model', 'demo')
+    require_success(result)
+    assert result.stdout.splitlines()[0].startswith('maps at layer residual, the last one with height and width')
+    assert {path.name for path in (tmp_path / 'explanation_maps').iterdir()} == {
+        f'0_{each}.png' for each in ('SplitGrad', 'SplitCAM', 'SplitCAM_overlay', 'SplitLRP', 'SplitLRP_overlay')
+    }
+    assert Image.open('explanation.png').size[0] > 800
+
+
+def test_explain_several_classes_against_others(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'names.txt').write_text('\n'.join(f'the {index}th' for index in range(10)))
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--save-arrays', '--classes',
+               'names.txt')
+    classifier = load_classifier('demo')
+    input = classifier.preprocessing(Image.open(drawings[0]))[None]
+    *likeliest, third, fourth, fifth, sixth = classifier.model(input)[0].topk(6).indices.tolist()
+    require_success(run(*options, '--target', f'The_{third}th', '--target', fourth, '--top', 2, '--against',
+                        f'the {fifth}th', '--against', sixth))
+    for target in (third, fourth, *likeliest):
+        relevance = contrast(target, [fifth, sixth])
+        expected = Gradient(classifier.model, SplitGrad())(input, relevance)[1][0].sum(0).detach()
+        assert_close(torch.from_numpy(np.load(f'explanation_maps/0_{target}_SplitGrad.npy')), expected, 1e-4)
+    require_success(run(*options, '--out', 'likely.png'))
+    expected = Gradient(classifier.model, SplitGrad())(input, contrast(None, 'likely'))[1][0].sum(0).detach()
+    assert_close(torch.from_numpy(np.load('likely_maps/0_SplitGrad.npy')), expected, 1e-4)
+
+
+def test_a_map_that_is_not_about_the_class_is_reported(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--against', 'none')
+    result = run(*options, '--alpha', 0)
+    require_success(result)
+    line, = result.stderr.splitlines()
+    assert re.match(r"SplitGrad at the input says the same of '.+' as of '.+' \(cosine (1\.00|0\.9\d)\): ", line)
+    assert '--against' in line and '--alpha balanced' in line
+    result = run(*options)
+    require_success(result)
+    assert not result.stderr
 
 
 def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weights, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    other = tmp_path / 'other' / 'coffee.jpg'
+    other.parent.mkdir()
+    other.write_bytes(PHOTOGRAPH.read_bytes())
     require_success(run(
-        'explain', PHOTOGRAPH, PHOTOGRAPH, '--weights', weights, '--method', 'splitcam@features.9', '--method',
+        'explain', PHOTOGRAPH, other, '--weights', weights, '--method', 'splitcam@features.9', '--method',
         'splitcam@features.12', '--method', 'splitlrp@input', '--stream', '+g', '--stream', 'positive', '--target', 967,
-        '--recentering', 'shifting', '--dtype', 'float64', '--out', 'figure.pdf'
+        '--recentering', 'shifting', '--dtype', 'float64', '--no-overlay', '--out', 'figure.pdf'
     ))
     assert (tmp_path / 'figure.pdf').read_bytes().startswith(b'%PDF')
     assert sorted(path.name for path in (tmp_path / 'figure_maps').iterdir()) == [
@@ -83,7 +138,7 @@ def test_concept_gallery(tmp_path, drawings):
     require_success(run_process(*options, '--target', 3, '--out', 'concepts.png', cwd=tmp_path))
     classifier = load_classifier('demo')
     inputs = torch.stack([classifier.preprocessing(Image.open(drawing)) for drawing in drawings])
-    concept_gallery(classifier, inputs, 3).savefig(tmp_path / 'expected.png', dpi=110)
+    save(concept_gallery(classifier, inputs, 3, Balanced(), 'none'), tmp_path / 'expected.png')
     pictures = [np.array(Image.open(tmp_path / name).convert('RGB'), int) for name in ('concepts.png', 'expected.png')]
     # the order of sums may differ, which is up to one step of 255, and two after resizing
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
@@ -182,7 +237,15 @@ def test_help_and_version():
     (['0.png', '--layer', 'features.99'], 'features.99'),
     (['0.png', '--layer', 'classifier'], 'classifier'),
     (['0.png', '--method', 'perceptron'], 'perceptron'),
-    (['0.png', '--method', 'splitcam'], 'SplitCAM needs a layer'),
+    (['0.png', '0.png'], 'IMAGE 0.png was given twice'),
+    (['0.png', '--target', '1', '--target', 'striped_ring', '--target', '1'], '--target 1 was given twice'),
+    (['0.png', '--method', 'splitcam', '--method', 'splitcam'], '--method splitcam was given twice'),
+    (['0.png', '--target', 'striped dsk'], 'did you mean'),
+    (['0.png', '--target', 'xyz'], 'there is no class named \'xyz\''),
+    (['0.png', '--top', '11'], 'the model has 10 classes'),
+    (['0.png', '--against', 'others', '--against', 'likely'], 'no class named \'others\''),
+    (['0.png', '--target', '1', '--against', '1'], 'against itself'),
+    (['0.png', '--classes', 'missing.txt'], 'missing.txt cannot be read'),
     (['0.png', '--method', 'gradient@residual'], 'Gradient is computed at the input'),
     (['0.png', '--method', 'gradient', '--alpha', '0.3'], 'Gradient has no --alpha'),
     (['0.png', '--method', 'gradient', '--layer', 'residual'], 'Gradient has no --layer'),
@@ -193,6 +256,10 @@ def test_help_and_version():
     (['0.png', '--method', 'splitgrad', '--alpha', 'balanced:x'], 'neither a number nor balanced:KAPPA'),
     (['0.png', '--method', 'splitgrad', '--target', '10'], 'no class 10'),
     (['0.png', '--method', 'splitgrad', '--target', '-1'], 'no class -1'),
+    (['0.png', '--method', 'splitgrad', '--target', '9' * 30], 'no class 999'),
+    (['0.png', '--method', 'splitcan'], 'did you mean \'splitcam\''),
+    (['0.png', '--layer', 'residul'], 'did you mean \'residual\''),
+    (['https://example.org/0.png'], 'https://example.org/0.png is a URL: download it first'),
     (['0.png', '--device', 'abacus'], 'abacus'),
     (['0.png', '--dtype', 'int8'], 'int8'),
     (['0.png', '--out', 'figure.txt'], 'figure.txt'),
@@ -240,8 +307,83 @@ def test_explain_without_space_on_disk(tmp_path, drawings):
         result = run(
             'explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--out', tmp_path / 'figure.png'
         )
-    require_error(result, 'too large')
+    require_error(result, 'too large', f'{tmp_path}/figure')
     assert not (tmp_path / 'figure.png').exists()
+
+
+@pytest.mark.parametrize('command', [
+    ('explain', '--method', 'gradient'), ('concept-gallery', '--target', 1)
+], ids=lambda command: command[0])
+@pytest.mark.parametrize('out, message', [
+    ('in.png', 'overwrite the input'), ('sub/../in.png', 'overwrite the input'), ('link.png', 'overwrite the input'),
+    ('hard.png', 'overwrite the input'), ('sub/folder.png', 'is a folder'), ('in.png/out.png', 'is no folder'),
+])
+def test_inputs_and_folders_are_never_overwritten(tmp_path, drawings, monkeypatch, command, out, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'sub' / 'folder.png').mkdir(parents=True)
+    (tmp_path / 'in.png').write_bytes(drawings[0].read_bytes())
+    (tmp_path / 'link.png').symlink_to('in.png')
+    os.link('in.png', 'hard.png')
+    before = sorted(tmp_path.rglob('*'))
+    require_error(run(*command, 'in.png', '--model', 'demo', '--out', out), message)
+    assert (tmp_path / 'in.png').read_bytes() == drawings[0].read_bytes() and sorted(tmp_path.rglob('*')) == before
+
+
+def test_maps_are_never_written_over_inputs(tmp_path, drawings):
+    folder = tmp_path / 'out_maps'
+    folder.mkdir()
+    for name in ('a.png', 'a_Gradient.png'):
+        (folder / name).write_bytes(drawings[0].read_bytes())
+    require_error(run(
+        'explain', *sorted(folder.iterdir()), '--model', 'demo', '--method', 'gradient', '--out', tmp_path / 'out.png'
+    ), 'overwrite the input')
+
+
+@pytest.mark.parametrize('command, lock', [
+    (('explain', 'in.png', '--model', 'demo', '--method', 'gradient', '--out', 'out.png'), '.out.png.lock'),
+    (('concept-gallery', 'in.png', '--model', 'demo', '--target', 1, '--out', 'out.png'), '.out.png.lock'),
+    (('demo', '--images', 10, '--out', 'out'), '.out.lock'),
+    (('evaluate', 'drawings', '--model', 'demo', '--method', 'gradient', '--out', 'out'), '.out.lock'),
+    (('attribute', 'images', '--model', 'demo', '--method', 'gradient', '--out', 'out.h5'), 'out.h5.parts/lock'),
+    (('analyze', 'in.png', '--out', 'out.h5'), '.out.h5.lock'),
+    (('project', 'in.png', 'in.png', '--out', 'out.yaml'), '.out.yaml.lock'),
+], ids=lambda each: each[0] if isinstance(each, tuple) else '')
+def test_the_second_of_two_runs_says_that_the_first_holds_the_output(tmp_path, drawings, monkeypatch, command, lock):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / 'in.png', tmp_path / 'images' / 'in.png'):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(drawings[0].read_bytes())
+    out = command[command.index('--out') + 1]
+    with held(out, lock):
+        require_error(run(*command), f'another run (process {os.getpid()}) writes to {out}')
+    assert not (tmp_path / lock).exists() and not (tmp_path / out).exists()
+
+
+def test_a_killed_run_holds_nothing(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = 'from zennit_dc.data.parts import held; import os, signal\nwith held("out.png"): os.kill(os.getpid(), 9)'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == -9
+    assert (tmp_path / '.out.png.lock').exists()
+    require_success(run('explain', drawings[0], '--model', 'demo', '--method', 'gradient', '--out', 'out.png'))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out.png', 'out_maps']
+
+
+def test_an_output_that_cannot_be_written_is_named():
+    require_error(run('demo', '--out', '/proc/x'), '/proc/x cannot be written: No such file or directory')
+
+
+def test_many_runs_hold_an_output_one_at_a_time(tmp_path):
+    code = (
+        'import sys, time; from zennit_dc.data.parts import held\n'
+        'for _ in range(300):\n'
+        '    try:\n'
+        f'        with held({str(tmp_path / "out")!r}), open({str(tmp_path / "own")!r}, "x"):\n'
+        f'            import os; os.unlink({str(tmp_path / "own")!r})\n'
+        '    except ValueError: pass'
+    )
+    processes = [subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate()[1] for process in processes] == [''] * 3
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow(10)
@@ -252,10 +394,10 @@ def test_demo(tmp_path):
         require_success(result)
         lines = result.stdout.splitlines()
         assert '30 drawings of 10 classes' in lines[0]
-        tables.append([re.split(r'\s{2,}', line.rstrip())[:5] for line in lines[3:13]])
+        tables.append([re.split(r'\s{2,}', line.rstrip())[:6] for line in lines[3:13]])
         assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
     assert tables[0] == tables[1]
-    scores = {(method, layer): [float(each) for each in numbers] for method, layer, *numbers in tables[0][:-1]}
+    scores = {(method, layer): [float(each) for each in numbers] for method, layer, _, *numbers in tables[0][:-1]}
     chance = float(tables[0][-1][2])
     assert .02 < chance < .3
     assert {method for method, _ in scores} == {

@@ -4,26 +4,30 @@ import random
 import signal
 import subprocess
 import time
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from commands import command, require_error, require_success, run, run_process
 from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM
-from zennit_dc.attribution import LayerCAM, class_relevance
+from zennit_dc.attribution import LayerCAM, class_agreement, class_relevance, relevance_of
 from zennit_dc.evaluation.data import Drawings
 from zennit_dc.data.classifiers import load_classifier
 
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
-from zennit_dc.evaluation.metrics import METRICS, pixel_flipping, pointing_game  # noqa: E402
+from zennit_dc.evaluation.metrics import pixel_flipping, pointing_game  # noqa: E402
 from zennit_dc.evaluation.figures import layer_figure  # noqa: E402
 from zennit_dc.evaluation.mosaics import Mosaics  # noqa: E402
 from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
 from zennit_dc.evaluation.runs import evaluate, finished  # noqa: E402
 from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid  # noqa: E402
-from zennit_dc.evaluation.tables import latex, markdown, results_table  # noqa: E402
+from zennit_dc.evaluation.localisation import attribution_localisation  # noqa: E402
+from zennit_dc.evaluation.tables import latex, markdown, results_table, standard_errors  # noqa: E402
+from zennit_dc.methods import attributor  # noqa: E402
 
 OPTIONS = (
     'evaluate', 'drawings', '--model', 'demo', '--images', '12', '--method', 'splitcam', '--method', 'layercam',
@@ -204,10 +208,10 @@ def test_failures_are_named_and_leave_the_others(tmp_path, capsys, monkeypatch):
     explain = runs.explain_by
 
     def failing(error):
-        def explain_or_fail(attributor, device, dtype, inputs, targets):
+        def explain_or_fail(attributor, device, dtype, against, inputs, targets):
             if int(targets[0]) == 1 and type(attributor) is Gradient:
                 raise error('of a wrong number')
-            return explain(attributor, device, dtype, inputs, targets)
+            return explain(attributor, device, dtype, against, inputs, targets)
         return explain_or_fail
 
     monkeypatch.setattr(runs, 'explain_by', failing(FloatingPointError))
@@ -240,16 +244,15 @@ def test_layer_figure():
         ('a', setting.title, setting.name, metric, float(number))
         for number, setting in enumerate(settings) for metric in ('pointing_game', 'selectivity')
     ], columns=['image', 'method', 'setting', 'metric', 'score'])
-    figure = layer_figure(scores, settings, [settings[0], settings[3], settings[-1]])
+    figure = layer_figure(scores, settings, [settings[0], settings[3], settings[-1]], ['zero', 'two', 'one'])
     first, second = figure.axes
-    assert [each.get_text() for each in first.get_xticklabels()] == ['input', 'one', 'two']
-    assert [line.get_xdata().tolist() for line in first.get_lines()] == [[1, 2], [0, 1, 2]]
-    assert first.get_lines()[1].get_ydata().tolist() == [.5, 0., 1.]
+    assert [each.get_text() for each in first.get_xticklabels()] == ['input', 'two', 'one']
+    lines = [bar.lines[0] for bar in first.containers]
+    assert [line.get_xdata().tolist() for line in lines] == [[1, 2], [0, 1, 2]]
+    assert [line.get_ydata().tolist() for line in lines] == [[1., 0.], [5., 7., 3.]]
     assert second.get_title() == 'Point. ↑'
-    assert [each.get_text() for each in figure.legends[0].get_texts()] == [
-        'LayerCAM:  0.00 – 1.00,  0.00 – 1.00', 'SplitGrad alpha 0.5:  3.00 – 7.00,  3.00 – 7.00'
-    ]
-    assert layer_figure(scores, settings, [settings[-1]]) is None
+    assert [each.get_text() for each in figure.legends[0].get_texts()] == ['LayerCAM', 'SplitGrad alpha 0.5']
+    assert layer_figure(scores, settings, [settings[-1]], []) is None
 
 
 def test_options_in_a_file(tmp_path, monkeypatch):
@@ -270,7 +273,9 @@ def test_options_in_a_file(tmp_path, monkeypatch):
 
 
 def test_tables(whole):
-    rows = [line.split(' | ') for line in (whole / 'table.md').read_text().strip('|\n').split('\n')]
+    text, _, note = (whole / 'table.md').read_text().rpartition('\n\n')
+    assert '*: the best of its column' in note
+    rows = [line.split(' | ') for line in text.strip('|\n').split('\n')]
     assert len(rows) >= 2 + 3 and all(len(row) == len(rows[0]) for row in rows if len(row) > 1)
     text = (whole / 'table.tex').read_text()
     assert text.count(r'\\') == len(rows) - 1 and r'\toprule' in text
@@ -285,12 +290,55 @@ def test_the_best_score_has_a_star():
         for metric, value in zip(('pointing_game', 'selectivity'), values)
     ], columns=['image', 'method', 'setting', 'metric', 'score'])
     header, one, two = results_table(scores)
-    assert header == ['method', 'setting', f'{METRICS["selectivity"].title} ↓', f'{METRICS["pointing_game"].title} ↑']
+    assert header == ['method', 'setting', 'Select. ↓ (n = 1)', 'Point. ↑ (n = 1)']
     assert one == ['CAM', 'one', '1.000*', '1.000'] and two == ['CAM', 'two', '2.000', '2.000*']
     header, *rows = results_table(pd.concat([scores, scores.assign(method='Binary Mask')]))
     assert [row[-1] for row in rows] == ['1.000', '2.000*', '1.000', '2.000']
     more = pd.concat([scores, scores[scores['metric'] == 'selectivity'].assign(image='b')])
-    assert results_table(more)[0][2:] == ['Select. ↓ (2 images)', 'Point. ↑ (1 images)']
+    assert results_table(more)[0][2:] == ['Select. ↓ (n = 2)', 'Point. ↑ (n = 1)']
+
+
+def test_standard_errors_are_those_of_the_mean():
+    pd = pytest.importorskip('pandas')
+    values = np.random.default_rng(1).normal(size=50)
+    scores = pd.DataFrame(
+        [(str(index), 'CAM', 'one', 'pointing_game', value) for index, value in enumerate(values)],
+        columns=['image', 'method', 'setting', 'metric', 'score']
+    )
+    error = standard_errors(scores).loc[('CAM', 'one'), 'pointing_game']
+    # 1,000 samples have the standard error up to some 2 %
+    assert abs(error / (values.std() / 50 ** .5) - 1.) < .1
+    assert results_table(scores)[1][-1] == f'{values.mean():.3f} ± {error:.3f}*'
+
+
+def test_against_is_a_dimension_of_settings():
+    settings = grid(['splitgrad', 'random'], [False], alpha=[.4], against=['none', 'others', 'likely'])
+    assert [(each.title, each.name, each.against) for each in settings] == [
+        *(('SplitGrad', f'alpha 0.4, against {each}', each) for each in ('none', 'others', 'likely')),
+        ('Random Baseline', '', 'none')
+    ]
+    assert all('against' not in each.arguments for each in settings)
+    assert [each.against for each in ablation(settings[:1], 'against')] == ['none', 'others', 'likely']
+
+
+def test_scores_of_contrasts(tmp_path):
+    classifier = load_classifier('demo')
+    images = Drawings(classifier, 4, 0)
+    settings = grid(['splitgrad', 'saliency'], [False], against=['none', 'others', 'likely'])
+    scores = evaluate(classifier, images, [1, 2], settings, ['attribution_localisation', 'class_agreement'], tmp_path,
+                      progress=False).set_index(['image', 'method', 'setting', 'metric'])['score']
+    for index in (1, 2):
+        sample = images.sample(index)
+        for setting in settings:
+            relevance = relevance_of(sample.label, setting.against)
+            chosen = attributor(setting.method, classifier)
+            map = chosen(sample.input[None], relevance)[1].detach().sum(1)
+            own = scores.sort_index().loc[images.names[index], setting.title, setting.name]
+            expected = attribution_localisation(map, sample.mask[None], positive=True).item()
+            assert own['attribution_localisation'] == pytest.approx(expected, rel=1e-4)
+            entering = partial(relevance_of, against=setting.against)
+            expected = class_agreement(chosen, sample.input[None], sample.label, relevance=entering).item()
+            assert own['class_agreement'] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize('arguments, message', [

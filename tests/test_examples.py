@@ -46,6 +46,8 @@ def test_explain_photo(tmp_path, weights):
     for path in maps:
         image = Image.open(path).convert('RGB')
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
+    helped = run_process('explain_photo.py', '--help', cwd=tmp_path)
+    assert helped.returncode == 0 and 'photograph' in helped.stdout and maps == sorted(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')
@@ -74,9 +76,11 @@ def snippets():
 
 def test_use_in_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    use, *_ = snippets()
+    (tmp_path / 'examples').symlink_to(EXAMPLES)
+    state = torchvision.models.vgg16(weights=None).state_dict()
+    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', lambda *args, **kwargs: state)
     names = {}
-    exec(use.replace("weights='DEFAULT'", 'weights=None'), names)
+    exec(snippets()[0], names)
     assert names['composite'].saliency.shape == (1, 14, 14)
     assert Image.open('map.png').size == (224, 224)
 

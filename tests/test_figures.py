@@ -6,7 +6,7 @@ from helpers import explain
 
 from zennit_dc import SplitGrad
 from zennit_dc.demo import demo_network, demo_preprocessing
-from zennit_dc.figures import color, concept_gallery, stream_overlay
+from zennit_dc.figures import blend, color, concept_gallery, side_by_side, stream_overlay
 from zennit_dc.data.classifiers import Classifier
 
 
@@ -24,15 +24,42 @@ def test_concept_gallery():
     inputs = torch.randn(2, 3, 64, 64)
     figure = concept_gallery(classifier, inputs, 3)
     axes = figure.get_axes()
-    assert len(axes) == 6 and figure.get_suptitle() == 'Prototypes of name 3, α = 0.25'
+    assert len(axes) == 6 and figure.get_suptitle() == 'Prototypes of name 3, α = Balanced(kappa=0.1)'
     assert [axis.get_title() for axis in axes[1:3]] == ['gradient of g', 'gradient of h']
     for row, input in enumerate(inputs):
         np.testing.assert_allclose(axes[3 * row].get_images()[0].get_array(), classifier.pixels(input))
         for column, stream in ((1, 'g'), (2, 'h')):
-            map = explain(SplitGrad(.25, stream), classifier.model, inputs, 3)[row].sum(0)
+            map = explain(SplitGrad(stream=stream), classifier.model, inputs, 3)[row].sum(0)
             shown = axes[3 * row + column].get_images()[0].get_array()
             assert np.array_equal(shown, np.asarray(color(map).convert('RGB')))
     figure.canvas.draw()
+
+
+def test_concept_gallery_says_what_is_not_about_the_class():
+    classifier = Classifier('demo', demo_network(), demo_preprocessing(), [f'name {index}' for index in range(10)])
+    inputs = torch.randn(2, 3, 64, 64)
+    assert 'not about this class' in concept_gallery(classifier, inputs, 3, alpha=0.).get_suptitle()
+    heading = concept_gallery(classifier, inputs, 3, against=[4, 5]).get_suptitle()
+    assert 'not about this class' not in heading
+
+
+def test_blend_shows_the_photograph_where_the_map_is_zero():
+    photo = torch.rand(4, 4, 3).numpy()
+    saliency = torch.zeros(4, 4)
+    gray = np.round(255. * photo.mean(2, keepdims=True)).repeat(3, 2)
+    assert np.abs(np.asarray(blend(photo, saliency), float) - gray).max() <= 1.
+    saliency[1, 2], saliency[3, 0] = 2., -2.
+    image = np.asarray(blend(photo, saliency, strength=1.))
+    assert image[1, 2].tolist() == [255, 0, 0] and image[3, 0].tolist() == [0, 0, 255]
+    assert np.abs(image[0].astype(float) - gray[0]).max() <= 1.
+
+
+def test_legends_say_what_the_ends_mean():
+    row = ('caption', np.zeros((4, 4, 3)), {'one': color(torch.eye(4)), 'two': color(-torch.eye(4))})
+    figure = side_by_side([row, row], legends={'two': ('against', 'for')})
+    figure.canvas.draw()
+    bars = [axis for axis in figure.get_axes() if axis.get_label() == '<colorbar>' and axis.get_visible()]
+    assert [[label.get_text() for label in bar.get_xticklabels()] for bar in bars] == [['against', '0', 'for']]
 
 
 def test_concept_gallery_names_what_is_wrong():

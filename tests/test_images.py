@@ -1,4 +1,6 @@
 '''Images as files, and their labels.'''
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -42,3 +44,36 @@ def test_labels_of_images(tmp_path):
     (tmp_path / '2').rename(tmp_path / 'crane')
     with pytest.raises(ValueError, match='several classes'):
         ImageFolder(tmp_path, entries)
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
+def test_transparent_images_lie_on_white(mode, tmp_path):
+    if mode == 'P':
+        image = Image.new('P', (4, 4), 0)
+        image.putpalette([0, 0, 0, 9, 9, 9])
+        image.paste(1, (0, 0, 2, 4))
+        image.save(tmp_path / 'x.png', transparency=1)
+    else:
+        image = Image.new('RGBA', (4, 4), (0, 0, 0, 255))
+        image.paste((0, 0, 0, 0), (0, 0, 2, 4))
+        image.convert(mode).save(tmp_path / 'x.png')
+    read = read_image(tmp_path / 'x.png')
+    assert read.getpixel((0, 0)) == (255, 255, 255) and read.getpixel((3, 3)) == (0, 0, 0)
+
+
+def test_a_half_transparent_gray_is_lighter(tmp_path):
+    Image.new('LA', (2, 2), (100, 51)).save(tmp_path / 'x.png')
+    assert abs(read_image(tmp_path / 'x.png', 'L').getpixel((0, 0)) - (.2 * 100 + .8 * 255)) <= 1
+
+
+@pytest.mark.parametrize('times', [1.5, 3.])  # Pillow warns of the one, and refuses the other
+def test_huge_images_are_refused(times, tmp_path, monkeypatch):
+    Image.new('L', (1000, 1000)).save(tmp_path / 'x.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1e6 / times)
+    with pytest.raises(UnreadableImage, match='million pixels: make it smaller'):
+        read_image(tmp_path / 'x.png')
+
+
+def test_a_url_is_no_file():
+    with pytest.raises(ValueError, match='https://example.org/x.png is a URL: download it first'):
+        read_image(Path('https://example.org/x.png'))

@@ -8,9 +8,9 @@ import zennit_dc
 ROOT = Path(zennit_dc.__file__).parent
 # each may import those before it
 ORDER = [
-    'split', 'views', 'spatial', 'recentering', 'streams', 'rules', 'operations', 'passes', 'canonizers', 'composites',
-    'forms', 'attribution', 'methods', 'demo', 'data', 'networks', 'figures', 'virelay', 'evaluation', 'cli',
-    '__main__',
+    'lazy', 'wording', 'split', 'views', 'spatial', 'recentering', 'streams', 'rules', 'operations', 'forms', 'passes',
+    'canonizers', 'composites', 'attribution', 'methods', 'demo', 'data', 'networks', 'figures', 'virelay',
+    'evaluation', 'cli', '__main__',
 ]
 
 

@@ -1,16 +1,15 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from . import forms  # noqa: F401 (registers the split forms)
-from .canonizers import SplitCanonizer
-from .composites import SplitCAM, SplitGrad, SplitLRP
-from .forms.attention import DetachedAttention
-from .forms.smooth import SmoothReplacement
-from .recentering import Scaling, Shifting
-from .rules import Balanced
-from .split import SplitTensor, split_form
+from .lazy import lazily
 
 
 __all__ = [
     'Balanced', 'DetachedAttention', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer',
-    'SplitGrad', 'SplitLRP', 'SplitTensor', 'split_form',
+    'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement', 'contrast', 'split_form',
 ]
 __version__ = '0.1.0'
+__getattr__, __dir__ = lazily(globals(), {
+    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('SplitCanonizer',),
+    'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.attention': ('DetachedAttention',),
+    'forms.smooth': ('SmoothReplacement',), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
+    'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
+}, before=['forms'])  # which registers the split forms

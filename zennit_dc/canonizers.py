@@ -8,11 +8,13 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
+from . import forms  # noqa: F401 (registers the split forms)
 from .passes import MapPass
 from .recentering import Scaling
 from .rules import SplitRule
 from .split import MODULE_FORMS, NeedsSums, TrueGradient, describe, pass_of, require_choice
 from .streams import Difference
+from .wording import similar
 
 
 SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
@@ -99,7 +101,8 @@ class SplitCanonizer(Canonizer):
         if self.layer == '':
             raise ValueError('the layer must be a module inside of the model, not the model itself')
         if self.layer is not None and self.layer not in modules:
-            raise ValueError(f'there is no module named {self.layer!r}, but {", ".join(list(modules)[1:])}')
+            remedy = similar(self.layer, modules) or ': model.named_modules() has their names'
+            raise ValueError(f'there is no module named {self.layer!r}{remedy}')
         if self.validate is not None:
             self.validate(root_module)
         self.root = root_module

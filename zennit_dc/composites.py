@@ -34,7 +34,7 @@ class SplitComposite(LayerMapComposite):
     recentering : callable or None, optional
         The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
     layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
-        A mapping from module types to rules, which is prepended to the composite's own.
+        A mapping from module types to rules, which is prepended to that of the composite.
     canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
         Canonizers to be applied before the model is split. None is needed for batch norms: each is part of the affine
         layer that it follows, in the order of execution.
@@ -192,25 +192,24 @@ class SplitGrad(SensitivityComposite):
     '''The shifted sensitivity of a stream of the split network (section 4.1). At a layer, it is the mean over channels.
 
     The sensitivities of networks without products of activations do not depend on the re-centering (theorem 6), so that
-    the sum of the streams is not even computed. The sensitivities of products do depend on it: each factor's
-    sensitivity contains the other factor's streams.
+    the sum of the streams is not even computed; those of products do, as each factor's sensitivity is made of the other
+    factor's streams.
 
     Parameters
     ----------
     alpha : float, Balanced, mapping or callable, optional
         The shift :math:`\\alpha \\in [0, 0.5]` of the local sensitivities (equations 36 to 41), once at the input of
         each affine layer and once at the output: 0 for the true gradient of the split network, 0.5 for half of the
-        original gradient. Or :py:class:`~zennit_dc.Balanced`, which follows the gradients. Or a mapping from the names
-        of modules to these, or a callable of the name; the output, and affine operations outside of modules with
-        parameters, have the name ``''``.
-        Too small a value lets that part of the map take over which is the same for all classes, the sooner the deeper
-        the network above the layer is.
+        original gradient; the paper has 0.4. Too small a value lets that part of the map take over which is the same
+        for all classes, the sooner the deeper the network above the layer is. Or :py:class:`~zennit_dc.Balanced`, the
+        default, which follows the gradients. Or a mapping from the names of modules to these, or a callable of the
+        name; the output, and affine operations outside of modules with parameters, have the name ``''``.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
     layer, *args, **kwargs
         See :py:class:`SplitComposite`.
     '''
-    def __init__(self, alpha=0.4, stream='g', layer=None, *args, **kwargs):
+    def __init__(self, alpha=Balanced(), stream='g', layer=None, *args, **kwargs):
         super().__init__(Sensitivity, alpha, stream, layer, *args, **kwargs)
 
 
@@ -231,7 +230,7 @@ class SplitCAM(SensitivityComposite):
     *args, **kwargs
         See :py:class:`SplitComposite`, from ``pooling`` on.
     '''
-    def __init__(self, layer, alpha=0.4, stream='g', *args, **kwargs):
+    def __init__(self, layer, alpha=Balanced(), stream='g', *args, **kwargs):
         if layer is None:
             raise ValueError('SplitCAM needs the name of a layer')
         super().__init__(ActivatedSensitivity, alpha, stream, layer, *args, **kwargs)

@@ -1,15 +1,23 @@
 '''Maps and figures as images.'''
 import textwrap
 
+import numpy as np
 import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from zennit.attribution import Gradient
 from zennit.image import imgify
 
-from .attribution import class_relevance
+from .attribution import map_cosine, relevance_of, runner_up
 from .composites import SplitGrad
 from .data.parts import written
+from .rules import Balanced
+
+
+SAME = .95
+'''The cosine of two classes\' maps above which a map is not about the class.'''
 
 
 def color(saliency, cmap='bwr', largest=None):
@@ -41,6 +49,37 @@ def color(saliency, cmap='bwr', largest=None):
     return imgify(saliency.numpy(), vmin=-largest, vmax=largest, cmap=cmap)
 
 
+def blend(photo, saliency, cmap='bwr', strength=.9):
+    '''Lay a map over a photograph in gray: the larger its absolute value, the less of the photograph is seen.
+
+    Parameters
+    ----------
+    photo : :py:class:`numpy.ndarray`
+        RGB values in [0, 1] of shape (height, width, 3).
+    saliency : :py:class:`torch.Tensor`
+        The map of shape (height, width).
+    cmap : str, optional
+        Zennit's name of the color map.
+    strength : float, optional
+        The opacity of the largest absolute value, in [0, 1].
+
+    Returns
+    -------
+    :py:class:`PIL.Image.Image`
+        The image.
+
+    Raises
+    ------
+    FloatingPointError
+        If the map is not finite.
+    '''
+    colors = np.asarray(color(saliency, cmap).convert('RGB')) / 255.
+    size = saliency.detach().abs().cpu().double().numpy()
+    opacity = strength * (size / (size.max() or 1.))[..., None]
+    gray = np.asarray(photo).mean(2, keepdims=True)
+    return Image.fromarray(np.round(255. * (gray * (1. - opacity) + colors * opacity)).astype(np.uint8))
+
+
 def caption(classifier, output, target):
     '''Name the predicted class with its probability, and the explained one if it is another.
 
@@ -61,7 +100,7 @@ def caption(classifier, output, target):
     return '\n'.join(textwrap.fill(line, 24) for line in lines)
 
 
-def side_by_side(rows, heading=None):
+def side_by_side(rows, heading=None, legends=None, cmap='bwr'):
     '''A figure with one row for each image.
 
     Parameters
@@ -70,6 +109,10 @@ def side_by_side(rows, heading=None):
         For each row a caption, an image and the colored maps by their titles.
     heading : str, optional
         The figure's heading.
+    legends : dict[str, tuple[str, str]], optional
+        By the maps' titles, what the two ends of the color map mean, which a color bar below them then says.
+    cmap : str, optional
+        Zennit's name of the maps' color map.
 
     Returns
     -------
@@ -77,15 +120,33 @@ def side_by_side(rows, heading=None):
         The figure.
     '''
     columns = 1 + len(rows[0][2])
-    figure = Figure(figsize=(2.2 * columns, 2.5 * len(rows) + .4), layout='constrained')
-    figure.suptitle(heading)
+    height = 2.3 + .2 * max(text.count('\n') + 1 for text, *_ in rows)
+    figure = Figure(figsize=(2.2 * columns, height * len(rows) + (.8 if legends else .4)), layout='compressed')
+    figure.suptitle(heading, fontsize='medium', wrap=True)
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (text, photo, maps), row in zip(rows, axes, strict=True):
         for axis, title, image in zip(row, [text, *maps], [photo, *maps.values()], strict=True):
             axis.imshow(image.convert('RGB') if isinstance(image, Image.Image) else image)
             axis.set_title(title, fontsize='medium')
             axis.set(xticks=[], yticks=[])
+    if legends:
+        for column, title in enumerate([None, *rows[0][2]]):
+            explain_colors(figure, axes[:, column], legends.get(title), cmap)
     return figure
+
+
+def explain_colors(figure, axes, ends, cmap):
+    '''Add a color bar below axes that says what the ends of Zennit's color map mean, or leave its place free.'''
+    colors = np.asarray(imgify(np.linspace(-1., 1., 256)[None], vmin=-1., vmax=1., cmap=cmap).convert('RGB'))[0] / 255.
+    mappable = ScalarMappable(Normalize(-1., 1.), ListedColormap(colors))
+    bar = figure.colorbar(mappable, ax=axes, location='bottom', aspect=25, pad=.02, ticks=[-1., 0., 1.])
+    if ends is None:
+        bar.ax.set_visible(False)
+        return
+    low, high = ends
+    bar.ax.set_xticklabels([low, '0', high], fontsize='x-small')
+    bar.ax.get_xticklabels()[0].set_horizontalalignment('left')
+    bar.ax.get_xticklabels()[2].set_horizontalalignment('right')
 
 
 def stream_overlay(image, g, h, threshold=.2, decay=.1, largest=None):
@@ -142,9 +203,13 @@ def stream_overlay(image, g, h, threshold=.2, decay=.1, largest=None):
                         colors + blue * both / (red + blue).clamp(min=1e-12)], -1).clamp(0., 1.)
 
 
-def concept_gallery(classifier, inputs, target, alpha=.25):
+def concept_gallery(classifier, inputs, target, alpha=Balanced(), against=None):
     '''What a network has learned of a class (figure 5): the gradients of the streams g and h of the class's score at
     several images. They are vertices of the imaginative polytopes (appendix A.2), and so prototypes of the class.
+
+    With a number for alpha, as .25 in the paper, these gradients can be the same for all classes of a deep network:
+    they then show the image's outlines. The figure's heading says so where the gradient of g has a mean cosine above
+    .95 to the gradient for the likeliest other class.
 
     Parameters
     ----------
@@ -156,6 +221,8 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
         The class.
     alpha : float or :py:class:`~zennit_dc.Balanced`, optional
         The shift of :py:class:`~zennit_dc.SplitGrad`.
+    against : {'none', 'others', 'likely'}, int or sequence of int, optional
+        The classes to explain it against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
 
     Returns
     -------
@@ -176,19 +243,25 @@ def concept_gallery(classifier, inputs, target, alpha=.25):
         )
     gradients = {}
     for stream in ('g', 'h'):
-        with Gradient(classifier.model, SplitGrad(alpha, stream), class_relevance(target)) as attributor:
+        with Gradient(classifier.model, SplitGrad(alpha, stream), relevance_of(target, against)) as attributor:
             outputs, gradients[f'gradient of {stream}'] = attributor(inputs)
+    others = [runner_up(output, target, against) for output in outputs]
+    with Gradient(classifier.model, SplitGrad(alpha), relevance_of(others, against)) as attributor:
+        agreement = 0. if None in others else map_cosine(attributor(inputs)[1], gradients['gradient of g']).mean()
+    heading = f'Prototypes of {classifier.category(target)}, α = {alpha}'
+    if agreement > SAME:
+        heading += f'\nnearly the same for other classes (cosine {agreement:.2f}): not about this class'
     return side_by_side([
         (
             caption(classifier, output, target), classifier.pixels(input).numpy(),
             {title: color(gradient[index].sum(0)) for title, gradient in gradients.items()},
         )
         for index, (input, output) in enumerate(zip(inputs, outputs))
-    ], f'Prototypes of {classifier.category(target)}, α = {alpha}')
+    ], heading)
 
 
 def save(figure, path):
     '''Save a figure in the format by which the path ends.'''
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as temporary:
-        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110)
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110, bbox_inches='tight')

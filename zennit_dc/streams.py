@@ -61,9 +61,9 @@ class Sensitivity(Difference):
 
     def seed(self, gradient, sum_dtype, damping):
         '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
-        gradient is shifted.'''
+        gradient is shifted. A relevance :math:`t` explains :math:`\\sum_k t_k g_k`, in which it is linear.'''
         half = gradient / 2
-        return half if self.output == 'g' else -half, half.abs().to(sum_dtype) * damping
+        return half if self.output == 'g' else -half, half.to(sum_dtype) * damping
 
     def combine(self, gradient, sum_gradient):
         '''The local sensitivities.'''

@@ -36,3 +36,112 @@ def class_relevance(target=None):
             )
         return F.one_hot(classes.expand(len(output)), output.shape[1]).to(output)
     return relevance
+
+
+def contrast(target=None, against='others'):
+    '''The relevance at the output that explains why a class, rather than others.
+
+    It is one for the class, and minus the weights of the others, which sum to one. Softmax does not see what is added
+    to all logits alike, so that only differences of logits are about the class.
+
+    Parameters
+    ----------
+    target : int, :py:class:`torch.Tensor` or None, optional
+        The index of the class, or one for each sample, of shape (batch,). Default is the class with the largest output.
+    against : {'others', 'likely'}, int or sequence of int, optional
+        The other classes: all others alike, all others by their probabilities, or those with the given indices alike.
+
+    Returns
+    -------
+    callable
+        A function of the output of shape (batch, classes), as Zennit's attributors take it for ``attr_output``. It
+        raises a :py:exc:`ValueError` if there is no such class, or if a class is to be explained against itself.
+    '''
+    if isinstance(against, str) and against not in ('others', 'likely'):
+        raise ValueError(f'against must be \'others\', \'likely\' or indices of classes, not {against!r}')
+    own_of = class_relevance(target)
+
+    def relevance(output):
+        own = own_of(output)
+        if isinstance(against, str):
+            if output.shape[1] < 2:
+                raise ValueError('there is no other class to explain the only one against')
+            logits = output.detach() if against == 'likely' else torch.zeros_like(output)
+            return own - logits.masked_fill(own > 0, -torch.inf).softmax(1)
+        others = torch.stack([class_relevance(each)(output) for each in torch.as_tensor(against).flatten()]).mean(0)
+        if (own * others).any():
+            raise ValueError(f'a class cannot be explained against itself: {against}')
+        return own - others
+    return relevance
+
+
+def relevance_of(target=None, against=None):
+    '''What enters at the output for a class: :py:func:`class_relevance` if ``against`` is None or ``'none'``, and else
+    :py:func:`contrast`.'''
+    return class_relevance(target) if against is None or against == 'none' else contrast(target, against)
+
+
+def class_agreement(attributor, input, target=None, other=None, relevance=class_relevance):
+    '''How much the maps of two classes agree: their cosine. A map that says the same of both is not about the class.
+
+    Parameters
+    ----------
+    attributor : :py:class:`zennit.attribution.Attributor`
+        The method.
+    input : :py:class:`torch.Tensor`
+        The input of shape (batch, channels, ...).
+    target : int or :py:class:`torch.Tensor`, optional
+        The class, or one for each sample. Default is the likeliest one.
+    other : int or :py:class:`torch.Tensor`, optional
+        The other class, or one for each sample. Default is the likeliest one but for ``target``.
+    relevance : callable, optional
+        The function of a class that returns what enters at the output, :py:func:`class_relevance` or
+        :py:func:`contrast`.
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        The cosine of the two maps, which are summed over channels, of shape (batch,), in [-1, 1] and double precision;
+        not a number where one of the maps is zero.
+
+    Raises
+    ------
+    ValueError
+        If there is no such class, or if both are the same.
+    '''
+    maps, targets = [], []
+    for chosen in (target, other):
+        def entering(output, chosen=chosen):
+            own = class_relevance(chosen)(output)
+            if targets and chosen is None:
+                own = class_relevance()(output.detach().masked_fill(targets[0] > 0, -torch.inf)).to(output)
+            targets.append(own)
+            return relevance(own.argmax(1))(output)
+
+        maps.append(attributor(input, entering)[1].sum(1))
+    if (targets[0] * targets[1]).any():
+        raise ValueError('the agreement is of the maps of two different classes')
+    return map_cosine(*maps)
+
+
+def runner_up(output, target, against=None):
+    '''The likeliest class apart from a class and from those that it is explained against, or None if there is none.
+
+    Parameters
+    ----------
+    output : :py:class:`torch.Tensor`
+        The scores of one image, of shape (classes,).
+    target : int
+        The class.
+    against : {'none', 'others', 'likely'}, int or sequence of int, optional
+        The classes to explain it against.
+    '''
+    named = [] if against is None or isinstance(against, str) else torch.as_tensor(against).flatten().tolist()
+    left = [index for index in output.argsort(descending=True).tolist() if index not in (target, *named)]
+    return left[0] if left else None
+
+
+def map_cosine(first, second):
+    '''The cosine of two maps of each image, of shape (batch,), in double precision; not a number where one is zero.'''
+    first, second = first.detach().double().flatten(1), second.detach().double().flatten(1)
+    return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))

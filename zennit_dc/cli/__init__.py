@@ -14,6 +14,15 @@ from .maps import explain, gallery, layers
 
 class Commands(click.Group):
     '''A group of commands that end with one line when something is wrong.'''
+    def invoke(self, ctx):
+        '''Run a command. Ctrl-C ends it with one line.'''
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():  # which shows what was typed
+                click.echo(err=True)
+            fail('interrupted', 130)
+
     def main(self, *args, **kwargs):
         '''Run, and print the reason of an error in one line.'''
         try:
@@ -28,7 +37,9 @@ class Commands(click.Group):
         except ModuleNotFoundError as error:
             extra = 'evaluation' if error.name in ('captum', 'quantus', 'pandas') else 'virelay'
             fail(f'{error}: the command needs an extra, pip install "zennit-dc[{extra}]"')
-        except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        except OSError as error:  # without its number, unless it is all that there is
+            fail(f'{error.filename}: {error.strerror}' if error.filename else error.strerror or str(error))
+        except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
             fail(str(error) or type(error).__name__)
         except Exception as error:  # what a model of one's own may raise
             if os.environ.get('ZENNIT_DC_TRACEBACK'):

@@ -1,37 +1,39 @@
 '''Commands over whole data sets: attribute, analyze and project.'''
+import math
 import os
 import sys
 from pathlib import Path
 
 import click
 
-from ..data.classifiers import load_classifier
-from ..data.images import ImageArray, ImageFolder, class_folders, label_map, load_label_map
 from ..methods import METHODS
 from .options import (
-    DTYPES, Numbers, compute_options, method_options, model_option, model_options, option, parameters_of,
-    require_used,
+    Name, Numbers, against_of, against_option, classes_option, classifier_of, compute_options, hold, method_options,
+    model_option, model_options, option, parameters_of, require_compute, require_output, require_used,
 )
 
 
 file = click.Path(path_type=Path)
+ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attributions
 
 
 @click.command()
 @click.argument('source', type=file, metavar='FOLDER|FILE.npz')
 @option('--out', default='attribution.h5', type=file, help='The file of attributions.')
-@option('--method', default='splitcam', type=click.Choice(METHODS), help='The method.')
+@option('--method', default='splitcam', type=Name(METHODS), help='The method.')
 @model_option
 @model_options
 @method_options
-@option('--target', default='predicted', help='The class to explain: predicted, label, or an index.')
+@option('--target', default='predicted', help='The class to explain: predicted, label, or its index or name.')
+@against_option('none')
+@classes_option
 @option('--label-map', 'labels', type=file, help='A JSON file with the index, word_net_id and name of each class.')
 @option('--label-regex', help='Where the label is in an image\'s path: the first group of a regular expression.')
 @option('--batch-size', default=16, type=click.IntRange(1), help='The number of images in a batch.')
 @option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images.')
 @compute_options
-def attribute(source, out, method, model, weights, size, mean, std, layer, target, labels, label_regex, batch_size,
-              workers, device, dtype, seed, **given):
+def attribute(source, out, method, model, weights, size, mean, std, classes, layer, target, against, labels,
+              label_regex, batch_size, workers, device, dtype, seed, **given):
     '''Compute the attributions of a whole data set for ViRelAy.
 
     The images lie in folders named by class (its index, WordNet ID or name), or are the array x of a file of NumPy,
@@ -43,17 +45,25 @@ def attribute(source, out, method, model, weights, size, mean, std, layer, targe
     zennit-dc attribute photos --label-regex '^(\\d+)_' --layer features.12
     torchrun --nproc-per-node 4 -m zennit_dc attribute photos --device cuda --layer features.12
     '''
+    require_used([method], {'layer': layer, **given})
+    inputs = [source, labels, None if weights == 'DEFAULT' else weights, classes]
+    require_output(out, inputs, *(out.with_name(out.name.removesuffix('.h5') + end) for end in ENDINGS))
+
+    from ..data.categories import find_class
+    from ..data.images import load_label_map
     from ..virelay import attribute as attribute_all
 
-    require_used([method], {'layer': layer, **given})
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = classifier_of(model, weights, size, mean, std, classes)
+    count = math.inf if classifier.categories is None else len(classifier.categories)
     if target not in ('predicted', 'label'):
-        target = whole_number(target)
-    classifier = load_classifier(model, weights, size, mean, std)
+        target = find_class(target, count, classifier.categories)
+    against = against_of(against, count, classifier)
     entries = None if labels is None else load_label_map(labels)
     images = load_images(source, classifier, entries, label_regex)
     skipped = attribute_all(
-        classifier, images, out, method, target, entries, batch_size, device, DTYPES[dtype], seed, workers,
-        sys.stderr.isatty(), **parameters_of(method, layer, given)
+        classifier, images, out, method, target, entries, batch_size, device, dtype, seed, workers,
+        sys.stderr.isatty(), against, **parameters_of(method, layer, given)
     )
     if int(os.environ.get('RANK', 0)) > 0:
         return
@@ -62,16 +72,11 @@ def attribute(source, out, method, model, weights, size, mean, std, layer, targe
         click.echo(f'left out {name}: {reason}')
 
 
-def whole_number(target):
-    '''The index of a class.'''
-    try:
-        return int(target)
-    except ValueError:
-        raise click.UsageError(f'--target is predicted, label or the index of a class, not {target!r}') from None
-
-
 def load_images(source, classifier, entries, label_regex):
     '''The images of a folder or file.'''
+    from ..data.images import ImageArray, ImageFolder, class_folders, label_map, require_local
+
+    require_local(source)
     if source.suffix == '.npz':
         if label_regex is not None:
             raise click.UsageError('--label-regex is for folders')
@@ -105,6 +110,9 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
     zennit-dc analyze attribution.h5 --out analysis.h5
     zennit-dc analyze attribution.h5 --clusters 4,8,16 --by prediction
     '''
+    require_output(out, [attribution])
+    hold(out)
+
     from ..virelay import analyze as analyze_all
 
     small = analyze_all(attribution, out, clusters, size, eigenvalues, neighbors, by, seed, sys.stderr.isatty())
@@ -130,6 +138,9 @@ def project(attribution, analyses, out, name, data, labels):
     zennit-dc project attribution.h5 analysis.h5 --out project.yaml
     python -m virelay project.yaml
     '''
+    require_output(out, [attribution, *analyses, data, labels])
+    hold(out)
+
     from ..virelay import project as write_project
 
     write_project(attribution, analyses, out, name, data, labels)

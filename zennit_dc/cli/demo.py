@@ -1,130 +1,10 @@
-'''All methods on fresh drawings: a figure, and a table of how often and how much they find the object.'''
-import itertools
+'''The command that shows all methods at work on fresh drawings.'''
 import sys
-import time
 from pathlib import Path
 
 import click
-import numpy as np
-import torch
-from PIL import Image
-from tqdm import tqdm
 
-from ..data.classifiers import load_classifier
-from ..data.parts import written
-from ..demo.drawing import CLASSES, draw_batch
-from ..evaluation.localisation import attribution_localisation, pointing_game
-from ..figures import caption, color, side_by_side
-from ..methods import METHODS, attributor, saliency_map
-from .options import compute_options, option, require_compute
-
-
-CHOSEN = [
-    ('gradient', None), ('lrp-gamma', None), ('layercam', 'residual'), ('layercam', 'features'),
-    ('splitgrad', None), ('splitcam', 'residual'), ('splitcam', 'features'), ('splitlrp', None),
-    ('splitlrp', 'features'),
-]
-ROWS = (0, 3, 4, 7, 8)
-HEADING = (
-    'red speaks for the class, blue against it; in SplitLRP, red is relevance in the positive stream and blue in the'
-    ' negative'
-)
-
-
-def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=True, batch_size=50):
-    '''Explain fresh drawings by all methods.
-
-    Writes ``demo.png``, a figure, and the drawings with their masks as ``images/CLASS/NUMBER.png`` and
-    ``masks/CLASS/NUMBER.png`` into a folder.
-
-    Parameters
-    ----------
-    out : path
-        The folder.
-    count : int, optional
-        The number of drawings, at least 10.
-    device : str or :py:class:`torch.device`, optional
-        Where to compute.
-    dtype : :py:class:`torch.dtype`, optional
-        The precision to compute in.
-    seed : int, optional
-        The seed of the drawings, not negative: it is counted on from the seeds of the training and test drawings.
-    progress : bool, optional
-        Whether to show a progress bar.
-    batch_size : int, optional
-        The number of drawings in a batch.
-
-    Returns
-    -------
-    str
-        The table: for each method, the share of drawings in which the map's largest value is on the object (pointing
-        game), the same for the map's absolute values, the mean share of the map's positive part that is on the object
-        (mass inside the mask), and the time for an image.
-    '''
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    classifier = load_classifier('demo').to(device, dtype)
-    images, masks, labels = draw_batch(count, 2 + seed)
-    save_drawings(out, images, masks, labels)
-    inputs = torch.stack([classifier.preprocessing(Image.fromarray(image)) for image in images]).to(device, dtype)
-    masks, targets = torch.from_numpy(masks), torch.from_numpy(labels)
-    table, figure_maps, outputs = [], {}, []
-    with tqdm(total=len(CHOSEN) * count, desc='maps', unit='map', disable=not progress) as bar:
-        for method, layer in CHOSEN:
-            chosen = attributor(method, classifier, **({'layer': layer} if layer else {}))
-            start, maps = time.perf_counter(), []
-            for batch in torch.arange(count).split(batch_size):
-                output, map = saliency_map(chosen, inputs[batch], targets[batch])
-                maps.append(map.cpu().double())
-                outputs += output.cpu().double() if len(table) == 0 else []
-                bar.update(len(batch))
-            milliseconds = f'{1000. * (time.perf_counter() - start) / count:.1f}'
-            maps = torch.cat(maps)
-            where = layer or 'input'
-            figure_maps[f'{METHODS[method].title} {where}'] = maps[list(ROWS)]
-            scores = [
-                pointing_game(maps, masks), pointing_game(maps.abs(), masks),
-                attribution_localisation(maps, masks, positive=True),
-            ]
-            table.append((METHODS[method].title, where, *(float(score.mean()) for score in scores), milliseconds))
-    rows = [
-        (caption(classifier, outputs[row], int(labels[row])), images[row],
-         {title: color(maps[place]) for title, maps in figure_maps.items()})
-        for place, row in enumerate(ROWS)
-    ]
-    with written(out / 'demo.png') as temporary:
-        side_by_side(rows, HEADING).savefig(temporary, format='png', dpi=70)
-    right = np.mean([int(output.argmax()) == label for output, label in zip(outputs, labels)])
-    chance = float(masks.double().mean())
-    table.append(('chance', '', chance, chance, chance, ''))
-    return '\n'.join([
-        f'{count} drawings of {len(CLASSES)} classes, {right:.1%} of them classified correctly; explained is the'
-        ' drawn class', '', *format_table(table), '', f'The figure is {out / "demo.png"}, the drawings are in'
-        f' {out / "images"}.'
-    ])
-
-
-def save_drawings(out, images, masks, labels):
-    '''Save drawings and their masks in folders by class, in place of an earlier run's.'''
-    for name, kind in itertools.product(CLASSES, ('images', 'masks')):
-        for path in (out / kind / name.replace(' ', '_')).glob('[0-9][0-9][0-9][0-9][0-9].png'):
-            path.unlink()
-    for index, (image, mask, label) in enumerate(zip(images, masks, labels)):
-        name = Path(CLASSES[label].replace(' ', '_'), f'{index:05d}.png')
-        for kind, array in (('images', image), ('masks', np.uint8(255) * mask)):
-            (out / kind / name).parent.mkdir(parents=True, exist_ok=True)
-            with written(out / kind / name) as temporary:
-                Image.fromarray(array).save(temporary, 'png')
-
-
-def format_table(rows):
-    '''The lines of a table.'''
-    header = ('method', 'layer', 'pointing game', '|map|', 'mass inside', 'ms / image')
-    cells = [header, *([f'{cell:.3f}' if isinstance(cell, float) else cell for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    return [
-        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<<>>>>', widths)).rstrip() for row in cells
-    ]
+from .options import compute_options, hold, option, require_compute
 
 
 @click.command()
@@ -142,5 +22,8 @@ def demo(out, images, device, dtype, seed):
     zennit-dc demo
     zennit-dc demo --out pictures --images 500 --seed 3
     '''
+    from .report import report
+
+    hold(out)
     device, dtype = require_compute(device, dtype, seed)
     click.echo(report(out, images, device, dtype, seed, progress=sys.stderr.isatty()))

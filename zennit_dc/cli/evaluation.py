@@ -4,15 +4,17 @@ from pathlib import Path
 
 import click
 
-from ..data.classifiers import load_classifier
-from ..data.images import label_map, load_label_map
-from ..evaluation.settings import SELECTION, grid
 from ..methods import METHODS, RECENTERINGS
-from .options import DTYPES, Alpha, compute_options, model_option, model_options, option, together
+from .options import (
+    Alpha, Name, classifier_of, compute_options, hold, model_option, model_options, option, require_compute,
+    together,
+)
 
 
 path = click.Path(path_type=Path)
-OTHERS = ('selectivity', 'max_sensitivity', 'hog', 'spearman', 'ssim', 'time')
+# zennit_dc.evaluation.settings.SELECTION, which takes seconds to import
+SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
+OTHERS = ('selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'time')
 ALL_STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
 
 
@@ -57,6 +59,10 @@ parameter_options = together(
     several('stream', click.Choice(ALL_STREAMS), 'The stream of a split method.'),
     several('pooling', click.Choice(['wta', 'convex']), 'The form of max-pooling of a split method.'),
     several('recentering', click.Choice(RECENTERINGS), 'The forward stabilisation of a split method.'),
+    several(
+        'against', click.Choice(['none', 'others', 'likely']),
+        'Explain why the class rather than others: all others alike, or by their probabilities.'
+    ),
     several('epsilon', float, 'The stabilizer of SplitLRP.'),
     several('steps', click.IntRange(1), 'The number of steps of Integrated Gradients.'),
     several('samples', click.IntRange(1), 'The number of samples of Gradient SHAP.'),
@@ -77,7 +83,7 @@ parameter_options = together(
 @option('--label-map', 'labels', type=path, help='The label map by whose WordNet IDs folders of classes are found.')
 @option('--images', 'count', default=100, type=click.IntRange(2), help='The number of drawings.')
 @option(
-    '--method', 'methods', multiple=True, type=click.Choice(METHODS), default=('splitcam', 'layercam', 'lrp-gamma'),
+    '--method', 'methods', multiple=True, type=Name(METHODS), default=('splitcam', 'layercam', 'lrp-gamma'),
     help='A method. Can be given several times, as can the parameters from --layer to --patch.'
 )
 @parameter_options
@@ -90,14 +96,14 @@ parameter_options = together(
     help='The number of images of the test split for all other metrics, and for all but localisation in ablations.'
 )
 @option(
-    '--costly', multiple=True, type=click.Choice(METHODS),
+    '--costly', multiple=True, type=Name(METHODS),
     help='A method of many forward passes to leave out of Max Sensitivity and mosaics. Can be given several times.'
 )
 @option('--selectivity-patch', default=8, type=click.IntRange(1), help='The side of Selectivity\'s patches in pixels.')
 @option('--randomised-layers', default=3, type=click.IntRange(1), help='The number of layers for hog, spearman, ssim.')
 @option('--mosaics', default=0, type=click.IntRange(0), help='The number of mosaics for the Grid Pointing Game.')
 @option(
-    '--ablation', 'ablations', multiple=True, type=click.Choice(['alpha', 'pooling', 'recentering']),
+    '--ablation', 'ablations', multiple=True, type=click.Choice(['alpha', 'pooling', 'recentering', 'against']),
     help='Report the best settings of split methods with all values of this parameter, too. Can be given several times.'
 )
 @option(
@@ -128,19 +134,25 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     zennit-dc evaluate photos --outlines masks.json --layer features.9 --layer features.4 --metric pointing_game
     zennit-dc evaluate --config evaluation.toml --device cuda
     '''
+    if outlines is not None and not outlines.is_file():
+        raise click.UsageError(f'there is no file of outlines {outlines}')
+
     from ..evaluation.comparison import SENSITIVITY, Comparison
     from ..evaluation.figures import map_figure
+    from ..evaluation.settings import grid
 
     asked = list(dict.fromkeys(metrics))
     ablated = [each for each in dict.fromkeys(ablation_metrics or asked) if each in (*SELECTION, SENSITIVITY)]
     if ablations and not (mosaics or ablated):
         raise click.UsageError('ablations are of localisation, Pixel Flipping, Max Sensitivity and mosaics alone')
-    classifier = load_classifier(model, weights, size, mean, std)
+    hold(out)
+    device, dtype = require_compute(device, dtype, seed)
+    classifier = classifier_of(model, weights, size, mean, std)
     images = load_images(classifier, source, outlines, labels, count, seed)
     choices['layer'] = [None if layer == 'input' else layer for layer in choices['layer']]
     settings = grid(list(dict.fromkeys(methods)), **choices)
     options = {
-        'device': device, 'dtype': DTYPES[dtype], 'seed': seed, 'progress': sys.stderr.isatty(),
+        'device': device, 'dtype': dtype, 'seed': seed, 'progress': sys.stderr.isatty(),
         'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch
     }
     comparison = Comparison(classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo)
@@ -156,6 +168,7 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
 
 def load_images(classifier, source, outlines, labels, count, seed):
     '''The images with masks that the options name.'''
+    from ..data.images import label_map, load_label_map
     from ..evaluation.data import Drawings, ImageNetS, Polygons
 
     if str(source) == 'drawings':

@@ -1,19 +1,20 @@
-'''What the commands of the command line have in common: options, and what is made of them.'''
+'''What the commands of the command line have in common: options, and what is made of them.
+
+What takes long to be imported is imported in functions, so that a command's help is there at once.
+'''
+import os
 from functools import partial
+from pathlib import Path
 
 import click
-import torch
-from matplotlib.figure import Figure
 
-from ..data.processes import local_device
-from ..forms.attention import DetachedAttention
-from ..forms.smooth import SmoothReplacement
 from ..methods import METHODS, RECENTERINGS, attributor
-from ..rules import Balanced
+from ..wording import meant
 
 
-DTYPES = {'float32': torch.float32, 'float64': torch.float64, 'bfloat16': torch.bfloat16}
-CANONIZERS = {'smooth': SmoothReplacement, 'attention': DetachedAttention}
+DTYPES = ('float32', 'float64', 'bfloat16')
+CANONIZERS = ('smooth', 'attention')
+LARGEST = 4096  # the side of an input, of which a network's layers take gigabytes of memory
 
 
 class Numbers(click.ParamType):
@@ -49,9 +50,23 @@ class Alpha(click.ParamType):
         try:
             if kind != 'balanced':
                 return float(value)
-            return Balanced(float(kappa)) if kappa else Balanced()
+            return balanced(float(kappa)) if kappa else balanced()
         except ValueError:
             self.fail(f'{value!r} is neither a number nor balanced:KAPPA', param, ctx)
+
+
+class Name(click.Choice):
+    '''One of several names. An error says which one may have been meant.'''
+    def get_invalid_choice_message(self, value, ctx):
+        '''The error's text.'''
+        return f'{value!r} is none of them{meant(value, self.choices)}'
+
+
+def balanced(*kappa):
+    '''The shift that follows the gradients.'''
+    from ..rules import Balanced
+
+    return Balanced(*kappa)
 
 
 def together(*decorators):
@@ -77,7 +92,7 @@ model_options = together(
         ' loads.'
     ),
     option(
-        '--size', type=click.IntRange(1),
+        '--size', type=click.IntRange(1, LARGEST),
         help='The height and width of the input. Default: as torchvision\'s weights have it.'
     ),
     option('--mean', type=Numbers(), help='The mean of the normalization by channel, as in 0.5,0.5,0.5.'),
@@ -87,13 +102,36 @@ model_option = option(
     '--model', default='squeezenet1_0',
     help='A classifier of torchvision, demo, or module:function for a function of yours that returns the model.'
 )
+classes_option = option(
+    '--classes', metavar='FILE',
+    help='The names of the classes: a text file with one in each line, or JSON.  [default: torchvision\'s]'
+)
+target_options = together(
+    option(
+        '--target', 'targets', multiple=True, metavar='CLASS',
+        help='The index or name of a class to explain; can be given several times.  [default: the predicted class]'
+    ),
+    option('--top', type=click.IntRange(1), help='Explain this many of the likeliest classes.'),
+)
+
+
+def against_option(default):
+    '''The option for the classes to explain a class against, with a default.'''
+    return option(
+        '--against', multiple=True, default=(default,), metavar='others|likely|none|CLASS',
+        help='Explain why the class rather than others: all others alike, all others by their probabilities, or classes'
+        ' by their index or name, for which it can be given several times.'
+    )
+
+
 method_options = together(
     option(
         '--layer', metavar='NAME', help='The module at whose output the maps are read, see `zennit-dc layers`.'
     ),
     option(
         '--alpha', type=Alpha(), metavar='ALPHA|balanced[:KAPPA]',
-        help='The shift of SplitGrad and SplitCAM, from 0 to 0.5; or one that follows the gradients.  [default: 0.4]'
+        help='The shift of SplitGrad and SplitCAM, from 0 to 0.5; or one that follows the gradients; the paper has 0.4.'
+        '  [default: balanced]'
     ),
     option('--epsilon', type=float, help='The stabilizer of SplitLRP.  [default: 1e-06]'),
     option(
@@ -117,8 +155,12 @@ method_options = together(
 
 def require_compute(device, dtype, seed):
     '''The device and dtype of their names, after seeding PyTorch.'''
+    import torch
+
+    from ..data.processes import local_device
+
     torch.manual_seed(seed)
-    return local_device(device), DTYPES[dtype]
+    return local_device(device), getattr(torch, dtype)
 
 
 def parameters_of(method, layer, given):
@@ -133,13 +175,16 @@ def parameters_of(method, layer, given):
     given : dict
         The options of ``method_options`` but for the layer.
     '''
+    from ..forms import attention, smooth
+
+    canonizers = {'smooth': smooth.SmoothReplacement, 'attention': attention.DetachedAttention}
     chosen = METHODS[method]
     streams = [stream for stream in given['streams'] if stream in chosen.streams]
     if len(streams) > 1:
         raise click.UsageError(f'{chosen.title} has one --stream, but was given {" and ".join(streams)}')
     values = {
         'layer': layer, 'stream': streams[0] if streams else None,
-        'canonizers': [CANONIZERS[name]() for name in given['canonizers']] or None,
+        'canonizers': [canonizers[name]() for name in given['canonizers']] or None,
         **{name: given[name] for name in ('alpha', 'epsilon', 'pooling', 'input_split')}
     }
     parameters = {name: value for name, value in values.items() if value is not None and name in chosen.parameters}
@@ -160,6 +205,24 @@ def require_used(methods, given):
             raise click.UsageError(f'{titles(methods)} has no --{name.replace("_", "-").removesuffix("s")}')
 
 
+def require_once(name, values):
+    '''Raise if an option or argument was given the same value twice.'''
+    twice = next((each for each in values if list(values).count(each) > 1), None)
+    if twice is not None:
+        raise click.UsageError(f'{name} {twice} was given twice')
+
+
+def against_of(against, count, classifier):
+    '''What a class is explained against, as :py:func:`~zennit_dc.methods.saliency_map` takes it.'''
+    if len(against) == 1 and against[0] in ('none', 'others', 'likely'):
+        return against[0]
+    from ..data.categories import find_class
+
+    chosen = [find_class(each, count, classifier.categories) for each in against]
+    require_once('--against', chosen)
+    return chosen
+
+
 def titles(methods):
     '''The titles of methods.'''
     return ', '.join(dict.fromkeys(METHODS[method].title for method in methods))
@@ -173,6 +236,56 @@ def attributor_of(method, layer, classifier, given, seed):
 
 def require_format(path):
     '''Raise if a figure cannot be saved under a name.'''
+    from matplotlib.figure import Figure
+
     formats = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:].lower() not in formats:
         raise click.UsageError(f'{path} does not end like a picture: {", ".join(f".{each}" for each in formats)}')
+
+
+def require_output(out, inputs, *others):
+    '''Raise if an output is a folder, or cannot be in one, or would take the place of an input.
+
+    Parameters
+    ----------
+    out : path
+        The file that a command writes.
+    inputs : sequence of path or None
+        The files that it reads.
+    *others : path
+        Files that it writes beside, or folders, in which no input may lie.
+    '''
+    if out.is_dir():
+        raise click.UsageError(f'--out {out} is a folder: give it the name of a file')
+    parent = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
+    if not parent.is_dir():
+        raise click.UsageError(f'--out {out} cannot be written, as {parent} is no folder')
+    for path in filter(None, inputs):
+        for written in (out, *others):
+            if is_same(path, written) or written.is_dir() and is_same(Path(path).absolute().parent, written):
+                raise click.UsageError(f'--out {out} would overwrite the input {path}: choose another name')
+
+
+def is_same(first, second):
+    '''Whether two paths lead to one file, by whatever names or links.'''
+    try:
+        return os.path.samefile(first, second)
+    except OSError:  # one of them is not there
+        return os.path.realpath(first) == os.path.realpath(second)
+
+
+def hold(out):
+    '''Hold an output for this command until it ends, or raise if another command holds it.'''
+    from ..data.parts import held
+
+    click.get_current_context().with_resource(held(out))
+
+
+def classifier_of(model, weights, size, mean, std, classes=None):
+    '''The classifier that the options name. While the command runs, an error of a map that is not finite says whether
+    the weights are the reason.'''
+    from ..data.classifiers import diagnosed, load_classifier
+
+    classifier = load_classifier(model, weights, size, mean, std, classes)
+    click.get_current_context().with_resource(diagnosed(classifier.model))
+    return classifier

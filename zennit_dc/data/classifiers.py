@@ -2,12 +2,19 @@
 import importlib
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torchvision
 from PIL import Image
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+
+from ..wording import similar
+from .images import require_local
+
+from .categories import load_categories
 
 
 # resize to 256, crop the center of 224 and normalize with ImageNet's mean and standard deviation
@@ -16,6 +23,11 @@ IMAGENET_PREPROCESSING = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transf
 
 # whose weights of ImageNet want an input that they normalize themselves, again
 OWN_NORMALIZATION = ('googlenet', 'inception_v3')
+
+
+# where checkpoints have their state dict, and what wrappers of a model write before its names
+NESTS = ('state_dict', 'model_state_dict', 'model')
+PREFIXES = ('module.', '_orig_mod.')
 
 
 class Classifier(NamedTuple):
@@ -45,7 +57,8 @@ class Classifier(NamedTuple):
 
     def category(self, index):
         '''The name of a class, which is its index if no names are known.'''
-        return f'class {index}' if self.categories is None else self.categories[index]
+        known = self.categories is not None and index < len(self.categories)
+        return self.categories[index] if known else f'class {index}'
 
     def to(self, device, dtype):
         '''Move the model to a device and dtype, and set it to evaluation mode.
@@ -65,7 +78,7 @@ class Classifier(NamedTuple):
         return pixels.expand(3, -1, -1).permute(1, 2, 0)
 
 
-def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=None, std=None):
+def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=None, std=None, classes=None):
     '''Load a classifier.
 
     Parameters
@@ -76,14 +89,16 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
     weights : str, path or None, optional
         ``'DEFAULT'`` for the pretrained weights of torchvision, of the demo, or those that your function has loaded
         already; None for random ones of torchvision; else a file with a state dict, or with one under the key
-        ``'state_dict'``. GoogLeNet and Inception are set to transform their input, as they are with the weights of
-        torchvision.
+        ``'state_dict'``, ``'model_state_dict'`` or ``'model'``, whose names may begin with ``'module.'``. GoogLeNet and
+        Inception are set to transform their input, as they are with the weights of torchvision.
     size : int, optional
         The height and width of the input. Images are resized so that their shorter side has this length, and cropped to
         the center. Default is the preprocessing of torchvision's weights for this model, and for your own 224, from
         images with a shorter side of 256.
     mean, std : sequence of float, optional
         The mean and standard deviation, by channel, of the normalization; for images with values in [0, 1].
+    classes : str or path, optional
+        A file with the names of the classes, see :py:func:`~zennit_dc.data.categories.load_categories`.
 
     Returns
     -------
@@ -103,14 +118,20 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
         model, preprocessing, categories = build(name), IMAGENET_PREPROCESSING(), None
     elif name in torchvision.models.list_models(module=torchvision.models):
         default = torchvision.models.get_model_weights(name).DEFAULT
-        model = torchvision.models.get_model(name, weights=default if weights == 'DEFAULT' else None)
+        model = pretrained(name, default) if weights == 'DEFAULT' else torchvision.models.get_model(name, weights=None)
         preprocessing, categories = default.transforms(), default.meta['categories']
         if name in OWN_NORMALIZATION and weights not in ('DEFAULT', None):
             model.transform_input = True
     else:
-        raise ValueError(f'there is no classifier named {name!r} in torchvision; \'demo\' and module:function work too')
+        names = ['demo', *torchvision.models.list_models(module=torchvision.models)]
+        raise ValueError(
+            f'there is no classifier named {name!r} in torchvision{similar(name, names) or ";"} \'demo\' and'
+            ' module:function work too'
+        )
     if weights not in ('DEFAULT', None):
         load_weights(model, name, weights)
+    if classes is not None:
+        categories = load_categories(classes)
     return Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)
 
 
@@ -128,17 +149,88 @@ def build(specification):
     return model
 
 
+def pretrained(name, weights):
+    '''A model of torchvision with its pretrained weights, which are downloaded if they are not there yet.'''
+    try:
+        return torchvision.models.get_model(name, weights=weights)
+    except MemoryError:
+        raise
+    except Exception as error:  # of the network, of the disk, or of a file that was not downloaded to its end
+        raise OSError(
+            f'the pretrained weights of {name} cannot be downloaded or read ({type(error).__name__}: {error}): name a'
+            ' file of weights with --weights FILE'
+        ) from error
+
+
 def load_weights(model, name, path):
     '''Load a file of weights into a model. It may hold nothing but tensors and plain containers.'''
+    state = read_state(path)
+    own = model.state_dict()
+    for prefix in PREFIXES:
+        if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
+            consume_prefix_in_state_dict_if_present(state, prefix)
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        reason = None
+    except RuntimeError as error:  # shapes, which do not tell what is missing
+        missing, unexpected = sorted({*own} - {*state}), sorted({*state} - {*own})
+        reason = error
+    other = [
+        f'{key} {tuple(getattr(state[key], "shape", ()))}, not {tuple(own[key].shape)}' for key in own
+        if key in state and isinstance(own[key], torch.Tensor) and own[key].shape != getattr(state[key], 'shape', None)
+    ]
+    found = [
+        f'{len(keys)} of {len(all)} {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
+        for keys, all, what in (
+            (missing, own, 'tensors are missing'), (unexpected, state, 'are unexpected'),
+            (other, own, 'are of another shape')
+        ) if keys
+    ]
+    if found or reason:
+        raise ValueError(f'{path} cannot be loaded into {name}: {"; ".join(found) or reason}') from reason
+
+
+def read_state(path):
+    '''The state dict of a file, or of the checkpoint that it holds.'''
+    require_local(path)
     if not Path(path).is_file():
         raise ValueError(f'there is no file of weights {path}')
+    if not Path(path).stat().st_size:
+        raise ValueError(f'{path} cannot be loaded as weights: the file is empty')
     try:
         state = torch.load(path, map_location='cpu', weights_only=True)
-        if isinstance(state, dict) and isinstance(state.get('state_dict'), dict):
-            state = state['state_dict']
-        model.load_state_dict(state)
-    except Exception as error:
-        raise ValueError(f'{path} cannot be loaded into {name}: {error}') from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what is wrong with a file can come from any of pickle, zipfile, PyTorch ...
+        reason = str(error).strip().partition('\n')[0].partition('. ')[0][:120]
+        raise ValueError(
+            f'{path} cannot be loaded as weights, as it is truncated, of another kind, or holds more than tensors: what'
+            f' is needed is torch.save(model.state_dict(), FILE) ({type(error).__name__}: {reason})'
+        ) from error
+    while isinstance(state, dict) and (nest := next((k for k in NESTS if isinstance(state.get(k), dict)), None)):
+        state = state[nest]
+    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
+    if not named or not any(isinstance(each, torch.Tensor) for each in state.values()):
+        keys = f' of {", ".join(map(str, [*state][:5]))}' if isinstance(state, dict) else ''
+        kind = type(state).__name__
+        raise ValueError(f'{path} cannot be loaded as weights: it holds a {kind}{keys}, and no state dict')
+    return state
+
+
+@contextmanager
+def diagnosed(model):
+    '''A context in which the error of a map that is not finite says whether the model's weights are the reason.'''
+    try:
+        yield
+    except FloatingPointError as error:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if broken:
+            raise FloatingPointError(
+                f'the map is not finite, as {len(broken)} of the model\'s {len(tensors)} tensors are not, the first of'
+                f' them {broken[0]}: load other weights, or take a --dtype that can hold them'
+            ) from error
+        raise FloatingPointError(f'{error} (the weights are finite, so that they are not the reason)') from error
 
 
 def changed(preprocessing, size, mean, std):
@@ -195,6 +287,23 @@ def layers(classifier, device='cpu', dtype=torch.float32):
         (name, type(modules[name]).__name__, tuple(shape[1:]))
         for name, (shape, *more) in outputs.items() if not more and shape is not None and len(shape) == 4
     ]
+
+
+def last_layer(classifier, device='cpu', dtype=torch.float32):
+    '''The name of the last module whose output has a height and width of more than one, see :py:func:`layers`.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    '''
+    found = [name for name, _, shape in layers(classifier, device, dtype) if min(shape[1:]) > 1]
+    if not found:
+        raise ValueError(
+            f'no module of {classifier.name} gives a tensor of shape (batch, channels, height, width): choose methods'
+            ' that explain at the input, as in --method splitgrad@input'
+        )
+    return found[-1]
 
 
 def black_input(classifier):

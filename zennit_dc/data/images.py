@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +35,17 @@ def read_image(path, mode='RGB'):
     Returns
     -------
     :py:class:`PIL.Image.Image`
-        The image.
+        The image. Where it is transparent, it is laid on white.
 
     Raises
     ------
     UnreadableImage
         If there is no such file, or if it is not an image, is truncated, has more than 8 bits but not 16 without sign,
-        or is more than 100 times as long as it is wide.
+        is more than 100 times as long as it is wide, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     '''
+    require_local(path)
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             image = ImageOps.exif_transpose(image)
             if max(image.size) > LONGEST * min(image.size):
                 raise ValueError(f'it has {image.size[0]} × {image.size[1]} pixels')
@@ -51,11 +53,45 @@ def read_image(path, mode='RGB'):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.mode in ('I', 'F'):
                 raise ValueError(f'the range of its values is not known (mode {image.mode})')
-            return image.convert(mode)
+            return on_white(image).convert(mode)
     except MemoryError:
         raise
     except Exception as error:
         raise UnreadableImage(f'{path} cannot be read as an image: {error}') from error
+
+
+def require_file(path):
+    '''Raise if a path is a URL, or leads to no file.'''
+    require_local(path)
+    if not os.path.isfile(path):
+        raise UnreadableImage(f'{path} cannot be read as an image: there is no such file')
+
+
+def require_local(path):
+    '''Raise if a path is a URL.'''
+    scheme = re.match(r'(https?|ftp|s3|gs|file):/+', str(path))  # a path has one slash where a URL has two
+    if scheme and not os.path.exists(path):
+        raise ValueError(f'{scheme[1]}://{str(path)[scheme.end():]} is a URL: download it first, and name the file')
+
+
+def opened(path):
+    '''An image file, of which no pixel is read yet.'''
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', Image.DecompressionBombWarning)
+        try:
+            return Image.open(path)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ValueError(
+                f'it has more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels: make it smaller'
+            ) from error
+
+
+def on_white(image):
+    '''An image on white, if it has an alpha channel or a transparent color.'''
+    if not (image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info):
+        return image
+    image = image.convert('LA' if image.mode == 'La' else 'RGBA').convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
 
 
 class ImageFolder:

@@ -1,4 +1,5 @@
 '''Long runs in parts: each finished part is a file of its own, so that an interrupted run goes on where it was.'''
+import errno
 import json
 import os
 import shutil
@@ -7,6 +8,79 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # there is none on Windows
+    fcntl = None
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # errors of the disk, which name no file
+
+
+@contextmanager
+def held(out, lock=None):
+    '''Hold what a run writes, so that no other run writes there at the same time. A run that is killed holds nothing
+    any longer. Of the processes that torchrun started, the first one holds it for all.
+
+    Parameters
+    ----------
+    out : path
+        The file or folder that the run writes.
+    lock : path, optional
+        The file that is locked, which is removed at the end. Default is a hidden one beside.
+
+    Raises
+    ------
+    ValueError
+        If another run holds it.
+    '''
+    out = Path(out)
+    if fcntl is None or int(os.environ.get('RANK', 0)) > 0:
+        yield
+        return
+    lock = Path(lock or out.absolute().with_name(f'.{out.absolute().name}.lock'))
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = locked(out, lock)
+    except OSError as error:
+        raise unwritable(out, error) from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held, so that it is no other run's
+        file.close()
+
+
+def locked(out, lock):
+    '''An open file that is locked, and is still in its place.'''
+    while True:
+        file = open(lock, 'a+', encoding='utf-8')
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read().strip()
+            file.close()
+            raise ValueError(
+                f'another run{f" (process {owner})" if owner else ""} writes to {out}: wait for it, or choose another'
+                ' --out'
+            ) from None
+        if is_at(file, lock):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            return file
+        file.close()  # another run removed it when it ended
+
+
+def is_at(file, path):
+    '''Whether an open file is the one at this path.'''
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -26,9 +100,17 @@ def written(path, size=0, folder=None):
     ------
     :py:class:`pathlib.Path`
         A new file, which takes its place at the end, and is removed if there was an error.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, with its name.
     '''
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    try:
+        handle, name = tempfile.mkstemp(dir=folder or path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    except OSError as error:
+        raise unwritable(path, error) from error
     temporary = Path(name)
     try:
         with os.fdopen(handle, 'wb') as file:
@@ -40,8 +122,17 @@ def written(path, size=0, folder=None):
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~current_umask())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno in FULL:
+            raise unwritable(path, error) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unwritable(path, error):
+    '''An error of the disk with the name of the file that was to be written.'''
+    return type(error)(error.errno, f'{path} cannot be written: {error.strerror}')
 
 
 def current_umask():

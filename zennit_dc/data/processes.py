@@ -28,8 +28,8 @@ def local_device(device):
 
 @contextmanager
 def process_group(device):
-    '''Join the processes that torchrun started, with nccl on GPUs and gloo on CPUs, or be the only one. Once joined, a
-    process stays in the group until it ends.
+    '''Join the processes that torchrun started, or be the only one. Once joined, a process stays in the group until it
+    ends. The processes only wait for each other, so that several of them can share a GPU, as with ``'cuda:0'``.
 
     Parameters
     ----------
@@ -52,9 +52,7 @@ def process_group(device):
         if device.type == 'cuda':
             torch.cuda.set_device(device)
         # long enough to wait for the slowest process; when one fails, torchrun ends the others
-        torch.distributed.init_process_group(
-            'nccl' if device.type == 'cuda' else 'gloo', timeout=timedelta(days=7)
-        )
+        torch.distributed.init_process_group('gloo', timeout=timedelta(days=7))
         # and not earlier, as a second group could not be made
         atexit.register(torch.distributed.destroy_process_group)
     yield torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.distributed.barrier

@@ -4,6 +4,7 @@ import os
 import numpy as np
 import pandas as pd
 
+from ..data.classifiers import layers
 from ..data.parts import written
 from ..data.processes import local_device
 from ..figures import save
@@ -15,7 +16,7 @@ from .randomisation import randomised
 from .runs import evaluate
 from .selection import winners
 from .settings import CRITERIA, SELECTION, ablation
-from .tables import latex, markdown, results_table
+from .tables import NOTE, latex, markdown, results_table
 
 
 SENSITIVITY = 'max_sensitivity'
@@ -105,7 +106,8 @@ class Comparison:
             save_text(self.out / 'winners.csv', chosen.to_csv(index=False))
             counts = f'{len(self.validation)} images, the best ones on {len(self.test)} others'
             self.echo(f'{len(settings)} settings on {counts}:\n')
-        self.save(lambda: layer_figure(scores, settings, localising), 'layers.png')
+        order = [name for name, *_ in layers(self.classifier, self.options['device'], self.options['dtype'])]
+        self.save(lambda: layer_figure(scores, settings, localising, order), 'layers.png')
         return chosen, best, localising
 
     def report_test(self, best, chosen):
@@ -142,10 +144,10 @@ class Comparison:
         for kind in dict.fromkeys(kinds):
             rows = results_table(scores[kinds == kind], chosen)
             title = kind if name == 'test' else name
-            save_text(self.out / f'{title}.md', markdown(rows))
+            save_text(self.out / f'{title}.md', f'{markdown(rows)}\n{NOTE}')
             save_text(self.out / f'{title}.tex', latex(rows))
             if echo:
-                self.echo(f'{title}:\n\n{markdown(rows)}')
+                self.echo(f'{title}:\n\n{markdown(rows)}\n{NOTE}')
 
     def save(self, make, name):
         '''Save a figure, if there is one to make.'''

@@ -5,10 +5,11 @@ from ..figures import caption, color, side_by_side
 from ..methods import METHODS, attributor, saliency_map
 from .metrics import METRICS
 from .selection import means
+from .tables import standard_errors
 
 
-def layer_figure(scores, settings, chosen):
-    '''The scores of methods at different layers (figure 7), each divided by the method's own range.
+def layer_figure(scores, settings, chosen, order):
+    '''The scores of methods at different layers (figure 7).
 
     Parameters
     ----------
@@ -19,14 +20,38 @@ def layer_figure(scores, settings, chosen):
     chosen : list[:py:class:`~zennit_dc.evaluation.settings.Setting`]
         Those whose layer is varied, while their other parameters stay as they are. Settings without a layer, and those
         that were scored at no other one, are left out.
+    order : list[str]
+        The names of the model's layers in the order in which they are computed.
 
     Returns
     -------
     :py:class:`matplotlib.figure.Figure` or None
-        The figure, with the layers in the order in which the settings have them, but the input first, and the lowest
-        and the highest mean score by each metric in the legend; None if no setting is left.
+        The figure, with a panel for each metric, of which all methods share the axes: the layers in the model's order,
+        the input first, and the mean score with its standard error; None if no setting is left.
     '''
-    table, curves = means(scores), {}
+    curves = layer_curves(settings, chosen)
+    if not curves:
+        return None
+    table, errors = means(scores), standard_errors(scores)
+    layers = {dict(setting.parameters)['layer'] for own in curves.values() for setting in own.values()}
+    places = {None: -1, **{name: place for place, name in enumerate(order)}}
+    layers = sorted(layers, key=lambda layer: places.get(layer, len(places)))
+    metrics = [metric for metric in METRICS if metric in table]
+    figure = Figure(figsize=(3.6 * len(metrics), 3.4 + .22 * len(curves)), layout='constrained')
+    for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
+        for style, own in zip(styles(), curves.values()):
+            rows = [(own[layer].title, own[layer].name) for layer in layers if layer in own]
+            own_places = [place for place, layer in enumerate(layers) if layer in own]
+            axis.errorbar(own_places, table.loc[rows, metric], errors.loc[rows, metric], elinewidth=.5, **style)
+        axis.set_title(f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}')
+        axis.set_xticks(range(len(layers)), [layer or 'input' for layer in layers], rotation=45, ha='right')
+    figure.legend(axis.containers, list(curves), loc='outside lower center', fontsize='small')
+    return figure
+
+
+def layer_curves(settings, chosen):
+    '''For each chosen setting that was scored at several layers, by its name, the settings by their layers.'''
+    curves = {}
     for setting in chosen:
         if 'layer' in dict(setting.parameters):
             own = {dict(each.parameters)['layer']: each for each in settings
@@ -36,26 +61,7 @@ def layer_figure(scores, settings, chosen):
                     parameters=tuple(each for each in setting.parameters if each[0] != 'layer')
                 )
                 curves[f'{setting.title} {others.name}'.strip()] = own
-    if not curves:
-        return None
-    parameters = [dict(setting.parameters) for setting in settings]
-    layers = dict.fromkeys(each['layer'] for each in parameters if 'layer' in each)
-    layers = sorted(layers, key=lambda layer: layer is not None)
-    metrics, ranges = [metric for metric in METRICS if metric in table], []
-    figure = Figure(figsize=(3.2 * len(metrics), 3.4 + .22 * len(curves)), layout='constrained')
-    for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics):
-        for style, own in zip(styles(), curves.values()):
-            values = [table.loc[(own[layer].title, own[layer].name), metric] for layer in layers if layer in own]
-            low, high = min(values), max(values)
-            places = [place for place, layer in enumerate(layers) if layer in own]
-            axis.plot(places, [(value - low) / ((high - low) or 1.) for value in values], **style)
-            ranges.append(f'{low:.2f} – {high:.2f}')
-        axis.set_title(f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}')
-        axis.set_xticks(range(len(layers)), [layer or 'input' for layer in layers], rotation=45, ha='right')
-        axis.set_yticks([0., 1.], ['lowest', 'highest'])
-    labels = [f'{title}:  {",  ".join(ranges[row::len(curves)])}' for row, title in enumerate(curves)]
-    figure.legend(axis.get_lines(), labels, loc='outside lower center', fontsize='small')
-    return figure
+    return curves
 
 
 def styles():
@@ -90,7 +96,8 @@ def map_figure(classifier, images, indices, settings):
         for setting in settings:
             masks = {'masks': sample.mask[None]} if 'masks' in METHODS[setting.method].parameters else {}
             output, map = saliency_map(
-                attributor(setting.method, classifier, **setting.arguments, **masks), input, sample.label
+                attributor(setting.method, classifier, **setting.arguments, **masks), input, sample.label,
+                setting.against
             )
             title = [setting.title, dict(setting.parameters).get('layer'), 'abs' if setting.absolute else None]
             maps[' '.join(filter(None, title))] = color(map[0].abs() if setting.absolute else map[0])

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..attribution import map_cosine, runner_up
+
 
 try:
     from .faithfulness import PixelFlipping, Selectivity, pixel_flipping, selectivity
@@ -78,6 +80,15 @@ class Explained:
         other = self.explain_randomised(self.input, self.target)[0]
         return similarities(self.map[0], other.abs() if self.absolute else other)
 
+    def agreement(self):
+        '''The cosine to the map of the likeliest other class, see :py:func:`zennit_dc.attribution.class_agreement`.'''
+        with torch.no_grad():
+            other = runner_up(self.model(self.input)[0], int(self.target))
+        if other is None:
+            raise ValueError('the model has one class alone, which agrees with none')
+        map = self.explain(self.input, [other])
+        return map_cosine(self.map, map.abs() if self.absolute else map)
+
     def milliseconds(self):
         '''The time that a map takes.'''
         start = self.now()
@@ -137,6 +148,7 @@ METRICS = {
         explained.model, explained.input, explained.target, explained.explain, seed=explained.seed
     ), of_absolute=True),
     'grid_pointing_game': Metric('Grid Point.', True, mass_inside, needs_mosaic=True, table='mosaics'),
+    'class_agreement': Metric('Class Agr.', False, Explained.agreement),
     'hog': Metric('HOG', False, lambda explained: explained.randomised[0], needs_random=True, table='randomisation'),
     'spearman': Metric(
         'Spearman', False, lambda explained: explained.randomised[1], needs_random=True, table='randomisation'

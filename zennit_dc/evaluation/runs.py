@@ -176,13 +176,13 @@ def results_of(classifier, other, sample, method, group, seed, selectivity_patch
     tuple[:py:class:`~zennit_dc.evaluation.settings.Setting`, dict[str, float]]
         Each setting with its scores.
     '''
-    arguments = group[0][0].arguments
+    arguments, against = group[0][0].arguments, group[0][0].against
     if 'masks' in METHODS[method].parameters:
         arguments['masks'] = sample.mask[None]
     if 'seed' in METHODS[method].parameters:
         arguments.setdefault('seed', seed)
     explain, explain_randomised = (
-        partial(explain_by, attributor(method, each, **arguments), sample.input.device, sample.input.dtype)
+        partial(explain_by, attributor(method, each, **arguments), sample.input.device, sample.input.dtype, against)
         for each in (classifier, other)
     )
     map, = explain(sample.input[None], [sample.label])
@@ -253,6 +253,6 @@ def finished(out):
     return results
 
 
-def explain_by(attributor, device, dtype, inputs, targets):
+def explain_by(attributor, device, dtype, against, inputs, targets):
     '''The maps of images and classes by an attributor, of shape (batch, height, width).'''
-    return saliency_map(attributor, inputs.to(dtype), torch.as_tensor(targets, device=device))[1]
+    return saliency_map(attributor, inputs.to(dtype), torch.as_tensor(targets, device=device), against)[1]

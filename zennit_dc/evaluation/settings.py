@@ -2,7 +2,7 @@
 import itertools
 from typing import NamedTuple
 
-from ..methods import METHODS, RECENTERINGS
+from ..methods import CONTROLS, METHODS, RECENTERINGS
 from ..rules import Balanced
 
 
@@ -14,9 +14,10 @@ CRITERIA = {
 SELECTION = tuple(metric for metrics in CRITERIA.values() for metric in metrics)
 ABLATIONS = {
     'alpha': (.5, .45, .4, .35, .3, 0., Balanced()), 'pooling': ('wta', 'convex'),
-    'recentering': ('scaling', 'shifting', 'none')
+    'recentering': ('scaling', 'shifting', 'none'), 'against': ('none', 'others', 'likely')
 }
-'''The values of the paper's ablation studies (appendix C) by their parameters, and the shift that follows gradients.'''
+'''The values of the paper's ablation studies (appendix C) by their parameters, the shift that follows gradients, and
+the classes to explain a class against.'''
 
 
 class Setting(NamedTuple):
@@ -27,8 +28,9 @@ class Setting(NamedTuple):
     method : str
         The method's name in :py:data:`zennit_dc.methods.METHODS`.
     parameters : tuple[tuple[str, object], ...]
-        The names and values of its parameters. A layer of None is the input, and ``recentering`` is one of the names in
-        :py:data:`zennit_dc.methods.RECENTERINGS`.
+        The names and values of its parameters. A layer of None is the input, ``recentering`` is one of the names in
+        :py:data:`zennit_dc.methods.RECENTERINGS`, and ``against``, which is no parameter of the method itself, says
+        against which classes the class is explained, see :py:func:`zennit_dc.methods.saliency_map`.
     absolute : bool
         Whether the map's absolute value is evaluated.
     '''
@@ -50,10 +52,15 @@ class Setting(NamedTuple):
     @property
     def arguments(self):
         '''The parameters as :py:func:`zennit_dc.methods.attributor` takes them.'''
-        arguments = dict(self.parameters)
+        arguments = {name: value for name, value in self.parameters if name != 'against'}
         if 'recentering' in arguments:
             arguments['recentering'] = RECENTERINGS[arguments['recentering']]()
         return arguments
+
+    @property
+    def against(self):
+        '''The classes to explain the class against.'''
+        return dict(self.parameters).get('against', 'none')
 
     def replaced(self, **values):
         '''The setting with other values of parameters, those that it does not have being added.'''
@@ -71,7 +78,7 @@ def grid(methods, absolute=(False, True), **choices):
         Whether to evaluate the maps as they are, their absolute values, or both.
     **choices
         For parameters their values. A method takes those parameters that it has; of the layers, all but None, the
-        input, if it needs a layer; and of the streams, those that it has.
+        input, if it needs a layer; and of the streams, those that it has. All methods but controls take ``against``.
 
     Returns
     -------
@@ -89,16 +96,15 @@ def grid(methods, absolute=(False, True), **choices):
             raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
     chosen = [METHODS[method] for method in methods]
     for name, values in choices.items():
-        if values and not any(name in each.parameters for each in chosen):
+        if values and not any(name in parameters_of(method) for method in methods):
             raise ValueError(f'none of the methods has a parameter {name!r}')
     for stream in choices.get('stream', ()):
         if not any(stream in each.streams for each in chosen):
             raise ValueError(f'none of the methods has a stream {stream!r}')
     settings = []
     for method, each in zip(methods, chosen):
-        own = {
-            name: list(dict.fromkeys(values)) for name, values in choices.items() if values and name in each.parameters
-        }
+        taken = parameters_of(method)
+        own = {name: list(dict.fromkeys(values)) for name, values in choices.items() if values and name in taken}
         if 'stream' in own:
             own['stream'] = [stream for stream in own['stream'] if stream in each.streams]
             if not own['stream']:
@@ -110,6 +116,11 @@ def grid(methods, absolute=(False, True), **choices):
         for values in itertools.product(*own.values()):
             settings += [Setting(method, tuple(zip(own, values)), absolute=choice) for choice in absolute]
     return settings
+
+
+def parameters_of(method):
+    '''The names of the parameters that a setting of a method may have.'''
+    return (*METHODS[method].parameters, *(() if method in CONTROLS else ('against',)))
 
 
 def ablation(settings, *parameters):
@@ -137,7 +148,7 @@ def ablation(settings, *parameters):
             raise ValueError(f'there is no ablation study of {name!r}, but of {", ".join(ABLATIONS)}')
     changed = []
     for setting in settings:
-        own = [name for name in parameters if name in METHODS[setting.method].parameters]
+        own = [name for name in parameters if name in parameters_of(setting.method)]
         if 'recentering' in own and not recentered(setting):
             own.remove('recentering')
         if own:

@@ -1,9 +1,13 @@
 '''Tables of an evaluation.'''
+import numpy as np
 import pandas as pd
 
 from ..methods import CONTROLS, METHODS
 from .metrics import METRICS
 from .selection import means
+
+
+NOTE = 'n: the number of images; ±: the standard error, by bootstrap over images; *: the best of its column.\n'
 
 
 def results_table(scores, criteria=None):
@@ -20,9 +24,9 @@ def results_table(scores, criteria=None):
     Returns
     -------
     list[list[str]]
-        The rows, the first of which is the header. An arrow shows where better is; the best mean of each metric is
-        followed by a star, except for controls; a dash is where a setting has no score. Where metrics were computed
-        on different numbers of images, the header says so.
+        The rows, the first of which is the header. An arrow shows where better is, and a number of how many images a
+        metric has the mean. The mean comes with its standard error, by bootstrap over images; the best mean of each
+        metric is followed by a star, except for controls; a dash is where a setting has no score.
     '''
     table = means(scores)
     metrics = [metric for metric in METRICS if metric in table]
@@ -39,17 +43,34 @@ def results_table(scores, criteria=None):
         metric: ranked[metric].max() if METRICS[metric].larger_is_better else ranked[metric].min() for metric in metrics
     }
     header = ['method', 'setting', *(['chosen by'] if chosen else []), *(
-        f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}'
-        f'{f" ({counts[metric]} images)" if counts[metrics].nunique() > 1 else ""}' for metric in metrics
+        f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"} (n = {counts[metric]})'
+        for metric in metrics
     )]
-    rows = [header]
-    for (method, setting), values in zip(order, shown.values):
+    rows, errors = [header], standard_errors(scores).loc[order, metrics]
+    for (method, setting), values, own_errors in zip(order, shown.values, errors.values):
         numbers = [
-            '–' if value != value else f'{value:.3f}{"*" if value == best[metric] and method not in controls else ""}'
-            for metric, value in zip(metrics, values)
+            cell(value, error, value == best[metric] and method not in controls)
+            for metric, value, error in zip(metrics, values, own_errors)
         ]
         rows.append([method, setting, *([', '.join(chosen[method, setting])] if chosen else []), *numbers])
     return rows
+
+
+def standard_errors(scores, samples=1000):
+    '''The standard error of each setting's mean score, by bootstrap over images, as :py:func:`means` has the means; not
+    a number where there is one image alone.'''
+    def error(values):
+        drawn = np.random.default_rng(0).integers(len(values), size=(samples, len(values)))
+        return values.to_numpy(float)[drawn].mean(1).std(ddof=1) if len(values) > 1 else np.nan
+
+    return scores.groupby(['method', 'setting', 'metric'])['score'].agg(error).unstack('metric')
+
+
+def cell(value, error, is_best):
+    '''A mean with its standard error, and a star if it is the best.'''
+    if value != value:
+        return '–'
+    return f'{value:.3f}{"" if error != error else f" ± {error:.3f}"}{"*" if is_best else ""}'
 
 
 def markdown(rows):
@@ -60,5 +81,6 @@ def markdown(rows):
 
 def latex(rows):
     '''Rows, the first of which is the header, as a table in LaTeX, which needs the package booktabs.'''
-    symbols = {'↑': r'$\uparrow$', '↓': r'$\downarrow$', 'α': r'$\alpha$', 'γ': r'$\gamma$', '×': r'$\times$'}
+    symbols = {'↑': 'uparrow', '↓': 'downarrow', 'α': 'alpha', '±': 'pm', 'γ': 'gamma', '×': 'times'}
+    symbols = {each: rf'$\{name}$' for each, name in symbols.items()}
     return pd.DataFrame(rows[1:], columns=rows[0]).to_latex(index=False, escape=True).translate(str.maketrans(symbols))

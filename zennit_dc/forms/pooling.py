@@ -4,7 +4,7 @@ import inspect
 import torch
 from torch.nn import functional as F
 
-from ..operations import instead, keeping_recipe
+from ..operations import deeper, instead, keeping_recipe
 from ..split import SplitTensor, joined, pairs_in, split_form, sum_dtype, unsupported
 from .arithmetic import negation, parts
 from .table import follow_axes, overloads, torch_form
@@ -140,7 +140,7 @@ def maximum(first, other):
     won, one_sum, two_sum = (tensor.to(sum_dtype(difference.dtype)) for tensor in (won, *sums))
     winner = torch.lerp(two_sum, one_sum, won)
     output = pool(pairs[0], difference, winner, lambda: one_sum + two_sum + (difference - one - two))
-    return joined(pairs, output)
+    return deeper(joined(pairs, output))
 
 
 @torch_form('minimum', 'fmin')
@@ -163,7 +163,7 @@ def amax(pair, dim=(), keepdim=False, *, axis=None):
 def over_axes(pair, difference, dims, keepdim, winners):
     '''A maximum over axes, from functions that keep these with length one.'''
     output = pool_windows(pair, difference, winners, lambda tensor: tensor.sum(dims, True))
-    follow_axes([pair], output, lambda tensor: tensor.sum(dims, True))
+    deeper(follow_axes([pair], output, lambda tensor: tensor.sum(dims, True)))
     if output.batch is None and pair.place('batch') is not None:
         raise unsupported('a maximum over the batch axis', (pair,), ', with which the map of an image would depend on'
                           ' the others', 'take it over another axis')

@@ -1,8 +1,9 @@
 '''Every method by its name, each as an attributor of Zennit: the package's own, and what to compare with.'''
-from .lrp import LRPGamma
+from ..lazy import lazily
 from .table import BASELINES, CONTROLS, METHODS, RECENTERINGS, Method, attributor, saliency_map
 
 
 __all__ = [
     'BASELINES', 'CONTROLS', 'LRPGamma', 'METHODS', 'Method', 'RECENTERINGS', 'attributor', 'saliency_map',
 ]
+__getattr__, __dir__ = lazily(globals(), {'lrp': ('LRPGamma',)})

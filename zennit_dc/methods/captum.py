@@ -22,9 +22,9 @@ CHUNK = 32  # images that a method of many forward passes takes at a time, if it
 class CaptumAttributor(Attributor):
     '''Base class of Captum's methods.
 
-    A call returns the model's output and the attribution in the input's shape. The relevance of the output has to be
-    one for one class and zero for all others, as :py:func:`~zennit_dc.attribution.class_relevance` makes it, for Captum
-    takes the index of a class.
+    A call returns the model's output and the attribution in the input's shape. What is explained is the sum of the
+    scores, each times its relevance: the score of a class, if that is all that
+    :py:func:`~zennit_dc.attribution.class_relevance` lets in, or a difference of scores.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class CaptumAttributor(Attributor):
     ModuleNotFoundError
         If Captum is not installed.
     ValueError
-        In a call, if the relevance is not of a single class, or the method cannot be computed for the model.
+        In a call, if the relevance has not the output's shape, or the method cannot be computed for the model.
     '''
     one_by_one = False
     '''Whether to give Captum one image at a time.'''
@@ -62,7 +62,7 @@ class CaptumAttributor(Attributor):
         input : :py:class:`torch.Tensor`
             The input of shape (batch, channels, height, width), which may be changed.
         targets : :py:class:`torch.Tensor`
-            The indices of the classes, of shape (batch,).
+            The indices of the images' explained scores among the scores of the model, of shape (batch,).
 
         Returns
         -------
@@ -74,9 +74,9 @@ class CaptumAttributor(Attributor):
         '''The model's output of shape (batch, classes), computed in order to look at how the model does it.'''
         return Isolated(self.model, input.dtype)(input)
 
-    def isolated(self, output):
-        '''The model as Captum shall call it, for images with a given output.'''
-        return Isolated(self.model, output.dtype)
+    def isolated(self, output, relevance):
+        '''The model as Captum shall call it, for images with a given output and relevance.'''
+        return Isolated(self.model, output.dtype, relevance)
 
     @contextmanager
     def prepared(self):
@@ -91,18 +91,20 @@ class CaptumAttributor(Attributor):
 
         with torch.no_grad():
             output = require_scores(self.predict(input))
-        targets = explained_classes(attr_output_fn(output), output)
+        relevance = require_relevance(attr_output_fn(output), output)
         size = 1 if self.one_by_one else len(input)
         attributions = []
-        for images, scores, classes in zip(input.split(size), output.split(size), targets.split(size)):
+        for images, scores, weights in zip(input.split(size), output.split(size), relevance.split(size)):
+            targets = torch.arange(len(images), device=images.device)
             with self.prepared():
-                model = self.isolated(scores)
-                attributions.append(self.attribute(captum.attr, model, images.detach().clone(), classes).detach())
+                model = self.isolated(scores, weights)
+                attributions.append(self.attribute(captum.attr, model, images.detach().clone(), targets).detach())
         return output, torch.cat(attributions).to(input.dtype)
 
 
 class Isolated(torch.nn.Module):
-    '''A model that gets a copy of its input, which it may overwrite, in a dtype.
+    '''A model that gets a copy of its input, which it may overwrite, in a dtype; and that returns, for each image, the
+    explained score of each image of a batch.
 
     Parameters
     ----------
@@ -110,6 +112,8 @@ class Isolated(torch.nn.Module):
         The model.
     dtype : :py:class:`torch.dtype`
         The dtype of its input. (Captum's noise has float32 as its own.)
+    relevance : :py:class:`torch.Tensor`, optional
+        The relevance of the output for each image, of shape (images, classes). Default is to return the output.
     expected : :py:class:`torch.Tensor`, optional
         The output for the first images of each batch, of shape (images, classes).
 
@@ -118,10 +122,11 @@ class Isolated(torch.nn.Module):
     ValueError
         When called, if the output is not the expected one.
     '''
-    def __init__(self, model, dtype, expected=None):
+    def __init__(self, model, dtype, relevance=None, expected=None):
         super().__init__()
         self.model = model
         self.dtype = dtype
+        self.relevance = relevance
         self.expected = expected
 
     def forward(self, input):
@@ -134,30 +139,20 @@ class Isolated(torch.nn.Module):
                     'the model computes something else when its activations get copies of their inputs: one of them'
                     ' overwrites in place what is read again later'
                 )
-        return output
+        if self.relevance is None:
+            return output
+        used = self.relevance.any(0)  # a score of minus infinity times a relevance of zero is not a number
+        return output[:, used] @ self.relevance[:, used].T
 
 
-def explained_classes(relevance, output):
-    '''The class of each image with the relevance one, of shape (batch,).
-
-    Parameters
-    ----------
-    relevance : :py:class:`torch.Tensor`
-        The relevance of the output.
-    output : :py:class:`torch.Tensor`
-        The output of shape (batch, classes).
-
-    Raises
-    ------
-    ValueError
-        If the relevance is not one for one class of each image and zero for all others.
-    '''
-    if relevance.shape != output.shape or not torch.equal((relevance != 0.).sum(1), torch.ones_like(relevance[:, 0])) \
-            or not torch.equal(relevance.sum(1), torch.ones_like(relevance[:, 0])):
+def require_relevance(relevance, output):
+    '''The relevance of the output, detached, if it has the output's shape; else raise a ValueError.'''
+    if relevance.shape != output.shape:
         raise ValueError(
-            'Captum explains one class: the relevance of the output must be one for it and zero for all others'
+            f'the relevance of the output must have the output\'s shape, {tuple(output.shape)}, not'
+            f' {tuple(relevance.shape)}'
         )
-    return relevance.argmax(1)
+    return relevance.detach().to(output)
 
 
 class Saliency(CaptumAttributor):

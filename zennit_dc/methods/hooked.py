@@ -72,9 +72,9 @@ class HookingAttributor(CaptumAttributor):
         self.require_calls(watch.calls)
         return output
 
-    def isolated(self, output):
+    def isolated(self, output, relevance):
         '''The model as Captum shall call it, see :py:meth:`CaptumAttributor.isolated`.'''
-        return Isolated(self.model, output.dtype, output)
+        return Isolated(self.model, output.dtype, relevance, output)
 
     @contextmanager
     def prepared(self):

@@ -1,19 +1,28 @@
-'''The methods by name, each as an attributor of Zennit: SplitGrad, SplitCAM and SplitLRP, and what to compare with.'''
+'''The methods by name, each as an attributor of Zennit: SplitGrad, SplitCAM and SplitLRP, and what to compare with.
+
+The table itself needs no PyTorch: the command line's help, which takes the methods from it, is there at once.
+'''
 from functools import partial
 from typing import NamedTuple
 
-from zennit.attribution import Gradient
-
-from ..attribution import GradCAMPlusPlus, LayerCAM, class_relevance
-from ..composites import SplitCAM, SplitGrad, SplitLRP
-from ..recentering import Scaling, Shifting
-from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
-from .controls import BinaryMask, OriginalImage, Random
-from .hooked import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
-from .lrp import LRPGamma
+from ..wording import meant, similar
 
 
-RECENTERINGS = {'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}
+def scaling():
+    '''The scaling of the sum.'''
+    from ..recentering import Scaling
+
+    return Scaling()
+
+
+def shifting():
+    '''The shifting of the sum.'''
+    from ..recentering import Shifting
+
+    return Shifting()
+
+
+RECENTERINGS = {'scaling': scaling, 'shifting': shifting, 'none': lambda: None}
 '''The forward stabilisations by their names.'''
 
 
@@ -40,49 +49,62 @@ class Method(NamedTuple):
     needs_layer: bool = False
 
 
-def gradient(classifier):
-    '''The plain gradient.'''
-    return Gradient(classifier.model)
+def lrp_gamma(classifier, **parameters):
+    '''LRP-γ, whose canonizers depend on the classifier.'''
+    from .lrp import LRPGamma
+
+    return LRPGamma(classifier, **parameters)
 
 
-def plain(attributor, classifier, **parameters):
-    '''An attributor of the model as it is.'''
-    return attributor(classifier.model, **parameters)
+def plain(name, classifier, **parameters):
+    '''An attributor of the model as it is, by its name in :py:mod:`zennit_dc.methods.attributors`.'''
+    from . import attributors
+
+    return getattr(attributors, name)(classifier.model, **parameters)
 
 
-def split(composite, classifier, **parameters):
-    '''A composite for the model in split form.'''
-    return Gradient(classifier.model, composite(**parameters))
+def split(name, classifier, **parameters):
+    '''A composite for the model in split form, by its name.'''
+    from . import attributors
+
+    return attributors.Gradient(classifier.model, getattr(attributors, name)(**parameters))
 
 
 SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers')
 RELEVANCE = ('layer', 'epsilon', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers')
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 METHODS = {
-    'gradient': Method('Gradient', gradient),
-    'layercam': Method('LayerCAM', partial(plain, LayerCAM), ('layer',), needs_layer=True),
-    'lrp-gamma': Method('LRP-γ', LRPGamma, ('layer',)),
-    'splitgrad': Method('SplitGrad', partial(split, SplitGrad), SENSITIVITY, STREAMS),
-    'splitcam': Method('SplitCAM', partial(split, SplitCAM), SENSITIVITY, STREAMS, needs_layer=True),
-    'splitlrp': Method('SplitLRP', partial(split, SplitLRP), RELEVANCE, ('positive', 'negative', 'combined')),
-    'saliency': Method('Saliency', partial(plain, Saliency)),
-    'input-x-gradient': Method('Input × Gradient', partial(plain, InputXGradient)),
-    'integrated-gradients': Method('Integrated Gradients', partial(plain, IntegratedGradients), ('steps',)),
-    'gradient-shap': Method('Gradient SHAP', partial(plain, GradientSHAP), ('samples', 'seed')),
-    'deeplift': Method('DeepLift', partial(plain, DeepLift)),
-    'guided-backprop': Method('Guided Backprop', partial(plain, GuidedBackprop), ('layer',)),
-    'deconvolution': Method('Deconvolution', partial(plain, Deconvolution)),
-    'guided-gradcam': Method('Guided GradCAM', partial(plain, GuidedGradCAM), ('layer',), needs_layer=True),
-    'occlusion': Method('Occlusion', partial(plain, Occlusion), ('window', 'stride')),
-    'feature-ablation': Method('Feature Ablation', partial(plain, FeatureAblation), ('patch',)),
-    'gradcam': Method('GradCAM', partial(plain, GradCAM), ('layer',), needs_layer=True),
-    'gradcam++': Method('GradCAM++', partial(plain, GradCAMPlusPlus), ('layer',), needs_layer=True),
-    'random': Method('Random Baseline', partial(plain, Random), ('seed',)),
-    'original-image': Method('Original Image', partial(plain, OriginalImage)),
-    'binary-mask': Method('Binary Mask', partial(plain, BinaryMask), ('masks',)),
+    'gradient': Method('Gradient', partial(plain, 'Gradient')),
+    'layercam': Method('LayerCAM', partial(plain, 'LayerCAM'), ('layer',), needs_layer=True),
+    'lrp-gamma': Method('LRP-γ', lrp_gamma, ('layer',)),
+    'splitgrad': Method('SplitGrad', partial(split, 'SplitGrad'), SENSITIVITY, STREAMS),
+    'splitcam': Method('SplitCAM', partial(split, 'SplitCAM'), SENSITIVITY, STREAMS, needs_layer=True),
+    'splitlrp': Method('SplitLRP', partial(split, 'SplitLRP'), RELEVANCE, ('positive', 'negative', 'combined')),
+    'saliency': Method('Saliency', partial(plain, 'Saliency')),
+    'input-x-gradient': Method('Input × Gradient', partial(plain, 'InputXGradient')),
+    'integrated-gradients': Method('Integrated Gradients', partial(plain, 'IntegratedGradients'), ('steps',)),
+    'gradient-shap': Method('Gradient SHAP', partial(plain, 'GradientSHAP'), ('samples', 'seed')),
+    'deeplift': Method('DeepLift', partial(plain, 'DeepLift')),
+    'guided-backprop': Method('Guided Backprop', partial(plain, 'GuidedBackprop'), ('layer',)),
+    'deconvolution': Method('Deconvolution', partial(plain, 'Deconvolution')),
+    'guided-gradcam': Method('Guided GradCAM', partial(plain, 'GuidedGradCAM'), ('layer',), needs_layer=True),
+    'occlusion': Method('Occlusion', partial(plain, 'Occlusion'), ('window', 'stride')),
+    'feature-ablation': Method('Feature Ablation', partial(plain, 'FeatureAblation'), ('patch',)),
+    'gradcam': Method('GradCAM', partial(plain, 'GradCAM'), ('layer',), needs_layer=True),
+    'gradcam++': Method('GradCAM++', partial(plain, 'GradCAMPlusPlus'), ('layer',), needs_layer=True),
+    'random': Method('Random Baseline', partial(plain, 'Random'), ('seed',)),
+    'original-image': Method('Original Image', partial(plain, 'OriginalImage')),
+    'binary-mask': Method('Binary Mask', partial(plain, 'BinaryMask'), ('masks',)),
 }
 CONTROLS = ('random', 'original-image', 'binary-mask')
 BASELINES = ('gradient', 'layercam', 'lrp-gamma@input')
+
+
+def method_named(name):
+    '''The method of a name, or a ValueError that says which one may have been meant.'''
+    if name not in METHODS:
+        raise ValueError(f'there is no method {name!r}{meant(name, METHODS)}')
+    return METHODS[name]
 
 
 def attributor(method, classifier, **parameters):
@@ -107,9 +129,7 @@ def attributor(method, classifier, **parameters):
     ValueError
         If there is no such method, parameter or layer, or a layer is missing.
     '''
-    if method not in METHODS:
-        raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
-    chosen = METHODS[method]
+    chosen = method_named(method)
     unknown = sorted(set(parameters) - set(chosen.parameters))
     if unknown:
         raise ValueError(f'{chosen.title} has no parameter {unknown[0]!r}')
@@ -120,12 +140,16 @@ def attributor(method, classifier, **parameters):
         raise ValueError(
             f'{chosen.title} needs a layer: name one with --layer; `zennit-dc layers {classifier.name}` lists them'
         )
-    if layer is not None and (not layer or layer not in dict(classifier.model.named_modules())):
-        raise ValueError(f'{classifier.name} has no layer {layer!r}: `zennit-dc layers {classifier.name}` lists them')
+    modules = [name for name, _ in classifier.model.named_modules() if name]
+    if layer is not None and layer not in modules:
+        raise ValueError(
+            f'{classifier.name} has no layer {layer!r}{similar(layer, modules) or ":"} `zennit-dc layers'
+            f' {classifier.name}` lists them'
+        )
     return chosen.attributor(classifier, **parameters)
 
 
-def saliency_map(attributor, input, target=None):
+def saliency_map(attributor, input, target=None, against=None):
     '''Explain a class.
 
     Parameters
@@ -136,6 +160,8 @@ def saliency_map(attributor, input, target=None):
         The input of shape (batch, channels, height, width).
     target : int or :py:class:`torch.Tensor`, optional
         The class, or one class for each image. Default is the class with the largest output.
+    against : {'none', 'others', 'likely'}, int or sequence of int, optional
+        The classes to explain this class against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
 
     Returns
     -------
@@ -144,5 +170,9 @@ def saliency_map(attributor, input, target=None):
     map : :py:class:`torch.Tensor`
         The attribution summed over channels, of shape (batch, height, width).
     '''
-    output, attribution = attributor(input, class_relevance(target))
+    from ..attribution import relevance_of
+
+    if isinstance(target, int) and not -2 ** 63 <= target < 2 ** 63:
+        raise ValueError(f'there is no class {target}')  # nor a tensor that could hold it
+    output, attribution = attributor(input, relevance_of(target, against))
     return output.detach(), attribution.detach().sum(1)

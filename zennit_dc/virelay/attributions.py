@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..attribution import class_relevance, require_scores
+from ..attribution import relevance_of, require_scores
 from ..data.classifiers import black_input
 from ..data.fingerprints import describe, description
 from ..data.images import UnreadableImage, class_folders, label_map
-from ..data.parts import Parts, differences, written
+from ..data.parts import Parts, differences, held, written
 from ..data.processes import local_device, process_group
 from ..methods import METHODS, attributor
+from ..methods.table import method_named
 
 
 def attribute(
     classifier, images, out, method='splitcam', target='predicted', labels=None, batch_size=16, device='cpu',
-    dtype=torch.float32, seed=0, workers=0, progress=True, **parameters
+    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, **parameters
 ):
     '''Compute the attributions of a data set, and write them for ViRelAy.
 
@@ -62,6 +63,8 @@ def attribute(
         The number of processes that read images, or 0 for this one.
     progress : bool, optional
         Whether to show a progress bar.
+    against : {'none', 'others', 'likely'}, int or list of int, optional
+        The classes to explain the class against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
     **parameters
         The method's parameters.
 
@@ -87,14 +90,15 @@ def attribute(
         raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
     target = target if target in ('label', 'predicted') else operator.index(target)
     device, out = local_device(device), Path(out)
-    own_seed = {'seed': seed} if 'seed' in METHODS[method].parameters else {}
+    own_seed = {'seed': seed} if 'seed' in method_named(method).parameters else {}
     chosen = attributor(method, classifier, **own_seed, **parameters)
     classifier.to(device, dtype)
     if callable(parameters.get('alpha')):
         parameters['alpha'] = {name: parameters['alpha'](name) for name, _ in classifier.model.named_modules()}
     run = {
         **description(classifier, images, device, dtype, seed), 'method': METHODS[method].title, 'target': target,
-        'batch size': batch_size, **{name: describe(value) for name, value in parameters.items()}
+        'against': against or 'none', 'batch size': batch_size,
+        **{name: describe(value) for name, value in parameters.items()}
     }
     batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
     parts = Parts(out, run, len(batches))
@@ -104,20 +108,19 @@ def attribute(
         return skipped_images(out)
     require_new(out, parts)
     require_space(classifier, out, len(images), len(parts.missing()) * batch_size)
-    labels = require_labels(classifier, images, labels, device, dtype)
-    with process_group(device) as (rank, size, wait):
-        mine = own_parts(parts, rank, size, wait)
+    labels = require_labels(classifier, images, labels, target, device, dtype)
+    with held(out, parts.folder / 'lock'), process_group(device) as (rank, size, wait):
+        mine = own_parts(parts, out, rank, size, wait)
         loader = torch.utils.data.DataLoader(
             Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
         )
-        total = len(range(rank, len(batches), size))
-        bar = tqdm(
-            loader, 'attributions', total, initial=total - len(mine), unit='batch', disable=not progress or rank > 0
-        )
-        for (indices, inputs, shown, failures), batch in zip(bar, mine):
-            torch.manual_seed(seed + batch)
-            explained = explain_batch(chosen, images, indices, inputs, target, device, dtype)
-            parts.save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
+        sizes = [len(batch) for batch in batches]
+        with image_bar(sizes, mine, range(rank, len(batches), size), progress and rank == 0) as bar:
+            for (indices, inputs, shown, failures), batch in zip(loader, mine):
+                torch.manual_seed(seed + batch)
+                explained = explain_batch(chosen, images, indices, inputs, target, against, device, dtype)
+                parts.save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
+                bar.update(sizes[batch])
         wait()
         if rank == 0:
             merge(parts, images, out, labels)
@@ -132,9 +135,11 @@ def require_new(out, parts):
             raise ValueError(f'{path} exists already: choose another --out')
 
 
-def own_parts(parts, rank, size, wait):
+def own_parts(parts, out, rank, size, wait):
     '''The numbers of the parts that are left to a process; no process begins before all of them know theirs.'''
     if rank == 0:
+        if out.exists():  # the run that held it has ended meanwhile
+            raise ValueError(f'another run has just written {out}: start again, or choose another --out')
         parts.open()
     wait()
     if not parts.folder.is_dir():
@@ -143,6 +148,12 @@ def own_parts(parts, rank, size, wait):
     mine = [batch for batch in parts.missing() if batch % size == rank]
     wait()
     return mine
+
+
+def image_bar(sizes, mine, all, progress):
+    '''A progress bar that counts the images of all batches of a process, of which some are left to it.'''
+    total, left = (sum(sizes[batch] for batch in batches) for batches in (all, mine))
+    return tqdm(desc='attributions', total=total, initial=total - left, unit='image', disable=not progress)
 
 
 def left_out(images, failures):
@@ -190,7 +201,7 @@ class Batches(torch.utils.data.Dataset):
         return indices, torch.stack(inputs), np.stack(shown), failures
 
 
-def explain_batch(chosen, images, indices, inputs, target, device, dtype):
+def explain_batch(chosen, images, indices, inputs, target, against, device, dtype):
     '''The attributions, predictions and explained classes of a batch, as arrays.'''
     if inputs is None:
         return {}
@@ -198,7 +209,7 @@ def explain_batch(chosen, images, indices, inputs, target, device, dtype):
         target = torch.tensor([images.labels[index] for index in indices])
     elif target == 'predicted':
         target = None
-    relevance = class_relevance(target)
+    relevance = relevance_of(target, against)
     explained = []
 
     def remember(output):
@@ -275,11 +286,13 @@ def beside(out, ending):
     return out.with_name(out.name.removesuffix('.h5') + ending)
 
 
-def require_labels(classifier, images, labels, device, dtype):
+def require_labels(classifier, images, labels, target, device, dtype):
     '''The label map: the given one, or one made of the classifier's categories, of the folders, or of mere numbers.
-    Raise if it does not fit the model's classes or the images' labels.'''
+    Raise if it does not fit the model's classes or the images' labels, or if there is no class to explain.'''
     with torch.no_grad():
         classes = require_scores(classifier.model(black_input(classifier)[None].to(device, dtype))).shape[1]
+    if target not in ('label', 'predicted') and not 0 <= target < classes:
+        raise ValueError(f'there is no class {target}, but those from 0 to {classes - 1}')
     if labels is None:
         names = classifier.categories
         if names is None and images.folder is not None and None not in images.labels:

@@ -1,0 +1,94 @@
+'''Files of weights: what is read, and what is said of others.'''
+import re
+
+import pytest
+import torch
+from commands import require_error, run
+from torch import nn
+
+from zennit_dc.data.classifiers import diagnosed, load_classifier, load_weights
+from zennit_dc.demo import demo_network, draw
+from PIL import Image
+
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize('nest', [
+    lambda state: state,
+    lambda state: {'state_dict': state, 'epoch': 3},
+    lambda state: {'model_state_dict': state, 'optimizer': {}},
+    lambda state: {'model': {'state_dict': state}},
+    lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
+    lambda state: {'model': {f'module.{name}': tensor for name, tensor in state.items()}},
+])
+def test_checkpoints(nest, tmp_path):
+    expected, model = small().state_dict(), small()
+    torch.save(nest(expected), tmp_path / 'x.pt')
+    load_weights(model, 'small', tmp_path / 'x.pt')
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_module_of_the_name_of_a_prefix(tmp_path):
+    expected, model = nn.DataParallel(small()).state_dict(), nn.DataParallel(small())
+    torch.save(expected, tmp_path / 'x.pt')
+    load_weights(model, 'small', tmp_path / 'x.pt')
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_that_do_not_fit(tmp_path):
+    state = {**{f'extra.{index}': torch.zeros(1) for index in range(50)}, **small().state_dict()}
+    state['0.weight'] = torch.zeros(7, 3, 3, 3)
+    del state['3.bias']
+    torch.save(state, tmp_path / 'x.pt')
+    with pytest.raises(ValueError) as error:
+        load_weights(small(), 'small', tmp_path / 'x.pt')
+    message = str(error.value)
+    assert re.search(r'1 of 9 tensors are missing \(3.bias\).*50 of 58 are unexpected \(extra', message)
+    assert '0.weight (7, 3, 3, 3), not (4, 3, 3, 3)' in message and len(message) < 400
+
+
+@pytest.mark.parametrize('content, message', [
+    (b'', 'empty'), (b'no weights', 'truncated, of another kind'), (None, 'truncated, of another kind'),
+    ([torch.zeros(3)], 'a list'), ({'epoch': 3}, 'epoch'), (small(), 'more than tensors'),
+])
+def test_files_that_hold_no_weights(content, message, tmp_path):
+    path = tmp_path / 'x.pt'
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(small().state_dict() if content is None else content, path)
+    if content is None:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=message) as error:
+        load_weights(small(), 'small', path)
+    assert '\n' not in str(error.value) and str(path) in str(error.value)
+    with pytest.raises(ValueError, match='https://x.org/a.pt is a URL'):
+        load_weights(small(), 'small', 'https://x.org/a.pt')
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_told(value, tmp_path):
+    state = demo_network().state_dict()
+    broken = next(name for name, tensor in state.items() if tensor.ndim == 4)
+    state[broken].flatten()[0] = value
+    torch.save(state, tmp_path / 'x.pt')
+    Image.fromarray(draw(7, 0).image).save(tmp_path / 'x.png')
+    for method in ('gradient', 'splitgrad', 'splitlrp'):
+        require_error(run(
+            'explain', tmp_path / 'x.png', '--model', 'demo', '--weights', tmp_path / 'x.pt', '--method',
+            f'{method}@input', '--out', tmp_path / 'out.png'
+        ), '1 of the model\'s', broken)
+
+
+def test_finite_weights_are_not_the_reason():
+    with pytest.raises(FloatingPointError, match='the map is not finite .the weights are finite'):
+        with diagnosed(small()):
+            raise FloatingPointError('the map is not finite')
+
+
+@pytest.mark.parametrize('name, meant', [('squeeznet1_0', 'squeezenet1_0'), ('VGG16', 'vgg16'), ('dmeo', 'demo')])
+def test_what_classifier_was_meant(name, meant):
+    with pytest.raises(ValueError, match=f'did you mean .*{meant}'):
+        load_classifier(name)

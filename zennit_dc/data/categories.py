@@ -1,0 +1,92 @@
+'''The names of classes.'''
+import json
+from pathlib import Path
+
+from ..wording import similar
+
+
+def load_categories(path):
+    '''Load the names of classes.
+
+    Parameters
+    ----------
+    path : str or path
+        A text file with a name in each line, or a JSON file: a list of names, a label map of
+        :py:func:`~zennit_dc.data.images.load_label_map`, or a mapping from indices to names or to lists that end with
+        a name, as Keras has it for ImageNet.
+
+    Returns
+    -------
+    list[str]
+        The names by their index.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or does not name each class once.
+    '''
+    try:
+        text = Path(path).read_text(encoding='utf-8')
+        entries = json.loads(text) if Path(path).suffix.lower() == '.json' else text.strip().splitlines()
+        if isinstance(entries, dict):
+            named = {int(index): each if isinstance(each, str) else each[-1] for index, each in entries.items()}
+        elif entries and isinstance(entries[0], dict):
+            named = {int(each['index']): each['name'] for each in entries}
+        else:
+            named = dict(enumerate(entries))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f'{path} cannot be read as names of classes: {type(error).__name__} {error}') from error
+    names = [named.get(index) for index in range(len(named))]
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f'{path} has no name for class {index}')
+    return [name.strip() for name in names]
+
+
+def find_class(name, count, categories=None):
+    '''The index of a class.
+
+    Parameters
+    ----------
+    name : str or int
+        Its index or name. Upper and lower case, and what stands between words, do not matter.
+    count : int
+        The number of classes.
+    categories : list[str], optional
+        The names of the classes.
+
+    Returns
+    -------
+    int
+        The index.
+
+    Raises
+    ------
+    ValueError
+        If there is no such class, or if there are several.
+    '''
+    try:
+        index = int(name)
+    except ValueError:
+        return named_class(name, categories)
+    if not 0 <= index < count:
+        raise ValueError(f'there is no class {index}, but those from 0 to {count - 1}')
+    return index
+
+
+def named_class(name, categories):
+    '''The index of a class by its name.'''
+    if categories is None:
+        raise ValueError(f'no names of classes are known, so that {name!r} must be an index; --classes FILE names them')
+    plain = [simple(each) for each in categories]
+    found = [index for index, each in enumerate(plain) if each == simple(name)]
+    if len(found) > 1:
+        raise ValueError(f'several classes are named {name!r}: give one of the indices {", ".join(map(str, found))}')
+    if not found:
+        raise ValueError(f'there is no class named {name!r}{similar(name, categories)}')
+    return found[0]
+
+
+def simple(name):
+    '''A name in lower case, with a space between words.'''
+    return ' '.join(''.join(each if each.isalnum() else ' ' for each in name.lower()).split())

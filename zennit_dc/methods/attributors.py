@@ -1,0 +1,17 @@
+'''The attributors of all methods, of which :py:mod:`zennit_dc.methods.table` knows the names. To import them takes as
+long as to import PyTorch.'''
+from zennit.attribution import Gradient
+
+from ..attribution import GradCAMPlusPlus, LayerCAM
+from ..composites import SplitCAM, SplitGrad, SplitLRP
+from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
+from .controls import BinaryMask, OriginalImage, Random
+from .hooked import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
+from .lrp import LRPGamma
+
+
+__all__ = [
+    'BinaryMask', 'Deconvolution', 'DeepLift', 'FeatureAblation', 'GradCAM', 'GradCAMPlusPlus', 'Gradient',
+    'GradientSHAP', 'GuidedBackprop', 'GuidedGradCAM', 'InputXGradient', 'IntegratedGradients', 'LRPGamma', 'LayerCAM',
+    'Occlusion', 'OriginalImage', 'Random', 'Saliency', 'SplitCAM', 'SplitGrad', 'SplitLRP',
+]
