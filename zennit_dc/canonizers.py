@@ -4,11 +4,11 @@ from itertools import chain
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
+from .nested import flatten
 from .passes import MapPass
 from .recentering import Scaling
 from .rules import SplitRule
@@ -160,14 +160,14 @@ class SplitForward(TemporaryForward):
         training = require_fit(root)
         if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
-        leaves, structure = tree_flatten((args, kwargs))
+        leaves, structure = flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
         if not places:
             raise NotImplementedError('a model in split form was called without a floating point tensor')
 
         def call(inputs):
             replaced = dict(zip(places, inputs))
-            args, kwargs = tree_unflatten([replaced.get(place, leaf) for place, leaf in enumerate(leaves)], structure)
+            args, kwargs = structure([replaced.get(place, leaf) for place, leaf in enumerate(leaves)])
             return self.forward(*args, **kwargs)
 
         inputs = [leaves[place] for place in places]

@@ -11,8 +11,8 @@ from functools import partial
 from itertools import chain
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .nested import flatten
 from .rules import SplitRule, ruled
 from .spatial import require_spatial, spread
 from .split import Pass, SplitTensor, common_pass, describe, input_sum, same, sum_dtype
@@ -83,7 +83,7 @@ class SplitPass(Pass):
 
     def leave(self, output):
         '''The differences of the output.'''
-        leaves, structure = tree_flatten(output)
+        leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if not pairs:
             raise NotImplementedError(f'no part of the output, {type(output).__name__}, depends on the input')
@@ -97,7 +97,7 @@ class SplitPass(Pass):
         for place, pair in pairs.items():
             seeds = partial(self.seeds_of, place, pair.values[1].dtype)
             leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
-        return tree_unflatten(leaves, structure)
+        return structure(leaves)
 
     def seeds_of(self, place, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
@@ -206,7 +206,7 @@ class MapPass(SplitPass):
         with all of its graph; if exact, in float64.'''
         seeds = self.seeds[torch._C._current_graph_task_id()]
         _, output, read = self.other_pass(index, exact)
-        leaves = tree_flatten(output)[0]
+        leaves = flatten(output)[0]
         seeded = [(leaves[place], seed.to(leaves[place].dtype)) for place, seed in seeds.items()]
         return *gradients(read, seeded, materialize_grads=True), *read
 
