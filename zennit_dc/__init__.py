@@ -11,6 +11,6 @@ __getattr__, __dir__ = lazily(globals(), {
     'attribution': ('class_agreement', 'contrast'), 'canonizers': ('SplitCanonizer',),
     'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.attention': ('DetachedAttention',),
     'forms.detached': ('DetachedActivations',), 'forms.smooth': ('SmoothReplacement',), 'logits': ('Logits',),
-    'nested': (), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
+    'needs': (), 'nested': (), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
     'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
 }, before=['forms'])  # which registers the split forms
