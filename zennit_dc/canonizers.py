@@ -233,8 +233,8 @@ def refuse_other_forms(root):
         if isinstance(module, torch.jit.ScriptModule):
             where = describe(module, root)
             raise TypeError(
-                f'{where} is scripted or traced by torch.jit, whose operations split pairs do not see: explain the module'
-                ' that it was made of'
+                f'{where} is scripted or traced by torch.jit, whose operations split pairs do not see: explain the'
+                ' module that it was made of'
             )
 
 

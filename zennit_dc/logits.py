@@ -26,8 +26,8 @@ class Logits(torch.nn.Module):
     input : str, optional
         The name of the keyword that takes the tensor. Default is the first positional argument.
     drop : {None, 'softmax'}, optional
-        Leave out the softmax or log_softmax at the very end of the model. What is explained are the logits, as it is
-        them that layers are added up in; and a probability's map is zero where the model is sure.
+        Leave out the softmax or log_softmax at the very end of the model, so that its logits are explained, which are
+        sums and can be split, and not its probabilities.
 
     Raises
     ------
@@ -95,14 +95,14 @@ class Logits(torch.nn.Module):
         with torch.no_grad(), SoftmaxCalls() as calls:
             output = self.tensor_of(self.model(*args, **kwargs))
         if output is not calls.last:
-            raise ValueError('the model does not end with a softmax or log_softmax that could be dropped: leave out drop')
+            raise ValueError('the model does not end with a softmax or log_softmax to be dropped: leave out drop')
         return calls.count
 
     def tensor_of(self, output):
         '''The tensor that is chosen of an output.'''
         if isinstance(output, torch.Tensor):
             if self.output is not None:
-                raise ValueError(f'the model returns one tensor, and nothing of the name {self.output!r}: leave out output')
+                raise ValueError(f'the model returns one tensor, and nothing named {self.output!r}: leave out output')
             return output
         entries = entries_of(output) or {}
         tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}

@@ -12,7 +12,7 @@ from .forms.detached import DetachedActivations
 from .forms.smooth import SmoothReplacement
 from .forms.table import plain
 from .nested import flatten
-from .split import FORMS, OVERLAYS, Pass, SplitTensor, Unsupported, pairs_in
+from .split import FORMS, OVERLAYS, Pass, SplitTensor, Unsupported
 
 
 OPTIONS = {'attention': DetachedAttention, 'activations': DetachedActivations, 'smooth': SmoothReplacement}

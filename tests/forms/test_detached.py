@@ -35,7 +35,7 @@ class Frozen(nn.Module):
 
 @pytest.mark.parametrize('activation', ACTIVATIONS)
 def test_activations(activation):
-    '''Half of the gradient with constant ratios, whatever alpha is; explain() asserts that the output is bit-identical.'''
+    '''Half of the gradient with constant ratios, whatever alpha is. explain() asserts that the output is the same.'''
     model, image = Between(activation), random_image(*SHAPE)
     gradient = explain(SplitGrad(canonizers=detached()), model, image)
     for make in (SplitLRP, lambda **kwargs: SplitCAM('before', stream='+g', **kwargs)):
