@@ -144,7 +144,8 @@ class Choices:
         if not isinstance(error, Unsupported):
             raise error
         if not self.automatic or not found or None in found or found.keys() & before.keys():
-            raise request(survey.needs) if survey.needs else error from error
+            left = found.get(None, []) if self.automatic else survey.needs
+            raise request(left) if left else error from error
         before.update(found)
         self.reported.discard(root)
         return [instance for name in found for instance in OPTIONS[name]().apply(root)]
