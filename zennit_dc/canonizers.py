@@ -218,9 +218,9 @@ class SplitForward(TemporaryForward):
         return output
 
 
-@torch.no_grad()
 def original(call, inputs):
-    '''The output of a model as it is.'''
+    '''The output of a model as it is, with a graph where inputs have one, as torch's attention rounds otherwise without.
+    '''
     return call([input.clone() for input in inputs])
 
 
