@@ -131,6 +131,8 @@ def table(kind, found, deviations):
 @click.option('--images', 'count', type=click.IntRange(1), default=100, show_default=True, help='Drawings to explain.')
 def main(out, networks, epochs, samples, count):
     '''Train networks, explain drawings and write the tables.'''
+    if not out.parent.is_dir():
+        raise click.ClickException(f'there is no folder {out.parent}')
     known, held_out = drawings(samples, TRAINING_SERIES), drawings(1_000, HELD_OUT_SERIES)
     pictures, masks, labels = draw_batch(count, HELD_OUT_SERIES + 1)
     images = demo_preprocessing()(torch.from_numpy(pictures).permute(0, 3, 1, 2))

@@ -20,13 +20,13 @@ def test_scores(kind):
     name, = [name for name in compare_activations.CANONIZERS if name.startswith('Detached')]
     assert found['SplitGrad, input', name] == found['SplitGrad, input, α = 0.4', name]
     deviations = {
-        name: compare_activations.largest_deviation(network, images, option)
+        name: [compare_activations.largest_deviation(network, images, option)]
         for name, option in compare_activations.CANONIZERS.items()
     }
-    lines = '\n'.join(compare_activations.table(kind, [found, found], {name: [each] for name, each in deviations.items()}))
+    lines = '\n'.join(compare_activations.table(kind, [found, found], deviations))
     assert '± 0.000' in lines and f'{name} 0.00%' in lines
 
 
 def test_command(tmp_path):
-    result = CliRunner().invoke(compare_activations.main, ['--out', str(tmp_path / 'none' / 'out.md'), '--networks', '0'])
-    assert result.exit_code == 2 and '--networks' in result.stderr
+    result = CliRunner().invoke(compare_activations.main, ['--out', str(tmp_path / 'none' / 'out.md')])
+    assert result.exit_code == 1 and 'there is no folder' in result.stderr

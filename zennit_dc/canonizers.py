@@ -219,7 +219,7 @@ class SplitForward(TemporaryForward):
 
 
 def original(call, inputs):
-    '''The output of a model as it is, with a graph where inputs have one, as torch's attention rounds otherwise without.
+    '''The output of a model as it is, with a graph where inputs have one: torch's attention rounds otherwise without.
     '''
     return call([input.clone() for input in inputs])
 
