@@ -3,6 +3,7 @@ the canonizers that have forms for them.'''
 import functools
 import warnings
 import weakref
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -105,6 +106,26 @@ class Survey(Pass):
         return output
 
 
+def needs_of(canonizer, call, inputs, error):
+    '''What a model needs, which is given as a function of its inputs, after an error. Raises if its end is a softmax, or
+    if the survey of it comes to no end.'''
+    depends = isinstance(error, Unsupported)
+    survey = Survey(canonizer, None if depends else FORMS)
+    try:
+        ends_with_softmax = survey(call, inputs)
+    except Exception as reason:  # whatever the model raises for values that no form has computed
+        if isinstance(reason, Unsupported):
+            survey.needs.append(Need(reason.name, reason.where, (), str(reason)))
+        raise (request(survey.needs) if survey.needs and depends else error) from reason
+    if ends_with_softmax:
+        last = survey.needs[-1]
+        raise NotImplementedError(
+            f'the model ends with {last.name}, called in {last.where}, but a probability is no sum that could be split:'
+            ' explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of the model'
+        ) from error
+    return survey.needs if depends else []
+
+
 class Choices:
     '''Which canonizers a composite has chosen for which models by itself.
 
@@ -124,28 +145,14 @@ class Choices:
     def choose(self, canonizer, call, inputs, error):
         '''Choose what a model needs, which is given as a function of its inputs, after an error; or raise an error that
         says what that is.'''
-        survey, root = Survey(canonizer, None if isinstance(error, Unsupported) else FORMS), canonizer.root
-        try:
-            ends_with_softmax = survey(call, inputs)
-        except Exception as reason:  # whatever the model raises for values that no form has computed
-            if isinstance(reason, Unsupported):
-                survey.needs.append(Need(reason.name, reason.where, (), str(reason)))
-            raise (request(survey.needs) if survey.needs else error) from reason
-        if ends_with_softmax:
-            last = survey.needs[-1]
-            raise NotImplementedError(
-                f'the model ends with {last.name}, called in {last.where}, but a probability is no sum that could be'
-                ' split: explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of the model'
-            ) from error
-        found = {}
-        for need in survey.needs:
+        root, found = canonizer.root, {}
+        for need in needs_of(canonizer, call, inputs, error):
             found.setdefault(need.options[0] if need.options else None, []).append(need)
         before = self.chosen.setdefault(root, {})
-        if not isinstance(error, Unsupported):
+        if not found or found.keys() & before.keys():
             raise error
-        if not self.automatic or not found or None in found or found.keys() & before.keys():
-            left = found.get(None, []) if self.automatic else survey.needs
-            raise request(left) if left else error from error
+        if None in found or not self.automatic:
+            raise request(found[None] if self.automatic else list(chain(*found.values()))) from error
         before.update(found)
         self.reported.discard(root)
         return [instance for name in found for instance in OPTIONS[name]().apply(root)]
