@@ -107,7 +107,7 @@ class Survey(Pass):
 
 
 def needs_of(canonizer, call, inputs, error):
-    '''What a model needs, which is given as a function of its inputs, after an error. Raises if its end is a softmax, or
+    '''What a model needs, which is given as a function of its inputs, after an error. Raises if its end is softmax, or
     if the survey of it comes to no end.'''
     depends = isinstance(error, Unsupported)
     survey = Survey(canonizer, None if depends else FORMS)
