@@ -1,11 +1,12 @@
 '''Compare two ways to explain a network with smooth activations: constants and piecewise-linear interpolations.
 
-    python compare_activations.py --out activations.md
+    MALLOC_MMAP_THRESHOLD_=65536 python compare_activations.py --out activations.md
 
 Small SqueezeNets with SiLU are trained on the demo's drawings, without and with squeeze-and-excitation. For each of
 them, each method explains drawings that it has not seen, with DetachedActivations and with SmoothReplacement: how often
 the map's largest value is on the object (pointing game), and how much the maps of the two likeliest classes agree
-(cosine; near 1, the map does not explain the class). It takes about half an hour on one core.
+(cosine; near 1, the map does not explain the class). It takes about half an hour on one core. The variable lets glibc
+return the memory of each large tensor at once, without which the process grows to many gigabytes.
 '''
 import statistics
 from functools import partial
@@ -125,11 +126,12 @@ def table(kind, found, deviations):
 
 @click.command()
 @click.option('--out', type=click.Path(dir_okay=False, path_type=Path), required=True, help='File for the tables.')
+@click.option('--kind', 'kinds', multiple=True, type=click.Choice(NETWORKS), default=tuple(NETWORKS), show_default=True)
 @click.option('--networks', type=click.IntRange(1), default=3, show_default=True, help='Networks of each kind.')
 @click.option('--epochs', type=click.IntRange(1), default=12, show_default=True, help='Passes through the drawings.')
 @click.option('--samples', type=click.IntRange(1), default=5_000, show_default=True, help='Drawings to train on.')
 @click.option('--images', 'count', type=click.IntRange(1), default=100, show_default=True, help='Drawings to explain.')
-def main(out, networks, epochs, samples, count):
+def main(out, kinds, networks, epochs, samples, count):
     '''Train networks, explain drawings and write the tables.'''
     if not out.parent.is_dir():
         raise click.ClickException(f'there is no folder {out.parent}')
@@ -138,10 +140,10 @@ def main(out, networks, epochs, samples, count):
     images = demo_preprocessing()(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     masks, labels = torch.from_numpy(masks), torch.from_numpy(labels)
     lines = []
-    for kind, make in NETWORKS.items():
+    for kind in kinds:
         found, accuracies, deviations = [], [], {name: [] for name in CANONIZERS}
         for seed in range(networks):
-            network = train(*known, epochs, seed, torch.device('cpu'), make, learning_rate=2e-3).eval()
+            network = train(*known, epochs, seed, torch.device('cpu'), NETWORKS[kind], learning_rate=2e-3).eval()
             accuracies.append(accuracy(network, *held_out))
             found.append(scores(network, images, masks, labels))
             for name, option in CANONIZERS.items():
