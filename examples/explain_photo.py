@@ -2,9 +2,9 @@
 
     python explain_photo.py [PHOTOGRAPH [WEIGHTS]]
 
-Saves splitgrad.png, splitcam.png and splitlrp.png: red speaks for the predicted class and blue against it; with
-SplitLRP, red is relevance in the positive stream and blue in the negative one. Without a file of weights, torchvision
-downloads its own. The command zennit-dc explain does this for any classifier, method and layer.
+Saves splitgrad.png, splitcam.png and splitlrp.png: red speaks for the predicted class rather than for the other likely
+ones, and blue for those. Without a file of weights, torchvision downloads its own. The command zennit-dc explain does
+this for any classifier, method and layer.
 '''
 import argparse
 from pathlib import Path
@@ -15,10 +15,12 @@ from torchvision.models import SqueezeNet1_0_Weights, squeezenet1_0
 from zennit.attribution import Gradient
 from zennit.image import imsave
 
-from zennit_dc import SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import SplitCAM, SplitGrad, SplitLRP, contrast
 
 
-COMPOSITES = {'splitgrad': SplitGrad(alpha=.4), 'splitcam': SplitCAM('features.12'), 'splitlrp': SplitLRP()}
+COMPOSITES = {
+    'splitgrad': SplitGrad(), 'splitcam': SplitCAM('features.12'), 'splitlrp': SplitLRP(stream='positive')
+}
 
 
 def arguments():
@@ -42,7 +44,7 @@ def main(photograph, weights):
 
     for name, composite in COMPOSITES.items():
         with Gradient(model, composite) as attributor:
-            output, attribution = attributor(input, lambda output: torch.eye(1000)[output.argmax(1)])
+            output, attribution = attributor(input, contrast(against='likely'))
         imsave(f'{name}.png', attribution.sum(1)[0], symmetric=True, cmap='bwr')
     print(pretrained.meta['categories'][output.argmax()])
 

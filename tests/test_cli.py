@@ -20,7 +20,7 @@ from zennit_dc import Balanced, SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import class_relevance
 from zennit_dc.cli.explanations import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
-from zennit_dc.figures import color, concept_gallery
+from zennit_dc.figures import color, concept_gallery, save
 from zennit_dc.data.classifiers import layers, load_classifier
 from zennit_dc.data.parts import held
 
@@ -138,7 +138,7 @@ def test_concept_gallery(tmp_path, drawings):
     require_success(run_process(*options, '--target', 3, '--out', 'concepts.png', cwd=tmp_path))
     classifier = load_classifier('demo')
     inputs = torch.stack([classifier.preprocessing(Image.open(drawing)) for drawing in drawings])
-    concept_gallery(classifier, inputs, 3, Balanced(), 'none').savefig(tmp_path / 'expected.png', dpi=110)
+    save(concept_gallery(classifier, inputs, 3, Balanced(), 'none'), tmp_path / 'expected.png')
     pictures = [np.array(Image.open(tmp_path / name).convert('RGB'), int) for name in ('concepts.png', 'expected.png')]
     # the order of sums may differ, which is up to one step of 255, and two after resizing
     assert np.abs(pictures[0] - pictures[1]).max() <= 2
@@ -160,7 +160,7 @@ def number():
 
 class Both(torch.nn.Module):
     def forward(self, x):
-        return x.mean((1, 2, 3)), x
+        return x.mean((2, 3)), x
 '''
 
 
@@ -177,13 +177,20 @@ def test_a_model_of_ones_own(own, drawings, monkeypatch):
     monkeypatch.syspath_prepend(own)
     model = ('own:build', '--size', 28, '--mean', 0.5, '--std', 0.5)
     options = ('explain', drawings[0], '--model', *model, '--layer', '1', '--method', 'splitcam')
-    require_error(run(*options), 'SmoothReplacement')
+    require_error(run(*options, '--canonizer', 'none'), 'gelu', '--canonizer activations')
+    require_error(run(*options, '--canonizer', 'auto', '--canonizer', 'smooth'), 'auto can be given with no other')
     require_success(run(*options, '--canonizer', 'smooth'))
+    automatic = run(*options)
+    require_success(automatic)
+    assert 'zennit-dc: warning: canonizers=\'auto\' takes DetachedActivations() for gelu (1 ×)' in automatic.stderr
     assert Image.open(own / 'explanation_maps' / '0_SplitCAM.png').size == (28, 28)
     require_error(run('layers', 'own:broken'), 'own:broken', 'KeyError', 'weights')
     require_error(run('layers', 'own:number'), 'own:number', 'int')
     require_error(run('layers', 'nowhere:build'), 'nowhere')
-    require_error(run('explain', drawings[0], '--model', 'own:Both', '--method', 'gradient'), 'tuple')
+    both = ('explain', drawings[0], '--model', 'own:Both', '--size', 28, '--method', 'gradient')
+    require_error(run(*both), 'tuple', '--output 1')
+    require_success(run(*both, '--output', '0', '--input', 'x'))
+    require_error(run(*both, '--output', 'scores'), 'no tensor \'scores\'')
 
 
 @pytest.mark.slow(8)
@@ -345,6 +352,8 @@ def test_maps_are_never_written_over_inputs(tmp_path, drawings):
     (('demo', '--images', 10, '--out', 'out'), '.out.lock'),
     (('evaluate', 'drawings', '--model', 'demo', '--method', 'gradient', '--out', 'out'), '.out.lock'),
     (('attribute', 'images', '--model', 'demo', '--method', 'gradient', '--out', 'out.h5'), 'out.h5.parts/lock'),
+    (('analyze', 'in.png', '--out', 'out.h5'), '.out.h5.lock'),
+    (('project', 'in.png', 'in.png', '--out', 'out.yaml'), '.out.yaml.lock'),
 ], ids=lambda each: each[0] if isinstance(each, tuple) else '')
 def test_the_second_of_two_runs_says_that_the_first_holds_the_output(tmp_path, drawings, monkeypatch, command, lock):
     monkeypatch.chdir(tmp_path)
@@ -392,10 +401,10 @@ def test_demo(tmp_path):
         require_success(result)
         lines = result.stdout.splitlines()
         assert '30 drawings of 10 classes' in lines[0]
-        tables.append([re.split(r'\s{2,}', line.rstrip())[:5] for line in lines[3:13]])
+        tables.append([re.split(r'\s{2,}', line.rstrip())[:6] for line in lines[3:13]])
         assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
     assert tables[0] == tables[1]
-    scores = {(method, layer): [float(each) for each in numbers] for method, layer, *numbers in tables[0][:-1]}
+    scores = {(method, layer): [float(each) for each in numbers] for method, layer, _, *numbers in tables[0][:-1]}
     chance = float(tables[0][-1][2])
     assert .02 < chance < .3
     assert {method for method, _ in scores} == {

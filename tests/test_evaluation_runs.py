@@ -208,10 +208,10 @@ def test_failures_are_named_and_leave_the_others(tmp_path, capsys, monkeypatch):
     explain = runs.explain_by
 
     def failing(error):
-        def explain_or_fail(attributor, device, dtype, inputs, targets):
+        def explain_or_fail(attributor, device, dtype, against, inputs, targets):
             if int(targets[0]) == 1 and type(attributor) is Gradient:
                 raise error('of a wrong number')
-            return explain(attributor, device, dtype, inputs, targets)
+            return explain(attributor, device, dtype, against, inputs, targets)
         return explain_or_fail
 
     monkeypatch.setattr(runs, 'explain_by', failing(FloatingPointError))
@@ -333,7 +333,7 @@ def test_scores_of_contrasts(tmp_path):
             relevance = relevance_of(sample.label, setting.against)
             chosen = attributor(setting.method, classifier)
             map = chosen(sample.input[None], relevance)[1].detach().sum(1)
-            own = scores[images.names[index], setting.title, setting.name]
+            own = scores.sort_index().loc[images.names[index], setting.title, setting.name]
             expected = attribution_localisation(map, sample.mask[None], positive=True).item()
             assert own['attribution_localisation'] == pytest.approx(expected, rel=1e-4)
             entering = partial(relevance_of, against=setting.against)

@@ -432,7 +432,7 @@ def test_errors():
 
 def test_the_table_of_metrics():
     assert [name for name, metric in metrics.METRICS.items() if not metric.larger_is_better] == [
-        'selectivity', 'max_sensitivity', 'hog', 'spearman', 'ssim', 'time'
+        'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'time'
     ]
     assert [name for name, metric in metrics.METRICS.items() if metric.needs_mosaic] == ['grid_pointing_game']
 

@@ -3,13 +3,16 @@ from .lazy import lazily
 
 
 __all__ = [
-    'Balanced', 'DetachedAttention', 'DetachedStatistics', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM',
-    'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement', 'contrast', 'split_form',
+    'Balanced', 'DetachedActivations', 'DetachedAttention', 'DetachedStatistics', 'Logits', 'Scaling', 'Shifting',
+    'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement',
+    'contrast', 'split_form',
 ]
 __version__ = '0.1.0'
 __getattr__, __dir__ = lazily(globals(), {
     'attribution': ('class_agreement', 'contrast'), 'canonizers': ('SplitCanonizer',),
-    'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.smooth': ('SmoothReplacement',),
-    'forms.statistics': ('DetachedAttention', 'DetachedStatistics'), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
+    'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.detached': ('DetachedActivations',),
+    'forms.smooth': ('SmoothReplacement',), 'forms.statistics': ('DetachedAttention', 'DetachedStatistics'),
+    'logits': ('Logits',), 'needs': (), 'nested': (), 'operations': (), 'passes': (),
+    'recentering': ('Scaling', 'Shifting'),
     'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
 }, before=['forms'])  # which registers the split forms

@@ -6,7 +6,7 @@ from helpers import assert_close, explain, random_image
 from torch import nn
 from torch.nn import functional as F
 
-from zennit_dc import DetachedAttention, Scaling, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
+from zennit_dc import DetachedStatistics, Scaling, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.evaluation.deviation import output_deviation
 from zennit_dc.split import Pass
 
@@ -62,7 +62,7 @@ class Block(nn.Module):
 
 
 def detached():
-    return [DetachedAttention()]
+    return [DetachedStatistics()]
 
 
 @pytest.mark.parametrize('way', ['function', 'operators'])
@@ -103,7 +103,7 @@ def test_relevance_of_attention_is_conserved():
 @pytest.mark.parametrize('size', [1, 2, 5])
 def test_layer_norm_is_a_matrix(size):
     model, image = nn.Sequential(nn.LayerNorm(size)).double(), random_image(2, size)
-    canonizer = DetachedAttention().apply(model)[0]
+    canonizer = DetachedStatistics().apply(model)[0]
     pair = SplitTensor(image, image.abs() + 1, Pass(root=model))
     output = model(pair)
     canonizer.remove()
@@ -136,7 +136,7 @@ def test_refused_without_the_canonizer():
         with SplitGrad().context(model := Block(way)), pytest.raises(NotImplementedError, match=f'{name}.*Detached'):
             model(image)
     for function, name in (
-        (lambda x: F.softmax(x, -1), 'softmax'), (F.normalize, 'norm'),
+        (lambda x: F.softmax(x, -1) @ x.mT, 'softmax'), (F.normalize, 'norm'),
         (lambda x: F.scaled_dot_product_attention(x, x, x), 'attention'),
     ):
         model = nn.Module()
@@ -154,7 +154,7 @@ def test_transformers_of_torchvision(name, layer):
         if not parameter.any():
             nn.init.normal_(parameter, std=.05)
     image = random_image(2, 3, 32, 32, dtype=torch.float32).requires_grad_()
-    canonizers = [DetachedAttention(), SmoothReplacement(1e-3)]
+    canonizers = [DetachedStatistics(), SmoothReplacement(1e-3)]
     composites = [SplitGrad(canonizers=canonizers), SplitLRP(canonizers=canonizers)]
     for composite in composites:
         with composite.context(model):
@@ -188,3 +188,41 @@ def test_masks_of_multi_head_attention(boolean, shape, need_weights):
 
     for make in (SplitGrad, SplitLRP):
         assert explain(make(canonizers=detached()), Masked(), random_image(2, 3, 4)).abs().max() > 0
+
+
+class Grouped(nn.Module):
+    '''Attention of four query heads to two heads of keys and values, with a mask that is learned or depends on the
+    input; or with heads repeated by hand.'''
+    def __init__(self, by_hand, mask):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.key, self.value = nn.Linear(6, 12), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.bias, self.by_hand, self.mask = nn.Parameter(torch.randn(4, 4)), by_hand, mask
+        self.double()
+
+    def forward(self, x):
+        heads = (each(x).unflatten(-1, (-1, 3)).transpose(1, 2) for each in (self.query, self.key, self.value))
+        query, key, value = heads
+        key, value = (each.repeat_interleave(2, 1) if self.by_hand else each for each in (key, value))
+        mask = {'learned': self.bias, 'of the input': (self.key(x) @ x.mT)[:, None], 'none': None}[self.mask]
+        options = {} if self.by_hand else {'enable_gqa': True}
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=.5, **options).flatten(1)
+
+
+@pytest.mark.parametrize('mask', ['learned', 'of the input', 'none'])
+def test_grouped_queries_and_masks(mask):
+    image = random_image(2, 4, 6)
+    for make in (SplitGrad, SplitLRP):
+        maps = [explain(make(canonizers=detached()), Grouped(by_hand, mask), image) for by_hand in (False, True)]
+        assert_close(*maps)
+
+
+def test_attention_to_constants_is_a_constant():
+    class Model(nn.Module):
+        def forward(self, x):
+            return x + F.scaled_dot_product_attention(x, x, torch.ones_like(x))
+
+    image = random_image(2, 4, 6)
+    expected = torch.zeros_like(image)
+    expected[:, 2] = .5
+    assert torch.equal(explain(SplitGrad(.5, canonizers=detached()), Model(), image), expected)

@@ -6,30 +6,11 @@ from small_models import Calling, pair_of
 from torch import nn
 from torch.nn import functional as F
 
-from zennit_dc import SmoothReplacement, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.forms.arithmetic import valued
+from zennit_dc import DetachedActivations, SmoothReplacement, SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.forms.smooth import interpolation
-from zennit_dc.forms.table import SplitOption, torch_form
-from zennit_dc.operations import Instead
 from zennit_dc.split import Pass
 
 TOLERANCE = 1e-3
-
-
-class ConstantGates(SplitOption):
-    '''Gates as constants, and the hyperbolic tangent as a factor that is one.'''
-    forms = {}
-
-
-torch_form('sigmoid', table=ConstantGates.forms)(
-    lambda pair: Instead.apply(torch.sigmoid(pair.difference), None, pair.split_pass)
-)
-
-
-@torch_form('tanh', table=ConstantGates.forms)
-def tanh(pair):
-    value = torch.tanh(pair.difference)
-    return valued(pair * Instead.apply(value / pair.difference, None, pair.split_pass), value)
 
 
 def network(kind, **kwargs):
@@ -72,9 +53,10 @@ def lstm(gates, own, states):
 
 def gru(gates, own, states):
     (reset, update, new), (own_reset, own_update, own_new) = parts(gates, 3), parts(own, 3)
-    update = smooth('sigmoid', plus(update, own_update))
+    update = plus(update, own_update)
     new = smooth('tanh', plus(new, times(smooth('sigmoid', plus(reset, own_reset)), own_new)))
-    return plus(times((1 - update[0], 1 + update[1]), new), times(update, states[0])),
+    rest = smooth('sigmoid', (-update[0], update[1]))  # one minus the gate
+    return plus(times(rest, new), times(smooth('sigmoid', update), states[0])),
 
 
 def rnn(gates, own, states):
@@ -113,9 +95,9 @@ def test_constant_gates(name):
     kind, kwargs = MODELS[name]
     model, image = network(kind, **kwargs), random_image(2, 3, 5)
     for make in (SplitGrad, SplitLRP):
-        map = explain(make(canonizers=[ConstantGates()]), model, image)
+        map = explain(make(canonizers=[DetachedActivations()]), model, image)
         assert (map.abs().amax((1, 2)) > 0).all()
-        assert_close(map[:1], explain(make(canonizers=[ConstantGates()]), model, image[:1]), 1e-12)
+        assert_close(map[:1], explain(make(canonizers=[DetachedActivations()]), model, image[:1]), 1e-12)
 
 
 @pytest.mark.parametrize('kind', [nn.LSTM, nn.GRU])
@@ -133,7 +115,7 @@ def test_products_of_gates(kind):
 def test_cells(kind):
     cell = kind(5, 4).double()
     model = Calling(lambda x: (cell(x, cell(2 * x))[0] if kind is nn.LSTMCell else cell(x, cell(2 * x))))
-    assert explain(SplitGrad(canonizers=[ConstantGates()]), model, random_image(2, 5)).any()
+    assert explain(SplitGrad(canonizers=[DetachedActivations()]), model, random_image(2, 5)).any()
 
 
 def test_refused():

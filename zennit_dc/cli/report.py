@@ -16,15 +16,15 @@ from ..figures import caption, color, side_by_side
 from ..methods import METHODS, attributor, saliency_map
 
 
-CHOSEN = [
-    ('gradient', None), ('lrp-gamma', None), ('layercam', 'residual'), ('layercam', 'features'),
-    ('splitgrad', None), ('splitcam', 'residual'), ('splitcam', 'features'), ('splitlrp', None),
-    ('splitlrp', 'features'),
+CHOSEN = [  # the methods that are known, as they are known, then those of the split form, as explain has them
+    ('gradient', None, 'none'), ('lrp-gamma', None, 'none'), ('layercam', 'residual', 'none'),
+    ('layercam', 'features', 'none'), ('splitgrad', None, 'likely'), ('splitcam', 'residual', 'likely'),
+    ('splitcam', 'features', 'likely'), ('splitlrp', None, 'likely'), ('splitlrp', 'features', 'likely'),
 ]
 ROWS = (0, 3, 4, 7, 8)
 HEADING = (
-    'red speaks for the class, blue against it; in SplitLRP, red is relevance in the positive stream and blue in the'
-    ' negative'
+    'red speaks for the class, blue against it; maps by SplitGrad, SplitCAM and SplitLRP are of the class rather than'
+    ' the other likely ones'
 )
 
 
@@ -54,9 +54,9 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     Returns
     -------
     str
-        The table: for each method, the share of drawings in which the map's largest value is on the object (pointing
-        game), the same for the map's absolute values, the mean share of the map's positive part that is on the object
-        (mass inside the mask), and the time for an image.
+        The table: for each method, what the class is explained against, the share of drawings in which the map's
+        largest value is on the object (pointing game), the same for the map's absolute values, the mean share of the
+        map's positive part that is on the object (mass inside the mask), and the time for an image.
     '''
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -67,11 +67,14 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     masks, targets = torch.from_numpy(masks), torch.from_numpy(labels)
     table, figure_maps, outputs = [], {}, []
     with tqdm(total=len(CHOSEN) * count, desc='maps', unit='map', disable=not progress) as bar:
-        for method, layer in CHOSEN:
-            chosen = attributor(method, classifier, **({'layer': layer} if layer else {}))
+        for method, layer, against in CHOSEN:
+            parameters = {'layer': layer} if layer else {}
+            if method == 'splitlrp':
+                parameters['stream'] = 'positive'  # at the input, the sign of the combined relevance is the pixel's
+            chosen = attributor(method, classifier, **parameters)
             start, maps = time.perf_counter(), []
             for batch in torch.arange(count).split(batch_size):
-                output, map = saliency_map(chosen, inputs[batch], targets[batch])
+                output, map = saliency_map(chosen, inputs[batch], targets[batch], against=against)
                 maps.append(map.cpu().double())
                 outputs += output.cpu().double() if len(table) == 0 else []
                 bar.update(len(batch))
@@ -83,7 +86,9 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
                 pointing_game(maps, masks), pointing_game(maps.abs(), masks),
                 attribution_localisation(maps, masks, positive=True),
             ]
-            table.append((METHODS[method].title, where, *(float(score.mean()) for score in scores), milliseconds))
+            table.append((
+                METHODS[method].title, where, against, *(float(score.mean()) for score in scores), milliseconds
+            ))
     rows = [
         (caption(classifier, outputs[row], int(labels[row])), images[row],
          {title: color(maps[place]) for title, maps in figure_maps.items()})
@@ -93,11 +98,11 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
         side_by_side(rows, HEADING).savefig(temporary, format='png', dpi=70)
     right = np.mean([int(output.argmax()) == label for output, label in zip(outputs, labels)])
     chance = float(masks.double().mean())
-    table.append(('chance', '', chance, chance, chance, ''))
+    table.append(('chance', '', '', chance, chance, chance, ''))
     return '\n'.join([
         f'{count} drawings of {len(CLASSES)} classes, {right:.1%} of them classified correctly; explained is the'
-        ' drawn class', '', *format_table(table), '', f'The figure is {out / "demo.png"}, the drawings are in'
-        f' {out / "images"}.'
+        ' drawn class, by itself (none) or rather than the other likely ones', '', *format_table(table), '',
+        f'The figure is {out / "demo.png"}, the drawings are in {out / "images"}.'
     ])
 
 
@@ -116,9 +121,10 @@ def save_drawings(out, images, masks, labels):
 
 def format_table(rows):
     '''The lines of a table.'''
-    header = ('method', 'layer', 'pointing game', '|map|', 'mass inside', 'ms / image')
+    header = ('method', 'layer', 'against', 'pointing game', '|map|', 'mass inside', 'ms / image')
     cells = [header, *([f'{cell:.3f}' if isinstance(cell, float) else cell for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     return [
-        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<<>>>>', widths)).rstrip() for row in cells
+        '  '.join(f'{cell:{side}{width}}' for cell, side, width in zip(row, '<<<>>>>', widths)).rstrip()
+        for row in cells
     ]

@@ -60,6 +60,13 @@ def read_image(path, mode='RGB'):
         raise UnreadableImage(f'{path} cannot be read as an image: {error}') from error
 
 
+def require_file(path):
+    '''Raise if a path is a URL, or leads to no file.'''
+    require_local(path)
+    if not os.path.isfile(path):
+        raise UnreadableImage(f'{path} cannot be read as an image: there is no such file')
+
+
 def require_local(path):
     '''Raise if a path is a URL.'''
     scheme = re.match(r'(https?|ftp|s3|gs|file):/+', str(path))  # a path has one slash where a URL has two

@@ -67,12 +67,20 @@ def locked(out, lock):
                 f'another run{f" (process {owner})" if owner else ""} writes to {out}: wait for it, or choose another'
                 ' --out'
             ) from None
-        if lock.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+        if is_at(file, lock):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
             return file
         file.close()  # another run removed it when it ended
+
+
+def is_at(file, path):
+    '''Whether an open file is the one at this path.'''
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

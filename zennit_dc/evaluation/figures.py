@@ -45,7 +45,7 @@ def layer_figure(scores, settings, chosen, order):
             axis.errorbar(own_places, table.loc[rows, metric], errors.loc[rows, metric], elinewidth=.5, **style)
         axis.set_title(f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}')
         axis.set_xticks(range(len(layers)), [layer or 'input' for layer in layers], rotation=45, ha='right')
-    figure.legend(*axis.get_legend_handles_labels()[:1], list(curves), loc='outside lower center', fontsize='small')
+    figure.legend(axis.containers, list(curves), loc='outside lower center', fontsize='small')
     return figure
 
 

@@ -21,24 +21,27 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     if not isinstance(value, SplitTensor):
         constants = as_constants((query, key)), value, as_constants(attn_mask)
         return F.scaled_dot_product_attention(*constants[0], *constants[1:], 0., is_causal, **settings)
+    mask = attn_mask  # torch computes attention in another way for a mask that has a gradient
+    if isinstance(attn_mask, SplitTensor):
+        mask = plain(attn_mask).requires_grad_(split_pass.has_graph)
     query, key, attn_mask = (each.difference if isinstance(each, SplitTensor) else each
                              for each in (query, key, attn_mask))
     heads = query.shape[-3] // key.shape[-3] if enable_gqa else 1
-    keys = key.repeat_interleave(heads, -3) if heads > 1 else key
-    logits = masked(query @ keys.mT * (query.shape[-1] ** -.5 if scale is None else scale), attn_mask, is_causal)
+
+    def grouped(tensor):
+        return tensor.repeat_interleave(heads, -3) if heads > 1 else tensor
+
+    logits = masked(query @ grouped(key).mT * (query.shape[-1] ** -.5 if scale is None else scale), attn_mask, is_causal)
     weights = constant(logits.softmax(-1), split_pass)
 
     def attend(tensor):
-        return weights.to(tensor.dtype) @ (tensor.repeat_interleave(heads, -3) if heads > 1 else tensor)
+        return weights.to(tensor.dtype) @ grouped(tensor)
 
-    mask = attn_mask if attn_mask is None else attn_mask.detach()
     original = F.scaled_dot_product_attention(
-        query.detach(), key.detach(), value.difference.detach(), mask, 0., is_causal, **settings
+        query.detach(), key.detach(), plain(value), mask, 0., is_causal, **settings
     )
     output = linear(value, lambda tensor: Valued.apply(attend(tensor), original), attend)
-    return follow_axes([value], output, lambda tensor: of_one_sample(weights) @ (
-        tensor.repeat_interleave(heads, -3) if heads > 1 else tensor
-    ))
+    return follow_axes([value], output, lambda tensor: of_one_sample(weights) @ grouped(tensor))
 
 
 def masked(logits, mask, is_causal):

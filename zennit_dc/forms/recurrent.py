@@ -17,8 +17,8 @@ def lstm_step(gates, states, recur):
 def gru_step(gates, states, recur):
     '''The next state of a GRU.'''
     (reset, update, new), own = gates.chunk(3, -1), recur(states[0]).chunk(3, -1)
-    update = torch.sigmoid(update + own[1])
-    return (1 - update) * torch.tanh(new + torch.sigmoid(reset + own[0]) * own[2]) + update * states[0],
+    update, new = update + own[1], torch.tanh(new + torch.sigmoid(reset + own[0]) * own[2])
+    return torch.sigmoid(-update) * new + torch.sigmoid(update) * states[0],
 
 
 def rnn_step(function):
