@@ -68,8 +68,8 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
     if channels is None and possible:
         channels = possible[0] if len(possible) == 1 else default
     if channels not in (1, last) or grid is not None and channels not in possible:
-        remedy = 'order it as the input, with the channels first or last, or pass grid=(height, width), its spatial axes'
-        raise ValueError(f'{what}, of which it is not clear which axes are spatial: {remedy}')
+        raise ValueError(f'{what}, of which it is not clear which axes are spatial: choose a layer whose output has the'
+                         ' channels first or last, or pass grid=(height, width), the lengths of the spatial axes')
     return Places(channels, shape[2:] if channels == 1 else shape[1:-1])
 
 
