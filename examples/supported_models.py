@@ -62,6 +62,8 @@ def build_timm(name):
     for options, size in (({}, 64), ({'img_size': 64}, 64), ({}, 128), ({'img_size': 128}, 128), ({}, None)):
         try:
             model = timm.create_model(name, num_classes=1000, **options).eval()
+            if size and not options and model.default_cfg.get('fixed_input_size'):
+                continue  # which may take another one all the same, and resize it
             channels, *sides = model.default_cfg['input_size']
             shape = channels, *(sides if size is None else (size, size))
             with torch.no_grad():

@@ -161,6 +161,19 @@ def number():
 class Both(torch.nn.Module):
     def forward(self, x):
         return x.mean((2, 3)), x
+
+class Tokens(torch.nn.Module):
+    def forward(self, x):
+        return x.flatten(2).mT
+
+class Last(torch.nn.Module):
+    def forward(self, x):
+        return x[:, -33:]
+
+def tokens():
+    torch.manual_seed(0)
+    patches = torch.nn.Conv2d(1, 4, 4, 4)
+    return torch.nn.Sequential(patches, Tokens(), Last(), torch.nn.Flatten(), torch.nn.Linear(132, 5))
 '''
 
 
@@ -191,6 +204,23 @@ def test_a_model_of_ones_own(own, drawings, monkeypatch):
     require_error(run(*both), 'tuple', '--output 1')
     require_success(run(*both, '--output', '0', '--input', 'x'))
     require_error(run(*both, '--output', 'scores'), 'no tensor \'scores\'')
+
+
+def test_layers_of_tokens(own, drawings, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    model = ('--size', 28, '--mean', 0.5, '--std', 0.5)
+    listed = run('layers', 'own:tokens', *model)
+    assert [line.split()[:6] for line in listed.stdout.splitlines()[1:]] == [
+        ['0', '4', '×', '7', '×', '7'], ['1', '4', '×', '7', '×', '7']
+    ]
+    options = ('explain', drawings[0], '--model', 'own:tokens', *model, '--save-arrays')
+    for method in ('splitcam', 'layercam'):
+        options += ('--method', f'{method}@2')
+    require_error(run(*options), r'grid=(height, width)', '--grid 14x14')
+    require_error(run(*options, '--grid', '4'), '14x14')
+    require_success(run(*options, '--grid', '4x8'))
+    assert np.load(own / 'explanation_maps' / '0_SplitCAM.npy').any()
+    require_error(run(*options[:-4], '--method', 'gradient', '--grid', '4x8'), 'no --grid')
 
 
 @pytest.mark.slow(8)

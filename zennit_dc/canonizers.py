@@ -45,7 +45,7 @@ class SplitCanonizer(Canonizer):
         The forward stabilisation, e.g. :py:class:`~zennit_dc.Scaling` or :py:class:`~zennit_dc.Shifting`. None for no
         stabilisation.
     grid : tuple of int, optional
-        The height and width, in places, of the layer's output, if it is one of tokens of which they cannot be found, see
+        The height and width of the grid of tokens at the layer, where they cannot be found from the input's, see
         :py:func:`~zennit_dc.spatial.places_of`.
     automatic : bool, optional
         Whether to choose, at a model's first forward pass, the options that it needs, and to warn of them.

@@ -17,8 +17,8 @@ class SplitComposite(LayerMapComposite):
 
     The gradient of the model's output is the map at the input, in the input's shape; or, for a layer, the map at the
     output of the named module, reduced over channels: ``saliency`` holds it at the layer's resolution, and the gradient
-    is its bilinear upsampling, divided evenly among the input's channels. The layer's output has spatial axes, or tokens
-    as those of transformers, of which the ones that are no places (class token and registers) are left out.
+    is its bilinear upsampling, divided evenly among the input's channels. The layer's output has spatial axes, or is
+    one of tokens, as in transformers; those that are no places (class token and registers) are left out.
 
     Parameters
     ----------

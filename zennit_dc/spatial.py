@@ -61,8 +61,8 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
         found = grid if grid is not None else token_grid(tokens, size)
         if found is None or math.prod(found) > tokens:
             which = 'no grid in the input\'s ratio' if grid is None else f'no {" × ".join(map(str, grid))} places'
-            raise ValueError(f'{what}, in which {which} can be found: pass grid=(height, width), the number of places'
-                             ' along both axes, or choose a layer with spatial axes')
+            raise ValueError(f'{what}, in which {which} can be found: pass grid=(height, width), as in grid=(14, 14)'
+                             ' (--grid 14x14), or choose a layer with spatial axes')
         return Places(channels, found)
     last, possible = len(shape) - 1, channel_axes(shape, size, grid)
     if channels is None and possible:
@@ -102,9 +102,9 @@ def distorted(size, input_size):
 def token_grid(tokens, size):
     '''The grid of the last of a number of tokens over an image of a size, or None if there is none, or more than one.
 
-    It is as long along each axis as the image is in steps of some number of pixels. Fewest tokens are left before it: up to
-    eight where this number divides the image, else up to two. If it does not divide the image where another one does
-    that leaves more, neither is found.
+    It is as long along each axis as the image is in steps of some number of pixels, and leaves fewest tokens before it:
+    up to eight where this number divides the image, else up to two. Where a grid of the latter kind leaves fewer than
+    any of the former, neither is found.
     '''
     exact, rounded = {}, {}
     for step in range(1, max(size) + 1):

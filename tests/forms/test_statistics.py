@@ -51,7 +51,8 @@ NORMS = {
     'rms_norm of a default': (TOKENS, lambda x: F.rms_norm(x, [4]), lambda x: x / T.square().mean(
         -1, keepdim=True).sqrt()),
     'local_response_norm': (IMAGE, lambda x: F.local_response_norm(x, 3, .1, .75, 2.), lambda x: x / responses(X)),
-    'norm': (IMAGE, lambda x: x / x.norm(p=2, dim=(2, 3), keepdim=True), lambda x: x / X.norm(dim=(2, 3), keepdim=True)),
+    'norm': (IMAGE, lambda x: x / x.norm(p=2, dim=(2, 3), keepdim=True),
+             lambda x: x / X.norm(dim=(2, 3), keepdim=True)),
     'linalg.norm': (TOKENS, lambda x: x * torch.linalg.norm(x, dim=1, keepdim=True), lambda x: x * T.norm(
         dim=1, keepdim=True)),
     'standard deviation': (TOKENS, lambda x: x / x.std(1, keepdim=True), lambda x: x / T.std(1, keepdim=True)),
@@ -64,7 +65,8 @@ NORMS = {
                    lambda x: x / (T.abs().sum(-1, keepdim=True) + 1)),
     'division': (TOKENS, lambda x: -2 * x / x.sum(-1, keepdim=True), lambda x: -2 * x / T.sum(-1, keepdim=True)),
     'division in place': (TOKENS, lambda x: x.clone().div_(x.abs().amax(1, True)), lambda x: x / T.abs().amax(1, True)),
-    'square root': (TOKENS, lambda x: x * torch.rsqrt(x.abs().sum(-1, True)), lambda x: x * T.abs().sum(-1, True) ** -.5),
+    'square root': (TOKENS, lambda x: x * torch.rsqrt(x.abs().sum(-1, True)),
+                    lambda x: x * T.abs().sum(-1, True) ** -.5),
     'addcdiv': (TOKENS, lambda x: torch.addcdiv(BIAS, x, x.norm(dim=-1, keepdim=True), value=-2),
                 lambda x: BIAS - 2 * x / T.norm(dim=-1, keepdim=True)),
 }
@@ -97,9 +99,9 @@ def test_root_mean_square_by_hand():
 
 def test_similarity_of_pairs():
     '''Relevance is conserved, up to the stabilizer.'''
-    model = Calling(lambda x: F.cosine_similarity(x[:, :1], x[:, 1:], -1))
+    model, image = Calling(lambda x: F.cosine_similarity(x[:, :1], x[:, 1:], -1)), random_image(2, 3, 4, seed=2)
     total = sum(
-        explain(SplitLRP(1e-12, stream, canonizers=[DetachedStatistics()]), model, random_image(2, 3, 4, seed=2), 1).sum((1, 2))
+        explain(SplitLRP(1e-12, stream, canonizers=[DetachedStatistics()]), model, image, 1).sum((1, 2))
         for stream in ('positive', 'negative')
     )
     torch.testing.assert_close(total, torch.ones(2).double(), rtol=0, atol=1e-6)

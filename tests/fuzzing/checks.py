@@ -105,8 +105,8 @@ def plain_gradient(program, inputs, weights, layer=None):
 
 
 class MapOf:
-    '''A map of a layer's output, by a function that reduces channels. These are the first axis after the samples, or the
-    last one: which of them is not written in the program.'''
+    '''A map of a layer's output, by a function that reduces channels. These are the first axis after the samples or the
+    last one: which of them, a program does not say.'''
     def __init__(self, tensor, reduce):
         self.options = [reduce(tensor, axis) for axis in (1, -1)]
 

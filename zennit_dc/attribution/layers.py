@@ -31,8 +31,8 @@ def gradient_at(model, layer, input, attr_output_fn, grid=None):
     Returns
     -------
     tuple of :py:class:`torch.Tensor`
-        The model's output, and the gradient at the layer's output and this output, arranged as (batch, channels, height,
-        width).
+        The model's output, and the gradient at the layer's output and this output, arranged as (batch, channels,
+        height, width).
     '''
     with recorded(model, layer) as activations, torch.enable_grad():
         output = model(input.detach().requires_grad_())

@@ -291,7 +291,7 @@ def layers(classifier, device='cpu', dtype=torch.float32, reached=None):
             if isinstance(output, torch.Tensor) and (places := found_places(name, output.shape, input.shape)):
                 shapes[name][-1] = tuple(places.arranged(output.detach()).shape[1:])
                 if reached is not None and output.requires_grad:
-                    output.register_hook(lambda gradient: reached.update([name] * bool(places.arranged(gradient).any())))
+                    output.register_hook(lambda grad: reached.add(name) if places.arranged(grad).any() else None)
         return hook
 
     modules = {name: module for name, module in classifier.model.named_modules() if name}
@@ -304,7 +304,8 @@ def layers(classifier, device='cpu', dtype=torch.float32, reached=None):
             handle.remove()
     if reached is not None:
         torch.autograd.grad(output.sum(), input)
-    return [(name, type(modules[name]).__name__, shape) for name, (shape, *more) in shapes.items() if shape and not more]
+    return [(name, type(modules[name]).__name__, shape)
+            for name, (shape, *more) in shapes.items() if shape and not more]
 
 
 def found_places(name, shape, input_shape):

@@ -31,7 +31,8 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     def grouped(tensor):
         return tensor.repeat_interleave(heads, -3) if heads > 1 else tensor
 
-    logits = masked(query @ grouped(key).mT * (query.shape[-1] ** -.5 if scale is None else scale), attn_mask, is_causal)
+    scale = query.shape[-1] ** -.5 if scale is None else scale
+    logits = masked(query @ grouped(key).mT * scale, attn_mask, is_causal)
     weights = constant(logits.softmax(-1), split_pass)
 
     def attend(tensor):

@@ -139,16 +139,16 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
 
 def grouped(pair, function, groups, weight, bias, eps):
     '''A normalization over groups of channels and over all axes after these.'''
-    original, axes = pair.difference, (1, *(1,) * (pair.values[0].ndim - 2))
+    original, after = pair.difference, (1,) * (pair.values[0].ndim - 2)
     require_batch(pair, 3 if groups == original.shape[1] else 2, 'group_norm')
 
     def over_groups(statistic, tensor):
-        rows = tensor.reshape(len(tensor), groups, -1)
-        return statistic(rows)[..., None].expand(-1, -1, tensor.shape[1] // groups).reshape(*tensor.shape[:2], *axes[1:])
+        found = statistic(tensor.reshape(len(tensor), groups, -1))
+        return found.repeat_interleave(tensor.shape[1] // groups, 1).reshape(*tensor.shape[:2], *after)
 
     variance = over_groups(lambda rows: rows.var(-1, unbiased=False), original)
     scale = constant(torch.rsqrt(variance + eps), pair.split_pass).expand(original.shape)
-    weight, bias = (each if each is None else each.reshape(-1, *axes[1:]) for each in (weight, bias))
+    weight, bias = (each if each is None else each.reshape(-1, *after) for each in (weight, bias))
     layer = Normalization(
         function, partial(over_groups, lambda rows: rows.mean(-1)), original[0].numel() // groups
     )
