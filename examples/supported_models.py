@@ -158,7 +158,8 @@ def last_layers(model, image):
         handle.remove()
     return [
         name for name, outputs in calls.items() if len(outputs) == 1 and isinstance(outputs[0], torch.Tensor)
-        and outputs[0].ndim in (3, image.ndim) and max(outputs[0].shape[2:]) > 1
+        and outputs[0].ndim in (3, image.ndim)
+        and (max(outputs[0].shape[2:]) if outputs[0].ndim == image.ndim else outputs[0].shape[1]) > 1
     ][::-1]
 
 
