@@ -333,6 +333,32 @@ def test_no_forward_pass_is_kept_alive():
         gc.enable()
 
 
+class Gated(nn.Module):
+    '''A convolution whose channels are gated, so that the pass starts over with sums.'''
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gate, self.last = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)
+        self.double()
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        return self.last(F.relu(x * F.hardsigmoid(self.gate(x)))).mean((2, 3))
+
+
+@pytest.mark.parametrize('composite', [
+    SplitGrad(.3), SplitGrad(), SplitGrad(.3, '+g', 'gate'), SplitCAM('conv', stream='+g'), SplitLRP()
+])
+def test_no_pass_with_products_is_kept_alive(composite):
+    model, image, seen = Gated(), random_image(2, 2, 8, 8), []
+    model.conv.register_forward_hook(lambda module, args, output: seen.append(weakref.ref(output.difference)))
+    for _ in range(2):
+        with composite.context(model):
+            pixels = image.clone().requires_grad_()
+            torch.autograd.grad(model(pixels)[:, 1].sum(), pixels)
+    gc.collect()
+    assert len(seen) >= 2 and not any(one() is not None for one in seen)
+
+
 def test_default_output_relevance_keeps_nothing_alive():
     '''The output relevance of Zennit's default is the output itself, whose graph holds the run that holds it.'''
     network, composite = Network(), SplitGrad()

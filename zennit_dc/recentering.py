@@ -93,10 +93,10 @@ class Recenter(torch.autograd.Function):
 def recenter(pair):
     '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
     def choose(*tensors):
-        new = recentering(*(by_sample(tensor, pair.batch) for tensor in tensors))
-        return in_shape(new, pair.batch, tensors[0].shape)
+        new = recentering(*(by_sample(tensor, batch) for tensor in tensors))
+        return in_shape(new, batch, tensors[0].shape)
 
-    recentering = pair.split_pass.recentering
+    recentering, batch = pair.split_pass.recentering, pair.batch  # not the pair, which may keep the graph of this
     if not pair.split_pass.sums or recentering is None:
         return pair
     return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, pair.split_pass, choose))
