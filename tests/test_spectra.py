@@ -5,8 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
+from helpers import random_image
+from literal import Network
+from PIL import Image
 from scipy.ndimage import gaussian_filter
+from scipy.stats import spearmanr
+from zennit.attribution import Gradient
+from zennit.composites import BetaSmooth
 
+from zennit_dc import Balanced, NotInPlace, SplitCAM, SplitGrad
+from zennit_dc.data.classifiers import load_classifier
+from zennit_dc.methods import attributor
 from zennit_dc.evaluation.spectra import (
     expected_frequency, frequency_gap, gap_profile, gradient_gap, published_expected_frequency, radial_profile, ranks,
     spectral_tail,
@@ -207,3 +217,79 @@ def test_what_has_no_spectrum():
             gap_profile(maps, maps, edges)
     with pytest.raises(ValueError, match='one pixel'):
         published_expected_frequency(np.ones((1, 1, 1)))
+
+
+def test_without_a_shift_of_the_gradient_there_is_no_gap():
+    network, image = Network().eval(), random_image(3, 3, 16, 16)
+    target = torch.eye(network(image).shape[1], dtype=image.dtype)[[2, 0, 1]]
+    gradient = Gradient(network)(image, target)[1]
+    map = Gradient(network, SplitGrad(.5))(image, target)[1]
+    assert gradient_gap(map, gradient).max() <= 1e-12
+    assert frequency_gap(map.sum(1), gradient.sum(1)).max() <= 1e-12
+
+
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')
+
+
+@pytest.fixture(scope='module', name='squeezenet')
+def fixture_squeezenet():
+    return load_classifier('squeezenet1_0', DATA / 'weights' / 'squeezenet1_0_imagenet.pt')
+
+
+def images_of(classifier, *classes):
+    '''Photographs of classes, and these as relevance.'''
+    paths = [next((DATA / 'imagenet').glob(f'{number:03}_*.JPEG')) for number in classes]
+    return torch.stack([classifier.preprocessing(Image.open(path).convert('RGB')) for path in paths]), torch.eye(1000)[
+        list(classes)]
+
+
+@needs_data
+def test_frequencies_on_photographs(squeezenet):
+    images, targets = images_of(squeezenet, 84, 172, 284, 294, 484, 574, 748, 852)
+
+    def frequency(composite=None):
+        return expected_frequency(Gradient(squeezenet.model, composite)(images, targets)[1].sum(1)).mean()
+
+    assert frequency() == pytest.approx(.32, abs=.01)
+    assert frequency() > frequency(SplitGrad(.4)) > frequency(SplitGrad(0.))
+    layers = [frequency(SplitCAM(f'features.{layer}')) for layer in (1, 4, 7, 12)]
+    assert layers == sorted(layers, reverse=True)
+    assert layers[0] == pytest.approx(.103, abs=.01) and layers[-1] == pytest.approx(.0114, abs=.001)
+
+
+@needs_data
+@pytest.mark.slow(20)
+@pytest.mark.parametrize('layer', ['features.4', 'features.7', 'features.9'])
+def test_the_gap_predicts_pixel_flipping(squeezenet, layer):
+    from zennit_dc.evaluation.metrics import pixel_flipping
+
+    images, targets = images_of(squeezenet, 84, 172, 284, 294, 484, 574)
+    model = squeezenet.model
+    methods = [
+        *(attributor(name, squeezenet, layer=layer) for name in ('layercam', 'gradcam')),
+        *(Gradient(model, SplitCAM(layer, alpha)) for alpha in (.5, .45, .4, .35, .3, 0., Balanced()))
+    ]
+    reference = methods[2](images, targets)[1].sum(1)
+    gaps, flipped = [], []
+    for method in methods:
+        map = method(images, targets)[1].sum(1)
+        gaps.append(gradient_gap(map, reference).mean())
+        flipped.append(pixel_flipping(model, images, targets.argmax(1), map, (.05,)).mean())
+    assert spearmanr(gaps, flipped)[0] <= -.7
+
+
+@needs_data
+def test_beta_smooth_needs_activations_that_are_not_in_place(squeezenet):
+    model, (images, targets) = squeezenet.model, images_of(squeezenet, 84, 748)
+    gradient = Gradient(model)(images, targets)[1]
+    state = [module.inplace for module in model.modules() if isinstance(module, torch.nn.ReLU)]
+    gap, without = (
+        gradient_gap(Gradient(model, BetaSmooth(1000., canonizers=canonizers))(images, targets)[1], gradient)
+        for canonizers in ([NotInPlace()], [])
+    )
+    assert gap.max() <= 1e-3 and without.min() >= .9  # which documents the pitfall
+    assert all(state) and state == [module.inplace for module in model.modules() if isinstance(module, torch.nn.ReLU)]
+    with pytest.raises(KeyError), BetaSmooth(1., canonizers=[NotInPlace()]).context(model):
+        assert not any(getattr(module, 'inplace', False) for module in model.modules())
+        raise KeyError
+    assert state == [module.inplace for module in model.modules() if isinstance(module, torch.nn.ReLU)]

@@ -3,12 +3,12 @@ from .lazy import lazily
 
 
 __all__ = [
-    'Balanced', 'DetachedAttention', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer',
+    'Balanced', 'DetachedAttention', 'NotInPlace', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer',
     'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement', 'contrast', 'split_form',
 ]
 __version__ = '0.1.0'
 __getattr__, __dir__ = lazily(globals(), {
-    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('SplitCanonizer',),
+    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('NotInPlace', 'SplitCanonizer'),
     'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.attention': ('DetachedAttention',),
     'forms.smooth': ('SmoothReplacement',), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
     'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
