@@ -252,13 +252,14 @@ def test_frequencies_on_photographs(squeezenet):
 
     assert frequency() == pytest.approx(.32, abs=.01)
     assert frequency() > frequency(SplitGrad(.4)) > frequency(SplitGrad(0.))
-    layers = [frequency(SplitCAM(f'features.{layer}')) for layer in (1, 4, 7, 12)]
+    layers = [frequency(SplitCAM(f'features.{layer}', .4)) for layer in (1, 4, 7, 12)]
     assert layers == sorted(layers, reverse=True)
     assert layers[0] == pytest.approx(.103, abs=.01) and layers[-1] == pytest.approx(.0114, abs=.001)
 
 
 @needs_data
-@pytest.mark.slow(20)
+@pytest.mark.long
+@pytest.mark.slow(100)
 @pytest.mark.parametrize('layer', ['features.4', 'features.7', 'features.9'])
 def test_the_gap_predicts_pixel_flipping(squeezenet, layer):
     from zennit_dc.evaluation.metrics import pixel_flipping

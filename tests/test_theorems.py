@@ -191,14 +191,13 @@ def test_sensitivities_of_g_and_h_differ_by_the_gradient(seed, alpha):
 def test_without_a_shift_splitgrad_is_the_gradient_of_a_convex_function(seed):
     '''Of g(x / 2, -x / 2), as central differences of the literal streams have it.'''
     network, image = Network(seed % 5), random_image(1, 3, 16, 16, seed=seed)
-    literal = network.literal()
+    literal = network.literal('convex')
     direction, step = random_image(1, 3, 16, 16, seed=seed + 1), 1e-6
 
     def value(x):
-        literal.forward(x, 'half')
-        return literal_output(literal)[0][:, 0].sum()
+        return literal.forward(x, 'half')[0][:, 2].sum()
 
-    map = explain(network, SplitGrad(0., input_split='half', recentering=None), image, 0)
+    map = explain(SplitGrad(0., pooling='convex', input_split='half', recentering=None), network, image)
     difference = (value(image + step * direction) - value(image - step * direction)) / (2 * step)
     assert ((map * direction).sum() - difference).abs() <= 1e-7 * map.norm() * direction.norm()
     other = random_image(1, 3, 16, 16, seed=seed + 2)
