@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision
 from helpers import random_image
 from literal import Network
 from PIL import Image

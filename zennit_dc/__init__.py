@@ -3,8 +3,8 @@ from .lazy import lazily
 
 
 __all__ = [
-    'Balanced', 'DetachedAttention', 'NotInPlace', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer',
-    'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement', 'contrast', 'split_form',
+    'Balanced', 'DetachedAttention', 'NotInPlace', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM',
+    'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement', 'contrast', 'split_form',
 ]
 __version__ = '0.1.0'
 __getattr__, __dir__ = lazily(globals(), {

@@ -135,8 +135,8 @@ class NotInPlace(Canonizer):
     '''Let activations of a model that change their input in place leave it as it is, for the time of a context.
 
     Rules that need an activation's input in the backward pass, such as Zennit's
-    :py:class:`~zennit.rules.ReLUBetaSmooth`, are wrong in silence where the activation has overwritten it, as the ReLUs of
-    most of torchvision's models do. Split pairs do not need this.
+    :py:class:`~zennit.rules.ReLUBetaSmooth`, are wrong in silence where the activation has overwritten it, as the ReLUs
+    of most of torchvision's models do. Split pairs do not need this.
     '''
     def __init__(self):
         super().__init__()
