@@ -2,7 +2,7 @@
 
     python spectra.py PHOTOGRAPHS squeezenet1_0.pt --out spectra
 
-PHOTOGRAPHS is a folder of images whose names begin with the index of the class and an underscore, as 284_siamese_cat.jpg.
+PHOTOGRAPHS is a folder of images whose names begin with the index of the class and an underscore, as 284_cat.jpg.
 Writes spectra.md, with the tables, and spectra.png: the curve of complexity and faithfulness. It takes some minutes.
 '''
 import re

@@ -1,23 +1,28 @@
-'''Run every classifier, segmentation and video model of torchvision in split form, and tell how exact it is.
+'''Run the models of a library in split form, and tell how exact they are.
 
-    python supported_models.py --out supported_models.md
-    python supported_models.py resnet18 vit_b_16
+    python supported_models.py --library torchvision --out torchvision.md
+    python supported_models.py --library timm resnet vision_transformer
+    python supported_models.py --library transformers ViT ResNet
 
-The models have random weights, with batch norms calibrated on random images, and the smallest images that they take.
-Each is tried as it is; with smooth activations replaced (tolerance 0.001); with constant attention weights and
-statistics; and with both. The table says which of these was needed, whether the output was bit-identical, by how much
-it deviates else (relative to its largest entry), and which methods gave a map at their defaults: SplitGrad and SplitLRP
-at the input, and SplitCAM at the last module that has spatial axes.
+The models have random weights, with batch norms calibrated on random images, and the smallest images that they take. Of
+torchvision, these are all classifiers, segmentation and video models; of timm, the smallest model of every family (a
+module of ``timm.models``) in which it has at most 60 million parameters; of transformers, those that classify images,
+from small configurations. Each is explained with ``canonizers='auto'``. The table says what that has taken, whether the
+output was bit-identical, by how much it deviates else, in parts of the spread of the logits, and which methods gave a
+map at their defaults: SplitGrad and SplitLRP at the input, and SplitCAM at the last module that has spatial axes.
 '''
 import argparse
 import sys
 import time
+import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
 
-from zennit_dc import DetachedAttention, SmoothReplacement, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc import Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc.needs import relative_deviation
 
 
 FAMILIES = {
@@ -26,6 +31,8 @@ FAMILIES = {
 }
 # the smallest sizes that run, where 64 pixels do not
 SIZES = {'alexnet': 80, 'inception_v3': 80, 'maxvit_t': 224, 'mvit_v1_b': 224, 'mvit_v2_s': 224, 's3d': 224}
+LARGEST = 60e6  # parameters of a model of timm
+TITLES = {'attention': 'constants', 'activations': 'constant ratios'}
 
 
 def models_of(family):
@@ -34,7 +41,7 @@ def models_of(family):
 
 
 def build(name, family, frames=16):
-    '''A model with random weights, and an input for it; a video model's input has some frames.'''
+    '''A model of torchvision with random weights, and an input for it; a video model's input has some frames.'''
     torch.manual_seed(0)
     size, options = SIZES.get(name, 64), {'weights': None}
     if name.startswith('vit'):
@@ -43,11 +50,77 @@ def build(name, family, frames=16):
         options['init_weights'] = False
     if family == 'segmentation':
         options['weights_backbone'] = None
-    model = torchvision.models.get_model(name, **options).eval()
+    model = torchvision.models.get_model(name, **options)
+    return prepared(model, (3, *([frames] if family == 'video' else []), size, size))
+
+
+def build_timm(name):
+    '''A model of timm with random weights, and an input of the smallest size that it takes.'''
+    import timm
+
+    torch.manual_seed(0)
+    for options, size in (({}, 64), ({'img_size': 64}, 64), ({}, 128), ({'img_size': 128}, 128), ({}, None)):
+        try:
+            model = timm.create_model(name, num_classes=1000, **options).eval()
+            channels, *sides = model.default_cfg['input_size']
+            shape = channels, *(sides if size is None else (size, size))
+            with torch.no_grad():
+                model(torch.randn(1, *shape))
+            return prepared(model, shape)
+        except (TypeError, RuntimeError, AssertionError, ValueError, IndexError, ZeroDivisionError):
+            if size is None:
+                raise
+    raise AssertionError('the last size is the model\'s own')
+
+
+def build_transformers(name):
+    '''A model of transformers with random weights, and an input for it.'''
+    import transformer_models
+
+    model, image = transformer_models.build(name)
+    return prepared(Logits(model), image.shape[1:])
+
+
+def smallest_of_timm(module):
+    '''The name of the model of a module of timm that has the fewest parameters, if these are not too many.'''
+    import timm
+
+    counts = {}
+    for name in timm.list_models(module=module):
+        if not name.startswith('test_'):
+            with torch.device('meta'), warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                counts[name] = sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+    smallest = min(counts, key=counts.get, default=None)
+    return smallest if smallest is not None and counts[smallest] <= LARGEST else None
+
+
+def entries_of(library, chosen):
+    '''What is to be examined of a library, all of it or what was chosen by names: a group, a title, and a function that
+    builds the model and an input.'''
+    if library == 'torchvision':
+        found = [(family, name, name, partial(build, name, family))
+                 for family in FAMILIES for name in models_of(family)]
+    elif library == 'transformers':
+        import transformer_models
+
+        found = [('classification', name, name, partial(build_transformers, name)) for name in transformer_models.NAMES]
+    else:
+        import timm
+
+        modules = [module for module in timm.list_modules() if not chosen or module in chosen]
+        names = {module: smallest_of_timm(module) for module in modules}
+        found = [('classification', module, f'{module}: {name}', partial(build_timm, name))
+                 for module, name in names.items() if name is not None]
+    return [(group, title, make) for group, name, title, make in found if not chosen or name in chosen]
+
+
+def prepared(model, shape):
+    '''A model in evaluation mode, without weights of zeros and with calibrated batch norms, and an input for it.'''
+    model.eval()
     for parameter in model.parameters():
         if parameter.ndim > 1 and not parameter.any():
             torch.nn.init.normal_(parameter, std=.02)
-    shape = (3, *([frames] if family == 'video' else []), size, size)
     calibrate(model, torch.randn(2, *shape))
     return model, torch.randn(1, *shape)
 
@@ -69,8 +142,8 @@ def logit(output):
     return output.flatten(1)[:, 1].sum()
 
 
-def last_layer(model, image):
-    '''The last module that is called once and whose output has as many axes as the image and is not a single pixel.'''
+def last_layers(model, image):
+    '''The modules that are called once and whose output has spatial axes or may have them as tokens, the last first.'''
     calls = {}
 
     def hook(name):
@@ -83,100 +156,80 @@ def last_layer(model, image):
         handle.remove()
     return [
         name for name, outputs in calls.items() if len(outputs) == 1 and isinstance(outputs[0], torch.Tensor)
-        and outputs[0].ndim == image.ndim and max(outputs[0].shape[2:]) > 1
+        and outputs[0].ndim in (3, image.ndim) and max(outputs[0].shape[2:]) > 1
     ][::-1]
 
 
 def explain(composite, model, image):
-    '''The output in a composite's context, and whether sums of pairs were needed for products. Raises if there is no
-    map, or a map of zeros.'''
+    '''The output in a composite's context, what was chosen for the model, and whether sums of pairs were needed for
+    products. Raises if there is no map, or a map of zeros.'''
     image = image.clone().requires_grad_()
     with composite.context(model):
         output = model(image)
         map, = torch.autograd.grad(logit(output), image)
-        products = any(handle.needs_sums for handle in composite.handles if isinstance(handle, SplitCanonizer))
+        canonizer, = (handle for handle in composite.handles if isinstance(handle, SplitCanonizer))
     if not map.any():
         raise ValueError('the map is zero')
-    return output, products
+    return output, canonizer.choices.chosen.get(model, {}), canonizer.needs_sums
 
 
-def try_layers(model, image, layers, canonizers):
+def try_layers(model, image, layers):
     '''SplitCAM at the first layer that has a map.'''
     error = ValueError('no module has spatial axes')
-    for layer in layers[:12]:
+    for layer in layers[:40]:
         try:
-            return explain(SplitCAM(layer, canonizers=canonizers), model, image)
+            return explain(SplitCAM(layer, canonizers='auto'), model, image)
         except ValueError as current:
             error = current
     raise error
 
 
-def examine(name, family, frames=16):
-    '''The row of a model.'''
-    model, image = build(name, family, frames)
-    plain = model(image)
-    for title, make in (
-        ('exact', list), ('replacement', lambda: [SmoothReplacement()]), ('constants', lambda: [DetachedAttention()]),
-        ('replacement and constants', lambda: [DetachedAttention(), SmoothReplacement()]),
-    ):
-        canonizers = make()
-        try:
-            output, products = explain(SplitGrad(canonizers=canonizers), model, image)
-            break
-        except NotImplementedError as error:
-            title = f'not supported: {error}'
-    if title.startswith('not'):
-        return [name, title, '', '', '', '']
-    if title == 'exact' and products:
-        title = 'exact, with products'
-    difference = (logit_tensor(output) - logit_tensor(plain)).abs().max() / logit_tensor(plain).abs().max()
-    deviation = 'bit-identical' if difference == 0 else f'{difference.item():.0e}'
-    cells = ['yes']
+def examine(title, make):
+    '''The row of a model, which a function builds with an input.'''
+    model, image = make()
+    plain = model(image.clone().requires_grad_())  # as torch's attention rounds otherwise without a graph
+    found, cells = [title, '', ''], []
     for method in (
-        lambda: explain(SplitLRP(canonizers=canonizers), model, image),
-        lambda: try_layers(model, image, last_layer(model, image), canonizers),
+        lambda: explain(SplitGrad(canonizers='auto'), model, image),
+        lambda: explain(SplitLRP(canonizers='auto'), model, image),
+        lambda: try_layers(model, image, last_layers(model, image)),
     ):
         try:
-            method()
+            output, chosen, products = method()
+            needs = ' and '.join(TITLES.get(name, name) for name in chosen)
+            needs = needs or ('exact, with products' if products else 'exact')
+            deviation = relative_deviation(output, plain)
+            found = [title, needs, f'{deviation:.0e}' if deviation else 'bit-identical']
             cells.append('yes')
         except (ValueError, NotImplementedError, FloatingPointError) as error:
-            cells.append(f'no: {str(error).split(":")[0]}')
-    return [name, title, deviation, *cells]
-
-
-def logit_tensor(output):
-    '''The tensor of an output that is explained.'''
-    return (output['out'] if isinstance(output, dict) else output).detach()
+            cells.append(f'no: {error}'.split(', called in')[0])
+    return [*found, *cells]
 
 
 def main():
     '''Print the table, and a summary.'''
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('models', nargs='*', help='names of models (default: all of the families)')
-    parser.add_argument('--families', nargs='+', choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument('models', nargs='*', help='names of models, or of families of timm (default: all)')
+    parser.add_argument('--library', choices=('torchvision', 'timm', 'transformers'), default='torchvision')
     parser.add_argument('--out', type=Path, help='a file for the table')
     args = parser.parse_args()
+    warnings.simplefilter('ignore')  # what is chosen for a model is in the table
     lines, counts = [], {}
-    for family in args.families:
-        names = [name for name in models_of(family) if not args.models or name in args.models]
-        for place, name in enumerate(names, 1):
-            start = time.perf_counter()
-            try:
-                row = examine(name, family)
-            except FloatingPointError as error:
-                row = [name, f'no map: {error}', '', '', '', '']
-            all_three = row[3:] == ['yes'] * 3
-            counts.setdefault(family, []).append(all_three)
-            lines.append('| ' + ' | '.join(row) + ' |')
-            seconds = time.perf_counter() - start
-            print(f'{place} of {len(names)}: {lines[-1]} {seconds:.1f} s', file=sys.stderr, flush=True)
+    entries = entries_of(args.library, args.models)
+    for place, (group, title, make) in enumerate(entries, 1):
+        start = time.perf_counter()
+        row = examine(title, make)
+        counts.setdefault(group, []).append(row[3:] == ['yes'] * 3)
+        lines.append('| ' + ' | '.join(row) + ' |')
+        seconds = time.perf_counter() - start
+        print(f'{place} of {len(entries)}: {lines[-1]} {seconds:.1f} s', file=sys.stderr, flush=True)
     table = ['| model | split form | output | SplitGrad | SplitLRP | SplitCAM |', '|---|' + '---|' * 5, *lines, '']
-    table += [f'{sum(given)} of {len(given)} {family} models give maps with all three methods.'
-              for family, given in counts.items()]
+    table += [f'{sum(given)} of {len(given)} {group} models give maps with all three methods.'
+              for group, given in counts.items()]
     text = '\n'.join(table)
     print(text)
     if args.out is not None:
-        args.out.write_text(text + '\n')
+        args.out.write_text(text + '\n', encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -32,7 +32,7 @@ def drawings(count, series):
     return torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2), torch.from_numpy(np.concatenate(labels))
 
 
-def train(images, labels, epochs, seed, device):
+def train(images, labels, epochs, seed, device, make=DemoNetwork, learning_rate=LEARNING_RATE):
     '''Train a network.
 
     Parameters
@@ -47,18 +47,22 @@ def train(images, labels, epochs, seed, device):
         The seed of the initial weights, and of the images' order and transformations.
     device : :py:class:`torch.device`
         Where to train.
+    make : callable, optional
+        A function without arguments that returns the network.
+    learning_rate : float, optional
+        The largest step size.
 
     Returns
     -------
-    :py:class:`~zennit_dc.demo.DemoNetwork`
+    :py:class:`torch.nn.Module`
         The trained network.
     '''
     torch.manual_seed(seed)
     preprocess = demo_preprocessing()
-    network = DemoNetwork().to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    network = make().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(network.parameters(), learning_rate, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(images) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
     with tqdm(total=steps, desc='Training', unit='step') as progress:
         for _ in range(epochs):
             for rows in torch.randperm(len(images)).split(BATCH):

@@ -2,6 +2,9 @@
 import copy
 import io
 import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -51,6 +54,49 @@ def test_inputs_and_outputs_without_tensors():
             model(torch.randn(2, 3))
         with pytest.raises(NotImplementedError, match='without a floating point tensor'):
             model(torch.ones(2, 3, dtype=torch.int64))
+
+
+@dataclass(frozen=True)
+class Scores:
+    logits: torch.Tensor
+    states: tuple = ()
+
+
+class Named(OrderedDict):
+    pass
+
+
+@pytest.mark.parametrize('wrap, unwrap', [
+    (lambda x: Scores(x, (x,)), lambda output: output.logits), (lambda x: Named(y=[x, 'text']), lambda o: o['y'][0]),
+    (lambda x: {'out': Scores(x)}, lambda output: output['out'].logits),
+])
+def test_containers(network, image, wrap, unwrap):
+    class Wrapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.wrapped = network, nn.Identity()
+
+        def forward(self, x):
+            return wrap(self.wrapped(Scores(self.network(x.logits), x.states)).logits)
+
+    model, pixels = Wrapping().eval(), image.clone().requires_grad_()
+    expected = model(Scores(pixels))
+    with SplitGrad(.5).context(model):
+        output = model(Scores(pixels))
+        map, = torch.autograd.grad(unwrap(output).sum(), pixels)
+    assert type(output) is type(expected) and torch.equal(unwrap(output), unwrap(expected))
+    assert torch.equal(map, torch.autograd.grad(unwrap(expected).sum(), pixels)[0] / 2)
+
+
+def test_scores_that_do_not_depend_on_the_input(image):
+    zero = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)).double()
+    nn.init.zeros_(zero[3].weight)
+    for make in (SplitGrad, SplitLRP, lambda: SplitCAM('0')):
+        with pytest.raises(ValueError, match='score does not depend on the input'):
+            explain(make(), zero, image)
+    dark = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)).double()
+    dark[0].weight.data.abs_()
+    assert not explain(SplitGrad(.5), dark, -image.abs()).any()  # a gradient of zero, but not for other inputs
 
 
 @pytest.mark.parametrize('layer', [
@@ -180,13 +226,34 @@ def test_model_is_not_copied_or_saved_in_a_context(network, image):
         assert torch.equal(copy.deepcopy(network)(image), network(image))
 
 
-@pytest.mark.parametrize('compiled', [
-    torch.jit.script, lambda model: torch.jit.freeze(torch.jit.script(model)), torch.compile,
-    lambda model: torch.jit.trace(model, torch.ones(1, 3, 4, 4)), lambda model: nn.Sequential(torch.compile(model)),
+@pytest.mark.parametrize('scripted', [
+    torch.jit.script, lambda model: torch.jit.freeze(torch.jit.script(model)),
+    lambda model: torch.jit.trace(model, torch.ones(1, 3, 4, 4)),
 ])
-def test_compiled_models_are_named(compiled):
+def test_scripted_models_are_named(scripted):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        model = compiled(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten()).eval())
-    with pytest.raises(TypeError, match='is compiled, scripted'), SplitGrad().context(model):
+        model = scripted(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten()).eval())
+    with pytest.raises(TypeError, match='is scripted or traced by torch.jit'), SplitGrad().context(model):
         pass
+
+
+def compiled_in_place(model):
+    model.compile(backend='eager')
+    return model
+
+
+@pytest.mark.parametrize('compiled, layer', [
+    (partial(torch.compile, backend='eager'), '0'), (partial(torch.compile, backend='eager'), '_orig_mod.0'),
+    (compiled_in_place, '0'), (lambda model: nn.Sequential(torch.compile(model, backend='eager')), '0.0'),
+])
+def test_compiled_models_run_as_what_they_were_made_of(compiled, layer):
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).double().eval()
+    image = torch.randn(2, 3, 6, 6).double()
+    expected = explain(SplitGrad(layer='0'), plain, image)
+    model = compiled(copy.deepcopy(plain))
+    before = [dict(vars(module)) for module in model.modules()]
+    assert torch.equal(explain(SplitGrad(layer=layer), model, image), expected)
+    for module, attributes in zip(model.modules(), before):
+        assert vars(module).keys() == attributes.keys()
+        assert all(vars(module)[name] is value for name, value in attributes.items())

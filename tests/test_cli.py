@@ -160,7 +160,7 @@ def number():
 
 class Both(torch.nn.Module):
     def forward(self, x):
-        return x.mean((1, 2, 3)), x
+        return x.mean((2, 3)), x
 '''
 
 
@@ -177,13 +177,20 @@ def test_a_model_of_ones_own(own, drawings, monkeypatch):
     monkeypatch.syspath_prepend(own)
     model = ('own:build', '--size', 28, '--mean', 0.5, '--std', 0.5)
     options = ('explain', drawings[0], '--model', *model, '--layer', '1', '--method', 'splitcam')
-    require_error(run(*options), 'SmoothReplacement')
+    require_error(run(*options, '--canonizer', 'none'), 'gelu', '--canonizer activations')
+    require_error(run(*options, '--canonizer', 'auto', '--canonizer', 'smooth'), 'auto can be given with no other')
     require_success(run(*options, '--canonizer', 'smooth'))
+    automatic = run(*options)
+    require_success(automatic)
+    assert 'zennit-dc: warning: canonizers=\'auto\' takes DetachedActivations() for gelu (1 ×)' in automatic.stderr
     assert Image.open(own / 'explanation_maps' / '0_SplitCAM.png').size == (28, 28)
     require_error(run('layers', 'own:broken'), 'own:broken', 'KeyError', 'weights')
     require_error(run('layers', 'own:number'), 'own:number', 'int')
     require_error(run('layers', 'nowhere:build'), 'nowhere')
-    require_error(run('explain', drawings[0], '--model', 'own:Both', '--method', 'gradient'), 'tuple')
+    both = ('explain', drawings[0], '--model', 'own:Both', '--size', 28, '--method', 'gradient')
+    require_error(run(*both), 'tuple', '--output 1')
+    require_success(run(*both, '--output', '0', '--input', 'x'))
+    require_error(run(*both, '--output', 'scores'), 'no tensor \'scores\'')
 
 
 @pytest.mark.slow(8)

@@ -85,12 +85,19 @@ def test_use_in_the_readme(tmp_path, monkeypatch):
     assert Image.open('map.png').size == (224, 224)
 
 
-def test_canonizers_in_the_readme():
-    names = {}
-    exec(snippets()[2], names)
-    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
-    with names['composite'].context(model):
-        assert model(torch.randn(2, 3)).shape == (2, 2)
+def test_models_in_the_readme():
+    '''In two lines, with random weights, and a small configuration for the one that has none by its name.'''
+    pytest.importorskip('timm', reason='the extra "models" is not installed')
+    transformers = pytest.importorskip('transformers', reason='the extra "models" is not installed')
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, num_labels=1000
+    )
+    code = snippets()[2].replace('pretrained=True', 'pretrained=False').replace('convnext_tiny', 'convnext_atto')
+    code = code.replace(".from_pretrained('google/vit-base-patch16-224')", '(config)')
+    names = {'Gradient': Gradient, 'image': torch.randn(1, 3, 64, 64), 'config': config}
+    with pytest.warns(UserWarning, match='canonizers=\'auto\' takes'):
+        exec(code, names)
+    assert names['attribution'].shape == (1, 3, 64, 64) and names['attribution'].any()
 
 
 def test_additions_in_the_readme():

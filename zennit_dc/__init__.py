@@ -3,13 +3,15 @@ from .lazy import lazily
 
 
 __all__ = [
-    'Balanced', 'DetachedAttention', 'NotInPlace', 'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM',
-    'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement', 'contrast', 'split_form',
+    'Balanced', 'DetachedActivations', 'DetachedAttention', 'Logits', 'NotInPlace', 'Scaling', 'Shifting',
+    'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement',
+    'contrast', 'split_form',
 ]
 __version__ = '0.1.0'
 __getattr__, __dir__ = lazily(globals(), {
     'attribution': ('class_agreement', 'contrast'), 'canonizers': ('NotInPlace', 'SplitCanonizer'),
     'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.attention': ('DetachedAttention',),
-    'forms.smooth': ('SmoothReplacement',), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
+    'forms.detached': ('DetachedActivations',), 'forms.smooth': ('SmoothReplacement',), 'logits': ('Logits',),
+    'needs': (), 'nested': (), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
     'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
 }, before=['forms'])  # which registers the split forms

@@ -4,15 +4,16 @@ from itertools import chain
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_flatten, tree_unflatten
 from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .passes import MapPass
+from .needs import Choices
+from .nested import flatten
+from .passes import Independent, MapPass
 from .recentering import Scaling
 from .rules import SplitRule
-from .split import MODULE_FORMS, NeedsSums, TrueGradient, describe, pass_of, require_choice
+from .split import MODULE_FORMS, NeedsSums, TrueGradient, Unsupported, describe, pass_of, require_choice
 from .streams import Difference
 from .wording import similar
 
@@ -43,6 +44,8 @@ class SplitCanonizer(Canonizer):
     recentering : callable, optional
         The forward stabilisation, e.g. :py:class:`~zennit_dc.Scaling` or :py:class:`~zennit_dc.Shifting`. None for no
         stabilisation.
+    automatic : bool, optional
+        Whether to choose, at a model's first forward pass, the options that it needs, and to warn of them.
 
     Raises
     ------
@@ -52,7 +55,8 @@ class SplitCanonizer(Canonizer):
         When applied, if the model is in split form already.
     '''
     def __init__(
-        self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Scaling()
+        self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Scaling(),
+        automatic=False
     ):
         require_choice('pooling', pooling, ('wta', 'convex'))
         require_choice('input_split', input_split, ('relu', 'half'))
@@ -65,10 +69,13 @@ class SplitCanonizer(Canonizer):
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
         self.root, self.restore, self.validate = None, [], None
         self.needs_sums = False  # whether a pass has met a product
+        self.choices = Choices(automatic)
 
     def copy(self):
-        '''Return a copy of this canonizer, which shares the readout.'''
-        return type(self)(self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering)
+        '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
+        copy = type(self)(self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering)
+        copy.choices = self.choices
+        return copy
 
     def apply(self, root_module):
         '''Bring the model into split form.
@@ -97,7 +104,8 @@ class SplitCanonizer(Canonizer):
             The model.
         '''
         refuse_other_forms(root_module)
-        modules = dict(root_module.named_modules(remove_duplicate=False))
+        named = dict(root_module.named_modules(remove_duplicate=False))
+        modules = {**named, **{name.replace('_orig_mod.', ''): module for name, module in named.items()}}
         if self.layer == '':
             raise ValueError('the layer must be a module inside of the model, not the model itself')
         if self.layer is not None and self.layer not in modules:
@@ -106,13 +114,23 @@ class SplitCanonizer(Canonizer):
         if self.validate is not None:
             self.validate(root_module)
         self.root = root_module
+        self.restore += [option.remove for option in self.choices.apply(root_module)]
         for module in root_module.modules():
+            self.run_eagerly(module)
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
             if form is not None:
                 self.replace_forward(module, ModuleForward(form, module))
         self.replace_forward(root_module, SplitForward(self, root_module.forward))
         if self.layer is not None:
             self.restore.append(modules[self.layer].register_forward_hook(self.at_layer).remove)
+
+    def run_eagerly(self, module):
+        '''Let a compiled module run as the one that it was made of, until the canonizer is removed.'''
+        if (original := getattr(module, '_orig_mod', None)) is not None:
+            self.replace_forward(module, original.__call__)
+        if (compiled := module.__dict__.get('_compiled_call_impl')) is not None:
+            module._compiled_call_impl = None
+            self.restore.append(partial(setattr, module, '_compiled_call_impl', compiled))
 
     def replace_forward(self, module, forward):
         '''Set a module's forward until the canonizer is removed.'''
@@ -192,14 +210,14 @@ class SplitForward(TemporaryForward):
         training = require_fit(root)
         if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
-        leaves, structure = tree_flatten((args, kwargs))
+        leaves, structure = flatten((args, kwargs))
         places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
         if not places:
             raise NotImplementedError('a model in split form was called without a floating point tensor')
 
         def call(inputs):
             replaced = dict(zip(places, inputs))
-            args, kwargs = tree_unflatten([replaced.get(place, leaf) for place, leaf in enumerate(leaves)], structure)
+            args, kwargs = structure([replaced.get(place, leaf) for place, leaf in enumerate(leaves)])
             return self.forward(*args, **kwargs)
 
         inputs = [leaves[place] for place in places]
@@ -211,28 +229,45 @@ class SplitForward(TemporaryForward):
         return output
 
     def run(self, call, inputs):
-        '''Run the model, and start over with sums where there are products that need them.'''
-        try:
-            return MapPass(self.canonizer, call)(inputs)
-        except NeedsSums:
-            self.canonizer.needs_sums = True
-            return MapPass(self.canonizer, call)(inputs)
-        except RuntimeError as error:
-            if 'TorchScript' in str(error):
-                raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
-            raise
+        '''Run the model, and start over with sums where there are products that need them, or with the canonizers that
+        the model needs.'''
+        canonizer = self.canonizer
+        while True:
+            try:
+                output = MapPass(canonizer, call)(inputs)
+                break
+            except NeedsSums:
+                canonizer.needs_sums = True
+            except (Unsupported, Independent) as error:
+                canonizer.restore += [
+                    option.remove for option in canonizer.choices.choose(canonizer, call, inputs, error)
+                ]
+            except RuntimeError as error:
+                if 'TorchScript' in str(error):
+                    raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
+                raise
+        canonizer.choices.report(canonizer.root, output, lambda: original(call, inputs))
+        return output
+
+
+def original(call, inputs):
+    '''The output of a model as it is, with a graph where inputs have one: torch's attention rounds otherwise without.
+    '''
+    return call([input.clone() for input in inputs])
 
 
 def refuse_other_forms(root):
-    '''Raise if a model has modules that cannot be run on pairs, since they are compiled or in split form.'''
+    '''Raise if a model has modules that cannot be run on pairs, since they are scripted or in split form.'''
     for module in root.modules():
         if isinstance(module.__dict__.get('forward'), SplitForward):
             where = describe(module, root)
             raise RuntimeError(f'{where} is in split form already: leave the context of the other composite first')
-        compiled = hasattr(module, '_orig_mod') or getattr(module, '_compiled_call_impl', None) is not None
-        if compiled or isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule):
             where = describe(module, root)
-            raise TypeError(f'{where} is compiled, scripted, traced or frozen: explain the module that it was made of')
+            raise TypeError(
+                f'{where} is scripted or traced by torch.jit, whose operations split pairs do not see: explain the'
+                ' module that it was made of'
+            )
 
 
 def require_fit(root):

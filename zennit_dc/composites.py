@@ -35,9 +35,11 @@ class SplitComposite(LayerMapComposite):
         The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
     layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
         A mapping from module types to rules, which is prepended to that of the composite.
-    canonizers : list[:py:class:`zennit.canonizers.Canonizer`], optional
+    canonizers : list[:py:class:`zennit.canonizers.Canonizer`] or 'auto', optional
         Canonizers to be applied before the model is split. None is needed for batch norms: each is part of the affine
-        layer that it follows, in the order of execution.
+        layer that it follows, in the order of execution. With ``'auto'``, the canonizers for smooth activations, for
+        attention and for normalizations are chosen that the model needs, none of which changes its output; a warning
+        says which. Without, a function that needs one raises an error that names all of them.
 
     Raises
     ------
@@ -55,9 +57,13 @@ class SplitComposite(LayerMapComposite):
         layer_map = list(layer_map or [])
         for types, hook in layer_map:
             require_split_rule(hook, f'the layer_map\'s entry for {types}'.format)
+        automatic = isinstance(canonizers, str)
+        if automatic:
+            require_choice('canonizers', canonizers, ('auto',))
         self.readout = readout
-        split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering)
-        super().__init__([*layer_map, ((Linear, BatchNorm), rule)], [*(canonizers or []), split])
+        split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering, automatic)
+        own = [] if automatic or canonizers is None else canonizers
+        super().__init__([*layer_map, ((Linear, BatchNorm), rule)], [*own, split])
 
     @property
     def saliency(self):

@@ -291,7 +291,11 @@ def route(pair, function):
     '''
     difference, stream_sum = pair.tensors
     moved = function(difference)
-    return pair if moved is difference else as_view(pair.like(moved, function(stream_sum)), pair, function)
+    if moved is difference:
+        return pair
+    output = pair.like(moved, function(stream_sum))
+    output.is_gate = pair.is_gate
+    return as_view(output, pair, function)
 
 
 def add(pairs, function):

@@ -11,11 +11,15 @@ from functools import partial
 from itertools import chain
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .nested import flatten
 from .rules import SplitRule, ruled
 from .spatial import require_spatial, spread
 from .split import Pass, SplitTensor, common_pass, describe, input_sum, same, sum_dtype
+
+
+class Independent(NotImplementedError):
+    '''The error for a model whose output has no pair in it.'''
 
 
 class SplitPass(Pass):
@@ -83,10 +87,10 @@ class SplitPass(Pass):
 
     def leave(self, output):
         '''The differences of the output.'''
-        leaves, structure = tree_flatten(output)
+        leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if not pairs:
-            raise NotImplementedError(f'no part of the output, {type(output).__name__}, depends on the input')
+            raise Independent(f'no part of the output, {type(output).__name__}, depends on the input')
         common_pass('the end of the model', list(pairs.values()), {})
         if self.layer is not None and self.read is None:
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, or not on a split pair')
@@ -97,7 +101,7 @@ class SplitPass(Pass):
         for place, pair in pairs.items():
             seeds = partial(self.seeds_of, place, pair.values[1].dtype)
             leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
-        return tree_unflatten(leaves, structure)
+        return structure(leaves)
 
     def seeds_of(self, place, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
@@ -175,6 +179,7 @@ class MapPass(SplitPass):
         map = self.readout.combine(*gradients).to(dtype)
         if not is_finite(map):
             map = self.in_range(self.readout.combine(*self.again(index, exact=True)[:2]), dtype)
+        self.require_dependence(map)
         return self.marked(map, self.maps), None
 
     def layer_gradients(self, values, *gradients):
@@ -186,9 +191,24 @@ class MapPass(SplitPass):
         saliency = self.readout.at_layer(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
         if not is_finite(saliency):
             saliency = self.in_range(self.readout.at_layer(*self.again(exact=True)), input.dtype)
+        self.require_dependence(saliency)
         self.readout.saliency = saliency.detach()
         map = spread(saliency.unsqueeze(1), input).to(input.dtype)
         return None, None, self.marked(map, self.maps), *(None,) * others
+
+    def require_dependence(self, map):
+        '''Raise if a map is zero because what is explained is the same for any input.'''
+        seeds = self.seeds[torch._C._current_graph_task_id()]
+        if map.any() or not any(seed.any() for seed in seeds.values()):
+            return
+        with torch.no_grad():
+            one, other = (flatten(self.call([change(input) for input in self.inputs]))[0]
+                          for change in (torch.clone, lambda input: 1 - 2 * input))
+        if all(torch.equal(one[place][seed != 0], other[place][seed != 0]) for place, seed in seeds.items()):
+            raise ValueError(
+                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input: it is the'
+                ' same for another input. Does the model\'s head start at zero? Load trained weights'
+            )
 
     def in_range(self, map, dtype):
         '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
@@ -206,7 +226,7 @@ class MapPass(SplitPass):
         with all of its graph; if exact, in float64.'''
         seeds = self.seeds[torch._C._current_graph_task_id()]
         _, output, read = self.other_pass(index, exact)
-        leaves = tree_flatten(output)[0]
+        leaves = flatten(output)[0]
         seeded = [(leaves[place], seed.to(leaves[place].dtype)) for place, seed in seeds.items()]
         return *gradients(read, seeded, materialize_grads=True), *read
 

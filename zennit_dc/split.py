@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from .nested import entries_of
+
 
 FORMS = {}
 MODULE_FORMS = {}
@@ -106,6 +108,26 @@ class Pass:
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
         return False
 
+    def evaluate(self, function, args, kwargs):
+        '''What a function is on pairs, by its form.'''
+        form = self.forms.get(function)
+        if form is None:
+            raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
+        return form(*args, **kwargs)
+
+
+class Unsupported(NotImplementedError):
+    '''The error for a function that has no split form.
+
+    Attributes
+    ----------
+    name, where : str
+        The function, and the module that called it.
+    '''
+    def __init__(self, name, where, reason, remedy):
+        super().__init__(f'{name}, called in {where}, has no split form{reason}: {remedy}')
+        self.name, self.where = name, where
+
 
 class NeedsSums(BaseException):
     '''Raised by products in a pass that does not compute sums. It starts over and does.'''
@@ -180,6 +202,7 @@ class SplitTensor(torch.Tensor):
         self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
         self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
+        self.is_gate = False  # whether it may be a constant factor
         self.base, self.path, self.views = None, None, []
 
     @classmethod
@@ -263,16 +286,13 @@ class SplitTensor(torch.Tensor):
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         split_pass = common_pass(function, args, kwargs)
-        form = split_pass.forms.get(function)
-        if form is None:
-            raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
         if 'input' in kwargs or 'tensors' in kwargs:
             kwargs = dict(kwargs)
             args = kwargs.pop('input' if 'input' in kwargs else 'tensors'), *args
         if split_pass.without_graph:
             with torch.no_grad():
-                return form(*args, **kwargs)
-        return form(*args, **kwargs)
+                return split_pass.evaluate(function, args, kwargs)
+        return split_pass.evaluate(function, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -376,16 +396,16 @@ def require_choice(name, value, choices):
 
 
 def pairs_in(obj):
-    '''All split pairs in nested tuples, lists and dicts.'''
-    if isinstance(obj, SplitTensor):
-        return [obj]
-    if isinstance(obj, (tuple, list, dict)):
-        return [pair for each in (obj.values() if isinstance(obj, dict) else obj) for pair in pairs_in(each)]
-    return []
+    '''All split pairs in nested tuples, lists, dicts and dataclasses.'''
+    if isinstance(obj, torch.Tensor):
+        return [obj] if isinstance(obj, SplitTensor) else []
+    entries = entries_of(obj)
+    return [] if entries is None else [pair for each in entries.values() for pair in pairs_in(each)]
 
 
 def pass_of(obj):
-    '''The pass of the first split pair in nested tuples, lists and dicts, or None if there is none.'''
+    '''The pass of the first split pair in nested tuples, lists, dicts and dataclasses, or None if there is
+    none.'''
     return next((pair.split_pass for pair in pairs_in(obj)), None)
 
 
@@ -406,4 +426,4 @@ def called_in(split_pass):
 
 def unsupported(name, args, reason='', remedy='give it one with zennit_dc.split_form'):
     '''The error for a function which has no split form.'''
-    return NotImplementedError(f'{name}, called in {called_in(pass_of(args))}, has no split form{reason}: {remedy}')
+    return Unsupported(name, called_in(pass_of(args)), reason, remedy)

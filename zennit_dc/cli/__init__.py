@@ -2,6 +2,7 @@
 import os
 import sys
 import textwrap
+import warnings
 
 import click
 
@@ -15,9 +16,11 @@ from .maps import explain, gallery, layers
 class Commands(click.Group):
     '''A group of commands that end with one line when something is wrong.'''
     def invoke(self, ctx):
-        '''Run a command. Ctrl-C ends it with one line.'''
+        '''Run a command. Ctrl-C ends it with one line, and a warning is one.'''
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = warn
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             if sys.stderr.isatty():  # which shows what was typed
                 click.echo(err=True)
@@ -45,6 +48,11 @@ class Commands(click.Group):
             if os.environ.get('ZENNIT_DC_TRACEBACK'):
                 raise
             fail(f'{type(error).__name__}: {error} (ZENNIT_DC_TRACEBACK=1 shows where)')
+
+
+def warn(message, *_):
+    '''Print a warning in one line.'''
+    click.echo(f'zennit-dc: warning: {message}', err=True)
 
 
 def fail(reason, status=1):

@@ -32,8 +32,8 @@ ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attribut
 @option('--batch-size', default=16, type=click.IntRange(1), help='The number of images in a batch.')
 @option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images.')
 @compute_options
-def attribute(source, out, method, model, weights, size, mean, std, classes, layer, target, against, labels,
-              label_regex, batch_size, workers, device, dtype, seed, **given):
+def attribute(source, out, method, model, weights, size, mean, std, output, input, classes, layer, target,
+              against, labels, label_regex, batch_size, workers, device, dtype, seed, **given):
     '''Compute the attributions of a whole data set for ViRelAy.
 
     The images lie in folders named by class (its index, WordNet ID or name), or are the array x of a file of NumPy,
@@ -54,7 +54,7 @@ def attribute(source, out, method, model, weights, size, mean, std, classes, lay
     from ..virelay import attribute as attribute_all
 
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, classes)
+    classifier = classifier_of(model, weights, size, mean, std, output, input, classes)
     count = math.inf if classifier.categories is None else len(classifier.categories)
     if target not in ('predicted', 'label'):
         target = find_class(target, count, classifier.categories)

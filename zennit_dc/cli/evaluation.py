@@ -122,8 +122,8 @@ parameter_options = together(
 @model_options
 @compute_options
 def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, selectivity_patch, randomised_layers,
-             mosaics, ablations, ablation_metrics, share, out, model, weights, size, mean, std, device, dtype, seed,
-             **choices):
+             mosaics, ablations, ablation_metrics, share, out, model, weights, size, mean, std, output, input, device,
+             dtype, seed, **choices):
     '''Compare methods by the paper's metrics on images with masks.
 
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
@@ -150,7 +150,7 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
         raise click.UsageError('ablations are of localisation, Pixel Flipping, Max Sensitivity and mosaics alone')
     hold(out)
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std)
+    classifier = classifier_of(model, weights, size, mean, std, output, input)
     images = load_images(classifier, source, outlines, labels, count, seed)
     choices['layer'] = [None if layer == 'input' else layer for layer in choices['layer']]
     settings = grid(list(dict.fromkeys(methods)), **choices)

@@ -39,8 +39,8 @@ LAST = '*last*'  # stands for the last layer with height and width, and is no mo
 @option('--cmap', default='bwr', type=Name(CMAPS), help='Zennit\'s color map.')
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
-def explain(images, methods, compare, model, weights, size, mean, std, classes, layer, targets, top, against, overlay,
-            save_arrays, cmap, out, device, dtype, seed, **given):
+def explain(images, methods, compare, model, weights, size, mean, std, output, input, classes, layer, targets,
+            top, against, overlay, save_arrays, cmap, out, device, dtype, seed, **given):
     '''Explain what a classifier sees in images.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
@@ -78,7 +78,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, classes, 
     for path in images:
         require_file(path)
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, classes).to(device, dtype)
+    classifier = classifier_of(model, weights, size, mean, std, output, input, classes).to(device, dtype)
     if LAST in {own for _, own in chosen}:
         last = last_layer(classifier, device, dtype)
         click.echo(f'maps at layer {last}, the last one with height and width; --layer chooses another')
@@ -121,7 +121,8 @@ def parse(method, layer):
 @option('--alpha', type=Alpha(), default='balanced', metavar='ALPHA|balanced[:KAPPA]', help='The shift of SplitGrad.')
 @option('--out', default='concepts.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
-def gallery(images, model, weights, size, mean, std, classes, target, against, alpha, out, device, dtype, seed):
+def gallery(images, model, weights, size, mean, std, output, input, classes, target, against, alpha, out, device,
+            dtype, seed):
     '''See what a classifier has learned of a class.
 
     Writes a figure with the gradients of the streams g and h of the class's score at each image, which need not be of
@@ -146,7 +147,7 @@ def gallery(images, model, weights, size, mean, std, classes, target, against, a
     for path in images:
         require_file(path)
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, classes).to(device, dtype)
+    classifier = classifier_of(model, weights, size, mean, std, output, input, classes).to(device, dtype)
     inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
     inputs = inputs.to(device, dtype)
     with torch.no_grad():
@@ -160,7 +161,7 @@ def gallery(images, model, weights, size, mean, std, classes, target, against, a
 @click.argument('model')
 @model_options
 @compute_options
-def layers(model, weights, size, mean, std, device, dtype, seed):
+def layers(model, weights, size, mean, std, output, input, device, dtype, seed):
     '''List the modules of a model that can be given as a layer, and their output shapes.
 
     Weights do not matter here, so that none are loaded unless you name a file.
@@ -172,7 +173,8 @@ def layers(model, weights, size, mean, std, device, dtype, seed):
     from ..data.classifiers import layers as layers_of
 
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, None if weights == 'DEFAULT' else weights, size, mean, std).to(device, dtype)
+    weights = None if weights == 'DEFAULT' else weights
+    classifier = classifier_of(model, weights, size, mean, std, output, input).to(device, dtype)
     found = layers_of(classifier, device, dtype)
     if not found:
         raise ValueError(f'no module of {model} gives a tensor of shape (batch, channels, height, width)')

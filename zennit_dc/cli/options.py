@@ -13,7 +13,7 @@ from ..wording import meant
 
 
 DTYPES = ('float32', 'float64', 'bfloat16')
-CANONIZERS = ('smooth', 'attention')
+CANONIZERS = ('auto', 'attention', 'activations', 'smooth', 'none')
 LARGEST = 4096  # the side of an input, of which a network's layers take gigabytes of memory
 
 
@@ -97,6 +97,14 @@ model_options = together(
     ),
     option('--mean', type=Numbers(), help='The mean of the normalization by channel, as in 0.5,0.5,0.5.'),
     option('--std', type=Numbers(), help='Its standard deviation.'),
+    option(
+        '--output', metavar='NAME|INDEX',
+        help='Which part of what the model returns are the scores, by its key, attribute or index.  [default: logits,'
+        ' out, or the only tensor]'
+    ),
+    option(
+        '--input', metavar='NAME', help='The keyword by which the model takes images.  [default: its first argument]'
+    ),
 )
 model_option = option(
     '--model', default='squeezenet1_0',
@@ -147,8 +155,10 @@ method_options = together(
     option('--input-split', type=click.Choice(['relu', 'half']), help='How the input is split.  [default: relu]'),
     option(
         '--canonizer', 'canonizers', multiple=True, type=click.Choice(CANONIZERS),
-        help='What to do with functions that are not piecewise linear: replace smooth activations; take softmax and'
-        ' the statistics of layer norms as constants. Can be given twice.'
+        help='What to do with functions that are not piecewise linear: whatever the model needs that leaves its output'
+        ' as it is; take attention weights and statistics of normalizations as constants; or the ratios of smooth'
+        ' activations to their inputs; replace these, which changes the output; nothing. Can be given several times.'
+        '  [default: auto]'
     ),
 )
 
@@ -175,22 +185,31 @@ def parameters_of(method, layer, given):
     given : dict
         The options of ``method_options`` but for the layer.
     '''
-    from ..forms import attention, smooth
-
-    canonizers = {'smooth': smooth.SmoothReplacement, 'attention': attention.DetachedAttention}
     chosen = METHODS[method]
     streams = [stream for stream in given['streams'] if stream in chosen.streams]
     if len(streams) > 1:
         raise click.UsageError(f'{chosen.title} has one --stream, but was given {" and ".join(streams)}')
     values = {
         'layer': layer, 'stream': streams[0] if streams else None,
-        'canonizers': [canonizers[name]() for name in given['canonizers']] or None,
         **{name: given[name] for name in ('alpha', 'epsilon', 'pooling', 'input_split')}
     }
     parameters = {name: value for name, value in values.items() if value is not None and name in chosen.parameters}
     if given['recentering'] is not None and 'recentering' in chosen.parameters:
         parameters['recentering'] = RECENTERINGS[given['recentering']]()
+    if given['canonizers'] and 'canonizers' in chosen.parameters:
+        parameters['canonizers'] = canonizers_of(given['canonizers'])
     return parameters
+
+
+def canonizers_of(names):
+    '''The canonizers of their names, as composites take them.'''
+    from ..needs import OPTIONS
+
+    require_once('--canonizer', names)
+    alone = next((name for name in names if name not in OPTIONS), None)
+    if alone is not None and len(names) > 1:
+        raise click.UsageError(f'--canonizer {alone} can be given with no other')
+    return {'auto': 'auto', 'none': None}[alone] if alone else [OPTIONS[name]() for name in names]
 
 
 def require_used(methods, given):
@@ -281,11 +300,12 @@ def hold(out):
     click.get_current_context().with_resource(held(out))
 
 
-def classifier_of(model, weights, size, mean, std, classes=None):
+def classifier_of(model, weights, size, mean, std, output, input, classes=None):
     '''The classifier that the options name. While the command runs, an error of a map that is not finite says whether
     the weights are the reason.'''
     from ..data.classifiers import diagnosed, load_classifier
 
-    classifier = load_classifier(model, weights, size, mean, std, classes)
+    output = int(output) if output is not None and output.removeprefix('-').isdecimal() else output
+    classifier = load_classifier(model, weights, size, mean, std, classes, output, input)
     click.get_current_context().with_resource(diagnosed(classifier.model))
     return classifier

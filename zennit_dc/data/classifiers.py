@@ -11,6 +11,7 @@ import torchvision
 from PIL import Image
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
+from ..logits import Logits
 from ..wording import similar
 from .images import require_local
 
@@ -78,7 +79,9 @@ class Classifier(NamedTuple):
         return pixels.expand(3, -1, -1).permute(1, 2, 0)
 
 
-def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=None, std=None, classes=None):
+def load_classifier(
+    name='squeezenet1_0', weights='DEFAULT', size=None, mean=None, std=None, classes=None, output=None, input=None
+):
     '''Load a classifier.
 
     Parameters
@@ -99,6 +102,11 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
         The mean and standard deviation, by channel, of the normalization; for images with values in [0, 1].
     classes : str or path, optional
         A file with the names of the classes, see :py:func:`~zennit_dc.data.categories.load_categories`.
+    output : str or int, optional
+        The key, attribute or index of the scores in what the model returns, see :py:class:`~zennit_dc.Logits`. Default
+        is to find it.
+    input : str, optional
+        The name of the keyword by which the model takes images. Default is its first argument.
 
     Returns
     -------
@@ -130,6 +138,8 @@ def load_classifier(name='squeezenet1_0', weights='DEFAULT', size=None, mean=Non
         )
     if weights not in ('DEFAULT', None):
         load_weights(model, name, weights)
+    if ':' in name or (output, input) != (None, None):
+        model = Logits(model, output, input)
     if classes is not None:
         categories = load_categories(classes)
     return Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)

@@ -1,9 +1,9 @@
 '''By how much canonizers change the output of a model.'''
 import torch
-from torch.utils._pytree import tree_flatten
 from zennit.core import Composite
 
 from ..canonizers import SplitCanonizer
+from ..nested import flatten
 
 
 def output_deviation(model, *args, canonizers, **kwargs):
@@ -25,7 +25,7 @@ def output_deviation(model, *args, canonizers, **kwargs):
         The difference.
     '''
     with torch.no_grad():
-        original = tree_flatten(model(*args, **kwargs))[0]
+        original = flatten(model(*args, **kwargs))[0]
         with Composite(canonizers=[*canonizers, SplitCanonizer(recentering=None)]).context(model):
-            output = tree_flatten(model(*args, **kwargs))[0]
+            output = flatten(model(*args, **kwargs))[0]
     return max((one - other).abs().max().item() for one, other in zip(output, original) if torch.is_tensor(one))

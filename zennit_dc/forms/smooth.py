@@ -17,7 +17,9 @@ class SmoothReplacement(SplitOption):
     Pass it to a composite among its ``canonizers``. Each activation (ELU, SELU, CELU, SiLU, GELU, Mish, Softplus,
     Sigmoid, LogSigmoid, Tanh, Tanhshrink; as module or function) becomes the function that interpolates it
     linearly between knots, which are as far apart as the tolerance allows, and continues with the activation's
-    asymptotes where these are no further away than the tolerance. The model's output changes by this.
+    asymptotes where these are no further away than the tolerance. g and h are convex and monotone for all inputs, as in
+    the paper. But the model's output changes: a warning says so where it does by more than 1 % of the spread of the
+    logits. :py:class:`~zennit_dc.DetachedActivations` leaves it as it is.
 
     Parameters
     ----------
@@ -29,6 +31,8 @@ class SmoothReplacement(SplitOption):
     ValueError
         If the tolerance is not positive, or less than 1e-6, for which the knots would be too many.
     '''
+    is_exact = False
+
     def __init__(self, tolerance=1e-3):
         if not 1e-6 <= tolerance < math.inf:
             raise ValueError(f'the tolerance must be a number from 1e-6 on, not {tolerance!r}')
@@ -120,7 +124,9 @@ def replacements(tolerance):
 
 missing(
     replacements(1e-3), ', as it is smooth',
-    'pass canonizers=[zennit_dc.SmoothReplacement()] to the composite to replace it by a piecewise-linear function'
+    'pass canonizers=[zennit_dc.DetachedActivations()] (--canonizer activations) to the composite to take its ratio to'
+    ' the input as a constant, or [zennit_dc.SmoothReplacement()] (--canonizer smooth) to replace it by a'
+    ' piecewise-linear function'
 )
 
 

@@ -22,8 +22,10 @@ class SplitOption(Canonizer):
     ----------
     forms : dict
         The table of forms.
+    is_exact : bool
+        Whether the model's output stays bit-identical.
     '''
-    forms = {}
+    forms, is_exact = {}, True
 
     def apply(self, root_module):
         '''Choose this option for a model.

@@ -63,11 +63,12 @@ def plain(name, classifier, **parameters):
     return getattr(attributors, name)(classifier.model, **parameters)
 
 
-def split(name, classifier, **parameters):
-    '''A composite for the model in split form, by its name.'''
+def split(name, classifier, canonizers='auto', **parameters):
+    '''A composite for the model in split form, by its name, with the canonizers that the model needs.'''
     from . import attributors
 
-    return attributors.Gradient(classifier.model, getattr(attributors, name)(**parameters))
+    composite = getattr(attributors, name)(canonizers=canonizers, **parameters)
+    return attributors.Gradient(classifier.model, composite)
 
 
 SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers')
@@ -117,7 +118,8 @@ def attributor(method, classifier, **parameters):
     classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     **parameters
-        The method's parameters, by the names that its composite has for them.
+        The method's parameters, by the names that its composite has for them, and with its defaults; but the
+        canonizers are ``'auto'`` by default.
 
     Returns
     -------

@@ -1,0 +1,138 @@
+'''What a model needs, and canonizers that are chosen by themselves.'''
+import warnings
+
+import pytest
+import torch
+from helpers import explain, gradient_of, random_image
+from small_models import Between, SHAPE
+from torch import nn
+from torch.nn import functional as F
+
+from zennit_dc import DetachedActivations, DetachedAttention, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc.needs import OPTIONS, relative_deviation
+from zennit_dc.split import OVERLAYS
+
+IMAGE = random_image(2, 4, 6)
+
+
+class Mixed(nn.Module):
+    '''A block with normalization, attention and activations, and a function in its midst.'''
+    def __init__(self, function=lambda x: x):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norms = nn.ModuleList([nn.LayerNorm(6), nn.LayerNorm(6)])
+        self.mlp, self.head, self.function = nn.Sequential(nn.Linear(6, 6), nn.GELU()), nn.Linear(6, 3), function
+        self.double().eval()
+
+    def forward(self, x):
+        x = self.norms[0](x)
+        x = x + torch.softmax(x @ x.mT, -1) @ x
+        x = self.function(self.mlp(self.norms[1](x)))
+        return self.head(F.silu(x, inplace=True).mean(1))
+
+
+@pytest.fixture(name='no_warnings', autouse=True)
+def fixture_no_warnings():
+    '''A warning that no test expects is an error.'''
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        yield
+
+
+def test_one_error_names_all():
+    model = Mixed()
+    with SplitGrad().context(model), pytest.raises(NotImplementedError) as error:
+        model(IMAGE)
+    said = str(error.value)
+    for part in (
+        'layer_norm (2 ×), softmax (1 ×), gelu (1 ×), silu (1 ×)', "called in module 'norms.0' (LayerNorm)",
+        "canonizers='auto' (--canonizer auto)", 'canonizers=[DetachedAttention(), DetachedActivations()]',
+        '--canonizer attention --canonizer activations', 'SmoothReplacement() (smooth) in place of the last',
+    ):
+        assert part in said
+    assert len(said) < 500  # which is what the command line shows
+    # the error's words are a remedy
+    explain(SplitGrad(canonizers=[DetachedAttention(), DetachedActivations()]), model, IMAGE)
+
+
+@pytest.mark.parametrize('canonizers', [None, 'auto', [DetachedAttention(), DetachedActivations()]])
+def test_what_no_canonizer_helps_is_named_with_it(canonizers):
+    model = Mixed(lambda x: x.cumprod(1).kthvalue(1, -1, True)[0] + x)
+    with SplitGrad(canonizers=canonizers).context(model), pytest.raises(NotImplementedError) as error:
+        model(IMAGE)
+    for part in ("cumprod, called in module '' (Mixed), has no split form", 'kthvalue, called in module'):
+        assert part in str(error.value)
+    assert ('gelu (1 ×)' in str(error.value)) == (canonizers is None)
+    assert not OVERLAYS.get(model)
+
+
+def test_auto():
+    model, composites = Mixed(), [
+        SplitGrad(canonizers='auto'), SplitLRP(canonizers='auto'), SplitGrad(layer='mlp', canonizers='auto')
+    ]
+    for composite, make in zip(composites[:2], (SplitGrad, SplitLRP)):
+        expected = explain(make(canonizers=[DetachedAttention(), DetachedActivations()]), model, IMAGE)
+        with pytest.warns(UserWarning) as said:
+            map = explain(composite, model, IMAGE)
+        assert torch.equal(map, expected) and not OVERLAYS[model]
+        words, = (str(warning.message) for warning in said)
+        for part in (
+            'DetachedAttention() for layer_norm (2 ×), softmax (1 ×), and',
+            'DetachedActivations() for gelu (1 ×), silu (1 ×)', 'output is bit-identical',
+        ):
+            assert part in words
+        assert torch.equal(explain(composite, model, IMAGE), expected)  # and says nothing
+
+
+def test_auto_where_nothing_is_needed(network, image):
+    '''No warning, and the maps of no canonizer.'''
+    for make in (SplitGrad, SplitLRP, lambda **kwargs: SplitCAM('pool', **kwargs)):
+        assert torch.equal(explain(make(canonizers='auto'), network, image), explain(make(), network, image))
+
+
+def test_auto_follows_the_control_flow():
+    model = Mixed(lambda x: torch.tanh(x) if x.shape[0] > 1 else x)
+    composite = SplitGrad(canonizers='auto')
+    for count in (1, 2):
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            explain(composite, model, IMAGE[:count])
+    relu = Between(lambda x: torch.softmax(x, 1) * x if x.shape[0] > 1 else F.silu(x))
+    for count in (1, 2):
+        with pytest.warns(UserWarning, match='silu' if count == 1 else 'silu.*softmax'):
+            explain(composite, relu, random_image(*SHAPE)[:count])
+
+
+def test_wrong_choice():
+    with pytest.raises(ValueError, match='canonizers must be'):
+        SplitGrad(canonizers='smooth')
+
+
+def test_replacement_that_changes_the_model():
+    model, image = Between(nn.Sigmoid()), random_image(*SHAPE)
+    with pytest.warns(UserWarning, match=r'WRONG MODEL.*deviates by \d+\.\d+%.*DetachedActivations\(\)'):
+        run(SplitGrad(canonizers=[SmoothReplacement(.3)]), model, image)
+    run(SplitGrad(canonizers=[SmoothReplacement(1e-4)]), model, image)  # says nothing
+
+
+def run(composite, model, image):
+    with composite.context(model):
+        return model(image)
+
+
+def test_relative_deviation():
+    original = torch.tensor([[1., -1., 1., -1.], [10., -10., 10., -10.]])
+    other = original + torch.tensor([[.1], [.1]])
+    assert relative_deviation(other, original) == pytest.approx(.1)
+    assert relative_deviation({'a': [original, None]}, {'a': [original, None]}) == 0.
+    assert relative_deviation(torch.tensor([[2.2]]), torch.tensor([[2.]])) == pytest.approx(.1)
+    assert relative_deviation(torch.ones(1, 3), torch.zeros(1, 3)) == float('inf')
+
+
+def test_options_by_name():
+    assert set(OPTIONS) == {'attention', 'activations', 'smooth'}
+    assert [option.is_exact for option in OPTIONS.values()] == [True, True, False]
+
+
+def test_gradient_is_kept_for_exact_models(network, image):
+    assert torch.equal(explain(SplitGrad(.5, canonizers='auto'), network, image), gradient_of(network, image) / 2)

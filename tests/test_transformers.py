@@ -1,0 +1,46 @@
+'''Models of Hugging Face's transformers, each in two lines.'''
+import warnings
+
+import pytest
+import torch
+from torch.nn import functional as F
+from zennit.attribution import Gradient
+
+from zennit_dc import DetachedAttention, Logits, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc.attribution import contrast
+
+pytest.importorskip('transformers', reason='the extra "models" is not installed')
+models = pytest.importorskip('transformer_models')
+
+
+@pytest.fixture(name='silent', autouse=True)
+def fixture_silent():
+    '''What is chosen for a model is no matter here.'''
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        yield
+
+
+@pytest.mark.parametrize('name', models.NAMES)
+def test_model(name):
+    if name == 'PoolFormer' and F.group_norm not in DetachedAttention.forms:
+        pytest.skip('group norm has no split form')
+    model, image = models.build(name)
+    expected = model(pixel_values=image)['logits']
+    for make in (SplitGrad, SplitLRP):
+        attributor = Gradient(Logits(model), make(canonizers='auto'))
+        output, attribution = attributor(image, contrast(1))
+        assert torch.equal(output, expected) and attribution.any() and attribution.shape == image.shape
+
+
+def test_model_in_the_context():
+    '''Without Logits, the output is the model's own, and is differentiated by its name.'''
+    model, image = models.build('ResNet')
+    expected = model(image, output_hidden_states=True)
+    with SplitCAM('resnet.encoder.stages.2').context(model):
+        output = model(pixel_values=image.requires_grad_(), output_hidden_states=True)
+        saliency, = torch.autograd.grad(output.logits[:, 1].sum(), image)
+    assert type(output) is type(expected) and saliency.any()
+    assert torch.equal(output.logits, expected.logits)
+    assert len(output.hidden_states) == 5
+    assert all(torch.equal(*states) for states in zip(output.hidden_states, expected.hidden_states))

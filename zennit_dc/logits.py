@@ -1,0 +1,169 @@
+'''Any model as one that takes one tensor and returns one, as attributors have it.'''
+import torch
+from torch.overrides import TorchFunctionMode
+
+from .forms.table import overloads, plain
+from .nested import entries_of, flatten
+from .split import require_choice
+
+
+NAMES = ('logits', 'out')  # what models call what is explained, where they return more
+SOFTMAX = overloads('softmax', 'log_softmax') | {torch.special.softmax, torch.special.log_softmax}
+
+
+class Logits(torch.nn.Module):
+    '''A model that returns one tensor of all that another one returns, for Zennit's attributors, Captum and others.
+
+    It shares parameters and modules with the other model, which have the same names in it, and changes nothing in it.
+
+    Parameters
+    ----------
+    model : :py:class:`torch.nn.Module`
+        The model, which may return a tensor, tuple, list, dict or dataclass.
+    output : str or int, optional
+        The key, attribute or index of the tensor in the output. Default is ``'logits'`` or ``'out'``, or the only
+        tensor that there is.
+    input : str, optional
+        The name of the keyword that takes the tensor. Default is the first positional argument.
+    drop : {None, 'softmax'}, optional
+        Leave out the softmax or log_softmax at the very end of the model, so that its logits are explained, which are
+        sums and can be split, and not its probabilities.
+
+    Raises
+    ------
+    ValueError
+        When called, if the output does not have such a tensor, with all that it has; or if the model does not end
+        with a softmax that is to be dropped.
+    '''
+    def __init__(self, model, output=None, input=None, drop=None):
+        require_choice('drop', drop, (None, 'softmax'))
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f'Logits needs a model, not a {type(model).__name__}')
+        model = getattr(model, '_orig_mod', model)  # of a compiled one
+        vars(self)['model'] = model  # not as a module, which would change the names of those in it
+        super().__init__()
+        vars(self).update({name: vars(model)[name] for name in ('_parameters', '_buffers', '_modules')})
+        self.output, self.input, self.drop, self.dropped = output, input, drop, None
+
+    # the model's own, which may be set after this one is made
+    training = property(lambda self: self.model.training, lambda self, value: None)
+
+    def train(self, mode=True):
+        '''Set the model to training or evaluation mode.'''
+        self.model.train(mode)
+        return self
+
+    def _apply(self, function, recurse=True):
+        self.model._apply(function, recurse)
+        return self
+
+    def state_dict(self, *args, **kwargs):
+        '''The state dict of the model.'''
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args, **kwargs):
+        '''Load a state dict into the model.'''
+        return self.model.load_state_dict(*args, **kwargs)
+
+    def named_modules(self, memo=None, prefix='', remove_duplicate=True):
+        '''This module, the model under the same empty name, such that rules and forms for it hold, and its modules.'''
+        memo = set() if memo is None else memo
+        if self not in memo or not remove_duplicate:
+            memo.add(self)
+            yield prefix, self
+        yield from self.model.named_modules(memo, prefix, remove_duplicate)
+
+    def forward(self, *args, **kwargs):
+        '''The tensor of the model's output, for its input.'''
+        if self.input is not None and args:
+            args, kwargs = args[1:], {**kwargs, self.input: args[0]}
+        if self.drop is None:
+            return self.tensor_of(self.model(*args, **kwargs))
+        if self.dropped is None:
+            self.dropped = self.last_softmax(args, kwargs)
+        with SoftmaxCalls(self.dropped) as calls:
+            output = self.tensor_of(self.model(*args, **kwargs))
+        if output is not calls.last:
+            self.dropped = None
+            raise ValueError('another softmax is the last one than for the first input: make another Logits')
+        return output
+
+    def last_softmax(self, args, kwargs):
+        '''The number of the softmax that is the end of the model, counted by running it.'''
+        leaves, structure = flatten((args, kwargs))
+        args, kwargs = structure([plain(leaf) for leaf in leaves])
+        with torch.no_grad(), SoftmaxCalls() as calls:
+            output = self.tensor_of(self.model(*args, **kwargs))
+        if output is not calls.last:
+            raise ValueError('the model does not end with a softmax or log_softmax to be dropped: leave out drop')
+        return calls.count
+
+    def tensor_of(self, output):
+        '''The tensor that is chosen of an output.'''
+        if isinstance(output, torch.Tensor):
+            if self.output is not None:
+                raise ValueError(f'the model returns one tensor, and nothing named {self.output!r}: leave out output')
+            return output
+        entries = entries_of(output) or {}
+        tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
+        names = (*NAMES, *(tensors if len(tensors) == 1 else ())) if self.output is None else (self.output,)
+        found = [value for name in names if (value := entry(output, entries, name)) is not None]
+        if not found or not isinstance(found[0], torch.Tensor):
+            what = ', '.join(
+                f'{key!r} {tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__}'
+                for key, value in entries.items() if value is not None
+            ) or 'nothing in it that is a tensor'
+            lacking = '' if self.output is None else f', and no tensor {self.output!r}'
+            example = next(reversed(tensors), 'logits')
+            raise ValueError(
+                f'the model returns a {type(output).__name__} with {what}{lacking}: choose one, as in Logits(model,'
+                f' output={example!r}), or --output {example}'
+            )
+        return found[0]
+
+    def extra_repr(self):
+        '''What is chosen.'''
+        given = {name: getattr(self, name) for name in ('output', 'input', 'drop')}
+        return ', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)
+
+
+def entry(output, entries, name):
+    '''The entry of an output by its key, index or attribute, or None if it has none.'''
+    if name in entries:
+        return entries[name]
+    if isinstance(name, int):
+        values = list(entries.values())
+        return values[name] if -len(values) <= name < len(values) else None
+    return getattr(output, name, None)
+
+
+class SoftmaxCalls(TorchFunctionMode):
+    '''A context in which calls of softmax and log_softmax are counted, and one of them is left out.
+
+    Parameters
+    ----------
+    dropped : int, optional
+        The number of the call that is left out, from one on.
+
+    Attributes
+    ----------
+    count : int
+        The number of calls so far.
+    last : :py:class:`torch.Tensor` or None
+        What the call that is left out has returned, or the last one if there is none such.
+    '''
+    def __init__(self, dropped=None):
+        super().__init__()
+        self.count, self.dropped, self.last = 0, dropped, None
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function not in SOFTMAX:
+            return function(*args, **kwargs)
+        self.count += 1
+        if self.count == self.dropped:
+            self.last = args[0] if args else kwargs['input']
+            return self.last
+        output = function(*args, **kwargs)
+        self.last = output if self.dropped is None else self.last
+        return output
