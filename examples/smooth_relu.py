@@ -31,7 +31,7 @@ from zennit_dc.figures import save
 from zennit_dc.methods.captum import GradCAM
 
 
-BATCH, LEARNING_RATE, CHECKED_EVERY, HELD_OUT = 64, 1e-3, 20, 2_000
+BATCH, LEARNING_RATE, CHECKED_EVERY, HELD_OUT = 64, 3e-3, 20, 1_000
 MEASURED = {
     'accuracy': 'accuracy', 'frequency': 'EF(gradient)', 'smoothgrad frequency gap': 'ΔEF SmoothGrad',
     'smoothgrad gap': 'gap SmoothGrad', 'gradcam frequency gap': 'ΔEF GradCAM',
