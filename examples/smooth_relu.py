@@ -133,9 +133,9 @@ def figure(results):
 
 
 def drawn(images, labels, count):
-    '''A number of digits, in [0, 1], and their classes, drawn at random, as the files may be sorted by class.'''
+    '''A number of digits, normalized, and their classes, drawn at random, as the files may be sorted by class.'''
     rows = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:count]
-    return images[rows] / 255., labels[rows]
+    return (images[rows] / 255. - .1307) / .3081, labels[rows]
 
 
 @click.command()

@@ -158,3 +158,23 @@ def test_pictures(tmp_path, monkeypatch):
     for row in [rows[1], *rows[2:5], *rows[6:]]:  # of a monotone network, no gradient is negative
         assert sum(map(float, row[2:])) == pytest.approx(1., abs=.002)  # three digits behind the point
     assert rows[5][2:] == ['nan'] * 3
+
+
+@pytest.mark.long
+@pytest.mark.slow(200)
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f'{MNIST} is not there')
+def test_maps_of_smooth_networks_are_smoother(tmp_path):
+    '''And have less that SmoothGrad could take away.'''
+    main = runpy.run_path(str(EXAMPLE.with_name('smooth_relu.py')))['main']
+    options = [MNIST, '--out', tmp_path, '--beta', 1, '--beta', 'inf']
+    result = CliRunner().invoke(main, [str(each) for each in options])
+    assert result.exit_code == 0, result.output
+    found = {
+        beta: [json.loads((tmp_path / f'{beta}_{seed}.json').read_text()) for seed in (0, 1)] for beta in ('1', 'inf')
+    }
+    smooth, kinked = (
+        {name: np.mean([each[name] for each in runs]) for name in ('frequency', 'smoothgrad frequency gap')}
+        for runs in found.values()
+    )
+    assert kinked['frequency'] >= smooth['frequency'] + .008
+    assert kinked['smoothgrad frequency gap'] >= 5 * smooth['smoothgrad frequency gap']
