@@ -4,8 +4,8 @@
 
 FOLDER holds mnist_train.npz and mnist_test.npz, as for mnist_difference.py. In place of ReLUs the networks have
 Softplus of precision beta, and ReLUs for inf. Each is trained until it classifies a share of digits right that it has
-not seen, so that all are compared at about the same accuracy. Each finished training is two files in runs, the weights, and what
-was measured with its settings; killed at any moment, the same command goes on with the next one.
+not seen, so that all are compared at about the same accuracy. Each finished training is two files in runs, the weights,
+and what was measured with its settings; killed at any moment, the same command goes on with the next one.
 
 Measured on test digits, for the predicted class: the expected frequency (EF) of the gradient, the differences to it of
 SmoothGrad and GradCAM, and the gap of SmoothGrad to the gradient, see zennit_dc.evaluation.spectra.
