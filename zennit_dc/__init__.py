@@ -3,12 +3,13 @@ from .lazy import lazily
 
 
 __all__ = [
-    'Balanced', 'DetachedActivations', 'DetachedAttention', 'Logits', 'Scaling', 'Shifting', 'SmoothReplacement',
-    'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement', 'contrast', 'split_form',
+    'Balanced', 'DetachedActivations', 'DetachedAttention', 'Logits', 'NotInPlace', 'Scaling', 'Shifting',
+    'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement',
+    'contrast', 'split_form',
 ]
 __version__ = '0.1.0'
 __getattr__, __dir__ = lazily(globals(), {
-    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('SplitCanonizer',),
+    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('NotInPlace', 'SplitCanonizer'),
     'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.attention': ('DetachedAttention',),
     'forms.detached': ('DetachedActivations',), 'forms.smooth': ('SmoothReplacement',), 'logits': ('Logits',),
     'needs': (), 'nested': (), 'operations': (), 'passes': (), 'recentering': ('Scaling', 'Shifting'),
