@@ -146,7 +146,7 @@ def drawn(images, labels, count):
 @click.option('--seed', 'seeds', type=click.IntRange(0), multiple=True, default=(0, 1), help='A seed.')
 @click.option('--count', type=click.IntRange(100), default=12_000, help='Digits to train on.')
 @click.option('--until', type=click.FloatRange(0., 1.), default=.965, help='The accuracy at which training stops.')
-@click.option('--epochs', type=click.IntRange(1), default=6, help='The largest number of epochs.')
+@click.option('--epochs', type=click.IntRange(1), default=8, help='The largest number of epochs.')
 @click.option('--maps', 'shown', type=click.IntRange(1), default=200, help='Test digits to explain.')
 def main(folder, out, betas, seeds, count, until, epochs, shown):
     '''Train networks on the digits in FOLDER with smooth ReLUs, and measure their maps.'''
