@@ -31,8 +31,9 @@ TOGETHER = {
 
 
 def pytest_addoption(parser):
-    '''How many random programs are tried.'''
+    '''How many random programs are tried, and whether tests of minutes are run.'''
     parser.addoption('--graphs', type=int, default=200, help='The number of random programs that are tested.')
+    parser.addoption('--long', action='store_true', help='Run the tests that take minutes, too.')
 
 
 def unit(name):
@@ -43,6 +44,9 @@ def unit(name):
 def pytest_collection_modifyitems(config, items):
     '''Start with what takes longest.'''
     files = {beginning.partition('::')[0] for beginnings in TOGETHER.values() for beginning in beginnings}
+    for item in items:
+        if item.get_closest_marker('long') and not config.getoption('--long'):
+            item.add_marker(pytest.mark.skip(reason='takes minutes: --long runs it'))
     assert all((config.rootpath / file).is_file() for file in files), 'TOGETHER has files that are not there'
     seconds = Counter()
     for item in items:

@@ -20,10 +20,11 @@ from zennit_dc.data.classifiers import load_classifier
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
 from zennit_dc.evaluation.metrics import pixel_flipping, pointing_game  # noqa: E402
-from zennit_dc.evaluation.figures import layer_figure  # noqa: E402
+from zennit_dc.evaluation.figures import layer_figure, spectra_figure  # noqa: E402
 from zennit_dc.evaluation.mosaics import Mosaics  # noqa: E402
 from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
 from zennit_dc.evaluation.runs import evaluate, finished  # noqa: E402
+from zennit_dc.evaluation.selection import means  # noqa: E402
 from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid  # noqa: E402
 from zennit_dc.evaluation.localisation import attribution_localisation  # noqa: E402
 from zennit_dc.evaluation.tables import latex, markdown, results_table, standard_errors  # noqa: E402
@@ -357,3 +358,28 @@ def test_scores_of_contrasts(tmp_path):
 def test_bad_arguments(tmp_path, arguments, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     require_error(run('evaluate', *arguments, '--model', 'demo', '--images', '4'), message)
+
+
+def test_spectra(tmp_path):
+    '''The gradient is its own reference: of the input, and times the activation at a layer.'''
+    classifier = load_classifier('demo')
+    images = Drawings(classifier, 4, 0)
+    metrics = ['expected_frequency', 'frequency_gap', 'gradient_gap', 'pixel_flipping_5']
+    settings = [
+        *grid(['gradient', 'layercam', 'random'], [False], layer=['features']),
+        *grid(['splitcam', 'splitgrad'], [False], layer=[None, 'features'], alpha=[.5, .3]),
+    ]
+    scores = evaluate(classifier, images, [0, 2], settings, metrics, tmp_path, progress=False)
+    table = means(scores)
+    same = [('Gradient', ''), ('SplitCAM', 'layer features, alpha 0.5'), ('SplitGrad', 'layer input, alpha 0.5')]
+    assert (table.loc[same, ['frequency_gap', 'gradient_gap']] < 1e-5).all(axis=None)  # float32
+    others = table.drop(index=same)
+    assert (others['gradient_gap'] > .01).all() and (table['expected_frequency'].between(0., .71)).all()
+    assert table.loc[('Random Baseline', ''), 'gradient_gap'] > .9
+    header, *rows = results_table(scores[scores['metric'] != 'pixel_flipping_5'])
+    assert header[2:] == ['Exp. Freq. (n = 2)', 'Freq. Gap ↓ (n = 2)', 'Grad. Gap ↓ (n = 2)']
+    assert not any('*' in row[2] for row in rows) and any('*' in row[4] for row in rows)
+    figure = spectra_figure(scores, settings)
+    assert [axis.get_xlabel() for axis in figure.axes] == ['Exp. Freq.', 'Exp. Freq.', 'Grad. Gap ↓']
+    assert len(figure.axes[0].lines) == len(figure.legends[0].get_texts())
+    assert spectra_figure(scores[scores['metric'] == 'gradient_gap'], settings) is None

@@ -431,9 +431,11 @@ def test_errors():
 
 
 def test_the_table_of_metrics():
-    assert [name for name, metric in metrics.METRICS.items() if not metric.larger_is_better] == [
-        'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'time'
+    assert [name for name, metric in metrics.METRICS.items() if metric.larger_is_better is False] == [
+        'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'frequency_gap', 'gradient_gap',
+        'time',
     ]
+    assert metrics.METRICS['expected_frequency'].larger_is_better is None
     assert [name for name, metric in metrics.METRICS.items() if metric.needs_mosaic] == ['grid_pointing_game']
 
 

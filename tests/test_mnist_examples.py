@@ -31,6 +31,24 @@ def fixture_folder(tmp_path_factory):
     return folder
 
 
+def test_smooth_relus(folder, tmp_path):
+    main = runpy.run_path(str(EXAMPLE.with_name('smooth_relu.py')))['main']
+    options = ['--out', tmp_path / 'runs', '--beta', 1, '--beta', 'inf', '--seed', 0, '--seed', 1]
+    options += ['--count', 128, '--maps', 4, '--epochs']
+    results = []
+    for _ in range(2):  # the second time, nothing is trained again
+        result = CliRunner().invoke(main, [str(each) for each in (folder, *options, 2)])
+        assert result.exit_code == 0, result.output
+        weights = tmp_path / 'runs' / 'inf_1.pt'
+        results.append((weights.with_name('smooth_relu.md').read_text(), weights.stat().st_mtime))
+    assert results[0] == results[1]
+    header, _, *rows = results[0][0].splitlines()
+    assert 'EF(gradient)' in header and [row.split('|')[1].strip() for row in rows] == ['1', '∞ (ReLU)']
+    assert (tmp_path / 'runs' / 'smooth_relu.png').is_file()
+    result = CliRunner().invoke(main, [str(each) for each in (folder, *options, 3)])
+    assert result.exit_code == 1 and 'epochs (2 there, 3 here)' in result.output
+
+
 @pytest.mark.slow(5)
 def test_example(folder, tmp_path):
     out = tmp_path / 'runs'
@@ -140,3 +158,23 @@ def test_pictures(tmp_path, monkeypatch):
     for row in [rows[1], *rows[2:5], *rows[6:]]:  # of a monotone network, no gradient is negative
         assert sum(map(float, row[2:])) == pytest.approx(1., abs=.002)  # three digits behind the point
     assert rows[5][2:] == ['nan'] * 3
+
+
+@pytest.mark.long
+@pytest.mark.slow(200)
+@pytest.mark.skipif(not MNIST.is_dir(), reason=f'{MNIST} is not there')
+def test_maps_of_smooth_networks_are_smoother(tmp_path):
+    '''And have less that SmoothGrad could take away.'''
+    main = runpy.run_path(str(EXAMPLE.with_name('smooth_relu.py')))['main']
+    options = [MNIST, '--out', tmp_path, '--beta', 1, '--beta', 'inf']
+    result = CliRunner().invoke(main, [str(each) for each in options])
+    assert result.exit_code == 0, result.output
+    found = {
+        beta: [json.loads((tmp_path / f'{beta}_{seed}.json').read_text()) for seed in (0, 1)] for beta in ('1', 'inf')
+    }
+    smooth, kinked = (
+        {name: np.mean([each[name] for each in runs]) for name in ('frequency', 'smoothgrad frequency gap')}
+        for runs in found.values()
+    )
+    assert kinked['frequency'] >= smooth['frequency'] + .008
+    assert kinked['smoothgrad frequency gap'] >= 5 * smooth['smoothgrad frequency gap']

@@ -72,7 +72,9 @@ def test_auto():
     ]
     for composite, make in zip(composites[:2], (SplitGrad, SplitLRP)):
         expected = explain(make(canonizers=[DetachedStatistics(), DetachedActivations()]), model, IMAGE)
-        with pytest.warns(UserWarning) as said:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('ignore')
+            warnings.simplefilter('always', UserWarning)
             map = explain(composite, model, IMAGE)
         assert torch.equal(map, expected) and not OVERLAYS[model]
         words, = (str(warning.message) for warning in said)

@@ -168,3 +168,37 @@ def test_relevance_is_conserved_without_bias(seed, pooling):
         for stream, arrived in zip(operation.outputs, relevances[name])
     )
     torch.testing.assert_close(relevance.sum((1, 2, 3)) + lost, torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@quickly
+@given(seeds, alphas)
+def test_sensitivities_of_g_and_h_differ_by_the_gradient(seed, alpha):
+    '''The part that the shift adds is shared by g and h, and is all that parts the map of g from the gradient.'''
+    network, image = Network(seed % 5), random_image(2, 3, 16, 16, seed=seed)
+    options = {'input_split': 'half', 'recentering': None}
+    g, h = (explain(SplitGrad(alpha, stream, **options), network, image) for stream in 'gh')
+    gradient = gradient_of(network, image)
+    scale = g.abs().max()
+    assert (g - h - gradient).abs().max() <= 1e-12 * scale
+    shared = g + h
+    assert ((2 * g - gradient).abs() - shared.abs()).abs().max() <= 1e-12 * scale
+    half = explain(SplitGrad(.5, 'g', **options), network, image)
+    assert (2 * half - gradient).abs().max() <= 1e-12 * gradient.abs().max()
+
+
+@settings(max_examples=5, deadline=None)
+@given(seeds)
+def test_without_a_shift_splitgrad_is_the_gradient_of_a_convex_function(seed):
+    '''Of g(x / 2, -x / 2), as central differences of the literal streams have it.'''
+    network, image = Network(seed % 5), random_image(1, 3, 16, 16, seed=seed)
+    literal = network.literal('convex')
+    direction, step = random_image(1, 3, 16, 16, seed=seed + 1), 1e-6
+
+    def value(x):
+        return literal.forward(x, 'half')[0][:, 2].sum()
+
+    map = explain(SplitGrad(0., pooling='convex', input_split='half', recentering=None), network, image)
+    difference = (value(image + step * direction) - value(image - step * direction)) / (2 * step)
+    assert ((map * direction).sum() - difference).abs() <= 1e-7 * map.norm() * direction.norm()
+    other = random_image(1, 3, 16, 16, seed=seed + 2)
+    assert value((image + other) / 2) <= (value(image) + value(other)) / 2 * (1 + 1e-12) + 1e-12

@@ -3,13 +3,13 @@ from .lazy import lazily
 
 
 __all__ = [
-    'Balanced', 'DetachedActivations', 'DetachedAttention', 'DetachedStatistics', 'Logits', 'Scaling', 'Shifting',
-    'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor', 'class_agreement',
-    'contrast', 'split_form',
+    'Balanced', 'DetachedActivations', 'DetachedAttention', 'DetachedStatistics', 'Logits', 'NotInPlace', 'Scaling',
+    'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor',
+    'class_agreement', 'contrast', 'split_form',
 ]
 __version__ = '0.1.0'
 __getattr__, __dir__ = lazily(globals(), {
-    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('SplitCanonizer',),
+    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('NotInPlace', 'SplitCanonizer'),
     'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.detached': ('DetachedActivations',),
     'forms.smooth': ('SmoothReplacement',), 'forms.statistics': ('DetachedAttention', 'DetachedStatistics'),
     'logits': ('Logits',), 'needs': (), 'nested': (), 'operations': (), 'passes': (),

@@ -155,6 +155,38 @@ class SplitCanonizer(Canonizer):
         return output if split_pass is None else split_pass.at_layer(module, output)
 
 
+class NotInPlace(Canonizer):
+    '''Let activations of a model that change their input in place leave it as it is, for the time of a context.
+
+    Rules that need an activation's input in the backward pass, such as Zennit's
+    :py:class:`~zennit.rules.ReLUBetaSmooth`, are wrong in silence where the activation has overwritten it, as the ReLUs
+    of most of torchvision's models do. Split pairs do not need this.
+    '''
+    def __init__(self):
+        super().__init__()
+        self.module = None
+
+    def apply(self, root_module):
+        '''Apply an instance to each module that computes in place, and return the instances.'''
+        modules = [module for module in root_module.modules() if getattr(module, 'inplace', False) is True]
+        instances = [self.copy() for _ in modules]
+        for instance, module in zip(instances, modules):
+            instance.register(module)
+        return instances
+
+    def register(self, module):
+        '''Let a module compute out of place.'''
+        self.module, module.inplace = module, False
+
+    def remove(self):
+        '''Let it compute in place again.'''
+        self.module.inplace = True
+
+    def copy(self):
+        '''Return an instance that is not applied.'''
+        return type(self)()
+
+
 class TemporaryForward:
     '''A forward that a module has for the time of a context, and that is not to be copied or saved with it.'''
     def __deepcopy__(self, memo):

@@ -14,7 +14,10 @@ from .options import (
 path = click.Path(path_type=Path)
 # zennit_dc.evaluation.settings.SELECTION, which takes seconds to import
 SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
-OTHERS = ('selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'time')
+OTHERS = (
+    'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'expected_frequency',
+    'frequency_gap', 'gradient_gap', 'time',
+)
 ALL_STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
 
 
@@ -160,6 +163,7 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     chosen_on = comparison.scores(settings, (comparison.validation, list(SELECTION)))
     chosen, best, localising = comparison.choose(settings, chosen_on, ablations)
     comparison.report('validation', chosen_on, echo=False)
+    comparison.report_spectra(settings, chosen_on)
     comparison.report_test(best, chosen)
     if ablations:
         comparison.report_ablations(best, ablations, ablated)

@@ -9,7 +9,7 @@ from ..data.parts import written
 from ..data.processes import local_device
 from ..figures import save
 from .data import split
-from .figures import layer_figure
+from .figures import layer_figure, spectra_figure
 from .metrics import METRICS
 from .mosaics import Mosaics
 from .randomisation import randomised
@@ -83,6 +83,15 @@ class Comparison:
             [each for each in settings if each.method not in self.costly], ['grid_pointing_game'],
             self.out / f'mosaics-{self.mosaics.fingerprint()[:8]}', **self.options
         )
+
+    def report_spectra(self, settings, chosen_on):
+        '''Report how smooth the maps of all settings are on the validation split, and how far from the gradient, and
+        draw this against Pixel Flipping.'''
+        metrics = [each for each in self.metrics if METRICS[each].table == 'spectra']
+        if metrics:
+            scores = self.scores(settings, (self.validation, metrics))
+            self.report('validation-spectra', scores, echo=False)
+            self.save(lambda: spectra_figure(pd.concat([chosen_on, scores]), settings), 'spectra.png')
 
     def choose(self, settings, scores, ablations):
         '''Choose the best settings, and report the choice.
@@ -160,7 +169,7 @@ def remove_results(out):
     '''Remove the tables and figures of an earlier run with other settings.'''
     for name in (
         'validation', 'winners', 'test', 'table', 'randomisation', 'time', 'mosaics', 'ablation', 'ablation-mosaics',
-        'layers', 'maps'
+        'layers', 'maps', 'spectra', 'validation-spectra'
     ):
         for end in ('csv', 'md', 'tex', 'png'):
             (out / f'{name}.{end}').unlink(missing_ok=True)

@@ -43,9 +43,46 @@ def layer_figure(scores, settings, chosen, order):
             rows = [(own[layer].title, own[layer].name) for layer in layers if layer in own]
             own_places = [place for place, layer in enumerate(layers) if layer in own]
             axis.errorbar(own_places, table.loc[rows, metric], errors.loc[rows, metric], elinewidth=.5, **style)
-        axis.set_title(f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"}')
+        axis.set_title(METRICS[metric].heading)
         axis.set_xticks(range(len(layers)), [layer or 'input' for layer in layers], rotation=45, ha='right')
     figure.legend(axis.containers, list(curves), loc='outside lower center', fontsize='small')
+    return figure
+
+
+def spectra_figure(scores, settings):
+    '''Complexity against faithfulness: a line for each method, over the values of alpha or over layers.
+
+    Parameters
+    ----------
+    scores : :py:class:`pandas.DataFrame`
+        The scores of all settings, see :py:func:`zennit_dc.evaluation.selection.means`.
+    settings : list[:py:class:`~zennit_dc.evaluation.settings.Setting`]
+        The settings.
+
+    Returns
+    -------
+    :py:class:`matplotlib.figure.Figure` or None
+        The figure: the gap to the gradient and Pixel Flipping over the expected frequency, and Pixel Flipping over the
+        gap, as far as they were asked for; None if there are no two of them.
+    '''
+    table = means(scores)
+    frequency, gap, flipping = 'expected_frequency', 'gradient_gap', 'pixel_flipping_5'
+    pairs = [pair for pair in ((frequency, gap), (frequency, flipping), (gap, flipping)) if {*pair} <= {*table.columns}]
+    if not pairs:
+        return None
+    curves = {}
+    for setting in settings:
+        if not setting.absolute:
+            varied = 'alpha' if 'alpha' in dict(setting.parameters) else 'layer'
+            others = setting._replace(parameters=tuple(each for each in setting.parameters if each[0] != varied))
+            curves.setdefault(f'{setting.title} {others.name}'.strip(), []).append((setting.title, setting.name))
+    figure = Figure(figsize=(4.8 * len(pairs), 4. + .11 * len(curves)), layout='constrained')
+    for axis, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs):
+        for style, rows in zip(styles(), curves.values()):
+            axis.plot(*(table.loc[rows, metric] for metric in pair), linewidth=.8, markersize=4, **style)
+        axis.set_xlabel(METRICS[pair[0]].heading)
+        axis.set_ylabel(METRICS[pair[1]].heading)
+    figure.legend(axis.lines, list(curves), loc='outside lower center', ncols=2, fontsize='x-small')
     return figure
 
 

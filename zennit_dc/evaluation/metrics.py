@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..attribution import map_cosine, runner_up
+from .spectra import expected_frequency, frequency_gap, gradient_gap
 
 
 try:
@@ -53,6 +54,9 @@ class Explained:
         Whether the map is an absolute value.
     explain, explain_randomised : callable
         The method, from inputs and targets to maps; for the model, and for the model with randomised layers.
+    attribute, reference : callable
+        The method, and the gradient at the method's layer, from inputs and targets to attributions in the input's
+        shape.
     seed : int
         The seed of random numbers.
     selectivity_patch : int
@@ -66,6 +70,8 @@ class Explained:
     absolute: bool
     explain: object
     explain_randomised: object
+    attribute: object = None
+    reference: object = None
     seed: int = 0
     selectivity_patch: int = 8
 
@@ -79,6 +85,19 @@ class Explained:
         '''The similarities to the map of the model with randomised layers.'''
         other = self.explain_randomised(self.input, self.target)[0]
         return similarities(self.map[0], other.abs() if self.absolute else other)
+
+    @cached_property
+    def gradient(self):
+        '''The gradient of what is explained by the input; or, at a layer, gradient times activation, summed over
+        channels and not rectified. It has the input's shape.'''
+        return self.reference(self.input, self.target)
+
+    def gap_to_gradient(self):
+        '''The gap to the gradient: over all channels of the input, or of sums over channels where the map is its
+        absolute value.'''
+        if self.absolute:
+            return gradient_gap(self.map, self.gradient.sum(1))
+        return gradient_gap(self.attribute(self.input, self.target), self.gradient)
 
     def agreement(self):
         '''The cosine to the map of the likeliest other class, see :py:func:`zennit_dc.attribution.class_agreement`.'''
@@ -102,6 +121,9 @@ class Explained:
         return time.perf_counter()
 
 
+ARROWS = {True: '↑', False: '↓', None: ''}
+
+
 class Metric(NamedTuple):
     '''A metric.
 
@@ -109,8 +131,8 @@ class Metric(NamedTuple):
     ----------
     title : str
         Its name for people, as in the paper's tables.
-    larger_is_better : bool
-        Whether a larger score is better.
+    larger_is_better : bool or None
+        Whether a larger score is better, or None if neither a larger nor a smaller one is.
     score : callable
         A function of an :py:class:`Explained` that returns its score.
     needs_mosaic : bool
@@ -123,12 +145,17 @@ class Metric(NamedTuple):
         The name of the table in which it is reported.
     '''
     title: str
-    larger_is_better: bool
+    larger_is_better: bool | None
     score: object
     needs_mosaic: bool = False
     needs_random: bool = False
     of_absolute: bool = False
     table: str = 'table'
+
+    @property
+    def heading(self):
+        '''The title, with an arrow that shows where better is.'''
+        return f'{self.title} {ARROWS[self.larger_is_better]}'.strip()
 
 
 def mass_inside(explained):
@@ -154,5 +181,12 @@ METRICS = {
         'Spearman', False, lambda explained: explained.randomised[1], needs_random=True, table='randomisation'
     ),
     'ssim': Metric('SSIM', False, lambda explained: explained.randomised[2], needs_random=True, table='randomisation'),
+    'expected_frequency': Metric(
+        'Exp. Freq.', None, lambda explained: expected_frequency(explained.map), table='spectra'
+    ),
+    'frequency_gap': Metric('Freq. Gap', False, lambda explained: frequency_gap(
+        explained.map, explained.gradient.sum(1)
+    ), table='spectra'),
+    'gradient_gap': Metric('Grad. Gap', False, Explained.gap_to_gradient, table='spectra'),
     'time': Metric('Time [ms]', False, Explained.milliseconds, of_absolute=True, table='time'),
 }

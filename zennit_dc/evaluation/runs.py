@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
+from zennit.attribution import Gradient
 
+from ..attribution import relevance_of
+from ..composites import SplitCAM
 from ..data.fingerprints import description
 from ..data.parts import differences, written
 from ..data.processes import local_device, process_group
@@ -181,10 +184,13 @@ def results_of(classifier, other, sample, method, group, seed, selectivity_patch
         arguments['masks'] = sample.mask[None]
     if 'seed' in METHODS[method].parameters:
         arguments.setdefault('seed', seed)
+    place = sample.input.device, sample.input.dtype, against
+    own = attributor(method, classifier, **arguments)
     explain, explain_randomised = (
-        partial(explain_by, attributor(method, each, **arguments), sample.input.device, sample.input.dtype, against)
-        for each in (classifier, other)
+        partial(explain_by, each, *place) for each in (own, attributor(method, other, **arguments))
     )
+    layer = arguments.get('layer')
+    reference = Gradient(classifier.model, None if layer is None else SplitCAM(layer, alpha=.5))
     map, = explain(sample.input[None], [sample.label])
     shared = {}
     for setting, missing in group:
@@ -192,7 +198,8 @@ def results_of(classifier, other, sample, method, group, seed, selectivity_patch
         explained = Explained(
             classifier.model, sample.input[None], sample.mask[None],
             torch.tensor([sample.label], device=sample.input.device), (map.abs() if setting.absolute else map)[None],
-            setting.absolute, explain, explain_randomised, seed, selectivity_patch
+            setting.absolute, explain, explain_randomised,
+            *(partial(attribution_by, each, *place) for each in (own, reference)), seed, selectivity_patch
         )
         scores = {metric: torch.as_tensor(METRICS[metric].score(explained)).item() for metric in left}
         shared.update({  # the absolute value has the same
@@ -251,6 +258,12 @@ def finished(out):
                 continue
             results.update({(image, method, setting, metric): score for metric, score in scores.items()})
     return results
+
+
+def attribution_by(attributor, device, dtype, against, inputs, targets):
+    '''The attributions of images and classes by an attributor, in the images' shape.'''
+    targets = torch.as_tensor(targets, device=device)
+    return attributor(inputs.to(dtype), relevance_of(targets, against))[1].detach()
 
 
 def explain_by(attributor, device, dtype, against, inputs, targets):

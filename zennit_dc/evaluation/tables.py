@@ -39,12 +39,10 @@ def results_table(scores, criteria=None):
     controls = [METHODS[name].title for name in CONTROLS]
     ranked = shown.drop(index=controls, level='method', errors='ignore')
     counts = scores.groupby('metric')['image'].nunique()
-    best = {
-        metric: ranked[metric].max() if METRICS[metric].larger_is_better else ranked[metric].min() for metric in metrics
-    }
+    ends = {True: ranked.max(), False: ranked.min(), None: {}}
+    best = {metric: ends[METRICS[metric].larger_is_better].get(metric) for metric in metrics}
     header = ['method', 'setting', *(['chosen by'] if chosen else []), *(
-        f'{METRICS[metric].title} {"↑" if METRICS[metric].larger_is_better else "↓"} (n = {counts[metric]})'
-        for metric in metrics
+        f'{METRICS[metric].heading} (n = {counts[metric]})' for metric in metrics
     )]
     rows, errors = [header], standard_errors(scores).loc[order, metrics]
     for (method, setting), values, own_errors in zip(order, shown.values, errors.values):
