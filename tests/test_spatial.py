@@ -129,6 +129,25 @@ def test_peers_at_tokens(method):
     assert_close(*maps)
 
 
+@pytest.mark.parametrize('method', [SplitCAM, SplitGrad, SplitLRP, LayerCAM])
+def test_class_token_alone(method):
+    '''Where only a token that is no place has a gradient, there is an error instead of a map of zeros.'''
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = nn.Linear(3, 4)
+
+        def forward(self, x):
+            tokens = self.tokens(x.flatten(2).mT)
+            return self.norm(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))[:, 0]
+
+    model, image = Model(), torch.rand(2, 3, 4, 4)
+    model.norm = nn.Linear(4, 5)
+    make = method(model, 'norm') if method is LayerCAM else Gradient(model, method(layer='norm'))
+    with pytest.raises(ValueError, match='norm.*class token.*before the last attention'):
+        make(image, torch.eye(5)[[1, 2]])
+
+
 def test_layercam_at_a_given_grid():
     model = nn.Sequential(nn.Flatten(2), nn.Identity(), nn.Flatten(), nn.Linear(27, 4)).double()
     model[1].forward = lambda x: x.mT

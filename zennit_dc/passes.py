@@ -192,6 +192,8 @@ class MapPass(SplitPass):
         saliency = self.saliency(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
         if not is_finite(saliency):
             saliency = self.in_range(self.saliency(*self.again(exact=True)), input.dtype)
+        if not saliency.any():
+            self.places.require_reached(f'module {self.layer!r}', *gradients)
         self.require_dependence(saliency)
         self.readout.saliency = saliency.detach()
         map = spread(saliency.unsqueeze(1), input).to(input.dtype)

@@ -19,6 +19,15 @@ class Places(NamedTuple):
             return tensor
         return tensor[:, :, tensor.shape[2] - math.prod(self.grid):].unflatten(2, self.grid)
 
+    def require_reached(self, name, *gradients):
+        '''Raise a ValueError if gradients of a layer's output arrive at tokens that are no places alone, as they do
+        after the last attention of a model that reads its class token.'''
+        if any(each.any() for each in gradients) and not any(self.arranged(each).any() for each in gradients):
+            raise ValueError(
+                f'of the output of {name}, the class\'s score depends on the tokens before the grid alone (as a class'
+                ' token is), so that the map is zero: choose a layer before the last attention'
+            )
+
 
 def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
     '''The places of a layer's output, which are the input's at another resolution: as spatial axes, before or after the

@@ -177,6 +177,16 @@ def test_several_steps_at_once(function, expected):
     assert_close(function(pair).stream_sum, expected(pair).stream_sum)
 
 
+@pytest.mark.parametrize('exponent', [1, 2., 3, 5])
+def test_powers_are_products(exponent):
+    pair = pair_of()
+    output = pair ** exponent
+    assert torch.equal(output.difference, pair.difference ** exponent)
+    assert_close(output.stream_sum, pair.stream_sum ** exponent)
+    with pytest.raises(NotImplementedError, match='pow.*exponents'):
+        pair ** 1.5
+
+
 MASK = torch.tensor([[True, False, True, False, True, True]] * 3).repeat(2, 1)
 
 

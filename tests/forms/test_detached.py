@@ -112,3 +112,9 @@ def test_deep_network_with_squeeze_and_excitation():
     image = random_image(2, 3, 32, 32, dtype=torch.float32)
     for make in (SplitGrad, SplitLRP, lambda **kwargs: SplitCAM('features.6', **kwargs)):
         assert explain(make(canonizers=detached()), model, image).abs().amax((1, 2, 3)).gt(0).all()
+
+
+def test_gated_linear_unit_in_bfloat16():
+    '''Which torch rounds once. explain() asserts that the output is bit-identical.'''
+    model = nn.GLU(-1)
+    assert explain(SplitGrad(canonizers=[DetachedActivations()]), model, random_image(3, 8, dtype=torch.bfloat16)).any()

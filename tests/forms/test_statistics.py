@@ -67,6 +67,8 @@ NORMS = {
     'division in place': (TOKENS, lambda x: x.clone().div_(x.abs().amax(1, True)), lambda x: x / T.abs().amax(1, True)),
     'square root': (TOKENS, lambda x: x * torch.rsqrt(x.abs().sum(-1, True)),
                     lambda x: x * T.abs().sum(-1, True) ** -.5),
+    'powers': (TOKENS, lambda x: x * x.abs().sum(-1, True) ** -.5 / x.square().sum(1, True).pow(.5),
+               lambda x: x * T.abs().sum(-1, True) ** -.5 / T.norm(dim=1, keepdim=True)),
     'addcdiv': (TOKENS, lambda x: torch.addcdiv(BIAS, x, x.norm(dim=-1, keepdim=True), value=-2),
                 lambda x: BIAS - 2 * x / T.norm(dim=-1, keepdim=True)),
 }
@@ -95,6 +97,12 @@ def test_root_mean_square_by_hand():
     seed = torch.zeros(TOKENS, dtype=torch.float64)
     seed[:, 2] = 1
     assert_close(gradient, (matrix.T @ seed.flatten()).reshape(TOKENS) / 2)
+
+
+def test_default_of_rms_norm_in_bfloat16():
+    '''Whose smallest number to add is not the one of bfloat16. explain() asserts that the output is bit-identical.'''
+    assert explain(SplitGrad(canonizers=[DetachedStatistics()]), Calling(lambda x: F.rms_norm(x, [4])[:, 0]),
+                   T.bfloat16()).any()
 
 
 def test_similarity_of_pairs():

@@ -38,6 +38,7 @@ def gradient_at(model, layer, input, attr_output_fn, grid=None):
         output = model(input.detach().requires_grad_())
     activation, places = require_one_map(activations, layer, input.shape, grid)
     gradient, = torch.autograd.grad(output, activation, attr_output_fn(output))
+    places.require_reached(f'layer {layer!r}', gradient)
     return output.detach(), places.arranged(gradient), places.arranged(activation.detach())
 
 

@@ -89,9 +89,12 @@ torch_form('square', inplace=('square_',))(lambda pair: multiply(pair, pair, tor
 
 @torch_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
 def power(pair, exponent):
-    if not isinstance(pair, SplitTensor) or exponent != 2:
-        raise unsupported('pow', (pair, exponent), ' for exponents other than 2')
-    return multiply(pair, pair, torch.mul)
+    '''A product of as many equal factors.'''
+    if not isinstance(pair, SplitTensor) or not isinstance(exponent, (int, float)) or exponent not in range(1, 9):
+        raise unsupported('pow', (pair, exponent), ' for exponents other than 1 to 8')
+    if exponent <= 2:
+        return pair.clone() if exponent == 1 else multiply(pair, pair, torch.mul)
+    return valued(multiplication(power(pair, exponent - 1), pair), torch.pow(*plain((pair, exponent))))
 
 
 @torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))

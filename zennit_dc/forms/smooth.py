@@ -133,7 +133,10 @@ missing(
 @torch_form('glu')
 def glu(pair, dim=-1):
     first, gate = pair.chunk(2, dim)
-    return first * torch.sigmoid(gate)
+    factor = torch.sigmoid(gate)
+    if torch.equal(factor.difference, torch.sigmoid(gate.difference)):  # and not a replacement, of another value
+        return valued(first * factor, F.glu(pair.difference.detach(), dim))
+    return first * factor
 
 
 @torch_form('hardswish', inplace=('hardswish_',))

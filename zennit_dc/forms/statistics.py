@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..operations import Instead, Layer, affine, linear, magnitude
 from ..split import SplitTensor, called_in, joined, pairs_in, split_form, unsupported
-from .arithmetic import Valued, division, valued
+from .arithmetic import Valued, division, power, valued
 from .linear import batch_norm, with_channels
 from .table import SplitOption, missing, overloads, own_steps, plain, require_batch, torch_form
 
@@ -106,8 +106,8 @@ def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_e
 def rms_norm(pair, normalized_shape, weight=None, eps=None):
     axes, original = tuple(range(-len(normalized_shape), 0)), pair.difference
     layer = Normalization(lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps))
-    eps = torch.finfo(original.dtype).eps if eps is None else eps
-    scale = torch.rsqrt(original.square().mean(axes, keepdim=True) + eps)
+    least = torch.finfo(original.dtype).eps if eps is None else eps
+    scale = torch.rsqrt(original.square().mean(axes, keepdim=True) + least)
     return over_last(pair, layer, scale, weight, None, axes)
 
 
@@ -193,4 +193,13 @@ def division_by_constant(first, other, *, rounding_mode=None):
     return division(first, other) if isinstance(first, SplitTensor) else first / other
 
 
-split_form(F.normalize)(own_steps(F.normalize))
+@detached_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
+def power_as_constant(pair, exponent):
+    '''A root or a reciprocal power is a constant, as a square root is; any other power is a product.'''
+    if isinstance(exponent, (int, float)) and exponent < 1:
+        return constants(pair, exponent, function=torch.pow)
+    return power(pair, exponent)
+
+
+for function in (F.normalize, F.softmin):
+    split_form(function)(own_steps(function))
