@@ -43,7 +43,7 @@ def defaults(network, variant):
 def digits(path):
     '''Images of shape (count, 1, 28, 28) and their classes.'''
     try:
-        with np.load(path) as arrays:
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as arrays:
             images, labels = arrays['x'], arrays['y']
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise click.ClickException(f'{path} cannot be read as digits: {error}') from error

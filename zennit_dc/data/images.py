@@ -196,10 +196,10 @@ class ImageArray:
         if not Path(path).is_file():
             raise ValueError(f'there is no file {path}')
         try:
-            arrays = np.load(path, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise ValueError('it holds a single array without a name')
-            with arrays:
+            with open(path, 'rb') as file:  # which np.load leaves open where the file is no archive
+                arrays = np.load(file, allow_pickle=False)
+                if isinstance(arrays, np.ndarray):
+                    raise ValueError('it holds a single array without a name')
                 if 'x' not in arrays:
                     raise ValueError(f'it has no array x, but {", ".join(arrays)}')
                 return cls(arrays['x'], arrays['y'] if 'y' in arrays else None)

@@ -203,7 +203,7 @@ class Parts:
 
     def load(self, number, *keys):
         '''Load arrays of a part.'''
-        with np.load(self.path(number), allow_pickle=False) as arrays:
+        with open(self.path(number), 'rb') as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[key] for key in keys]
 
     def remove(self):
