@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ..operations import Instead, Layer, affine, linear, magnitude
-from ..split import SplitTensor, called_in, joined, pairs_in, split_form, unsupported
+from ..split import SplitTensor, called_in, joined, pairs_in, split_form
 from .arithmetic import Valued, division, power, valued
 from .linear import batch_norm, with_channels
 from .table import SplitOption, missing, overloads, own_steps, plain, require_batch, torch_form
