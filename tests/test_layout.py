@@ -8,8 +8,8 @@ import zennit_dc
 ROOT = Path(zennit_dc.__file__).parent
 # each may import those before it
 ORDER = [
-    'lazy', 'wording', 'nested', 'split', 'views', 'spatial', 'recentering', 'streams', 'rules', 'operations', 'forms',
-    'needs', 'passes', 'canonizers', 'composites', 'logits', 'attribution', 'methods', 'demo', 'data', 'networks',
+    'lazy', 'wording', 'nested', 'split', 'views', 'spatial', 'sharing', 'recentering', 'streams', 'rules',
+    'operations', 'forms', 'needs', 'passes', 'canonizers', 'composites', 'logits', 'attribution', 'methods', 'demo', 'data', 'networks',
     'figures', 'virelay', 'evaluation', 'cli', '__main__',
 ]
 

@@ -1,4 +1,6 @@
 '''Canonizers: a model into split form and back.'''
+import math
+import weakref
 from functools import partial
 from itertools import chain
 
@@ -13,7 +15,8 @@ from .nested import flatten
 from .passes import Independent, MapPass
 from .recentering import Scaling
 from .rules import SplitRule
-from .split import MODULE_FORMS, NeedsSums, TrueGradient, Unsupported, describe, pass_of, require_choice
+from .sharing import ATTEMPTS
+from .split import MODULE_FORMS, NeedsSums, TrueGradient, Unshared, Unsupported, describe, pass_of, require_choice
 from .streams import Difference
 from .wording import similar
 
@@ -74,13 +77,14 @@ class SplitCanonizer(Canonizer):
         self.root, self.restore, self.validate = None, [], None
         self.needs_sums = False  # whether a pass has met a product
         self.choices = Choices(automatic)
+        self.shared, self.first_shared = False, weakref.WeakKeyDictionary()  # one sum for all images of a batch
 
     def copy(self):
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
         copy = type(self)(
             self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid
         )
-        copy.choices = self.choices
+        copy.choices, copy.shared, copy.first_shared = self.choices, self.shared, self.first_shared
         return copy
 
     def apply(self, root_module):
@@ -201,9 +205,11 @@ class ModuleForward(TemporaryForward):
         self.form, self.module, self.forward = form, module, module.forward
 
     def __call__(self, *args, **kwargs):
-        if pass_of((args, kwargs)) is not None:
-            return self.form(self.module, *args, **kwargs)
-        return self.forward(*args, **kwargs)
+        split_pass = pass_of((args, kwargs))
+        if split_pass is None:
+            return self.forward(*args, **kwargs)
+        split_pass.require_full()
+        return self.form(self.module, *args, **kwargs)
 
 
 class SplitForward(TemporaryForward):
@@ -237,13 +243,16 @@ class SplitForward(TemporaryForward):
     def run(self, call, inputs):
         '''Run the model, and start over with sums where there are products that need them, or with the canonizers that
         the model needs.'''
-        canonizer = self.canonizer
+        canonizer, attempts = self.canonizer, 0
         while True:
             try:
                 output = MapPass(canonizer, call)(inputs)
                 break
             except NeedsSums:
                 canonizer.needs_sums = True
+            except Unshared as error:
+                attempts += 1
+                canonizer.first_shared[canonizer.root] = error.args[0] if attempts <= ATTEMPTS else math.inf
             except (Unsupported, Independent) as error:
                 canonizer.restore += [
                     option.remove for option in canonizer.choices.choose(canonizer, call, inputs, error)

@@ -140,12 +140,16 @@ class SensitivityComposite(SplitComposite):
         The stream.
     *args, **kwargs
         See :py:class:`SplitComposite`.
+    shared : bool, optional
+        Whether all images of a batch explain the same relevance, so that the sum's gradient is computed once for all of
+        them where it does not depend on the image, see :py:mod:`zennit_dc.sharing`. The maps are the same.
     '''
-    def __init__(self, readout, alpha, stream, *args, **kwargs):
+    def __init__(self, readout, alpha, stream, *args, shared=False, **kwargs):
         require_choice('stream', stream, readout.streams)
         self.alpha = dict(alpha) if type(alpha) is dict else alpha
         super().__init__(readout(stream), sensitivity_rule(self.alpha_of('')), *args, **kwargs)
         self.canonizers[-1].validate = self.require_alphas
+        self.canonizers[-1].shared = shared and not isinstance(alpha, Balanced)
 
     def require_alphas(self, root):
         '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''

@@ -164,8 +164,34 @@ def unsettled(output, bias, rule):
 def weighted(pair, layer, weight, bias):
     '''Apply an affine layer to both tensors of the pair.'''
     difference, stream_sum = pair.tensors
+    shape = shape_of(layer, stream_sum, weight) if difference.shape != stream_sum.shape else None
     difference = layer.difference(difference, weight, bias)
-    return pair.like(difference, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, difference.shape))
+    shape = difference.shape if shape is None else shape
+    return pair.like(difference, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, shape))
+
+
+def shape_of(layer, input, weight):
+    '''The shape of a layer's output, without computing it.'''
+    with torch.no_grad():
+        input, weight = (torch.empty(tensor.shape, device='meta', dtype=input.dtype) for tensor in (input, weight))
+        return layer.apply(input, weight, None).shape
+
+
+class Onto(torch.autograd.Function):
+    '''A sum of one sample for all, onto which something of each sample is added, as far as gradients go.'''
+    @staticmethod
+    def forward(ctx, stream_sum, other):
+        ctx.shape, ctx.dtype = other.shape, other.dtype
+        return same(stream_sum)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient.expand(ctx.shape).to(ctx.dtype)
+
+
+def onto(stream_sum, other):
+    '''The sum and something that is added to it.'''
+    return stream_sum + other if stream_sum.shape == other.shape else Onto.apply(stream_sum, other)
 
 
 def linear(pair, function, sum_function=None):

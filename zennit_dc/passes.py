@@ -14,8 +14,9 @@ import torch
 
 from .nested import flatten
 from .rules import SplitRule, ruled
+from .sharing import evaluated, is_shared, shared_seed
 from .spatial import places_of, spread
-from .split import Pass, SplitTensor, common_pass, describe, input_sum, same, sum_dtype
+from .split import Pass, SplitTensor, Unshared, common_pass, describe, input_sum, pairs_in, same, sum_dtype
 
 
 class Independent(NotImplementedError):
@@ -99,11 +100,11 @@ class SplitPass(Pass):
             where = f'module {self.layer!r}, or what follows that runs in torch.no_grad()'
             raise ValueError(f'the model\'s output does not depend on the output of {where}')
         for place, pair in pairs.items():
-            seeds = partial(self.seeds_of, place, pair.values[1].dtype)
+            seeds = partial(self.seeds_of, place, pair.tensors[1].dtype, pair.tensors[1].shape)
             leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
         return structure(leaves)
 
-    def seeds_of(self, place, sum_dtype, gradient, _):
+    def seeds_of(self, place, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
         if not self.begins_map():
@@ -113,7 +114,8 @@ class SplitPass(Pass):
             # not longer than this pass, as the gradient may be made of the output whose graph holds this object
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self.seeds.pop(task))
         self.seeds.setdefault(task, {})[place] = gradient
-        return self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(self))
+        seed, sum_seed = self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(self))
+        return seed, shared_seed(sum_seed, sum_shape)
 
 
 class MapPass(SplitPass):
@@ -125,12 +127,40 @@ class MapPass(SplitPass):
         self.state, self.trained = state_of(tensors), [tensor for tensor in tensors if tensor.requires_grad]
         kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
         self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        self.calls, self.first_shared = 0, None
 
     def __call__(self, inputs):
         '''Run the model. The output has the difference in place of each split pair.'''
         self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.without_graph = self.layer is not None or not self.has_graph
+        if self.canonizer.shared and self.has_graph and len(inputs[0]) > 1:
+            self.first_shared = self.canonizer.first_shared.get(self.root, 0)
         return super().__call__(inputs)
+
+    def evaluate(self, function, args, kwargs):
+        '''What a function is on pairs, by its form.'''
+        if self.first_shared is None:
+            return super().evaluate(function, args, kwargs)
+        if torch._C._current_graph_task_id() != -1:
+            raise RuntimeError('a checkpoint runs a part of the model again, which shared=True does not know: do without')
+        self.calls += 1
+        self.shares = not self.sums and self.calls > self.first_shared
+        evaluate = super().evaluate
+        return evaluated(self, evaluate, function, args, kwargs) if self.shares else evaluate(function, args, kwargs)
+
+    def require_full(self):
+        '''Start over with full sums up to here, if they are shared.'''
+        if self.first_shared is not None and not self.sums:
+            self.calls += 1
+            if self.calls > self.first_shared:
+                raise Unshared(self.calls)
+
+    def leave(self, output):
+        '''The differences of the output.'''
+        for pair in pairs_in(output):
+            if pair.values[1].shape != pair.values[0].shape and not is_shared(pair):
+                raise Unshared(self.calls)
+        return super().leave(output)
 
     def begins_map(self):
         '''Whether a backward pass that comes from an output makes a map: it does if it gets to the place where one is
@@ -238,7 +268,8 @@ class MapPass(SplitPass):
     def below_layer(self, *layer_gradients):
         '''The true gradients by inputs and parameters of what is below the layer.'''
         other, _, read = self.other_pass()
-        seeded = [(tensor, gradient) for tensor, gradient in zip(read, layer_gradients) if tensor.requires_grad]
+        seeded = [(tensor, gradient.expand_as(tensor)) for tensor, gradient in zip(read, layer_gradients)
+                  if tensor.requires_grad]
         return gradients([*other.inputs, *self.trained], seeded, allow_unused=True)
 
     def other_pass(self, index=0, exact=False):

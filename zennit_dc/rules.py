@@ -19,6 +19,7 @@ class Ruled(torch.autograd.Function):
     def forward(ctx, split_pass, function, difference, stream_sum, *values):
         ctx.set_materialize_grads(False)
         ctx.split_pass, ctx.function = split_pass, function
+        ctx.like = [(tensor.shape, tensor.dtype) for tensor in (difference, stream_sum)]
         ctx.save_for_backward(*values)
         return same(difference), same(stream_sum)
 
@@ -27,8 +28,11 @@ class Ruled(torch.autograd.Function):
         values = ctx.saved_tensors
         known = next((gradient for gradient in gradients if gradient is not None), None)
         if known is not None and ctx.split_pass.makes_map():
-            gradients = (torch.zeros_like(known) if gradient is None else gradient for gradient in gradients)
+            gradients = (known.new_zeros(shape, dtype=dtype) if gradient is None else gradient
+                         for gradient, (shape, dtype) in zip(gradients, ctx.like))
             gradients = ctx.function(*gradients, *values)
+            if gradients[1].shape != ctx.like[1][0]:
+                raise RuntimeError('a rule makes a sum\'s gradient that differs by image: do without shared=True')
         return None, None, *gradients, *(None,) * len(values)
 
 
@@ -181,6 +185,7 @@ class BalancedSensitivity(SplitRule):
         '''Balance the gradients of the layer's input, sample by sample; entry by entry where the samples have no axis
         of their own.'''
         split_pass, batch = pair.split_pass, pair.batch
+        split_pass.require_full()  # as each image has a scale of its own
 
         def balance(gradient, sum_gradient):
             rows = by_sample(sum_gradient, batch)

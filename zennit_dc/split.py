@@ -91,8 +91,10 @@ class Pass:
         Whether the context of the pass has ended.
     depth : int
         The largest number of activations on the way from the input, or from that layer, to any pair so far.
+    shares : bool
+        Whether the sum of a pair, which is not computed, has one sample for all, see :py:mod:`zennit_dc.sharing`.
     '''
-    has_graph, without_graph, is_over = False, False, False
+    has_graph, without_graph, is_over, shares = False, False, False, False
 
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
         require_choice('pooling', pooling, ('wta', 'convex'))
@@ -107,6 +109,9 @@ class Pass:
     def makes_map(self):
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
         return False
+
+    def require_full(self):
+        '''Called before what depends on the image, or may.'''
 
     def evaluate(self, function, args, kwargs):
         '''What a function is on pairs, by its form.'''
@@ -131,6 +136,11 @@ class Unsupported(NotImplementedError):
 
 class NeedsSums(BaseException):
     '''Raised by products in a pass that does not compute sums. It starts over and does.'''
+
+
+class Unshared(BaseException):
+    '''Raised at the number of an operation that depends on the image, where the sums are to have one sample for all.
+    The pass starts over with full sums up to there.'''
 
 
 class Axis(NamedTuple):
@@ -190,7 +200,7 @@ class SplitTensor(torch.Tensor):
     def __new__(cls, difference, stream_sum, split_pass=None):
         if not difference.is_floating_point():
             raise TypeError(f'a split pair needs floating point tensors, not {difference.dtype}')
-        if difference.shape != stream_sum.shape:
+        if difference.shape != stream_sum.shape and not (split_pass is not None and split_pass.shares):
             raise ValueError(f'the sum has not the shape of the difference, {tuple(difference.shape)}')
         requires_grad = difference.requires_grad or stream_sum.requires_grad
         kind = {'dtype': difference.dtype, 'device': difference.device, 'requires_grad': requires_grad}

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..operations import activation, relu
+from ..operations import activation, onto, relu
 from ..split import true_gradients, unsupported
 from .arithmetic import Valued
 from .table import in_place_or_new, missing, overloads, require_evaluation, torch_form
@@ -84,7 +84,7 @@ class PiecewiseLinear:
         '''The split form.'''
         def of(original, total):
             slope, intercept = self.hinges.to(total)[:, self.piece(original)]
-            return self.function(original), total * self.factor + self.offset + (slope * original + intercept)
+            return self.function(original), onto(total * self.factor + self.offset, slope * original + intercept)
 
         return activation(pair, of)
 
@@ -116,7 +116,7 @@ def leaky(pair, slope, function):
         hinge, negative = abs(1 - slope), difference - torch.relu(difference)
         # not torch's own, as the gradient of its gradient by the slope is wrong at zero
         path = torch.where(difference > 0, difference, slope * difference)
-        return Valued.apply(path, function(difference.detach())), total * (abs(slope) + hinge) - hinge * negative
+        return Valued.apply(path, function(difference.detach())), onto(total * (abs(slope) + hinge), -hinge * negative)
 
     return activation(pair, of)
 

@@ -209,7 +209,8 @@ def batch_norm(
         return output
 
     layer = Layer(
-        lambda input, scale, shift: torch.addcmul(shift, input, scale), lambda gradient, scale, shape: gradient * scale,
+        lambda input, scale, shift: input * scale if shift is None else torch.addcmul(shift, input, scale),
+        lambda gradient, scale, shape: gradient * scale,
         difference=normalize
     )
     rule, before = pair.split_pass.rule, pair.layer
