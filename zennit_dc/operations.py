@@ -261,7 +261,7 @@ class SplitReLU(torch.autograd.Function):
     def backward(ctx, gradient, sum_gradient):
         if ctx.passes and ctx.split_pass.makes_map():
             return gradient, sum_gradient, None, None
-        mask = ctx.saved_tensors[0] > 0
+        mask = ctx.saved_tensors[0] > 0 if ctx.passes else ctx.saved_tensors[0]
         # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
         through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask.to(gradient.dtype))
         return through, sum_gradient, None, None

@@ -127,7 +127,7 @@ class MapPass(SplitPass):
         self.state, self.trained = state_of(tensors), [tensor for tensor in tensors if tensor.requires_grad]
         kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
         self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        self.calls, self.first_shared = 0, None
+        self.calls, self.is_inside = 0, False  # of functions on pairs, and within one
 
     def __call__(self, inputs):
         '''Run the model. The output has the difference in place of each split pair.'''
@@ -139,14 +139,18 @@ class MapPass(SplitPass):
 
     def evaluate(self, function, args, kwargs):
         '''What a function is on pairs, by its form.'''
-        if self.first_shared is None:
+        if self.first_shared is None or self.is_inside:
             return super().evaluate(function, args, kwargs)
         if torch._C._current_graph_task_id() != -1:
-            raise RuntimeError('a checkpoint runs a part of the model again, which shared=True does not know: do without')
-        self.calls += 1
-        self.shares = not self.sums and self.calls > self.first_shared
-        evaluate = super().evaluate
-        return evaluated(self, evaluate, function, args, kwargs) if self.shares else evaluate(function, args, kwargs)
+            raise RuntimeError('a checkpoint runs a part of the model again: do without shared=True')
+        self.calls, self.is_inside = self.calls + 1, True
+        try:
+            evaluate = super().evaluate
+            if self.sums or self.calls <= self.first_shared:
+                return evaluate(function, args, kwargs)
+            return evaluated(self, evaluate, function, args, kwargs)
+        finally:
+            self.is_inside = False
 
     def require_full(self):
         '''Start over with full sums up to here, if they are shared.'''

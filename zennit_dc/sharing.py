@@ -1,6 +1,6 @@
-'''One sum for all images of a batch. Where its value is not computed, the sum's gradient depends on the relevance at the
-output and on weights alone (theorem 7), from the output down to the first operation that depends on the image, such as
-max-pooling. Where all images explain the same, it is computed once.
+'''One sum for all images of a batch. Where its value is not computed, the sum's gradient depends on the relevance at
+the output and on weights alone (theorem 7), from the output down to the first operation that depends on the image, such
+as max-pooling. Where all images explain the same, it is computed once.
 
 From an operation of the forward pass on, the placeholder of each pair's sum has one sample. An operation that cannot
 take such a pair, or that makes another one of it, starts the pass over, so that this begins after it.
@@ -40,8 +40,9 @@ def share(pair):
     if is_shared(pair):
         return
     difference, stream_sum = pair.tensors
-    if pair.place('batch') is None or pair.base is not None or pair.views or difference.shape != stream_sum.shape:
-        raise IndexError('a pair whose samples have no axis of their own')
+    is_whole = pair.is_full and pair.base is None and not pair.views and difference.shape == stream_sum.shape
+    if pair.place('batch') is None or not is_whole:
+        raise IndexError('a pair whose sum cannot be shared')
     pair.values = difference, First.apply(stream_sum, pair.place('batch'))
 
 
@@ -62,6 +63,7 @@ def evaluated(split_pass, evaluate, function, args, kwargs):
     Unshared
         If an argument cannot be shared, or the function does not keep it so.
     '''
+    split_pass.shares = True
     try:
         for pair in pairs_in((args, kwargs)):
             share(pair)
@@ -72,6 +74,8 @@ def evaluated(split_pass, evaluate, function, args, kwargs):
         raise
     except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise Unshared(split_pass.calls) from error
+    finally:
+        split_pass.shares = False
     raise Unshared(split_pass.calls)
 
 

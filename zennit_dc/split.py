@@ -91,10 +91,12 @@ class Pass:
         Whether the context of the pass has ended.
     depth : int
         The largest number of activations on the way from the input, or from that layer, to any pair so far.
+    first_shared : int or None
+        The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.sharing`.
     shares : bool
-        Whether the sum of a pair, which is not computed, has one sample for all, see :py:mod:`zennit_dc.sharing`.
+        Whether such an operation is running.
     '''
-    has_graph, without_graph, is_over, shares = False, False, False, False
+    has_graph, without_graph, is_over, shares, first_shared = False, False, False, False, None
 
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
         require_choice('pooling', pooling, ('wta', 'convex'))
@@ -200,7 +202,7 @@ class SplitTensor(torch.Tensor):
     def __new__(cls, difference, stream_sum, split_pass=None):
         if not difference.is_floating_point():
             raise TypeError(f'a split pair needs floating point tensors, not {difference.dtype}')
-        if difference.shape != stream_sum.shape and not (split_pass is not None and split_pass.shares):
+        if difference.shape != stream_sum.shape and getattr(split_pass, 'first_shared', None) is None:
             raise ValueError(f'the sum has not the shape of the difference, {tuple(difference.shape)}')
         requires_grad = difference.requires_grad or stream_sum.requires_grad
         kind = {'dtype': difference.dtype, 'device': difference.device, 'requires_grad': requires_grad}
@@ -213,6 +215,7 @@ class SplitTensor(torch.Tensor):
         self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
+        self.is_full = not self.split_pass.shares  # whether it was made where a sum has as many samples as there are
         self.base, self.path, self.views = None, None, []
 
     @classmethod
