@@ -1,9 +1,9 @@
 '''The importance of groups of features, by the loss and its curvature: CAFO, CASO and their smooth versions [1]_.
 
-The importance of an image's entries is |Δ| for the Δ that maximises gᵀΔ + ΔᵀHΔ/2 − λ1 |Δ|₁ − λ2 |Δ|₂², with the loss's
-gradient g and Hessian H (CASO, definition 3), or zero for H (CAFO, definition 2), or both as means over noisy copies of
-the image (definition 4). All is computed for g, H, λ1 and λ2 divided by s = 1 − p_y, which have the same Δ, and which do
-not vanish where the network is certain.
+The importance of an image's entries is |Δ| for the Δ that maximises gᵀΔ + ΔᵀHΔ/2 − λ1 |Δ|₁ − λ2 |Δ|₂², with the
+loss's gradient g and Hessian H (CASO, definition 3), or zero for H (CAFO, definition 2), or both as means over noisy
+copies of the image (definition 4). All is computed for g, H, λ1 and λ2 divided by s = 1 − p_y, which have the same Δ,
+and which do not vanish where the network is certain.
 
 References
 ----------
@@ -54,14 +54,14 @@ class Sparsity:
     def __hash__(self):
         return hash((Sparsity, self.share))
 
-    def threshold(self, values):
-        '''The penalty for each image, if ``values`` of shape (batch, ...) are g + HΔ.'''
+    def bounds(self, values):
+        '''The penalties from and up to which each image has this sparsity, if ``values`` of shape (batch, ...) are
+        g + HΔ.'''
         pixels = values.abs().flatten(2).amax(1) if values.ndim > 2 else values.abs()
         zeros = min(round(self.share * pixels.shape[1]), pixels.shape[1] - 1)
         if not zeros:
-            return pixels.new_zeros(len(pixels))
-        ordered = pixels.sort(1).values
-        return (ordered[:, zeros - 1] + ordered[:, zeros]) / 2
+            return pixels.new_zeros(2, len(pixels))
+        return pixels.sort(1).values[:, zeros - 1:zeros + 1].T
 
 
 class Solution(NamedTuple):
@@ -90,16 +90,16 @@ def per_image(values, like):
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def proximal(values, lambda1, lambda2):
-    '''The Δ that a proximal step leads to: ``values`` g + HΔ, softly thresholded by λ1 and divided by 2λ2.'''
-    shrunk = (values.abs() - per_image(lambda1, values)).clamp(min=0.)
-    return values.sign() * shrunk / (2. * per_image(lambda2, values))
+def thresholded(values, lambda1):
+    '''Values of shape (batch, ...), softly thresholded by λ1 of shape (batch,): 2λ2 Δ after a proximal step, if they
+    are g + HΔ.'''
+    return values.sign() * (values.abs() - per_image(lambda1, values)).clamp(min=0.)
 
 
 def penalty_of(penalty, values, log_scale):
     '''The penalty λ1 divided by s, for each image, if ``values`` are (g + HΔ) / s.'''
     if isinstance(penalty, Sparsity):
-        return penalty.threshold(values)
+        return penalty.bounds(values).mean(0)
     return penalty * (-log_scale).exp() if penalty else torch.zeros_like(log_scale)
 
 
@@ -122,8 +122,7 @@ def first_order(loss, penalty):
     '''
     gradient, scale = loss.gradient(), loss.log_scale.exp()
     lambda1, none = penalty_of(penalty, gradient, loss.log_scale), torch.zeros_like(scale)
-    delta = proximal(gradient, lambda1, torch.full_like(scale, .5))
-    return delta, Solution(lambda1 * scale, scale / 2., none, none, torch.zeros_like(scale, dtype=torch.int64))
+    return thresholded(gradient, lambda1), Solution(lambda1 * scale, scale / 2., none, none, none.long())
 
 
 def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300, krylov=10):
@@ -153,46 +152,54 @@ def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300,
         If λ2 is not a number larger than L/2 for some image.
     '''
     space, scale = Krylov(loss, krylov), loss.log_scale.exp()
-    gradient, largest = space.gradient, space.values[:, 0]
-    lambda2 = (1. + margin) * largest / 2.
-    lambda2 = lambda2 + offset * (-loss.log_scale).exp() if offset else lambda2
-    require_concave(lambda2, largest)
-    rate = largest / (2. * lambda2)
+    gradient, largest = space.gradient, space.values[:, 0].clamp(min=0.)
+    lambda2 = shift(largest, loss.log_scale, margin, offset)
+    require_concave(lambda2, largest, gradient)
+    rate, factor = largest / (2. * lambda2), per_image(2. * lambda2, gradient)
     momentum = per_image((1. - (1. - rate).sqrt()) / (1. + (1. - rate).sqrt()), gradient)
     point, curved = space.solved(2. * lambda2)
+    point = factor * point  # 2λ2 Δ, whose scale is the gradient's, and HΔ
     del space
     lambda1 = penalty_of(penalty, gradient, loss.log_scale)
-    found, bound, taken = torch.zeros_like(gradient), torch.full_like(scale, torch.inf), torch.zeros_like(scale)
-    last = last_curved = None
 
     def advanced():
-        delta = proximal(gradient + curved, lambda1, lambda2)
-        return delta, norm(point - delta) / (1. - rate)
+        step = thresholded(gradient + curved, lambda1)
+        return step, norm(point - step) / (1. - rate), tolerance * norm(step)
 
-    running = torch.ones_like(scale, dtype=torch.bool)
+    found, bound, taken = torch.zeros_like(gradient), torch.full_like(scale, torch.inf), torch.zeros_like(scale)
+    running, last = torch.ones_like(scale, dtype=torch.bool), None
     with tqdm(total=steps, desc='CASO', unit='step', disable=None, leave=False, delay=PATIENCE) as bar:
-        for step in range(steps):
-            delta, error = advanced()
+        for count in range(steps):
+            step, error, allowed = advanced()
             if isinstance(penalty, Sparsity):
-                follow = running & ((step < SETTLING) | (error <= tolerance * norm(delta)))
-                lambda1 = torch.where(follow, penalty.threshold(gradient + curved), lambda1)
-                delta, error = advanced()
-            found = torch.where(per_image(running, found), delta, found)
+                low, high = penalty.bounds(gradient + curved)
+                wrong = (error <= allowed) & ~((low <= lambda1) & (lambda1 <= high))
+                lambda1 = torch.where(running & (wrong | (count < SETTLING)), (low + high) / 2, lambda1)
+                step, error, allowed = advanced()
+            found = torch.where(per_image(running, found), step, found)
             bound, taken = torch.where(running, error, bound), taken + running
-            running = running & ~(error <= tolerance * norm(delta))
+            running = running & ~(error <= allowed)
             bar.update()
             if not running.any():
                 break
-            delta_curved = loss.product(delta)
-            if last is None:
-                last, last_curved = delta, delta_curved
-            point, curved = delta + momentum * (delta - last), delta_curved + momentum * (delta_curved - last_curved)
-            last, last_curved = delta, delta_curved
+            now = step, loss.product(step / factor)
+            point, curved = (new + momentum * (new - old) for new, old in zip(now, last or now))
+            last = now
     if running.any():
         worst = (bound / norm(found))[running].max()
         warnings.warn(f'after {steps} steps the error of CASO is up to {worst:.1e} of the map: give it more steps, or a'
                       ' larger margin', stacklevel=2)
-    return found, Solution(lambda1 * scale, lambda2 * scale, largest * scale, bound, taken.long())
+    return found / factor, Solution(
+        lambda1 * scale, lambda2 * scale, largest * scale, bound / (2. * lambda2), taken.long()
+    )
+
+
+def shift(largest, log_scale, margin, offset):
+    '''The penalty λ2 divided by s, for each image. Where the Hessian is zero, to the precision of its numbers, and
+    there is no offset, it is 1/2, as without a Hessian.'''
+    if offset:
+        return (1. + margin) * largest / 2. + offset * (-log_scale).exp()
+    return torch.where(largest > 0., (1. + margin) * largest / 2., .5)
 
 
 def norm(values):
@@ -200,17 +207,20 @@ def norm(values):
     return inner(values, values).sqrt().flatten()
 
 
-def require_concave(lambda2, largest):
-    '''Raise a ValueError if λ2 is not a number larger than L/2 for each image.'''
-    for index, (shift, value) in enumerate(zip(lambda2.tolist(), largest.tolist())):
+def require_concave(lambda2, largest, gradient):
+    '''Raise a ValueError if the loss does not depend on an image, or λ2 is not a number larger than L/2.'''
+    for index, (shift, value, slope) in enumerate(zip(lambda2.tolist(), largest.tolist(), norm(gradient).tolist())):
+        if not slope:
+            raise ValueError(f'the loss does not depend on image {index}: all of its gradient is zero')
         if not math.isfinite(shift):
             raise ValueError(
-                f'the loss of image {index} is so close to zero that its map with an offset is zero: choose a margin'
+                f'λ2 is not finite for image {index}: if its loss is close to zero, its map with an offset is zero, and'
+                ' a margin is needed; else the model\'s gradients are not finite'
             )
         if not shift > value / 2.:
             raise ValueError(
-                f'λ2 must be larger than L/2 = {value / 2.:.3g} for image {index}, but is {shift:.3g}: if both are zero,'
-                ' the loss does not depend on the image; else the margin is too small'
+                f'λ2 must be larger than L/2 = {value / 2.:.3g} for image {index}, but is {shift:.3g}: choose a larger'
+                ' margin'
             )
 
 
@@ -264,9 +274,9 @@ class CAFO(Attributor):
         self.solution = None
         self.is_checked = False
 
-    def copies(self, input):
-        '''The copies of the input over which the loss is averaged, the last of which is the input itself.'''
-        yield input
+    def noisy(self, input):
+        '''The noisy copies of the input over which the loss is averaged, too.'''
+        return ()
 
     def solve(self, loss):
         '''The Δ of a loss, and how it was found.'''
@@ -274,47 +284,47 @@ class CAFO(Attributor):
 
     def forward(self, input, attr_output_fn):
         '''The output and the attribution, see :py:meth:`zennit.attribution.Attributor.forward`.'''
-        output, own, chosen = self.explained(input, attr_output_fn)
-        delta, self.solution = self.solve(MeanCrossEntropy([
-            self.loss(copy, own, chosen) for copy in tqdm(
-                list(self.copies(input.detach())), desc='copies', disable=None, leave=False, delay=PATIENCE
-            )
-        ]))
-        if not delta.isfinite().all():
-            raise FloatingPointError('the map is not finite, nor can be the classes\' gradients: try float64')
-        return output, (delta if self.signed else delta.abs()).to(input.dtype)
-
-    def explained(self, input, attr_output_fn):
-        '''The output, the relevance of the explained classes, and what :py:func:`~.loss.likeliest` has of them.'''
         leaf, output = forward(self.model, input)
-        own = require_one_class(attr_output_fn(output).detach(), output)
+        own = require_one_class(attr_output_fn(output.detach()).detach(), output)
+        chosen = None if self.classes is None else likeliest(output.detach(), own, self.classes)
+        self.report_curved(leaf, output)
+        copies = tqdm(self.noisy(input.detach()), desc='copies', disable=None, leave=False, delay=PATIENCE)
+        losses = [self.loss(*forward(self.model, copy), own, chosen) for copy in copies]
+        delta, self.solution = self.solve(MeanCrossEntropy([*losses, self.loss(leaf, output, own, chosen)]))
+        attribution = (delta if self.signed else delta.abs()).to(input.dtype)
+        if not attribution.isfinite().all():
+            raise FloatingPointError(
+                f'the map is not finite in {input.dtype}: the model\'s gradients are not, or the class is so unlikely'
+                ' that its loss has next to no curvature; try float64, or CAFO in place of CASO'
+            )
+        return output.detach(), attribution
+
+    def report_curved(self, leaf, output):
+        '''Warn, once, if the Hessian is that of a network that is not piecewise linear.'''
         if self.needs_hessian and self.composite is None and not self.is_checked:
             self.is_checked = True
             if ClassGradients(leaf, output).is_curved:
                 warnings.warn('the model is not piecewise linear: the Gauss–Newton matrix takes the place of the'
                               ' Hessian', stacklevel=4)
-        output = output.detach()
-        return output, own, None if self.classes is None else likeliest(output, own, self.classes)
 
-    def loss(self, input, own, chosen):
-        '''The loss of a copy of the input.'''
-        leaf, output = forward(self.model, input)
+    def loss(self, leaf, output, own, chosen):
+        '''The loss of a forward pass.'''
         if self.composite is None:
             gradients = ClassGradients(leaf, output)
             return loss_of(gradients if chosen is None else gradients.of, output, own, chosen)
-        return loss_of(lambda indices: self.class_map(input, indices), output.detach(), own, chosen)
+        return loss_of(lambda indices: self.class_map(leaf, indices), output.detach(), own, chosen)
 
     def class_map(self, input, indices):
         '''The composite's map of one class for each image; it may not be linear in the relevance of several.'''
-        leaf, output = forward(self.model, input)
+        leaf, output = forward(self.model, input)  # as a composite's graph may serve once
         return torch.autograd.grad(output, leaf, F.one_hot(indices, output.shape[1]).to(output))[0].detach()
 
 
 class CASO(CAFO):
     '''Group features by the loss's gradient and Hessian (definition 3).
 
-    Of networks that are not piecewise linear, the Gauss–Newton matrix takes the place of the Hessian, and a warning says
-    so. With a composite it is the covariance of the classes' maps.
+    Of networks that are not piecewise linear, the Gauss–Newton matrix takes the place of the Hessian, and a warning
+    says so. With a composite it is the covariance of the classes' maps.
 
     Parameters
     ----------
@@ -384,13 +394,11 @@ class Smooth:
             )
         self.noise_level, self.n_iter = noise_level, n_iter
 
-    def copies(self, input):
-        '''The copies of the input, whose noise is drawn from PyTorch's generator.'''
+    def noisy(self, input):
+        '''The noisy copies of the input, by PyTorch's generator.'''
         axes = tuple(range(1, input.ndim))
         deviation = self.noise_level * (input.amax(axes, keepdim=True) - input.amin(axes, keepdim=True))
-        for _ in range(self.n_iter - 1):
-            yield input + torch.randn_like(input) * deviation
-        yield input
+        return [input + torch.randn_like(input) * deviation for _ in range(self.n_iter - 1)]
 
 
 class SmoothCAFO(Smooth, CAFO):

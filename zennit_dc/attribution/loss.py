@@ -1,9 +1,9 @@
 '''The cross-entropy of a class as a function of the image: its gradient and its Hessian, in closed form [1]_.
 
-With the logits f, their probabilities p, the class y and the class gradients w_i = ∇f_i, a network that is linear around
-the image has the gradient Σ p_i w_i − w_y and the Hessian Cov_p(w), the covariance of the class gradients (equations 14
-and 6). Both are divided by s = 1 − p_y, which is all that vanishes where the network is certain. With the competitors'
-probabilities q_i = p_i / s they are d = Σ q_i w_i − w_y and p_y d dᵀ + Cov_q(w), exactly and for every p.
+With the logits f, their probabilities p, the class y and the class gradients w_i = ∇f_i, a network that is linear
+around the image has the gradient Σ p_i w_i − w_y and the Hessian Cov_p(w), the covariance of the class gradients
+(equations 14 and 6). Both are divided by s = 1 − p_y, which is all that vanishes where the network is certain. With the
+competitors' probabilities q_i = p_i / s they are d = Σ q_i w_i − w_y and p_y d dᵀ + Cov_q(w), exactly and for every p.
 
 All sums are in double precision, for each image on its own. Nothing but :py:func:`hessian` holds as many numbers as the
 Hessian has.
@@ -306,8 +306,8 @@ def loss_of(maps, output, own, chosen=None):
     if chosen is None:
         return CrossEntropy(output, own, maps)
     indices, absent = chosen
-    rows = torch.stack([maps(each).double() for each in indices.unbind(1)], 1)
-    return CrossEntropy(output.gather(1, indices).masked_fill(absent, -torch.inf), own.gather(1, indices), ClassMaps(rows))
+    rows = ClassMaps(torch.stack([maps(each).double() for each in indices.unbind(1)], 1))
+    return CrossEntropy(output.gather(1, indices).masked_fill(absent, -torch.inf), own.gather(1, indices), rows)
 
 
 def cross_entropy(model, input, target=None, classes=None):
@@ -316,8 +316,8 @@ def cross_entropy(model, input, target=None, classes=None):
     Parameters
     ----------
     model : :py:class:`torch.nn.Module`
-        The model, in evaluation mode, from inputs of shape (batch, ...) to logits of shape (batch, classes). Where it is
-        not linear around the input, the Hessian is the Gauss–Newton matrix.
+        The model, in evaluation mode, from inputs of shape (batch, ...) to logits of shape (batch, classes). Where it
+        is not linear around the input, the Hessian is the Gauss–Newton matrix.
     input : :py:class:`torch.Tensor`
         The input of shape (batch, ...).
     target : int or :py:class:`torch.Tensor`, optional
