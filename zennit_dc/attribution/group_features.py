@@ -12,6 +12,7 @@ References
 '''
 import math
 import warnings
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ SETTLING = 20  # the steps in which the penalty follows the solution, whatever i
 PATIENCE = 5.  # seconds after which a progress bar is shown
 
 
+@dataclass(frozen=True)
 class Sparsity:
     '''The penalty λ1 for which a share of each image's pixels has no importance in all channels.
 
@@ -40,19 +42,11 @@ class Sparsity:
     ValueError
         If the share is not in this range.
     '''
-    def __init__(self, share=.75):
-        if not 0. <= share < 1.:
-            raise ValueError(f'the share of pixels without importance must be from 0 to below 1, not {share}')
-        self.share = share
+    share: float = .75
 
-    def __repr__(self):
-        return f'Sparsity({self.share})'
-
-    def __eq__(self, other):
-        return isinstance(other, Sparsity) and self.share == other.share
-
-    def __hash__(self):
-        return hash((Sparsity, self.share))
+    def __post_init__(self):
+        if not 0. <= self.share < 1.:
+            raise ValueError(f'the share of pixels without importance must be from 0 to below 1, not {self.share}')
 
     def bounds(self, values):
         '''The penalties from and up to which each image has this sparsity, if ``values`` of shape (batch, ...) are
