@@ -123,22 +123,28 @@ def binned(table):
     ])
 
 
-def rank_one_table(confidence=.5):
-    '''How well H is p_y/s g gᵀ, and by the article's 1/s, for random class gradients and equal competitors.'''
-    rows = []
-    for d, c in ((40, 10), (400, 10), (400, 100), (400, 1000), (2000, 1000)):
-        W = torch.randn(d, c, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        p = torch.full((c,), (1. - confidence) / (c - 1), dtype=torch.float64)
-        p[0] = confidence
-        own = F.one_hot(torch.tensor(0), c).double()
-        g, factor = W @ (p - own), torch.diag(p.sqrt()) - torch.outer(p, p.sqrt())
-        H = W @ factor @ factor.T @ W.T
-        errors = [
-            ((H - weight * torch.outer(g, g)).norm() / H.norm()).item()
-            for weight in (confidence / (1. - confidence), 1. / (1. - confidence))
-        ]
-        rows.append((d, c, *errors, min(d, c) ** -.5))
-    return pd.DataFrame(rows, columns=['d', 'c', 'error of p_y/s ggᵀ', 'error of ggᵀ/s', '1/√min(d, c)'])
+def rank_one_errors(d, c, confidence):
+    '''The relative errors of p_y/s ggᵀ and of the article's ggᵀ/s as the Hessian, for random class gradients and equal
+    competitors.'''
+    W = torch.randn(d, c, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p = torch.full((c,), (1. - confidence) / (c - 1), dtype=torch.float64)
+    p[0] = confidence
+    g, factor = W @ (p - F.one_hot(torch.tensor(0), c)), torch.diag(p.sqrt()) - torch.outer(p, p.sqrt())
+    H = W @ factor @ factor.T @ W.T
+    return [
+        ((H - weight / (1. - confidence) * torch.outer(g, g)).norm() / H.norm()).item() for weight in (confidence, 1.)
+    ]
+
+
+def rank_one_table():
+    '''How well a matrix of rank one is the Hessian, over the numbers of entries and classes.'''
+    rows = [
+        (d, c, *rank_one_errors(d, c, .5), rank_one_errors(d, c, .999)[0], min(d, c) ** -.5)
+        for d, c in ((40, 10), (400, 10), (400, 100), (400, 1000), (2000, 1000))
+    ]
+    return pd.DataFrame(rows, columns=[
+        'd', 'c', 'p_y/s ggᵀ, p_y = .5', 'ggᵀ/s, p_y = .5', 'p_y/s ggᵀ, p_y = .999', '1/√min(d, c)'
+    ])
 
 
 def path_table(model, images):
@@ -290,7 +296,7 @@ def main(photographs, weights, outlines, out, count):
     some = by_confidence[np.linspace(0, len(images) - 1, min(7, len(images))).astype(int)]
     tables = {
         f'Confidence, {len(images)} photographs, predicted class, λ1 = 0': binned(table),
-        'A Hessian of rank one: random class gradients, equal competitors, p_y = .5': rank_one_table(),
+        'A Hessian of rank one: errors for random class gradients and equal competitors': rank_one_table(),
         f'Sparsity, {len(some)} photographs': path_table(model, some),
         f'Noisy copies, {len(images)} photographs': copies_table(model, images),
         f'Cost, {len(some)} photographs, one thread': cost_table(model, some),
