@@ -163,21 +163,21 @@ def path_table(model, images):
     return table.groupby('η').agg(['min', 'median', 'max']).drop(columns='confidence', level=0)
 
 
-def copies_table(model, images, n_iter=20, noise_level=.15):
+def copies_table(model, images, levels=(.02, .05, .15), n_iter=20):
     '''How many noisy copies the network misclassifies, and what weight they have in the smooth versions.'''
     rows = []
     for image in tqdm(images.split(1), desc='copies', unit='image', disable=None):
-        torch.manual_seed(0)
-        copies = torch.cat([*SmoothCAFO(model, noise_level=noise_level, n_iter=n_iter).noisy(image), image])
-        with torch.no_grad():
-            p = model(copies).double().softmax(1)
-        target = p[-1].argmax()
-        weights, wrong = 1. - p[:, target], p.argmax(1) != target
-        rows.append((p[-1, target].item(), wrong.double().mean().item(),
-                     ((weights * wrong).sum() / weights.sum()).item()))
-    table = pd.DataFrame(rows, columns=['confidence', 'misclassified copies', 'their weight'])
-    table['confidence'] = pd.cut(table['confidence'], BINS, include_lowest=True)
-    return table.groupby('confidence', observed=True).mean().reset_index()
+        for level in levels:
+            torch.manual_seed(0)
+            copies = torch.cat([*SmoothCAFO(model, noise_level=level, n_iter=n_iter).noisy(image), image])
+            with torch.no_grad():
+                p = model(copies).double().softmax(1)
+            target = p[-1].argmax()
+            weights, wrong = 1. - p[:, target], p.argmax(1) != target
+            rows.append((level, wrong.double().mean().item(), ((weights * wrong).sum() / weights.sum()).item()))
+    return pd.DataFrame(rows, columns=['noise level', 'misclassified copies', 'their weight']).groupby(
+        'noise level'
+    ).mean().reset_index()
 
 
 METHODS = {
@@ -252,15 +252,14 @@ def confidence_figure(table):
 
 
 def examples_figure(classifier, images):
-    '''Photographs with the maps of CAFO and CASO and their difference, after the article's figure 2.'''
-    picture = Figure(figsize=(9.6, 2.5 * len(images)), layout='constrained')
-    for row, image in zip(picture.subplots(len(images), 4, squeeze=False), images.split(1)):
+    '''The maps of CAFO and CASO for some photographs, and their difference, after the article's figure 2.'''
+    picture = Figure(figsize=(7.5, 2.6 * len(images)), layout='constrained')
+    for row, image in zip(picture.subplots(len(images), 3, squeeze=False), images.split(1)):
         maps = [signed_map(kind, classifier.model, image, penalty=0.) for kind in (CAFO, CASO)]
         maps.append((unit(maps[1]) - unit(maps[0])).view_as(maps[0]))
         p, target = classifier.model(image).detach().softmax(1)[0].max(0)
-        row[0].imshow(classifier.pixels(image[0]))
-        row[0].set_title(f'{classifier.category(int(target))}, p = {p:.4f}', fontsize=8)
-        for axis, map, title in zip(row[1:], maps, ('CAFO', 'CASO', 'difference of unit vectors')):
+        name = f'{classifier.category(int(target))}, p = {p:.4f}'
+        for axis, map, title in zip(row, maps, (f'{name}: CAFO', 'CASO', 'difference of unit vectors')):
             axis.imshow(shown(map)[0], cmap='gray', vmin=0., vmax=1.)
             axis.set_title(title, fontsize=8)
         for axis in row:

@@ -42,8 +42,8 @@ def test_sparsity_and_copies():
     input = images().float()
     table = second_order.path_table(MODEL, input)
     assert table['overlap of supports']['max'].max() <= 1. and table['λ_max on the support / L']['max'].max() <= 1.0001
-    copies = second_order.copies_table(MODEL, input, 5)
-    assert copies['misclassified copies'].between(0., .8).all()
+    copies = second_order.copies_table(MODEL, input, n_iter=5)
+    assert len(copies) == 3 and copies['misclassified copies'].between(0., .8).all()
     assert (copies['their weight'] >= copies['misclassified copies']).all()  # whose 1 - p is larger
     assert 'cos, median' in second_order.markdown(table)
 
