@@ -17,7 +17,7 @@ from PIL import Image
 from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM, SplitGrad, contrast
-from zennit_dc.attribution import class_relevance
+from zennit_dc.attribution import CASO, Sparsity, class_relevance
 from zennit_dc.cli.explanations import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
 from zennit_dc.figures import color, concept_gallery, save
@@ -83,7 +83,7 @@ def test_explain_with_nothing_but_a_photograph(tmp_path, drawings, monkeypatch):
 def test_explain_several_classes_against_others(tmp_path, drawings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'names.txt').write_text('\n'.join(f'the {index}th' for index in range(10)))
-    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--save-arrays', '--classes',
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--save-arrays', '--categories',
                'names.txt')
     classifier = load_classifier('demo')
     input = classifier.preprocessing(Image.open(drawings[0]))[None]
@@ -282,7 +282,7 @@ def test_help_and_version():
     (['0.png', '--top', '11'], 'the model has 10 classes'),
     (['0.png', '--against', 'others', '--against', 'likely'], 'no class named \'others\''),
     (['0.png', '--target', '1', '--against', '1'], 'against itself'),
-    (['0.png', '--classes', 'missing.txt'], 'missing.txt cannot be read'),
+    (['0.png', '--categories', 'missing.txt'], 'missing.txt cannot be read'),
     (['0.png', '--method', 'gradient@residual'], 'Gradient is computed at the input'),
     (['0.png', '--method', 'gradient', '--alpha', '0.3'], 'Gradient has no --alpha'),
     (['0.png', '--method', 'gradient', '--layer', 'residual'], 'Gradient has no --layer'),
@@ -454,3 +454,23 @@ def test_demo_with_too_few_images(tmp_path):
     require_error(run('demo', '--images', 3, '--out', tmp_path / 'folder'), '3')
     (tmp_path / 'file').touch()
     require_error(run('demo', '--images', 10, '--out', tmp_path / 'file'), 'file')
+
+
+def test_explain_the_loss(tmp_path, drawings):
+    require_success(run(
+        'explain', *drawings, '--model', 'demo', '--method', 'caso', '--method', 'splitgrad', '--penalty', .9,
+        '--classes', 3, '--margin', .2, '--save-arrays', '--out', tmp_path / 'figure.png'
+    ))
+    classifier = load_classifier('demo')
+    for index, drawing in enumerate(drawings):
+        map = torch.from_numpy(np.load(tmp_path / 'figure_maps' / f'{index}_CASO.npy', allow_pickle=False))
+        attributor = CASO(classifier.model, penalty=Sparsity(.9), classes=3, margin=.2)
+        expected = attributor(classifier.preprocessing(Image.open(drawing))[None], class_relevance())[1][0].sum(0)
+        assert_close(map, expected, 1e-5)
+        assert (map == 0.).sum() == round(.9 * map.numel())
+
+
+@pytest.mark.parametrize('penalty', ['1.', '-.1', 'l2:3', 'l1:-1', 'nan', 'l1:nan'])
+def test_penalties_that_are_none(penalty, drawings):
+    result = run('explain', *drawings, '--model', 'demo', '--method', 'cafo', '--penalty', penalty)
+    assert result.returncode == 2 and 'neither the share' in result.stderr

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 
 from zennit_dc.demo import draw
+from zennit_dc.attribution import Sparsity
 from zennit_dc.evaluation.data import Drawings, ImageNetS, Polygons, split
+from zennit_dc.evaluation.settings import grid
 from zennit_dc.data.images import UnreadableImage
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_classifier
 
@@ -159,3 +161,12 @@ def test_winners_of_incomplete_scores():
         winners(complete[complete['metric'] != 'pointing_game'])
     with pytest.raises(ValueError, match='CAM one has no score in localisation'):
         winners(complete[(complete['metric'] != 'pointing_game') | (complete['setting'] != 'one')])
+
+
+def test_settings_of_the_loss():
+    settings = grid(['caso', 'smooth-cafo'], (False,), penalty=(Sparsity(.5), 1e-3), margin=(.1, 1.))
+    assert [setting.name for setting in settings] == [
+        *(f'penalty {penalty}, margin {margin}' for penalty in ('Sparsity(share=0.5)', '0.001') for margin in (.1, 1.)),
+        'penalty Sparsity(share=0.5)', 'penalty 0.001'
+    ]
+    assert all(setting.against == 'none' for setting in settings)

@@ -424,9 +424,9 @@ def test_errors():
         metrics.max_sensitivity(model, images, targets, lambda inputs, targets: inputs.sum(1) / 0.)
     model[1].train()
     for arguments in ((flipping, maps), (selectivity, maps), (metrics.max_sensitivity, explain)):
-        with pytest.raises(ValueError, match='training mode'):
+        with pytest.raises(RuntimeError, match='training mode'):
             arguments[0](model, images, targets, arguments[1])
-    with pytest.raises(ValueError, match='training mode'):
+    with pytest.raises(RuntimeError, match='training mode'):
         require_any_size(model, images[0])
 
 

@@ -8,7 +8,7 @@ import torch
 from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM
-from zennit_dc.attribution import LayerCAM, class_relevance
+from zennit_dc.attribution import LayerCAM, Sparsity, class_relevance
 from zennit_dc.demo import demo_network, demo_preprocessing, draw_batch
 from zennit_dc.methods import METHODS, LRPGamma
 from zennit_dc.data.classifiers import Classifier
@@ -192,3 +192,15 @@ def test_captums_methods_by_the_function(model, drawings):
         assert explain(model, inputs, targets, name).shape == (4, 1, 64, 64)
     coarse = explain(model, inputs, targets, 'Feature Ablation', patch=32)
     assert len(np.unique(coarse[0])) == 4
+
+
+@pytest.mark.parametrize('method', ['cafo', 'CASO', 'SmoothCAFO', 'smooth-caso'])
+def test_maps_of_the_loss(method, model, drawings):
+    inputs, targets, _ = drawings
+    parameters = {'samples': 3, 'seed': 1} if 'mooth' in method else {}
+    maps = explain(model, inputs, targets, method, penalty=Sparsity(.6), classes=4, **parameters)
+    assert maps.shape == (4, 1, 64, 64) and (maps >= 0.).all()
+    assert ((maps == 0.).sum((1, 2, 3)) == round(.6 * 64 * 64)).all()
+    single = explain(model, inputs[2:3], targets[2:3], method, penalty=Sparsity(.6), classes=4, **parameters)
+    # the noise is each image's own; the orders of sums differ in float32
+    np.testing.assert_allclose(single, maps[2:3], rtol=1e-3, atol=1e-3 * maps.max())

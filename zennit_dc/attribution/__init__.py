@@ -1,10 +1,14 @@
 '''Attributors of a layer's gradient and activation, and what enters at the output for a class.'''
 from .cams import ActivationMap, GradCAMPlusPlus, LayerCAM
-from .layers import gradient_at, recorded, require_layer, require_one_map
+from .group_features import CAFO, CASO, SmoothCAFO, SmoothCASO, Solution, Sparsity, shown
+from .layers import gradient_at, recorded, require_evaluation, require_layer, require_one_map
+from .loss import CrossEntropy, cross_entropy, hessian
 from .relevance import class_agreement, class_relevance, contrast, map_cosine, relevance_of, require_scores, runner_up
 
 
 __all__ = [
-    'ActivationMap', 'GradCAMPlusPlus', 'LayerCAM', 'class_agreement', 'class_relevance', 'contrast', 'gradient_at',
-    'map_cosine', 'recorded', 'relevance_of', 'require_layer', 'require_one_map', 'require_scores', 'runner_up',
+    'ActivationMap', 'CAFO', 'CASO', 'CrossEntropy', 'GradCAMPlusPlus', 'LayerCAM', 'SmoothCAFO', 'SmoothCASO',
+    'Solution', 'Sparsity', 'class_agreement', 'class_relevance', 'contrast', 'cross_entropy', 'gradient_at', 'hessian',
+    'map_cosine', 'recorded', 'relevance_of', 'require_evaluation', 'require_layer', 'require_one_map',
+    'require_scores', 'runner_up', 'shown',
 ]

@@ -6,6 +6,14 @@ import torch
 from ..spatial import places_of
 
 
+def require_evaluation(model):
+    '''Raise a RuntimeError if a module of a model is in training mode.'''
+    for name, module in model.named_modules():
+        if module.training:
+            where = f'module {name!r}' if name else 'the model'
+            raise RuntimeError(f'{where} ({type(module).__name__}) is in training mode: call .eval() on the model')
+
+
 def require_layer(model, layer):
     '''Raise a ValueError if a model has no module of a name.'''
     if not layer or layer not in dict(model.named_modules()):

@@ -8,7 +8,7 @@ import click
 
 from ..methods import METHODS
 from .options import (
-    Name, Numbers, against_of, against_option, classes_option, classifier_of, compute_options, hold, method_options,
+    Name, Numbers, against_of, against_option, categories_option, classifier_of, compute_options, hold, method_options,
     model_option, model_options, option, parameters_of, require_compute, require_output, require_used,
 )
 
@@ -26,13 +26,13 @@ ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attribut
 @method_options
 @option('--target', default='predicted', help='The class to explain: predicted, label, or its index or name.')
 @against_option('none')
-@classes_option
+@categories_option
 @option('--label-map', 'labels', type=file, help='A JSON file with the index, word_net_id and name of each class.')
 @option('--label-regex', help='Where the label is in an image\'s path: the first group of a regular expression.')
 @option('--batch-size', default=16, type=click.IntRange(1), help='The number of images in a batch.')
 @option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images.')
 @compute_options
-def attribute(source, out, method, model, weights, size, mean, std, output, input, classes, layer, target,
+def attribute(source, out, method, model, weights, size, mean, std, output, input, categories, layer, target,
               against, labels, label_regex, batch_size, workers, device, dtype, seed, **given):
     '''Compute the attributions of a whole data set for ViRelAy.
 
@@ -46,7 +46,7 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     torchrun --nproc-per-node 4 -m zennit_dc attribute photos --device cuda --layer features.12
     '''
     require_used([method], {'layer': layer, **given})
-    inputs = [source, labels, None if weights == 'DEFAULT' else weights, classes]
+    inputs = [source, labels, None if weights == 'DEFAULT' else weights, categories]
     require_output(out, inputs, *(out.with_name(out.name.removesuffix('.h5') + end) for end in ENDINGS))
 
     from ..data.categories import find_class
@@ -54,11 +54,13 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     from ..virelay import attribute as attribute_all
 
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, output, input, classes)
+    classifier = classifier_of(model, weights, size, mean, std, output, input, categories)
     count = math.inf if classifier.categories is None else len(classifier.categories)
     if target not in ('predicted', 'label'):
         target = find_class(target, count, classifier.categories)
     against = against_of(against, count, classifier)
+    if METHODS[method].explains_loss and against != 'none':
+        raise click.UsageError(f'{METHODS[method].title} takes no --against: the loss is a contrast by itself')
     entries = None if labels is None else load_label_map(labels)
     images = load_images(source, classifier, entries, label_regex)
     skipped = attribute_all(

@@ -6,7 +6,7 @@ import click
 
 from ..methods import METHODS, RECENTERINGS
 from .options import (
-    Alpha, Name, classifier_of, compute_options, hold, model_option, model_options, option, require_compute,
+    Alpha, Name, Penalty, classifier_of, compute_options, hold, model_option, model_options, option, require_compute,
     together,
 )
 
@@ -68,9 +68,12 @@ parameter_options = together(
     ),
     several('epsilon', float, 'The stabilizer of SplitLRP.'),
     several('steps', click.IntRange(1), 'The number of steps of Integrated Gradients.'),
-    several('samples', click.IntRange(1), 'The number of samples of Gradient SHAP.'),
+    several('samples', click.IntRange(1), 'The number of samples of Gradient SHAP, or of noisy copies.'),
     several('window', click.IntRange(1), 'The side of Occlusion\'s square in pixels.'),
     several('stride', click.IntRange(1), 'The distance of Occlusion\'s squares in pixels.'),
+    several('penalty', Penalty(), 'The penalty of CAFO and CASO.', metavar='SHARE|l1:NUMBER'),
+    several('margin', click.FloatRange(0., min_open=True), 'The margin of CASO.'),
+    several('classes', click.IntRange(2), 'The number of likeliest classes in the loss of CAFO and CASO.'),
     several('patch', click.IntRange(1), 'The side of Feature Ablation\'s patches in pixels.'),
 )
 

@@ -16,7 +16,7 @@ from ..methods import METHODS, saliency_map
 from .options import against_of, attributor_of, require_once
 
 
-UNSIGNED = ('saliency', 'layercam', 'gradcam++', 'binary-mask')
+UNSIGNED = ('saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask')
 '''The methods whose maps are never negative.'''
 
 
@@ -130,7 +130,8 @@ class Explanations:
         for title, attributor in self.attributors.items():
             bar.set_postfix_str(title)
             for target, found in maps.items():
-                found[title] = saliency_map(attributor, input, target, against)[1][0]
+                own = None if METHODS[self.methods[title][0]].explains_loss else against
+                found[title] = saliency_map(attributor, input, target, own)[1][0]
         for title in self.attributors if other is not None else ():
             value = map_cosine(maps[targets[0]][title][None], maps[other][title][None]).item()
             self.agreements.setdefault(title, []).append((value, targets[0], other))

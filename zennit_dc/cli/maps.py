@@ -6,7 +6,7 @@ import click
 from ..methods import BASELINES, METHODS
 from ..wording import meant
 from .options import (
-    Alpha, Name, against_of, against_option, classes_option, classifier_of, compute_options, hold, method_options,
+    Alpha, Name, against_of, against_option, categories_option, classifier_of, compute_options, hold, method_options,
     model_option, model_options, option, require_compute, require_format, require_once, require_output, require_used,
     target_options,
 )
@@ -27,7 +27,7 @@ LAST = '*last*'  # stands for the last layer with height and width, and is no mo
 @option('--compare', is_flag=True, help=f'Add the baselines: {", ".join(BASELINES)}.')
 @model_option
 @model_options
-@classes_option
+@categories_option
 @method_options
 @target_options
 @against_option('likely')
@@ -39,7 +39,7 @@ LAST = '*last*'  # stands for the last layer with height and width, and is no mo
 @option('--cmap', default='bwr', type=Name(CMAPS), help='Zennit\'s color map.')
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
-def explain(images, methods, compare, model, weights, size, mean, std, output, input, classes, layer, targets,
+def explain(images, methods, compare, model, weights, size, mean, std, output, input, categories, layer, targets,
             top, against, overlay, save_arrays, cmap, out, device, dtype, seed, **given):
     '''Explain what a classifier sees in images.
 
@@ -53,7 +53,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     zennit-dc explain dog.jpg --top 3 --compare
     zennit-dc explain dog.jpg --target beagle --target collie --against others
     zennit-dc explain dog.jpg --model vgg16 --method splitcam --layer features.26 --alpha 0.3 --stream g
-    zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --classes names.txt
+    zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --categories names.txt
     '''
     named = methods or ('splitgrad@input', 'splitcam', f'splitlrp@{layer or LAST}')
     named = [*(BASELINES if compare else ()), *named]
@@ -68,7 +68,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         raise click.UsageError(f'--layer {layer} belongs to none of the methods')
     require_format(out)
     folder = out.with_name(f'{out.stem}_maps')
-    require_output(out, [*images, None if weights == 'DEFAULT' else weights, classes], folder)
+    require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
     hold(out)
 
     from ..data.classifiers import last_layer
@@ -78,7 +78,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     for path in images:
         require_file(path)
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, output, input, classes).to(device, dtype)
+    classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     if LAST in {own for _, own in chosen}:
         last = last_layer(classifier, device, dtype)
         click.echo(f'maps at layer {last}, the last one with height and width; --layer chooses another')
@@ -115,13 +115,13 @@ def parse(method, layer):
 @click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE...')
 @model_option
 @model_options
-@classes_option
+@categories_option
 @option('--target', required=True, help='The index or name of the class.')
 @against_option('none')
 @option('--alpha', type=Alpha(), default='balanced', metavar='ALPHA|balanced[:KAPPA]', help='The shift of SplitGrad.')
 @option('--out', default='concepts.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
-def gallery(images, model, weights, size, mean, std, output, input, classes, target, against, alpha, out, device,
+def gallery(images, model, weights, size, mean, std, output, input, categories, target, against, alpha, out, device,
             dtype, seed):
     '''See what a classifier has learned of a class.
 
@@ -134,7 +134,7 @@ def gallery(images, model, weights, size, mean, std, output, input, classes, tar
     zennit-dc concept-gallery dragonfly.jpg --target "Siamese cat" --against others
     '''
     require_format(out)
-    require_output(out, [*images, None if weights == 'DEFAULT' else weights, classes])
+    require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories])
     hold(out)
 
     import torch
@@ -147,7 +147,7 @@ def gallery(images, model, weights, size, mean, std, output, input, classes, tar
     for path in images:
         require_file(path)
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, output, input, classes).to(device, dtype)
+    classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
     inputs = inputs.to(device, dtype)
     with torch.no_grad():

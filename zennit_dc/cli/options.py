@@ -77,6 +77,32 @@ class Name(click.Choice):
         return f'{value!r} is none of them{meant(value, self.choices)}'
 
 
+class Penalty(click.ParamType):
+    '''The share of pixels without importance, or ``l1:`` and a number in units of the loss's gradient.'''
+    name = 'penalty'
+
+    def convert(self, value, param, ctx):
+        '''Convert a string.'''
+        kind, _, number = str(value).rpartition(':')
+        try:
+            if kind == 'l1' and 0. <= float(number) < float('inf'):
+                return float(number)
+            if not kind and 0. <= float(number) < 1.:
+                return sparsity(float(number))
+        except ValueError:
+            pass
+        self.fail(
+            f'{value!r} is neither the share of pixels without importance, from 0 to below 1, nor l1:NUMBER', param, ctx
+        )
+
+
+def sparsity(share):
+    '''The penalty of a share of pixels without importance.'''
+    from ..attribution import Sparsity
+
+    return Sparsity(share)
+
+
 def balanced(*kappa):
     '''The shift that follows the gradients.'''
     from ..rules import Balanced
@@ -125,8 +151,8 @@ model_option = option(
     '--model', default='squeezenet1_0',
     help='A classifier of torchvision, demo, or module:function for a function of yours that returns the model.'
 )
-classes_option = option(
-    '--classes', metavar='FILE',
+categories_option = option(
+    '--categories', metavar='FILE',
     help='The names of the classes: a text file with one in each line, or JSON.  [default: torchvision\'s]'
 )
 target_options = together(
@@ -173,6 +199,19 @@ method_options = together(
     ),
     option('--input-split', type=click.Choice(['relu', 'half']), help='How the input is split.  [default: relu]'),
     option(
+        '--penalty', type=Penalty(), metavar='SHARE|l1:NUMBER',
+        help='The share of pixels to which CAFO and CASO give no importance, or their penalty as a number in units of'
+        ' the loss\'s gradient.  [default: 0.75]'
+    ),
+    option(
+        '--margin', type=click.FloatRange(0., min_open=True),
+        help='How much larger than the Hessian\'s largest eigenvalue CASO takes it to be.  [default: 0.1]'
+    ),
+    option(
+        '--classes', type=click.IntRange(2), metavar='NUMBER',
+        help='The number of likeliest classes in the loss of CAFO and CASO.  [default: all]'
+    ),
+    option(
         '--canonizer', 'canonizers', multiple=True, type=click.Choice(CANONIZERS),
         help='What to do with functions that are not piecewise linear: whatever the model needs that leaves its output'
         ' as it is; take attention weights and statistics of normalizations as constants; or the ratios of smooth'
@@ -210,7 +249,9 @@ def parameters_of(method, layer, given):
         raise click.UsageError(f'{chosen.title} has one --stream, but was given {" and ".join(streams)}')
     values = {
         'layer': layer, 'stream': streams[0] if streams else None,
-        **{name: given[name] for name in ('alpha', 'epsilon', 'pooling', 'input_split', 'grid')}
+        **{name: given[name] for name in (
+            'alpha', 'epsilon', 'pooling', 'input_split', 'grid', 'penalty', 'margin', 'classes'
+        )}
     }
     parameters = {name: value for name, value in values.items() if value is not None and name in chosen.parameters}
     if given['recentering'] is not None and 'recentering' in chosen.parameters:
@@ -240,7 +281,12 @@ def require_used(methods, given):
         if name == 'streams' or value in (None, ()):
             continue
         if not any(name in METHODS[method].parameters for method in methods):
-            raise click.UsageError(f'{titles(methods)} has no --{name.replace("_", "-").removesuffix("s")}')
+            raise click.UsageError(f'{titles(methods)} has no --{option_name(name)}')
+
+
+def option_name(parameter):
+    '''The name of the option for a parameter.'''
+    return {'canonizers': 'canonizer'}.get(parameter, parameter.replace('_', '-'))
 
 
 def require_once(name, values):
@@ -319,12 +365,12 @@ def hold(out):
     click.get_current_context().with_resource(held(out))
 
 
-def classifier_of(model, weights, size, mean, std, output, input, classes=None):
+def classifier_of(model, weights, size, mean, std, output, input, categories=None):
     '''The classifier that the options name. While the command runs, an error of a map that is not finite says whether
     the weights are the reason.'''
     from ..data.classifiers import diagnosed, load_classifier
 
     output = int(output) if output is not None and output.removeprefix('-').isdecimal() else output
-    classifier = load_classifier(model, weights, size, mean, std, classes, output, input)
+    classifier = load_classifier(model, weights, size, mean, std, categories, output, input)
     click.get_current_context().with_resource(diagnosed(classifier.model))
     return classifier

@@ -77,7 +77,9 @@ def find_class(name, count, categories=None):
 def named_class(name, categories):
     '''The index of a class by its name.'''
     if categories is None:
-        raise ValueError(f'no names of classes are known, so that {name!r} must be an index; --classes FILE names them')
+        raise ValueError(
+            f'no names of classes are known, so that {name!r} must be an index; --categories FILE names them'
+        )
     plain = [simple(each) for each in categories]
     found = [index for index, each in enumerate(plain) if each == simple(name)]
     if len(found) > 1:

@@ -24,12 +24,6 @@ def filled_masks(masks):
     return masks
 
 
-def require_evaluation(model):
-    '''Raise a ValueError if a model, or a part of it, is in training mode.'''
-    if any(module.training for module in model.modules()):
-        raise ValueError('the model is in training mode: call model.eval() first')
-
-
 def require_images(inputs, targets):
     '''Raise a ValueError if the images or classes have another shape.'''
     if inputs.ndim != 4 or not inputs.is_floating_point() or not inputs.numel():

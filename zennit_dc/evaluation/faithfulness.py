@@ -6,8 +6,8 @@ from quantus.helpers.enums import ScoreDirection
 from quantus.helpers.model.pytorch_model import PyTorchModel
 from quantus.helpers.utils import get_padding_size
 
-from ..attribution import require_scores
-from .checks import finite_maps, require_evaluation, require_images, require_positive
+from ..attribution import require_evaluation, require_scores
+from .checks import finite_maps, require_images, require_positive
 
 
 class PixelFlipping(quantus.PixelFlipping):
@@ -166,7 +166,9 @@ def pixel_flipping(model, inputs, targets, maps, fractions=(.05, .2), step=112, 
     Raises
     ------
     ValueError
-        If the model is in training mode, or a shape, class, fraction, step or batch size does not fit.
+        If a shape, class, fraction, step or batch size does not fit.
+    RuntimeError
+        If the model is in training mode.
     FloatingPointError
         If a map or a logit is not finite.
     '''
@@ -205,7 +207,9 @@ def selectivity(model, inputs, targets, maps, patch_size=8, batch_size=None):
     Raises
     ------
     ValueError
-        If the model is in training mode, or a shape, class, patch size or batch size does not fit.
+        If a shape, class, patch size or batch size does not fit.
+    RuntimeError
+        If the model is in training mode.
     FloatingPointError
         If a map or a logit is not finite.
     '''

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import torch
 
-from ..attribution import require_scores
-from .checks import require_evaluation, require_positive, require_shape
+from ..attribution import require_evaluation, require_scores
+from .checks import require_positive, require_shape
 from .data import MaskedImages, Sample
 
 
@@ -129,7 +129,9 @@ def require_any_size(model, input):
     Raises
     ------
     ValueError
-        If the model is in training mode, or it does not take such an image.
+        If it does not take such an image.
+    RuntimeError
+        If the model is in training mode.
     '''
     require_evaluation(model)
     try:

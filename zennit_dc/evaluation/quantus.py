@@ -4,7 +4,7 @@ import re
 import numpy as np
 import torch
 
-from ..attribution import class_relevance, require_layer
+from ..attribution import class_relevance, require_evaluation, require_layer
 from ..data.classifiers import IMAGENET_PREPROCESSING, Classifier, changed
 from ..methods import METHODS, attributor
 
@@ -87,14 +87,6 @@ def explain(
         attribution = attribution.sum(1, keepdim=True)
     maps = attribution.cpu().to(torch.promote_types(attribution.dtype, torch.float32)).numpy()
     return np.abs(maps) if abs else maps.copy()
-
-
-def require_evaluation(model):
-    '''Raise if a module of a model is in training mode.'''
-    for name, module in model.named_modules():
-        if module.training:
-            where = f'module {name!r}' if name else 'the model'
-            raise RuntimeError(f'{where} ({type(module).__name__}) is in training mode: call .eval() on the model')
 
 
 def method_name(method):

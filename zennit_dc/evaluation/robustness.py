@@ -5,7 +5,8 @@ import numpy as np
 import quantus
 import torch
 
-from .checks import finite_maps, require_evaluation, require_images, require_positive
+from ..attribution import require_evaluation
+from .checks import finite_maps, require_images, require_positive
 
 
 class MaxSensitivity(quantus.MaxSensitivity):
@@ -80,7 +81,9 @@ def max_sensitivity(model, inputs, targets, explain, samples=25, seed=0):
     Raises
     ------
     ValueError
-        If the model is in training mode, or a shape or the number of samples does not fit.
+        If a shape or the number of samples does not fit.
+    RuntimeError
+        If the model is in training mode.
     FloatingPointError
         If a map is not finite.
 

@@ -78,7 +78,8 @@ def grid(methods, absolute=(False, True), **choices):
         Whether to evaluate the maps as they are, their absolute values, or both.
     **choices
         For parameters their values. A method takes those parameters that it has; of the layers, all but None, the
-        input, if it needs a layer; and of the streams, those that it has. All methods but controls take ``against``.
+        input, if it needs a layer; and of the streams, those that it has. All methods but controls, and those that
+        explain the loss, take ``against``.
 
     Returns
     -------
@@ -120,7 +121,8 @@ def grid(methods, absolute=(False, True), **choices):
 
 def parameters_of(method):
     '''The names of the parameters that a setting of a method may have.'''
-    return (*METHODS[method].parameters, *(() if method in CONTROLS else ('against',)))
+    chosen = METHODS[method]
+    return (*chosen.parameters, *(() if method in CONTROLS or chosen.explains_loss else ('against',)))
 
 
 def ablation(settings, *parameters):

@@ -2,7 +2,7 @@
 long as to import PyTorch.'''
 from zennit.attribution import Gradient
 
-from ..attribution import GradCAMPlusPlus, LayerCAM
+from ..attribution import CAFO, CASO, GradCAMPlusPlus, LayerCAM, SmoothCAFO, SmoothCASO
 from ..composites import SplitCAM, SplitGrad, SplitLRP
 from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
 from .controls import BinaryMask, OriginalImage, Random
@@ -11,7 +11,8 @@ from .lrp import LRPGamma
 
 
 __all__ = [
-    'BinaryMask', 'Deconvolution', 'DeepLift', 'FeatureAblation', 'GradCAM', 'GradCAMPlusPlus', 'Gradient',
-    'GradientSHAP', 'GuidedBackprop', 'GuidedGradCAM', 'InputXGradient', 'IntegratedGradients', 'LRPGamma', 'LayerCAM',
-    'Occlusion', 'OriginalImage', 'Random', 'Saliency', 'SplitCAM', 'SplitGrad', 'SplitLRP',
+    'BinaryMask', 'CAFO', 'CASO', 'Deconvolution', 'DeepLift', 'FeatureAblation', 'GradCAM', 'GradCAMPlusPlus',
+    'Gradient', 'GradientSHAP', 'GuidedBackprop', 'GuidedGradCAM', 'InputXGradient', 'IntegratedGradients', 'LRPGamma',
+    'LayerCAM', 'Occlusion', 'OriginalImage', 'Random', 'Saliency', 'SmoothCAFO', 'SmoothCASO', 'SplitCAM', 'SplitGrad',
+    'SplitLRP',
 ]

@@ -41,12 +41,15 @@ class Method(NamedTuple):
         The values of its parameter ``stream``.
     needs_layer : bool
         Whether it has maps at a layer alone.
+    explains_loss : bool
+        Whether it explains the loss of a class, which is a contrast to the likely classes by itself and takes no other.
     '''
     title: str
     attributor: object
     parameters: tuple = ()
     streams: tuple = ()
     needs_layer: bool = False
+    explains_loss: bool = False
 
 
 def lrp_gamma(classifier, **parameters):
@@ -71,6 +74,14 @@ def split(name, classifier, canonizers='auto', **parameters):
     return attributors.Gradient(classifier.model, composite)
 
 
+def smooth(name, classifier, samples=20, seed=0, **parameters):
+    '''An attributor of noisy copies, by its name, whose noise depends on the image and a seed alone.'''
+    from .seeding import Seeded
+
+    return Seeded(plain(name, classifier, n_iter=samples, **parameters), seed)
+
+
+FIRST_ORDER, SECOND_ORDER, COPIES = ('penalty', 'classes'), ('penalty', 'margin', 'classes'), ('samples', 'seed')
 SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers', 'grid')
 RELEVANCE = ('layer', 'epsilon', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers', 'grid')
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
@@ -93,6 +104,10 @@ METHODS = {
     'feature-ablation': Method('Feature Ablation', partial(plain, 'FeatureAblation'), ('patch',)),
     'gradcam': Method('GradCAM', partial(plain, 'GradCAM'), ('layer', 'grid'), needs_layer=True),
     'gradcam++': Method('GradCAM++', partial(plain, 'GradCAMPlusPlus'), ('layer', 'grid'), needs_layer=True),
+    'cafo': Method('CAFO', partial(plain, 'CAFO'), FIRST_ORDER, explains_loss=True),
+    'caso': Method('CASO', partial(plain, 'CASO'), SECOND_ORDER, explains_loss=True),
+    'smooth-cafo': Method('SmoothCAFO', partial(smooth, 'SmoothCAFO'), (*FIRST_ORDER, *COPIES), explains_loss=True),
+    'smooth-caso': Method('SmoothCASO', partial(smooth, 'SmoothCASO'), (*SECOND_ORDER, *COPIES), explains_loss=True),
     'random': Method('Random Baseline', partial(plain, 'Random'), ('seed',)),
     'original-image': Method('Original Image', partial(plain, 'OriginalImage')),
     'binary-mask': Method('Binary Mask', partial(plain, 'BinaryMask'), ('masks',)),

@@ -1,0 +1,481 @@
+'''The importance of groups of features, by the loss and its curvature: CAFO, CASO and their smooth versions [1]_.
+
+The importance of an image's entries is |Δ| for the Δ that maximises gᵀΔ + ΔᵀHΔ/2 − λ1 |Δ|₁ − λ2 |Δ|₂², with the
+loss's gradient g and Hessian H (CASO, definition 3), or zero for H (CAFO, definition 2), or both as means over noisy
+copies of the image (definition 4). All is computed for g, H, λ1 and λ2 divided by s = 1 − p_y, which have the same Δ,
+and which do not vanish where the network is certain.
+
+References
+----------
+.. [1] S. Singla, E. Wallace, S. Feng, and S. Feizi: "Understanding Impacts of High-Order Loss Approximations and
+       Features in Deep Learning Interpretation," International Conference on Machine Learning, 2019.
+'''
+import math
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+from zennit.attribution import Attributor
+
+from .loss import ClassGradients, Krylov, MeanCrossEntropy, forward, inner, likeliest, loss_of, require_classes
+
+
+SETTLING = 20  # the steps in which the penalty follows the solution, whatever its error
+PATIENCE = 5.  # seconds after which a progress bar is shown
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    '''The penalty λ1 for which a share of each image's pixels has no importance in all channels.
+
+    Parameters
+    ----------
+    share : float, optional
+        The share of the pixels, from 0 to below 1. One pixel at least has an importance; entries that the loss does not
+        depend on have none, whatever the share.
+
+    Raises
+    ------
+    ValueError
+        If the share is not in this range.
+    '''
+    share: float = .75
+
+    def __post_init__(self):
+        if not 0. <= self.share < 1.:
+            raise ValueError(f'the share of pixels without importance must be from 0 to below 1, not {self.share}')
+
+    def bounds(self, values):
+        '''The penalties from and up to which each image has this sparsity, if ``values`` of shape (batch, ...) are
+        g + HΔ.'''
+        pixels = values.abs().flatten(2).amax(1) if values.ndim > 2 else values.abs()
+        zeros = min(round(self.share * pixels.shape[1]), pixels.shape[1] - 1)
+        if not zeros:
+            return pixels.new_zeros(2, len(pixels))
+        return pixels.sort(1).values[:, zeros - 1:zeros + 1].T
+
+
+class Solution(NamedTuple):
+    '''How a maximum was found, for each image, in double precision and of shape (batch,).
+
+    Parameters
+    ----------
+    lambda1, lambda2 : :py:class:`torch.Tensor`
+        The penalties λ1, in units of the loss's gradient, and λ2, in units of its Hessian.
+    L : :py:class:`torch.Tensor`
+        The largest eigenvalue of the loss's Hessian; zero for CAFO, which has none.
+    error_bound : :py:class:`torch.Tensor`
+        A bound of the Euclidean distance between the Δ that was found and the one of the maximum.
+    steps : :py:class:`torch.Tensor`
+        The number of steps.
+    '''
+    lambda1: torch.Tensor
+    lambda2: torch.Tensor
+    L: torch.Tensor
+    error_bound: torch.Tensor
+    steps: torch.Tensor
+
+
+def per_image(values, like):
+    '''Values of shape (batch,) with axes of length one, as many as ``like`` has.'''
+    return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def thresholded(values, lambda1):
+    '''Values of shape (batch, ...), softly thresholded by λ1 of shape (batch,): 2λ2 Δ after a proximal step, if they
+    are g + HΔ.'''
+    return values.sign() * (values.abs() - per_image(lambda1, values)).clamp(min=0.)
+
+
+def penalty_of(penalty, values, log_scale):
+    '''The penalty λ1 divided by s, for each image, if ``values`` are (g + HΔ) / s.'''
+    if isinstance(penalty, Sparsity):
+        return penalty.bounds(values).mean(0)
+    return penalty * (-log_scale).exp() if penalty else torch.zeros_like(log_scale)
+
+
+def first_order(loss, penalty):
+    '''The maximum without a Hessian, and how it was found.
+
+    Parameters
+    ----------
+    loss : :py:class:`~zennit_dc.attribution.loss.MeanCrossEntropy`
+        The loss.
+    penalty : :py:class:`Sparsity` or float
+        The penalty λ1.
+
+    Returns
+    -------
+    delta : :py:class:`torch.Tensor`
+        The Δ of shape (batch, ...).
+    solution : :py:class:`Solution`
+        How it was found. λ2 is s/2, so that Δ is the thresholded gradient, divided by s.
+    '''
+    gradient, scale = loss.gradient(), loss.log_scale.exp()
+    lambda1, none = penalty_of(penalty, gradient, loss.log_scale), torch.zeros_like(scale)
+    return thresholded(gradient, lambda1), Solution(lambda1 * scale, scale / 2., none, none, none.long())
+
+
+def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300, krylov=10):
+    '''The maximum with the Hessian, by accelerated proximal steps from the maximum for λ1 = 0.
+
+    A step contracts by L/(2λ2), which bounds the error. Each image stops on its own, whatever the others need.
+
+    Parameters
+    ----------
+    loss : :py:class:`~zennit_dc.attribution.loss.MeanCrossEntropy`
+        The loss.
+    penalty : :py:class:`Sparsity` or float
+        The penalty λ1. A sparsity is that of the result, as the penalty follows the steps.
+    margin, offset, tolerance, steps, krylov
+        See :py:class:`CASO`.
+
+    Returns
+    -------
+    delta : :py:class:`torch.Tensor`
+        The Δ of shape (batch, ...).
+    solution : :py:class:`Solution`
+        How it was found.
+
+    Raises
+    ------
+    ValueError
+        If λ2 is not a number larger than L/2 for some image.
+    '''
+    space, scale = Krylov(loss, krylov), loss.log_scale.exp()
+    gradient, largest = space.gradient, space.values[:, 0].clamp(min=0.)
+    lambda2 = shift(largest, loss.log_scale, margin, offset)
+    require_concave(lambda2, largest, gradient)
+    rate, factor = largest / (2. * lambda2), per_image(2. * lambda2, gradient)
+    momentum = per_image((1. - (1. - rate).sqrt()) / (1. + (1. - rate).sqrt()), gradient)
+    point, curved = space.solved(2. * lambda2)
+    point = factor * point  # 2λ2 Δ, whose scale is the gradient's, and HΔ
+    del space
+    lambda1 = penalty_of(penalty, gradient, loss.log_scale)
+
+    def advanced():
+        step = thresholded(gradient + curved, lambda1)
+        return step, norm(point - step) / (1. - rate), tolerance * norm(step)
+
+    found, bound, taken = torch.zeros_like(gradient), torch.full_like(scale, torch.inf), torch.zeros_like(scale)
+    running, last = torch.ones_like(scale, dtype=torch.bool), None
+    with tqdm(total=steps, desc='CASO', unit='step', disable=None, leave=False, delay=PATIENCE) as bar:
+        for count in range(steps):
+            step, error, allowed = advanced()
+            if isinstance(penalty, Sparsity):
+                low, high = penalty.bounds(gradient + curved)
+                wrong = (error <= allowed) & ~((low <= lambda1) & (lambda1 <= high))
+                lambda1 = torch.where(running & (wrong | (count < SETTLING)), (low + high) / 2, lambda1)
+                step, error, allowed = advanced()
+            found = torch.where(per_image(running, found), step, found)
+            bound, taken = torch.where(running, error, bound), taken + running
+            running = running & ~(error <= allowed)
+            bar.update()
+            if not running.any():
+                break
+            now = step, loss.product(step / factor)
+            point, curved = (new + momentum * (new - old) for new, old in zip(now, last or now))
+            last = now
+    if running.any():
+        worst = (bound / norm(found))[running].max()
+        warnings.warn(f'after {steps} steps the error of CASO is up to {worst:.1e} of the map: give it more steps, or a'
+                      ' larger margin', stacklevel=2)
+    return found / factor, Solution(
+        lambda1 * scale, lambda2 * scale, largest * scale, bound / (2. * lambda2), taken.long()
+    )
+
+
+def shift(largest, log_scale, margin, offset):
+    '''The penalty λ2 divided by s, for each image. Where the Hessian is zero, to the precision of its numbers, and
+    there is no offset, it is 1/2, as without a Hessian.'''
+    if offset:
+        return (1. + margin) * largest / 2. + offset * (-log_scale).exp()
+    return torch.where(largest > 0., (1. + margin) * largest / 2., .5)
+
+
+def norm(values):
+    '''The Euclidean length of each image's entries, of shape (batch,).'''
+    return inner(values, values).sqrt().flatten()
+
+
+def require_concave(lambda2, largest, gradient):
+    '''Raise a ValueError if the loss does not depend on an image, or λ2 is not a number larger than L/2.'''
+    for index, (shift, value, slope) in enumerate(zip(lambda2.tolist(), largest.tolist(), norm(gradient).tolist())):
+        if not slope:
+            raise ValueError(f'the loss does not depend on image {index}: all of its gradient is zero')
+        if not math.isfinite(shift):
+            raise ValueError(
+                f'λ2 is not finite for image {index}: if its loss is close to zero, its map with an offset is zero, and'
+                ' a margin is needed; else the model\'s gradients are not finite'
+            )
+        if not shift > value / 2.:
+            raise ValueError(
+                f'λ2 must be larger than L/2 = {value / 2.:.3g} for image {index}, but is {shift:.3g}: choose a larger'
+                ' margin'
+            )
+
+
+class CAFO(Attributor):
+    '''Group features by the loss's gradient (definition 2): the gradient, softly thresholded.
+
+    A call returns the model's output and |Δ| in the input's shape; and leaves how it was found in ``solution``.
+
+    Parameters
+    ----------
+    model : :py:class:`torch.nn.Module`
+        The model, in evaluation mode, to logits of shape (batch, classes).
+    composite : :py:class:`zennit.core.Composite`, optional
+        Rules whose maps of single classes take the place of the classes' gradients.
+    attr_output : :py:class:`torch.Tensor` or callable, optional
+        The default relevance of the output: one for the class whose loss is explained, and zero for all others.
+    penalty : :py:class:`Sparsity` or float, optional
+        The penalty λ1, by the share of pixels without importance, or as a number in units of the loss's gradient.
+    classes : int, optional
+        The number of likeliest classes to which the logits are restricted, two at least; the explained class is always
+        among them. Default is all, exactly; and 10 with a composite.
+    signed : bool, optional
+        Whether the attribution is Δ, whose sign is that of more loss: opposite to that of the class's gradient.
+
+    Attributes
+    ----------
+    solution : :py:class:`Solution`
+        How the last maps were found.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not in its range; or in a call, if the relevance is not one for one class, or the logits have
+        another shape.
+    RuntimeError
+        In a call, if the model is in training mode.
+    FloatingPointError
+        In a call, if the map is not finite.
+    '''
+    needs_hessian = False
+
+    def __init__(self, model, composite=None, attr_output=None, penalty=None, classes=None, signed=False):
+        super().__init__(model, composite, attr_output)
+        self.penalty = Sparsity() if penalty is None else penalty
+        if not isinstance(self.penalty, Sparsity) and not 0. <= self.penalty < math.inf:
+            raise ValueError(f'penalty must be a Sparsity or a number of zero or more, not {penalty}')
+        self.classes = 10 if classes is None and composite is not None else classes
+        if self.classes is not None:
+            require_classes(self.classes)
+        self.signed = signed
+        self.solution = None
+        self.is_checked = False
+
+    def noisy(self, input):
+        '''The noisy copies of the input over which the loss is averaged, too.'''
+        return ()
+
+    def solve(self, loss):
+        '''The Δ of a loss, and how it was found.'''
+        return first_order(loss, self.penalty)
+
+    def forward(self, input, attr_output_fn):
+        '''The output and the attribution, see :py:meth:`zennit.attribution.Attributor.forward`.'''
+        leaf, output = forward(self.model, input)
+        own = require_one_class(attr_output_fn(output.detach()).detach(), output)
+        chosen = None if self.classes is None else likeliest(output.detach(), own, self.classes)
+        self.report_curved(leaf, output)
+        copies = tqdm(self.noisy(input.detach()), desc='copies', disable=None, leave=False, delay=PATIENCE)
+        losses = [self.loss(*forward(self.model, copy), own, chosen) for copy in copies]
+        delta, self.solution = self.solve(MeanCrossEntropy([*losses, self.loss(leaf, output, own, chosen)]))
+        attribution = (delta if self.signed else delta.abs()).to(input.dtype)
+        if not attribution.isfinite().all():
+            raise FloatingPointError(
+                f'the map is not finite in {input.dtype}: the model\'s gradients are not, or the class is so unlikely'
+                ' that its loss has next to no curvature; try float64, or CAFO in place of CASO'
+            )
+        return output.detach(), attribution
+
+    def report_curved(self, leaf, output):
+        '''Warn, once, if the Hessian is that of a network that is not piecewise linear.'''
+        if self.needs_hessian and self.composite is None and not self.is_checked:
+            self.is_checked = True
+            if ClassGradients(leaf, output).is_curved:
+                warnings.warn('the model is not piecewise linear: the Gauss–Newton matrix takes the place of the'
+                              ' Hessian', stacklevel=4)
+
+    def loss(self, leaf, output, own, chosen):
+        '''The loss of a forward pass.'''
+        if self.composite is None:
+            gradients = ClassGradients(leaf, output)
+            return loss_of(gradients if chosen is None else gradients.of, output, own, chosen)
+        return loss_of(lambda indices: self.class_map(leaf, indices), output.detach(), own, chosen)
+
+    def class_map(self, input, indices):
+        '''The composite's map of one class for each image; it may not be linear in the relevance of several.'''
+        leaf, output = forward(self.model, input)  # as a composite's graph may serve once
+        return torch.autograd.grad(output, leaf, F.one_hot(indices, output.shape[1]).to(output))[0].detach()
+
+
+class CASO(CAFO):
+    '''Group features by the loss's gradient and Hessian (definition 3).
+
+    Of networks that are not piecewise linear, the Gauss–Newton matrix takes the place of the Hessian, and a warning
+    says so. With a composite it is the covariance of the classes' maps.
+
+    Parameters
+    ----------
+    model, composite, attr_output, penalty, classes, signed
+        See :py:class:`CAFO`.
+    margin, offset : float, optional
+        The penalty λ2 is (1 + margin) L/2 + offset for the Hessian's largest eigenvalue L. The article has an offset of
+        10 and no margin, for a model that takes pixels in [0, 1].
+    tolerance : float, optional
+        The error of Δ, relative to its length, at which an image is finished.
+    steps : int, optional
+        The largest number of steps. A warning says so if they were not enough.
+    krylov : int, optional
+        The number of products with the Hessian by which L is computed.
+
+    Raises
+    ------
+    ValueError
+        As :py:class:`CAFO` does; or in a call, if λ2 is not larger than L/2, as for an image that the loss does not
+        depend on.
+    RuntimeError, FloatingPointError
+        See :py:class:`CAFO`.
+    '''
+    needs_hessian = True
+
+    def __init__(
+        self, model, composite=None, attr_output=None, penalty=None, classes=None, signed=False, margin=.1, offset=0.,
+        tolerance=1e-3, steps=300, krylov=10
+    ):
+        super().__init__(model, composite, attr_output, penalty, classes, signed)
+        if not (0. <= margin < math.inf and 0. <= offset < math.inf and margin + offset > 0.):
+            raise ValueError(
+                'λ2 must be larger than L/2: margin and offset must be zero or more, and one of them larger, not'
+                f' {margin} and {offset}'
+            )
+        if not tolerance > 0. or steps < 1 or krylov < 1:
+            raise ValueError(
+                f'tolerance, steps and krylov must be larger than zero, not {tolerance}, {steps} and {krylov}'
+            )
+        self.margin, self.offset, self.tolerance = margin, offset, tolerance
+        self.steps, self.krylov = steps, krylov
+
+    def solve(self, loss):
+        '''The Δ of a loss, and how it was found.'''
+        return second_order(
+            loss, self.penalty, self.margin, self.offset, self.tolerance, self.steps, self.krylov
+        )
+
+
+class Smooth:
+    '''What makes a group feature smooth: noisy copies of the input (definition 4).
+
+    Parameters
+    ----------
+    *args, **kwargs
+        See the class that it is added to.
+    noise_level : float, optional
+        The standard deviation of the noise, as a share of the range of the image's values.
+    n_iter : int, optional
+        The number of copies, the last of which has no noise, as in Zennit's SmoothGrad.
+    '''
+    def __init__(self, *args, noise_level=.15, n_iter=20, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not 0. <= noise_level < math.inf or n_iter < 1:
+            raise ValueError(
+                f'noise_level must be zero or more, and n_iter one or more, not {noise_level} and {n_iter}'
+            )
+        self.noise_level, self.n_iter = noise_level, n_iter
+
+    def noisy(self, input):
+        '''The noisy copies of the input, by PyTorch's generator.'''
+        axes = tuple(range(1, input.ndim))
+        deviation = self.noise_level * (input.amax(axes, keepdim=True) - input.amin(axes, keepdim=True))
+        return [input + torch.randn_like(input) * deviation for _ in range(self.n_iter - 1)]
+
+
+class SmoothCAFO(Smooth, CAFO):
+    '''Group features by the mean of the loss's gradient over noisy copies of the input, all of the input's own class.
+
+    A copy has the weight of its loss's 1 − p_y: what the noise makes the network misclassify weighs most.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        See :py:class:`CAFO`.
+    noise_level, n_iter
+        See :py:class:`Smooth`.
+
+    Raises
+    ------
+    ValueError, RuntimeError, FloatingPointError
+        See :py:class:`CAFO`.
+    '''
+
+
+class SmoothCASO(Smooth, CASO):
+    '''Group features by the means of the loss's gradient and Hessian over noisy copies, see :py:class:`SmoothCAFO`.
+
+    Without a number of classes or a composite, each copy holds its graph, so that memory grows with ``n_iter``.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        See :py:class:`CASO`.
+    noise_level, n_iter
+        See :py:class:`Smooth`.
+
+    Raises
+    ------
+    ValueError, RuntimeError, FloatingPointError
+        See :py:class:`CASO`.
+    '''
+
+
+def require_one_class(relevance, output):
+    '''Return the relevance if it has the output's shape and is one for one class of each image, else raise a
+    ValueError.'''
+    if relevance.shape != output.shape:
+        raise ValueError(
+            f'the relevance of the output must have the output\'s shape, {tuple(output.shape)}, not'
+            f' {tuple(relevance.shape)}'
+        )
+    ones = relevance == 1
+    if not (ones.sum(1) == 1).all() or (relevance != ones).any():
+        raise ValueError(
+            'the relevance of the output must be one for the class whose loss is explained, and zero for all others:'
+            ' give class_relevance(target); the loss is a contrast to the likely classes by itself'
+        )
+    return relevance
+
+
+def shown(attribution, percentile=99.):
+    '''Maps as they are shown (appendix D): absolute values, summed over channels and capped.
+
+    Parameters
+    ----------
+    attribution : :py:class:`torch.Tensor`
+        The attribution of shape (batch, channels, height, width).
+    percentile : float, optional
+        The percentile of what is not zero at which each map is capped, from 0 to 100.
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        The maps of shape (batch, height, width), in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the percentile is not in this range.
+    '''
+    if not 0. <= percentile <= 100.:
+        raise ValueError(f'percentile must be from 0 to 100, not {percentile}')
+    maps = attribution.detach().double().abs().sum(1)
+    for each in maps:
+        values = each[each > 0.]
+        if values.numel():
+            cap = values.sort().values[min(math.ceil(percentile / 100. * len(values)), len(values)) - 1]
+            each.clamp_(max=cap).div_(cap)
+    return maps.to(attribution.dtype)
