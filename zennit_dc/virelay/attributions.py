@@ -13,10 +13,12 @@ from ..attribution import relevance_of, require_scores
 from ..data.classifiers import black_input
 from ..data.fingerprints import describe, description
 from ..data.images import UnreadableImage, class_folders, label_map
-from ..data.parts import Parts, differences, held, written
+from ..data.parts import Parts, held
 from ..data.processes import local_device, process_group
+from ..data.threads import ahead, meanwhile
 from ..methods import METHODS, attributor
 from ..methods.table import method_named
+from .databases import beside, merge, require_same_run, skipped_images
 
 
 def attribute(
@@ -115,11 +117,14 @@ def attribute(
             Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
         )
         sizes = [len(batch) for batch in batches]
-        with image_bar(sizes, mine, range(rank, len(batches), size), progress and rank == 0) as bar:
-            for (indices, inputs, shown, failures), batch in zip(loader, mine):
+        with (
+            image_bar(sizes, mine, range(rank, len(batches), size), progress and rank == 0) as bar, chosen,
+            meanwhile(parts.save) as save
+        ):
+            for (indices, inputs, shown, failures), batch in zip(ahead(loader), mine):
                 torch.manual_seed(seed + batch)
                 explained = explain_batch(chosen, images, indices, inputs, target, against, device, dtype)
-                parts.save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
+                save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
                 bar.update(sizes[batch])
         wait()
         if rank == 0:
@@ -229,63 +234,6 @@ def explain_batch(chosen, images, indices, inputs, target, against, device, dtyp
     }
 
 
-def merge(parts, images, out, labels):
-    '''Write the files for ViRelAy from the parts, and remove these.'''
-    missing = parts.missing()
-    if missing:
-        raise OSError(
-            f'{len(missing)} of {parts.count} parts are not in {parts.folder}: all processes need the same folder'
-        )
-    skipped, indices, label, filled = [], [], [], []
-    for number in range(parts.count):
-        index, left_out, reasons = parts.load(number, 'index', 'skipped', 'reason')
-        skipped += [[images.names[place], str(reason)] for place, reason in zip(left_out, reasons)]
-        if len(index):
-            filled.append(number)
-            prediction, = parts.load(number, 'prediction')
-            own = [images.labels[place] for place in index]
-            label += [best if each is None else each for each, best in zip(own, prediction.argmax(1).tolist())]
-            indices += index.tolist()
-    if not indices:
-        raise ValueError(f'none of the {len(images)} images can be read: {skipped[0][1]}')
-    with written(beside(out, '_labels.json'), folder=parts.folder) as temporary:
-        temporary.write_text(json.dumps(labels, indent=1, ensure_ascii=False), encoding='utf-8')
-    write_database(beside(out, '_data.h5'), parts, filled, {'image': 'data'}, label)
-    write_database(
-        out, parts, filled, {key: key for key in ('attribution', 'prediction', 'target')}, label,
-        name=[images.names[index] for index in indices], run=parts.run, skipped=skipped
-    )
-    parts.remove()
-
-
-def write_database(path, parts, filled, keys, label, name=None, **attributes):
-    '''Write an HDF5 file with the arrays of all parts that have images, one after the other.'''
-    import h5py
-
-    try:
-        size = sum(array.nbytes for number in filled[:1] for array in parts.load(number, *keys)) * len(filled) + 2 ** 16
-        with written(path, size, parts.folder) as temporary, h5py.File(temporary, 'w') as file:
-            start = 0
-            for number in filled:
-                for key, array in zip(keys.values(), parts.load(number, *keys)):
-                    if key not in file:
-                        file.create_dataset(key, (len(label), *array.shape[1:]), array.dtype)
-                    file[key][start:start + len(array)] = array
-                start += len(array)
-            file['label'] = np.array(label, np.int64)
-            if name is not None:
-                file.create_dataset('name', data=name, dtype=h5py.string_dtype())
-            for key, value in attributes.items():
-                file.attrs[key] = json.dumps(value)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f'{path} cannot be written: {error}') from error
-
-
-def beside(out, ending):
-    '''The path of another file of a run.'''
-    return out.with_name(out.name.removesuffix('.h5') + ending)
-
-
 def require_labels(classifier, images, labels, target, device, dtype):
     '''The label map: the given one, or one made of the classifier's categories, of the folders, or of mere numbers.
     Raise if it does not fit the model's classes or the images' labels, or if there is no class to explain.'''
@@ -311,32 +259,6 @@ def require_labels(classifier, images, labels, target, device, dtype):
     if not set(range(classes)) <= known and None in images.labels:
         raise ValueError(f'the label map has {len(known)} of the {classes} classes, any of which may be predicted')
     return labels
-
-
-def attribute_of(path, key):
-    '''An attribute of a database.'''
-    import h5py
-
-    with h5py.File(path, 'r') as file:
-        return json.loads(file.attrs[key])
-
-
-def skipped_images(out):
-    '''The images that a finished run could not read.'''
-    return [tuple(entry) for entry in attribute_of(out, 'skipped')]
-
-
-def require_same_run(out, run, kind='a file of attributions'):
-    '''Raise if a file is not of this run.'''
-    try:
-        different = differences(attribute_of(out, 'run'), json.loads(json.dumps(run)))
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f'{out} exists, but is not {kind}: choose another --out') from error
-    if different:
-        raise ValueError(
-            f'{out} exists from another run, which differs in {", ".join(different)}: delete it, or choose another'
-            ' --out'
-        )
 
 
 def require_space(classifier, out, count, missing):
