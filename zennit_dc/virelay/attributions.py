@@ -18,12 +18,12 @@ from ..data.processes import local_device, process_group
 from ..data.threads import ahead, meanwhile
 from ..methods import METHODS, attributor
 from ..methods.table import method_named
-from .databases import beside, merge, require_same_run, skipped_images
+from .databases import beside, merge, require_same_run, skipped_images, skipped_of
 
 
 def attribute(
     classifier, images, out, method='splitcam', target='predicted', labels=None, batch_size=16, device='cpu',
-    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, **parameters
+    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, shard=None, join=False, **parameters
 ):
     '''Compute the attributions of a data set, and write them for ViRelAy.
 
@@ -36,7 +36,12 @@ def attribute(
     the predicted class as its label.
 
     Every finished batch is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted run goes on
-    where it was. Started by ``torchrun``, the processes share the batches, by this folder, which all must reach.
+    where it was. The images of the next batch are read, and the last part is written, while the model runs. Started by
+    ``torchrun``, the processes share the batches, by this folder, which all must reach.
+
+    A shard makes every n-th part, in a folder ``out`` + ``.shard-i-of-n.parts``, and knows nothing of other shards, so
+    that each may run, be killed and run again on its own. A run that is no shard takes what shards have finished, makes
+    what is left, and writes the files, which are the same as without shards.
 
     Parameters
     ----------
@@ -62,23 +67,28 @@ def attribute(
     seed : int, optional
         The seed of PyTorch's random numbers.
     workers : int, optional
-        The number of processes that read images, or 0 for this one.
+        The number of processes that read images, or 0 for a thread of this one.
     progress : bool, optional
         Whether to show a progress bar.
     against : {'none', 'others', 'likely'}, int or list of int, optional
         The classes to explain the class against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
+    shard : tuple[int, int], optional
+        The number of a shard, from 1 on, and the number of shards. Default is to make the files.
+    join : bool, optional
+        Whether shards must have made all parts, so that nothing is computed.
     **parameters
         The method's parameters.
 
     Returns
     -------
     list[tuple[str, str]]
-        The name of each image that could not be read, and why.
+        The name of each image, or of each image of the shard, that could not be read, and why.
 
     Raises
     ------
     ValueError
-        If a parameter is wrong, if ``out`` exists from another run, or if no image can be read.
+        If a parameter is wrong, if ``out`` exists from another run, if another process makes the same parts, if there
+        are parts missing to join, or if no image can be read.
     OSError
         If there is no space left on the disk.
     FloatingPointError
@@ -88,6 +98,8 @@ def attribute(
 
     if batch_size < 1:
         raise ValueError(f'the batch size must be positive, not {batch_size}')
+    if shard is not None and (join or not 1 <= shard[0] <= shard[1]):
+        raise ValueError(f'a shard is the i-th of n, from 1 on, and joins nothing: {shard[0]}/{shard[1]} is wrong')
     if target == 'label' and None in images.labels:
         raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
     target = target if target in ('label', 'predicted') else operator.index(target)
@@ -103,54 +115,62 @@ def attribute(
         **{name: describe(value) for name, value in parameters.items()}
     }
     batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-    parts = Parts(out, run, len(batches))
+    parts = Parts(out, run, len(batches), shard)
     if out.exists():
         require_same_run(out, run)
         parts.remove()
         return skipped_images(out)
-    require_new(out, parts)
-    require_space(classifier, out, len(images), len(parts.missing()) * batch_size)
+    require_new(out)
+    if join:
+        parts.require_shards()
+    left = parts.missing() if shard else parts.left()
+    require_space(classifier, out, 0 if shard else len(images), len(left) * batch_size)
     labels = require_labels(classifier, images, labels, target, device, dtype)
-    with held(out, parts.folder / 'lock'), process_group(device) as (rank, size, wait):
-        mine = own_parts(parts, out, rank, size, wait)
+    with held(parts.folder if shard else out, parts.folder / 'lock'), process_group(device) as (rank, size, wait):
+        mine = own_parts(parts, out, rank, size, wait, shard)
         loader = torch.utils.data.DataLoader(
             Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
         )
         sizes = [len(batch) for batch in batches]
         with (
-            image_bar(sizes, mine, range(rank, len(batches), size), progress and rank == 0) as bar, chosen,
+            image_bar(sizes, mine, parts.numbers[rank::size], progress and rank == 0) as bar, chosen,
             meanwhile(parts.save) as save
         ):
-            for (indices, inputs, shown, failures), batch in zip(ahead(loader), mine):
+            for read, batch in zip(ahead(loader), mine):
+                if isinstance(read, OSError):
+                    raise read
+                indices, inputs, shown, failures = read
                 torch.manual_seed(seed + batch)
                 explained = explain_batch(chosen, images, indices, inputs, target, against, device, dtype)
                 save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
                 bar.update(sizes[batch])
         wait()
-        if rank == 0:
+        if rank == 0 and shard is None:
             merge(parts, images, out, labels)
         wait()
-    return skipped_images(out)
+    return skipped_images(out) if shard is None else skipped_of(parts, images)
 
 
-def require_new(out, parts):
-    '''Raise if files that a run writes beside its result are there, and not from this run.'''
+def require_new(out):
+    '''Raise if files that a run writes beside its result are there, and not from a run that was interrupted.'''
     for path in (beside(out, '_data.h5'), beside(out, '_labels.json')):
-        if path.exists() and not parts.folder.exists():
+        if path.exists() and not Path(f'{out}.parts').exists():
             raise ValueError(f'{path} exists already: choose another --out')
 
 
-def own_parts(parts, out, rank, size, wait):
+def own_parts(parts, out, rank, size, wait, shard):
     '''The numbers of the parts that are left to a process; no process begins before all of them know theirs.'''
     if rank == 0:
         if out.exists():  # the run that held it has ended meanwhile
             raise ValueError(f'another run has just written {out}: start again, or choose another --out')
         parts.open()
+        if shard is None:
+            parts.collect()
     wait()
     if not parts.folder.is_dir():
         raise OSError(f'{parts.folder} is not there: all processes need the same folder')
     parts.require_same_run()
-    mine = [batch for batch in parts.missing() if batch % size == rank]
+    mine = [batch for batch in parts.missing() if parts.numbers.index(batch) % size == rank]
     wait()
     return mine
 
@@ -192,6 +212,14 @@ class Batches(torch.utils.data.Dataset):
         return len(self.batches)
 
     def __getitem__(self, batch):
+        '''What :py:meth:`read` returns, or the error of the disk that it raises, so that it comes as it is from another
+        process.'''
+        try:
+            return self.read(batch)
+        except OSError as error:
+            return error
+
+    def read(self, batch):
         '''The indices and inputs of the readable images, what they look like, and the failures.'''
         indices, inputs, failures = [], [], []
         for index in self.batches[batch]:

@@ -13,10 +13,9 @@ def merge(parts, images, out, labels):
         raise OSError(
             f'{len(missing)} of {parts.count} parts are not in {parts.folder}: all processes need the same folder'
         )
-    skipped, indices, label, filled = [], [], [], []
+    skipped, indices, label, filled = skipped_of(parts, images), [], [], []
     for number in range(parts.count):
-        index, left_out, reasons = parts.load(number, 'index', 'skipped', 'reason')
-        skipped += [[images.names[place], str(reason)] for place, reason in zip(left_out, reasons)]
+        index, = parts.load(number, 'index')
         if len(index):
             filled.append(number)
             prediction, = parts.load(number, 'prediction')
@@ -33,6 +32,12 @@ def merge(parts, images, out, labels):
         name=[images.names[index] for index in indices], run=parts.run, skipped=skipped
     )
     parts.remove()
+
+
+def skipped_of(parts, images):
+    '''The images of parts that could not be read, and why.'''
+    loaded = (zip(*parts.load(number, 'skipped', 'reason')) for number in parts.numbers)
+    return [(images.names[place], str(reason)) for part in loaded for place, reason in part]
 
 
 def write_database(path, parts, filled, keys, label, name=None, **attributes):
