@@ -19,14 +19,20 @@ def ahead(items):
         Each item, in their order.
     '''
     threads, end = torch.get_num_threads(), object()
-    # the cores are the model's: small tensors on all of them take longer than on one
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+    with ThreadPoolExecutor(1, initializer=take_one_core) as executor:
         iterator = executor.submit(iter, items).result()
-        torch.set_num_threads(threads)  # for new threads of others, while the thread's own number stays
+        torch.set_num_threads(threads)  # of all but that thread
         coming = executor.submit(next, iterator, end)
         while (item := coming.result()) is not end:
             coming = executor.submit(next, iterator, end)
             yield item
+
+
+def take_one_core():
+    '''Let PyTorch compute on one core in this thread, as the others are the model's. It sets the number for new threads,
+    too, until it is set again.'''
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # when first asked, a thread takes the number for new ones
 
 
 @contextmanager
