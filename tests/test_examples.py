@@ -148,12 +148,11 @@ def test_benchmark():
     '''The whole script with two methods, as it starts a process for each of them, and its measurements with all.'''
     result = run_process(
         'benchmark.py', '--models', 'resnet18', '--batch', 2, '--size', 64, '--rounds', 2, '--one-class',
-        '--methods', 'SplitLRP', 'DeepLift (Captum)'
+        '--methods', 'SplitLRP'
     )
     assert result.returncode == 0, result.stderr
-    first, _, *lines, _, last = result.stdout.splitlines()
+    first, _, *lines = result.stdout.splitlines()
     assert '2 images of 64 × 64, all of one class; median of 2 rounds' in first
-    assert last.startswith('DeepLift (Captum) refuses resnet18: DeepLift needs a module of its own for each call')
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     assert [row[1] for row in rows[2:]] == ['Saliency', 'SplitLRP']
     for row in rows[2:]:
@@ -186,6 +185,16 @@ def test_measurements_of_the_benchmark(benchmark):
     for method in methods:
         before, peak = script['memory']('squeezenet1_0', method, args)
         assert peak >= before > 0
+
+
+def test_refusals_of_the_benchmark(benchmark, capsys):
+    '''A peer may refuse a model, but no method of ours.'''
+    script, args = benchmark
+    script['measure']('resnet18', 'DeepLift (Captum)', args)
+    assert capsys.readouterr().out.startswith('refused DeepLift needs a module of its own for each call')
+    with pytest.raises(ValueError, match='DeepLift needs'):
+        script['METHODS']['SplitGrad'] = script['METHODS']['DeepLift (Captum)']
+        script['measure']('resnet18', 'SplitGrad', args)
 
 
 def test_classes_of_the_benchmark(benchmark):
