@@ -208,7 +208,8 @@ def main():
         f'{method} refuses {name}: {memory}.' for name in args.models for method, memory in memories[name].items()
         if isinstance(memory, str)
     ]
-    print(*reasons and ['', *reasons], sep='\n')
+    if reasons:
+        print('', *reasons, sep='\n')
 
 
 if __name__ == '__main__':
