@@ -230,8 +230,9 @@ class Batches(torch.utils.data.Dataset):
                 failures.append((index, str(error)))
         if not inputs:
             return indices, None, np.zeros(0, np.uint8), failures
-        shown = [torch.round(self.classifier.pixels(input) * 255.).to(torch.uint8).numpy() for input in inputs]
-        return indices, torch.stack(inputs), np.stack(shown), failures
+        inputs = torch.stack(inputs)
+        shown = torch.round(self.classifier.pixels(inputs) * 255.).to(torch.uint8)
+        return indices, inputs, shown.contiguous().numpy(), failures
 
 
 def explain_batch(chosen, images, indices, inputs, target, against, device, dtype):
