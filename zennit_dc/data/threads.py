@@ -29,8 +29,8 @@ def ahead(items):
 
 
 def take_one_core():
-    '''Let PyTorch compute on one core in this thread, as the others are the model's. It sets the number for new threads,
-    too, until it is set again.'''
+    '''Let PyTorch compute on one core in this thread, as the others are the model's. It sets the number for new
+    threads, too, until it is set again.'''
     torch.set_num_threads(1)
     torch.get_num_threads()  # when first asked, a thread takes the number for new ones
 

@@ -13,47 +13,47 @@ def merge(parts, images, out, labels):
         raise OSError(
             f'{len(missing)} of {parts.count} parts are not in {parts.folder}: all processes need the same folder'
         )
-    skipped, indices, label, filled = skipped_of(parts, images), [], [], []
+    skipped, prediction, filled = skipped_of(parts, images), {}, {}
     for number in range(parts.count):
         index, = parts.load(number, 'index')
         if len(index):
-            filled.append(number)
-            prediction, = parts.load(number, 'prediction')
-            own = [images.labels[place] for place in index]
-            label += [best if each is None else each for each, best in zip(own, prediction.argmax(1).tolist())]
-            indices += index.tolist()
-    if not indices:
+            filled[number] = index
+            prediction.update(zip(index.tolist(), parts.load(number, 'prediction')[0].argmax(1).tolist()))
+    if not filled:
         raise ValueError(f'none of the {len(images)} images can be read: {skipped[0][1]}')
+    indices = sorted(prediction)
+    label = [prediction[index] if images.labels[index] is None else images.labels[index] for index in indices]
+    rows = {number: np.searchsorted(indices, index) for number, index in filled.items()}
     with written(beside(out, '_labels.json'), folder=parts.folder) as temporary:
         temporary.write_text(json.dumps(labels, indent=1, ensure_ascii=False), encoding='utf-8')
-    write_database(beside(out, '_data.h5'), parts, filled, {'image': 'data'}, label)
+    write_database(beside(out, '_data.h5'), parts, rows, {'image': 'data'}, label)
     write_database(
-        out, parts, filled, {key: key for key in ('attribution', 'prediction', 'target')}, label,
+        out, parts, rows, {key: key for key in ('attribution', 'prediction', 'target')}, label,
         name=[images.names[index] for index in indices], run=parts.run, skipped=skipped
     )
     parts.remove()
 
 
 def skipped_of(parts, images):
-    '''The images of parts that could not be read, and why.'''
+    '''The images of parts that could not be read, in their order, and why.'''
     loaded = (zip(*parts.load(number, 'skipped', 'reason')) for number in parts.numbers)
-    return [(images.names[place], str(reason)) for part in loaded for place, reason in part]
+    return [(images.names[place], str(reason)) for place, reason in sorted(entry for part in loaded for entry in part)]
 
 
-def write_database(path, parts, filled, keys, label, name=None, **attributes):
-    '''Write an HDF5 file with the arrays of all parts that have images, one after the other.'''
+def write_database(path, parts, rows, keys, label, name=None, **attributes):
+    '''Write an HDF5 file with the arrays of all parts that have images, each into its rows.'''
     import h5py
 
     try:
-        size = sum(array.nbytes for number in filled[:1] for array in parts.load(number, *keys)) * len(filled) + 2 ** 16
+        arrays = parts.load(next(iter(rows)), *keys)
+        size = sum(array.nbytes // len(array) for array in arrays) * len(label) + 2 ** 16
         with written(path, size, parts.folder) as temporary, h5py.File(temporary, 'w') as file:
-            start = 0
-            for number in filled:
+            for key, array in zip(keys.values(), arrays):
+                file.create_dataset(key, (len(label), *array.shape[1:]), array.dtype)
+            for number, places in rows.items():
                 for key, array in zip(keys.values(), parts.load(number, *keys)):
-                    if key not in file:
-                        file.create_dataset(key, (len(label), *array.shape[1:]), array.dtype)
-                    file[key][start:start + len(array)] = array
-                start += len(array)
+                    for own, there in runs(places):
+                        file[key][there] = array[own]
             file['label'] = np.array(label, np.int64)
             if name is not None:
                 file.create_dataset('name', data=name, dtype=h5py.string_dtype())
@@ -61,6 +61,13 @@ def write_database(path, parts, filled, keys, label, name=None, **attributes):
                 file.attrs[key] = json.dumps(value)
     except (OSError, RuntimeError) as error:
         raise OSError(f'{path} cannot be written: {error}') from error
+
+
+def runs(places):
+    '''The slices of increasing places that follow one another without a gap, and the slices of these places.'''
+    ends = [*np.flatnonzero(np.diff(places) > 1) + 1, len(places)]
+    for start, end in zip([0, *ends], ends):
+        yield slice(start, end), slice(places[start], places[start] + end - start)
 
 
 def beside(out, ending):
