@@ -1,16 +1,20 @@
-'''Measure time and memory of the methods, as multiples of the plain gradient's.
+'''Measure time and memory of the methods, as multiples of the plain gradient's, and print them in Markdown.
 
-    python benchmark.py --models vgg16 resnet18 --batch 2 --rounds 7
-    python benchmark.py --methods SplitGrad SplitLRP
+    python benchmark.py --models vgg16 resnet18 --batch 2
+    python benchmark.py --models resnet50 --batch 16 --one-class --methods SplitGrad SplitCAM --device cuda
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
-backward. Its ratio is the median over rounds, each of which times the gradient and the method one after the other, so
-that the ratio for the gradient itself says how far to trust the others. Memory is the peak of one call: on a GPU that
-which PyTorch has allocated, on a CPU the resident size of a process of its own; and its increase over that before. In
-that process glibc returns the memory of each large tensor at once, since what it keeps else varies by a third.
+backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
+once, and the gradient right before it, so that the ratio for the gradient itself says how far to trust the others. Each
+image explains a class of its own; or, with --one-class, all of them the same, which composites may use. Memory is the
+peak of one call: on a GPU what PyTorch has allocated, on a CPU the resident size of a process of its own; and its
+increase over that before. In that process glibc returns the memory of each large tensor at once, since what it keeps
+else varies by a third. A method that refuses a model is named below the table, with its reason.
 '''
 import argparse
+import inspect
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -25,22 +29,32 @@ from zennit.composites import EpsilonPlus
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer
+from zennit_dc.methods.attributors import DeepLift, GradCAM
 from zennit_dc.methods.lrp import LRPGamma, canonizers
 
 
 LAYERS = {'vgg16': 'features.26', 'resnet18': 'layer4'}
 BASELINE = 'Saliency'
 METHODS = {
-    'Model splitting': lambda model, layer: partial(split, SplitGrad(), model),
-    BASELINE: lambda model, layer: Gradient(model),
-    'LayerCAM': LayerCAM,
-    'LRP-γ (EpsilonGammaBox)': lambda model, layer: LRPGamma(Classifier('', model, IMAGENET_PREPROCESSING())),
-    'LRP (EpsilonPlus)': lambda model, layer: Gradient(model, EpsilonPlus(canonizers=canonizers(model))),
-    'SplitGrad': lambda model, layer: Gradient(model, SplitGrad()),
-    'SplitCAM': lambda model, layer: Gradient(model, SplitCAM(layer)),
-    'SplitLRP': lambda model, layer: Gradient(model, SplitLRP()),
+    'Model splitting': lambda model, layer, args: partial(split, SplitGrad(), model),
+    BASELINE: lambda model, layer, args: Gradient(model),
+    'LayerCAM': lambda model, layer, args: LayerCAM(model, layer),
+    'Grad-CAM (Captum)': lambda model, layer, args: GradCAM(model, layer),
+    'DeepLift (Captum)': lambda model, layer, args: DeepLift(model),
+    'LRP-γ (EpsilonGammaBox)': lambda model, layer, args: LRPGamma(Classifier('', model, preprocessing(args))),
+    'LRP (EpsilonPlus)': lambda model, layer, args: Gradient(model, EpsilonPlus(canonizers=canonizers(model))),
+    'SplitGrad': lambda model, layer, args: ours(model, args, SplitGrad),
+    'SplitCAM': lambda model, layer, args: ours(model, args, SplitCAM, layer),
+    'SplitLRP': lambda model, layer, args: ours(model, args, SplitLRP),
 }
+REFUSALS = (ModuleNotFoundError, NotImplementedError, RuntimeError, ValueError)
+
+
+def ours(model, args, composite, *parameters):
+    '''An attributor with a composite, which uses that all images explain one class if it can.'''
+    shared = args.one_class and 'shared' in inspect.signature(composite).parameters
+    return Gradient(model, composite(*parameters, canonizers='auto', **{'shared': True} if shared else {}))
 
 
 def split(composite, model, input, relevance):
@@ -49,12 +63,19 @@ def split(composite, model, input, relevance):
         pass
 
 
+def preprocessing(args):
+    '''The preprocessing for images of the given size.'''
+    return IMAGENET_PREPROCESSING(crop_size=args.size, resize_size=args.size)
+
+
 def load(name, args):
-    '''A model with random weights, an input and the relevance of its first class.'''
+    '''A model with random weights, the layer of its maps, an input, and the relevances that enter.'''
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, weights=None).eval().to(args.device, getattr(torch, args.dtype))
-    input = torch.rand(args.batch, 3, 224, 224).to(next(model.parameters()))
-    return model, input, torch.eye(1000)[[0] * args.batch].to(input)
+    input = torch.rand(args.batch, 3, args.size, args.size).to(next(model.parameters()))
+    layer = LAYERS.get(name) or last_layer(Classifier(name, model, preprocessing(args)), input.device, input.dtype)
+    classes = [0 if args.one_class else index % 1000 for index in range(args.batch)]
+    return model, layer, input, torch.eye(1000)[classes].to(input)
 
 
 def seconds(call, device):
@@ -67,19 +88,20 @@ def seconds(call, device):
     return time.perf_counter() - start
 
 
-def times(name, args):
-    '''For each method, the median of its time over the gradient's, and the median of its time.'''
-    model, input, relevance = load(name, args)
-    calls = {method: partial(METHODS[method](model, LAYERS[name]), input, relevance) for method in args.methods}
-    results = {}
-    for method, call in calls.items():
-        for warm_up in (calls[BASELINE], call):
-            warm_up()
-        pairs = [[seconds(each, args.device) for each in (calls[BASELINE], call)] for _ in range(args.rounds)]
-        results[method] = (
-            statistics.median(own / gradient for gradient, own in pairs), statistics.median(own for _, own in pairs)
-        )
-    return results
+def times(name, methods, args):
+    '''For each method, its times over the gradient's in all rounds, and the median of its time.'''
+    model, layer, input, relevance = load(name, args)
+    calls = {method: partial(METHODS[method](model, layer, args), input, relevance) for method in methods}
+    rounds = []
+    for _ in range(args.rounds + 1):
+        rounds.append({
+            method: [seconds(each, args.device) for each in (calls[BASELINE], call)] for method, call in calls.items()
+        })
+    pairs = {method: [each[method] for each in rounds[1:]] for method in calls}  # the first is to warm up
+    return {
+        method: ([own / gradient for gradient, own in pair], statistics.median(own for _, own in pair))
+        for method, pair in pairs.items()
+    }
 
 
 def peak_resident():
@@ -89,8 +111,8 @@ def peak_resident():
 
 def memory(name, method, args):
     '''The memory in bytes before the first call of a method, and the peak in it.'''
-    model, input, relevance = load(name, args)
-    call = METHODS[method](model, LAYERS[name])
+    model, layer, input, relevance = load(name, args)
+    call = METHODS[method](model, layer, args)
     if args.device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(args.device)
         before = torch.cuda.memory_allocated(args.device)
@@ -102,21 +124,44 @@ def memory(name, method, args):
 
 
 def memory_apart(name, method):
-    '''The memory of a method in a process of its own.'''
+    '''The memory of a method in a process of its own, or the reason why it refuses the model.'''
     command = [sys.executable, __file__, *sys.argv[1:], '--measure', name, method]
     environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '1000000'}
     measured = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-    before, peak = measured.split()
-    return int(before), int(peak)
+    before, peak = measured.splitlines()[-1].split(maxsplit=1)
+    return peak if before == 'refused' else (int(before), int(peak))
 
 
-def table(name, timings, memories):
+def measure(name, method, args):
+    '''Print the memory of a method, or why it refuses the model.'''
+    try:
+        print(*memory(name, method, args))
+    except REFUSALS as error:
+        if method == BASELINE or method.startswith('Split') or isinstance(error, torch.OutOfMemoryError):
+            raise
+        print('refused', ' '.join(str(error).split()))
+
+
+def description(args):
+    '''What was measured where, in a sentence.'''
+    device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else (
+        f'{torch.get_num_threads()} threads on {platform.machine()}'
+    )
+    classes = 'all of one class' if args.one_class else 'each of another class'
+    return (
+        f'PyTorch {torch.__version__}, {device}, {args.dtype}, {args.batch} images of {args.size} × {args.size},'
+        f' {classes}; median of {args.rounds} rounds (least to largest); increase: over the loaded model.'
+    )
+
+
+def table(name, timings, memories, args):
     '''The rows of a model.'''
     gradient_before, gradient_peak = memories[BASELINE]
-    for method, (ratio, median) in timings.items():
+    for method, (ratios, median) in timings.items():
         before, peak = memories[method]
         yield (
-            f'| {name} | {method} | {ratio:.2f} | {median:.4f} | {peak / 2 ** 20:.0f} | {peak / gradient_peak:.2f}'
+            f'| {name} | {method} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
+            f' | {median:.4f} | {args.batch / median:.1f} | {peak / 2 ** 20:.0f} | {peak / gradient_peak:.2f}'
             f' | {(peak - before) / 2 ** 20:.0f} | {(peak - before) / (gradient_peak - gradient_before):.2f} |'
         )
 
@@ -124,30 +169,47 @@ def table(name, timings, memories):
 def main():
     '''Measure, and print a table in Markdown.'''
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--models', nargs='+', default=list(LAYERS), choices=LAYERS)
+    parser.add_argument(
+        '--models', nargs='+', default=list(LAYERS), metavar='MODEL', help='the names of classifiers of torchvision',
+        choices=torchvision.models.list_models(module=torchvision.models)
+    )
     parser.add_argument(
         '--methods', nargs='+', default=list(METHODS), choices=METHODS, help=f'default: all; {BASELINE} is always one'
     )
-    parser.add_argument('--batch', type=int, default=2)
-    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--batch', type=int, default=2, help='the number of images (default: 2)')
+    parser.add_argument('--size', type=int, default=224, help='their height and width (default: 224)')
+    parser.add_argument('--one-class', action='store_true', help='let all images explain the same class')
+    parser.add_argument('--rounds', type=int, default=5, help='how often everything is timed (default: 5)')
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
     parser.add_argument('--dtype', default='float32', choices=('float32', 'float64', 'bfloat16', 'float16'))
     parser.add_argument('--threads', type=int, help='the number of threads on the CPU (default: as PyTorch chooses)')
     parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if min(args.batch, args.size, args.rounds) < 1:
+        parser.error('--batch, --size and --rounds are positive')
     args.methods = [method for method in METHODS if method in (BASELINE, *args.methods)]
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.measure:
-        print(*memory(*args.measure, args))
+        measure(*args.measure, args)
         return
 
     # memory first, as the peak of a new process starts with the size of the one that it comes from
     memories = {name: {method: memory_apart(name, method) for method in args.methods} for name in args.models}
-    print('| model | method | time / gradient | seconds | peak MiB | / gradient | increase MiB | / gradient |')
-    print('|---|---|---|---|---|---|---|---|')
+    print(description(args), end='\n\n')
+    print(
+        '| model | method | time / gradient | seconds | images/s | peak MiB | / gradient | increase MiB | / gradient |',
+        '|---|---|---|---|---|---|---|---|---|', sep='\n'
+    )
     for name in args.models:
-        print(*table(name, times(name, args), memories[name]), sep='\n', flush=True)
+        measured = [method for method, memory in memories[name].items() if not isinstance(memory, str)]
+        print(*table(name, times(name, measured, args), memories[name], args), sep='\n', flush=True)
+    reasons = [
+        f'{method} refuses {name}: {memory}.' for name in args.models for method, memory in memories[name].items()
+        if isinstance(memory, str)
+    ]
+    if reasons:
+        print('', *reasons, sep='\n')
 
 
 if __name__ == '__main__':

@@ -20,8 +20,10 @@ from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import CLASSES, draw_batch
 from zennit_dc.cli.report import save_drawings
 from zennit_dc.data.images import ImageArray, ImageFolder, label_map
+from zennit_dc.data.parts import Parts, held
 from zennit_dc.data.classifiers import Classifier, IMAGENET_PREPROCESSING, load_classifier
-from zennit_dc.virelay import attribute
+from zennit_dc.methods.table import METHODS, Method
+from zennit_dc.virelay import attribute, attributions
 
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 
@@ -105,6 +107,165 @@ def test_two_processes_make_the_same_files(dataset, attributed, tmp_path):
 def test_processes_that_read_images(dataset, attributed, tmp_path):
     require_success(run('attribute', dataset, *ATTRIBUTE, '--workers', 2, '--out', tmp_path / 'attribution.h5'))
     require_same(tmp_path, attributed)
+
+
+def test_shards_make_the_same_files(dataset, attributed, tmp_path):
+    '''In any order, once or twice, with one that was not run, and one that was interrupted.'''
+    command = ('attribute', dataset, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5')
+    require_error(run(*command, '--join'), '23 of 23 parts', 'from 1/n to n/n')
+    for shard in ('3/3', '1/3', '3/3'):
+        result = run(*command, '--shard', shard)
+        require_success(result)
+        assert f'shard {shard} is done' in result.stdout
+    folder = tmp_path / 'attribution.h5.shard-3-of-3.parts'
+    assert [path.name for path in sorted(folder.glob('*.npz'))] == [f'{number:06d}.npz' for number in range(2, 23, 3)]
+    require_error(run(*command, '--join'), '8 of 23 parts', 'run --shard 2/3')
+    (folder / '000005.npz').unlink()
+    require_success(run(*command, '--shard', '2/3'))
+    require_error(run(*command, '--join'), '1 of 23 parts', 'run --shard 3/3')
+    require_error(run(*command, '--shard', '3/3', '--alpha', .3), 'another run, which differs in alpha')
+    with held(folder, folder / 'lock'):
+        require_error(run(*command, '--shard', '3/3'), f'another run (process {os.getpid()}) writes to {folder}')
+    require_success(run(*command, '--shard', '3/3'))
+    with held(folder, folder / 'lock'):
+        require_error(run(*command, '--join'), f'another run (process {os.getpid()}) writes to {folder}')
+    require_success(run(*command, '--join'))
+    require_same(tmp_path, attributed)
+    for again in ('--join', '--shard=2/3'):
+        result = run(*command, again)
+        require_success(result)
+        assert '90 images' in result.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_a_run_goes_on_with_what_shards_have_left(dataset, attributed, tmp_path):
+    command = ('attribute', dataset, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5')
+    for shard in ('2/4', '17/40'):
+        require_success(run(*command, '--shard', shard))
+    require_success(run(*command))
+    require_same(tmp_path, attributed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+@pytest.mark.parametrize('shard', ['0/2', '3/2', '2', '/', '1/0', '-1/2', '1/2/3', 'a/b', '1.0/2'])
+def test_wrong_shards(shard, tmp_path):
+    result = run('attribute', tmp_path, *ATTRIBUTE, '--shard', shard)
+    require_error(result, repr(shard), 'is no shard: 1/8 is the first of eight')
+    with pytest.raises(ValueError, match='i-th of n'):
+        attribute(load_classifier('demo'), None, tmp_path / 'a.h5', layer='residual', shard=(0, 2))
+
+
+def test_a_shard_joins_nothing(tmp_path):
+    require_error(run('attribute', tmp_path, *ATTRIBUTE, '--shard', '1/2', '--join'), '--join', 'without --shard')
+
+
+def test_an_interrupted_shard_goes_on(few, monkeypatch):
+    folder, run = few
+    explain_batch, explained = attributions.explain_batch, []
+
+    def interrupted(*args):
+        if len(explained) == 1:
+            raise KeyboardInterrupt
+        explained.append(explain_batch(*args))
+        return explained[-1]
+
+    options = {'layer': 'residual', 'batch_size': 1, 'progress': False}
+    parts = folder / 'a.h5.shard-1-of-2.parts'
+    with monkeypatch.context() as patch:
+        patch.setattr(attributions, 'explain_batch', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            attribute(*run, folder / 'a.h5', shard=(1, 2), **options)
+    assert [path.name for path in parts.glob('*.npz')] == ['000000.npz']
+    assert not run[0].model.residual._forward_hooks and 'forward' not in vars(run[0].model)
+    for shard in ((1, 2), (2, 2)):
+        attribute(*run, folder / 'a.h5', shard=shard, **options)
+    (parts / 'run.json').unlink()  # as if it had been killed while it was removed
+    with pytest.raises(ValueError, match='2 of 4 parts .* run --shard 1/2'):
+        attribute(*run, folder / 'a.h5', join=True, **options)
+    attribute(*run, folder / 'a.h5', shard=(1, 2), **options)
+    attribute(*run, folder / 'a.h5', join=True, **options)
+    attribute(*run, folder / 'b.h5', **options)
+    assert filecmp.cmp(folder / 'a.h5', folder / 'b.h5', shallow=False)
+
+
+def test_shards_report_their_own_images(few):
+    folder, (classifier, images) = few
+    for index in (0, 3):
+        (images.folder / images.names[index]).write_text('not an image')
+    options = {'layer': 'residual', 'batch_size': 1, 'progress': False}
+    for shard, index in ((1, 0), (2, 3)):
+        skipped = attribute(classifier, images, folder / 'a.h5', shard=(shard, 2), **options)
+        assert [name for name, _ in skipped] == [images.names[index]]
+    skipped = attribute(classifier, images, folder / 'a.h5', join=True, **options)
+    assert [name for name, _ in skipped] == [images.names[index] for index in (0, 3)]
+
+
+def test_errors_of_what_reads_and_writes_are_raised(few, monkeypatch):
+    '''By the thread or the process, with what was done before.'''
+    folder, (classifier, images) = few
+    options = {'layer': 'residual', 'batch_size': 1, 'progress': False}
+
+    def full(parts, number, /, **arrays):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Parts, 'save', full)
+        with pytest.raises(OSError, match='No space'):
+            attribute(classifier, images, folder / 'a.h5', **options)
+
+    def broken(self, index, mode):
+        if index == 2:
+            raise OSError(5, 'Input/output error')
+        return ImageFolder.image(images, index, mode)
+
+    broken_images = type('Broken', (ImageFolder,), {'image': broken})(images.folder, label_map(CLASSES))
+    for workers in (0, 1):
+        with pytest.raises(OSError, match='Input/output error') as error:
+            attribute(classifier, broken_images, folder / 'a.h5', workers=workers, **options)
+        assert 'Traceback' not in str(error.value)
+    assert len(list((folder / 'a.h5.parts').glob('*.npz'))) == 2
+
+
+@pytest.mark.parametrize('target', ['label', 1])
+def test_batches_of_one_class(few, monkeypatch, target):
+    '''Where a method takes them, with shards, and with the images in the same order as without.'''
+    folder, (classifier, images) = few
+    images.labels = [2, 0, 2, 0]
+    (images.folder / images.names[1]).write_text('not an image')
+    explained, options = [], {'layer': 'residual', 'batch_size': 2, 'progress': False, 'target': target}
+    attribute(classifier, images, folder / 'a.h5', **options)
+
+    def splitcam(classifier, shared=False, **parameters):
+        explained.append(shared)
+        return METHODS['splitcam'].attributor(classifier, **parameters)
+
+    method = METHODS['splitcam']
+    monkeypatch.setitem(METHODS, 'sharing', Method('Sharing', splitcam, (*method.parameters, 'shared')))
+    explain_batch = attributions.explain_batch
+    monkeypatch.setattr(attributions, 'explain_batch', lambda chosen, images, indices, *args: (
+        explained.append(indices), explain_batch(chosen, images, indices, *args)
+    )[1])
+    for shard in ((2, 2), (1, 2)):
+        attribute(classifier, images, folder / 'b.h5', 'sharing', shard=shard, **options)
+    skipped = attribute(classifier, images, folder / 'b.h5', 'sharing', join=True, **options)
+    assert [name for name, _ in skipped] == [images.names[1]]
+    batches = [[3], [0, 2]] if target == 'label' else [[2, 3], [0]]
+    assert explained == [True, batches[0], True, batches[1], True]
+    with h5py.File(folder / 'a.h5') as first, h5py.File(folder / 'b.h5') as second:
+        assert first['name'][:].tolist() == second['name'][:].tolist() == [images.names[0].encode()] + [
+            name.encode() for name in images.names[2:]
+        ]
+        assert second['target'][:].tolist() == ([2, 2, 0] if target == 'label' else [1, 1, 1])
+        for key in ('attribution', 'prediction', 'label', 'target'):
+            expected = first[key][:]
+            np.testing.assert_allclose(second[key][:], expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    for name in ('data.h5', 'labels.json'):
+        assert filecmp.cmp(folder / f'a_{name}', folder / f'b_{name}', shallow=False)
+    explained.clear()
+    attribute(classifier, images, folder / 'c.h5', 'sharing', against='likely', **options)
+    attribute(classifier, images, folder / 'd.h5', 'sharing', **{**options, 'target': 'predicted'})
+    attribute(classifier, images, folder / 'e.h5', 'sharing', **{**options, 'batch_size': 3, 'target': 'label'})
+    assert [each for each in explained if not isinstance(each, list)] == [False] * 3
 
 
 def test_unreadable_images_are_left_out(dataset, tmp_path):
@@ -206,8 +367,6 @@ def test_parts_of_another_run_are_never_used(few, monkeypatch):
 
     def fail(*args):
         raise KeyboardInterrupt
-
-    from zennit_dc.virelay import attributions
 
     with monkeypatch.context() as patch:
         patch.setattr(attributions, 'merge', fail)

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import MixedComposite, NameMapComposite
 from zennit.core import Composite
+from zennit.rules import Epsilon
 
-from zennit_dc import SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc import Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc.nested import modules_of
 
 
 def test_bare_canonizer_gives_the_original_gradient(network, image):
@@ -35,6 +37,28 @@ def test_other_canonizers_are_applied_before(image):
         assert torch.equal(model(image), expected)
         assert torch.equal(model[1].weight, torch.ones(4, dtype=torch.float64))
     assert not torch.equal(model(image), expected)
+
+
+def test_modules_in_pytorchs_order():
+    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model = nn.Sequential(OrderedDict(a=shared, b=nn.Sequential(nn.Sequential(shared), nn.ReLU()), c=shared[0], d=None))
+    for root in (model, Logits(model), nn.ReLU()):
+        assert list(modules_of(root)) == list(root.modules())
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda model: model[1].append(nn.BatchNorm2d(4).train()), "'1.0'"),
+    (lambda model: Epsilon().register(model[0]), 'Epsilon of module'),
+    (lambda model: setattr(model, '2', nn.Sequential(nn.BatchNorm2d(4))), "'2.0'"),
+])
+def test_changes_inside_of_a_context_are_noticed(change, message, image):
+    '''What every forward pass requires of a model, it requires of the modules that it has then.'''
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(), nn.ReLU()).double().eval()
+    with SplitGrad().context(model):
+        model(image)
+        change(model)
+        with pytest.raises((RuntimeError, TypeError), match=message):
+            model(image)
 
 
 def test_keyword_input(network, image):

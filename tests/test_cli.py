@@ -405,6 +405,26 @@ def test_a_killed_run_holds_nothing(tmp_path, drawings, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['out.png', 'out_maps']
 
 
+def test_what_a_killed_run_has_started_holds_nothing(tmp_path):
+    code = (
+        'from zennit_dc.data.parts import held; import os, sys, time\n'
+        'with held("out.png"):\n'
+        '    if os.fork():\n'
+        '        os.kill(os.getpid(), 9)\n'
+        '    sys.stdout.write(f"{os.getpid()}\\n") and sys.stdout.flush()\n'
+        '    time.sleep(60)'
+    )
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True, cwd=tmp_path)
+    child = int(process.stdout.readline())
+    try:
+        assert process.wait() == -9
+        with held(tmp_path / 'out.png'):
+            os.kill(child, 0)  # which is still there
+    finally:
+        os.kill(child, 9)
+    process.stdout.close()
+
+
 def test_an_output_that_cannot_be_written_is_named():
     require_error(run('demo', '--out', '/proc/x'), '/proc/x cannot be written: No such file or directory')
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from zennit.attribution import Gradient
 
-from zennit_dc import SplitGrad, SplitTensor
+from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.split import FORMS
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
@@ -146,25 +146,73 @@ def test_difference_of_the_readme():
 @pytest.mark.slow(20)
 def test_benchmark():
     '''The whole script with two methods, as it starts a process for each of them, and its measurements with all.'''
-    result = run_process('benchmark.py', '--models', 'resnet18', '--batch', 1, '--rounds', 1, '--methods', 'SplitLRP')
+    result = run_process(
+        'benchmark.py', '--models', 'resnet18', '--batch', 2, '--size', 64, '--rounds', 2, '--one-class',
+        '--methods', 'SplitLRP'
+    )
     assert result.returncode == 0, result.stderr
-    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()]
+    first, _, *lines = result.stdout.splitlines()
+    assert '2 images of 64 × 64, all of one class; median of 2 rounds' in first
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     assert [row[1] for row in rows[2:]] == ['Saliency', 'SplitLRP']
-    assert all(float(cell) >= 0 for row in rows[2:] for cell in row[2:])
+    for row in rows[2:]:
+        median, least, largest = map(float, re.fullmatch(r'(.*) \((.*) to (.*)\)', row[2]).groups())
+        assert 0 < least <= median <= largest
+        assert abs(float(row[4]) * float(row[3]) - 2) < .1 and all(float(cell) >= 0 for cell in row[3:])
     # the gradient's memory is its own, and that of SplitLRP, which keeps two streams, is larger
-    assert rows[2][5] == rows[2][7] == '1.00' and float(rows[3][7]) > 1.
+    assert rows[2][6] == rows[2][8] == '1.00' and float(rows[3][8]) > 1.
 
-    script = runpy.run_path(str(EXAMPLES / 'benchmark.py'))
-    args = Namespace(batch=1, rounds=1, device=torch.device('cpu'), dtype='float32', methods=list(script['METHODS']))
-    assert args.methods == [
-        'Model splitting', 'Saliency', 'LayerCAM', 'LRP-γ (EpsilonGammaBox)', 'LRP (EpsilonPlus)', 'SplitGrad',
-        'SplitCAM', 'SplitLRP'
+
+@pytest.fixture(name='benchmark')
+def fixture_benchmark():
+    '''The script, and arguments of small measurements.'''
+    device = torch.device('cpu')
+    arguments = Namespace(batch=2, size=64, rounds=1, device=device, dtype='float32', one_class=False)
+    return runpy.run_path(str(EXAMPLES / 'benchmark.py')), arguments
+
+
+@pytest.mark.slow(5)
+def test_measurements_of_the_benchmark(benchmark):
+    script, args = benchmark
+    methods = list(script['METHODS'])
+    assert methods == [
+        'Model splitting', 'Saliency', 'LayerCAM', 'Grad-CAM (Captum)', 'DeepLift (Captum)', 'LRP-γ (EpsilonGammaBox)',
+        'LRP (EpsilonPlus)', 'SplitGrad', 'SplitCAM', 'SplitLRP'
     ]
-    timings = script['times']('resnet18', args)
-    assert list(timings) == args.methods and min(value for pair in timings.values() for value in pair) > 0
-    for method in args.methods:
-        before, peak = script['memory']('resnet18', method, args)
+    timings = script['times']('squeezenet1_0', methods, args)
+    assert list(timings) == methods
+    assert min(time for ratios, median in timings.values() for time in (*ratios, median)) > 0
+    for method in methods:
+        before, peak = script['memory']('squeezenet1_0', method, args)
         assert peak >= before > 0
+
+
+def test_refusals_of_the_benchmark(benchmark, capsys):
+    '''A peer may refuse a model, but no method of ours.'''
+    script, args = benchmark
+    script['measure']('resnet18', 'DeepLift (Captum)', args)
+    assert capsys.readouterr().out.startswith('refused DeepLift needs a module of its own for each call')
+    with pytest.raises(ValueError, match='DeepLift needs'):
+        script['METHODS']['SplitGrad'] = script['METHODS']['DeepLift (Captum)']
+        script['measure']('resnet18', 'SplitGrad', args)
+
+
+def test_classes_of_the_benchmark(benchmark):
+    '''Composites are told that images share a class if they do, and if they can be told.'''
+    script, args = benchmark
+
+    class Sharing(SplitGrad):
+        def __init__(self, *args, shared=False, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.is_shared = shared
+
+    for one_class in (False, True):
+        args.one_class = one_class
+        model, layer, input, relevance = script['load']('resnet18', args)
+        assert layer == 'layer4' and input.shape == (2, 3, 64, 64)
+        assert relevance.argmax(1).tolist() == [0, int(not one_class)]
+        assert script['ours'](model, args, Sharing).composite.is_shared == one_class
+        assert script['ours'](model, args, SplitLRP).composite.saliency is None
 
 
 @pytest.mark.parametrize('name', ['photographs', 'drawings'])

@@ -2,7 +2,6 @@
 import math
 import weakref
 from functools import partial
-from itertools import chain
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,7 +10,7 @@ from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
 from .needs import Choices
-from .nested import flatten
+from .nested import flatten, modules_of
 from .passes import Independent, MapPass
 from .recentering import Scaling
 from .rules import SplitRule
@@ -289,12 +288,16 @@ def require_fit(root):
     '''Raise if a Zennit rule is registered that does not know pairs, or if a batch norm is in training mode, before it
     changes its running statistics; and return any other module that is in training mode.'''
     training = None
-    for module in root.modules():
-        training = module if module.training else training
-        if module.training and isinstance(module, _BatchNorm):
-            raise RuntimeError(f'{describe(module, root)} is in training mode: call .eval() on the model')
-        for hook in chain(module._forward_pre_hooks.values(), module._forward_hooks.values()):
-            require_split_rule(getattr(hook, '__self__', None), partial(describe, module, root))
+    for module in modules_of(root):
+        if module.training:
+            training = module
+            if isinstance(module, _BatchNorm):
+                raise RuntimeError(f'{describe(module, root)} is in training mode: call .eval() on the model')
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for hook in hooks.values() if hooks else ():
+                owner = getattr(hook, '__self__', None)
+                if owner is not None and not isinstance(owner, SplitRule):
+                    require_split_rule(owner, partial(describe, module, root))
     return training
 
 

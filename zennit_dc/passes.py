@@ -12,7 +12,7 @@ from itertools import chain
 
 import torch
 
-from .nested import flatten
+from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
 from .spatial import places_of, spread
@@ -344,7 +344,7 @@ def rules_of(root):
 
 def tensors_of(root):
     '''The parameters and buffers of a model, each of them once.'''
-    found = (each for module in root.modules() for each in (*module._parameters.values(), *module._buffers.values()))
+    found = (each for module in modules_of(root) for each in (*module._parameters.values(), *module._buffers.values()))
     return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
 
 

@@ -8,8 +8,8 @@ import click
 
 from ..methods import METHODS
 from .options import (
-    Name, Numbers, against_of, against_option, categories_option, classifier_of, compute_options, hold, method_options,
-    model_option, model_options, option, parameters_of, require_compute, require_output, require_used,
+    Name, Numbers, Shard, against_of, against_option, categories_option, classifier_of, compute_options, hold,
+    method_options, model_option, model_options, option, parameters_of, require_compute, require_output, require_used,
 )
 
 
@@ -30,10 +30,12 @@ ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attribut
 @option('--label-map', 'labels', type=file, help='A JSON file with the index, word_net_id and name of each class.')
 @option('--label-regex', help='Where the label is in an image\'s path: the first group of a regular expression.')
 @option('--batch-size', default=16, type=click.IntRange(1), help='The number of images in a batch.')
-@option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images.')
+@option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images, or 0: a thread.')
+@option('--shard', type=Shard(), help='The i-th of n shards, as in 1/8, which may run one by one or at once.')
+@option('--join', is_flag=True, help='Write the files of a run of which all shards are there.')
 @compute_options
 def attribute(source, out, method, model, weights, size, mean, std, output, input, categories, layer, target,
-              against, labels, label_regex, batch_size, workers, device, dtype, seed, **given):
+              against, labels, label_regex, batch_size, workers, shard, join, device, dtype, seed, **given):
     '''Compute the attributions of a whole data set for ViRelAy.
 
     The images lie in folders named by class (its index, WordNet ID or name), or are the array x of a file of NumPy,
@@ -44,7 +46,10 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     zennit-dc attribute photos --model vgg16 --method splitcam --layer features.26 --out attribution.h5
     zennit-dc attribute photos --label-regex '^(\\d+)_' --layer features.12
     torchrun --nproc-per-node 4 -m zennit_dc attribute photos --device cuda --layer features.12
+    zennit-dc attribute photos --layer features.12 --shard 1/2
     '''
+    if join and shard is not None:
+        raise click.UsageError('--join is for the same command without --shard')
     require_used([method], {'layer': layer, **given})
     inputs = [source, labels, None if weights == 'DEFAULT' else weights, categories]
     require_output(out, inputs, *(out.with_name(out.name.removesuffix('.h5') + end) for end in ENDINGS))
@@ -65,11 +70,15 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     images = load_images(source, classifier, entries, label_regex)
     skipped = attribute_all(
         classifier, images, out, method, target, entries, batch_size, device, dtype, seed, workers,
-        sys.stderr.isatty(), against, **parameters_of(method, layer, given)
+        sys.stderr.isatty(), against, shard, join, **parameters_of(method, layer, given)
     )
     if int(os.environ.get('RANK', 0)) > 0:
         return
-    click.echo(f'{out}: {METHODS[method].title} of {len(images) - len(skipped)} images of {source}')
+    if shard is not None and not out.exists():
+        number, count = shard
+        click.echo(f'{out}: shard {number}/{count} is done; once all are, the same command with --join makes the files')
+    else:
+        click.echo(f'{out}: {METHODS[method].title} of {len(images) - len(skipped)} images of {source}')
     for name, reason in skipped:
         click.echo(f'left out {name}: {reason}')
 

@@ -70,6 +70,20 @@ class Alpha(click.ParamType):
             self.fail(f'{value!r} is neither a number nor balanced:KAPPA', param, ctx)
 
 
+class Shard(click.ParamType):
+    '''A shard: its number, from 1 on, and the number of all.'''
+    name = 'i/n'
+
+    def convert(self, value, param, ctx):
+        '''Convert a string.'''
+        if not isinstance(value, str):
+            return value
+        number, _, count = value.partition('/')
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            self.fail(f'{value!r} is no shard: 1/8 is the first of eight, and 8/8 the last', param, ctx)
+        return int(number), int(count)
+
+
 class Name(click.Choice):
     '''One of several names. An error says which one may have been meant.'''
     def get_invalid_choice_message(self, value, ctx):

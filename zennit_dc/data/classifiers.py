@@ -74,10 +74,11 @@ class Classifier(NamedTuple):
         return self
 
     def pixels(self, input):
-        '''What a normalized input looks like: RGB values in [0, 1] of shape (height, width, 3).'''
+        '''What normalized inputs of shape (..., channels, height, width) look like: RGB values in [0, 1] of shape (...,
+        height, width, 3).'''
         mean, std = (torch.tensor(each).view(-1, 1, 1) for each in (self.preprocessing.mean, self.preprocessing.std))
         pixels = (input.detach().cpu().float() * std + mean).clamp(0., 1.)
-        return pixels.expand(3, -1, -1).permute(1, 2, 0)
+        return pixels.expand(*pixels.shape[:-3], 3, -1, -1).movedim(-3, -1)
 
 
 def load_classifier(

@@ -1,7 +1,9 @@
 '''Long runs in parts: each finished part is a file of its own, so that an interrupted run goes on where it was.'''
 import errno
+import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ except ModuleNotFoundError:  # there is none on Windows
     fcntl = None
 
 
+LOCKS = set()  # the files that this process holds
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # errors of the disk, which name no file
 
 
@@ -46,11 +49,23 @@ def held(out, lock=None):
         file = locked(out, lock)
     except OSError as error:
         raise unwritable(out, error) from error
+    LOCKS.add(file)
     try:
         yield
     finally:
+        LOCKS.discard(file)
         lock.unlink(missing_ok=True)  # while it is held, so that it is no other run's
         file.close()
+
+
+def release():
+    '''Close what the parent process holds, which a process that reads images would else hold on when it is killed.'''
+    while LOCKS:
+        LOCKS.pop().close()
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=release)
 
 
 def locked(out, lock):
@@ -153,11 +168,15 @@ class Parts:
         All that the result depends on, as far as JSON can tell.
     count : int
         The number of parts.
+    shard : tuple[int, int], optional
+        The number of a shard, from 1 on, and the number of shards, to make no other parts than those of this shard, in
+        a folder of its own: shards share nothing until :py:meth:`collect` takes their parts. Default is all parts.
     '''
-    def __init__(self, out, run, count):
-        self.folder = Path(f'{out}.parts')
+    def __init__(self, out, run, count, shard=None):
+        first, shards = shard or (1, 1)
+        self.folder = Path(f'{out}.parts' if shard is None else f'{out}.shard-{first}-of-{shards}.parts')
         self.run = json.loads(json.dumps(run))
-        self.count = count
+        self.out, self.count, self.numbers = Path(out), count, range(first - 1, count, shards)
 
     def open(self):
         '''Make the folder, or make sure that it is of the same run. This is for one process to do.
@@ -194,7 +213,47 @@ class Parts:
 
     def missing(self):
         '''The numbers of the parts that are not finished.'''
-        return [index for index in range(self.count) if not self.path(index).is_file()]
+        return [number for number in self.numbers if not self.path(number).is_file()]
+
+    def finished(self):
+        '''The numbers of the parts that are finished, of a run that is known.'''
+        return set(self.numbers).difference(self.missing()) if (self.folder / 'run.json').is_file() else set()
+
+    def shards(self):
+        '''The shards of which there are folders, as parts.'''
+        folders = self.out.parent.glob(f'{glob.escape(self.out.name)}.shard-*-of-*.parts')
+        found = (re.search(r'\.shard-(\d+)-of-(\d+)\.parts$', folder.name) for folder in folders)
+        return [Parts(self.out, self.run, self.count, tuple(map(int, match.groups()))) for match in found if match]
+
+    def left(self):
+        '''The numbers of the parts that are finished neither here nor by a shard.'''
+        return set(self.missing()).difference(*(shard.finished() for shard in self.shards()))
+
+    def require_shards(self):
+        '''Raise a ValueError that says which shards to run again, if parts are missing.'''
+        left, counts = self.left(), sorted({shard.numbers.step for shard in self.shards()})
+        again = [f'{first}/{count}' for count in counts for first in range(1, count + 1)
+                 if not left.isdisjoint(range(first - 1, self.count, count))]
+        if left:
+            remedy = f'--shard {", ".join(again)}' if again else 'each --shard from 1/n to n/n first, as there is none'
+            raise ValueError(f'{len(left)} of {self.count} parts of {self.out} are missing: run {remedy}')
+
+    def collect(self):
+        '''Take the finished parts of all shards, and remove their folders. This is for one process to do.
+
+        Raises
+        ------
+        ValueError
+            If a shard is still running, or is of another run.
+        '''
+        for shard in self.shards():
+            with held(shard.folder, shard.folder / 'lock'):
+                finished = shard.finished()
+                if finished:
+                    shard.require_same_run()
+                for number in finished:
+                    os.replace(shard.path(number), self.path(number))
+                shard.remove()
 
     def save(self, number, /, **arrays):
         '''Save a part.'''

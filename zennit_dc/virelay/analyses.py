@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..data.images import load_label_map
 from ..data.parts import Parts, written
-from .attributions import beside, require_same_run
+from .databases import beside, require_same_run
 
 
 def analyze(

@@ -13,15 +13,17 @@ from ..attribution import relevance_of, require_scores
 from ..data.classifiers import black_input
 from ..data.fingerprints import describe, description
 from ..data.images import UnreadableImage, class_folders, label_map
-from ..data.parts import Parts, differences, held, written
+from ..data.parts import Parts, held
 from ..data.processes import local_device, process_group
+from ..data.threads import ahead, meanwhile
 from ..methods import METHODS, attributor
 from ..methods.table import method_named
+from .databases import beside, merge, require_same_run, skipped_images, skipped_of
 
 
 def attribute(
     classifier, images, out, method='splitcam', target='predicted', labels=None, batch_size=16, device='cpu',
-    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, **parameters
+    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, shard=None, join=False, **parameters
 ):
     '''Compute the attributions of a data set, and write them for ViRelAy.
 
@@ -33,8 +35,16 @@ def attribute(
     channels, which ViRelAy needs. Images that cannot be read are reported and left out. An image without a label gets
     the predicted class as its label.
 
+    Where a method takes that a batch explains one class, and the class does not depend on the model, batches are made
+    of one class each. The order of the images in the files does not depend on this.
+
     Every finished batch is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted run goes on
-    where it was. Started by ``torchrun``, the processes share the batches, by this folder, which all must reach.
+    where it was. The images of the next batch are read, and the last part is written, while the model runs. Started by
+    ``torchrun``, the processes share the batches, by this folder, which all must reach.
+
+    A shard makes every n-th part, in a folder ``out`` + ``.shard-i-of-n.parts``, and knows nothing of other shards, so
+    that each may run, be killed and run again on its own. A run that is no shard takes what shards have finished, makes
+    what is left, and writes the files, which are the same as without shards.
 
     Parameters
     ----------
@@ -60,23 +70,28 @@ def attribute(
     seed : int, optional
         The seed of PyTorch's random numbers.
     workers : int, optional
-        The number of processes that read images, or 0 for this one.
+        The number of processes that read images, or 0 for a thread of this one.
     progress : bool, optional
         Whether to show a progress bar.
     against : {'none', 'others', 'likely'}, int or list of int, optional
         The classes to explain the class against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
+    shard : tuple[int, int], optional
+        The number of a shard, from 1 on, and the number of shards. Default is to make the files.
+    join : bool, optional
+        Whether shards must have made all parts, so that nothing is computed.
     **parameters
         The method's parameters.
 
     Returns
     -------
     list[tuple[str, str]]
-        The name of each image that could not be read, and why.
+        The name of each image, or of each image of the shard, that could not be read, and why.
 
     Raises
     ------
     ValueError
-        If a parameter is wrong, if ``out`` exists from another run, or if no image can be read.
+        If a parameter is wrong, if ``out`` exists from another run, if another process makes the same parts, if there
+        are parts missing to join, or if no image can be read.
     OSError
         If there is no space left on the disk.
     FloatingPointError
@@ -86,11 +101,15 @@ def attribute(
 
     if batch_size < 1:
         raise ValueError(f'the batch size must be positive, not {batch_size}')
+    if shard is not None and (join or not 1 <= shard[0] <= shard[1]):
+        raise ValueError(f'a shard is the i-th of n, from 1 on, and joins nothing: {shard[0]}/{shard[1]} is wrong')
     if target == 'label' and None in images.labels:
         raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
     target = target if target in ('label', 'predicted') else operator.index(target)
     device, out = local_device(device), Path(out)
     own_seed = {'seed': seed} if 'seed' in method_named(method).parameters else {}
+    if one_class_is_known(method, images, target, against, batch_size):
+        parameters = {'shared': True, **parameters}
     chosen = attributor(method, classifier, **own_seed, **parameters)
     classifier.to(device, dtype)
     if callable(parameters.get('alpha')):
@@ -100,52 +119,93 @@ def attribute(
         'against': against or 'none', 'batch size': batch_size,
         **{name: describe(value) for name, value in parameters.items()}
     }
-    batches = [range(start, min(start + batch_size, len(images))) for start in range(0, len(images), batch_size)]
-    parts = Parts(out, run, len(batches))
+    by_class = parameters.get('shared', False) and target == 'label'
+    batches = batches_of(images.labels if by_class else [None] * len(images), batch_size)
+    parts = Parts(out, run, len(batches), shard)
     if out.exists():
         require_same_run(out, run)
         parts.remove()
         return skipped_images(out)
-    require_new(out, parts)
-    require_space(classifier, out, len(images), len(parts.missing()) * batch_size)
+    require_new(out)
+    if join:
+        parts.require_shards()
+    left = parts.missing() if shard else parts.left()
+    require_space(classifier, out, 0 if shard else len(images), len(left) * batch_size)
     labels = require_labels(classifier, images, labels, target, device, dtype)
-    with held(out, parts.folder / 'lock'), process_group(device) as (rank, size, wait):
-        mine = own_parts(parts, out, rank, size, wait)
+    with held(parts.folder if shard else out, parts.folder / 'lock'), process_group(device) as (rank, size, wait):
+        mine = own_parts(parts, out, rank, size, wait, shard)
         loader = torch.utils.data.DataLoader(
             Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
         )
         sizes = [len(batch) for batch in batches]
-        with image_bar(sizes, mine, range(rank, len(batches), size), progress and rank == 0) as bar:
-            for (indices, inputs, shown, failures), batch in zip(loader, mine):
+        with (
+            image_bar(sizes, mine, parts.numbers[rank::size], progress and rank == 0) as bar, chosen,
+            meanwhile(parts.save) as save
+        ):
+            for read, batch in zip(ahead(loader), mine):
+                if isinstance(read, OSError):
+                    raise read
+                indices, inputs, shown, failures = read
                 torch.manual_seed(seed + batch)
                 explained = explain_batch(chosen, images, indices, inputs, target, against, device, dtype)
-                parts.save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
+                save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
                 bar.update(sizes[batch])
         wait()
-        if rank == 0:
+        if rank == 0 and shard is None:
             merge(parts, images, out, labels)
         wait()
-    return skipped_images(out)
+    return skipped_images(out) if shard is None else skipped_of(parts, images)
 
 
-def require_new(out, parts):
-    '''Raise if files that a run writes beside its result are there, and not from this run.'''
+def one_class_is_known(method, images, target, against, batch_size):
+    '''Whether a method takes that all images of a batch explain the same (``shared``), and batches can be made so
+    before the model is asked: of one class, and not of so few images of each that batches would become small.'''
+    if 'shared' not in method_named(method).parameters or target == 'predicted' or against == 'likely':
+        return False
+    return target != 'label' or len(images) >= batch_size * len(set(images.labels))
+
+
+def batches_of(classes, size):
+    '''The indices of the images in each batch, which are of one class, and in their order.
+
+    Parameters
+    ----------
+    classes : list
+        The class of each image, or None for all.
+    size : int
+        The largest number of images in a batch.
+
+    Returns
+    -------
+    list[list[int]]
+        The indices.
+    '''
+    of_class = {}
+    for index, each in enumerate(classes):
+        of_class.setdefault(each, []).append(index)
+    return [indices[start:start + size] for indices in of_class.values() for start in range(0, len(indices), size)]
+
+
+def require_new(out):
+    '''Raise if files that a run writes beside its result are there, and not from a run that was interrupted.'''
     for path in (beside(out, '_data.h5'), beside(out, '_labels.json')):
-        if path.exists() and not parts.folder.exists():
+        if path.exists() and not Path(f'{out}.parts').exists():
             raise ValueError(f'{path} exists already: choose another --out')
 
 
-def own_parts(parts, out, rank, size, wait):
+def own_parts(parts, out, rank, size, wait, shard):
     '''The numbers of the parts that are left to a process; no process begins before all of them know theirs.'''
     if rank == 0:
         if out.exists():  # the run that held it has ended meanwhile
             raise ValueError(f'another run has just written {out}: start again, or choose another --out')
         parts.open()
+        if shard is None:
+            parts.collect()
     wait()
     if not parts.folder.is_dir():
         raise OSError(f'{parts.folder} is not there: all processes need the same folder')
     parts.require_same_run()
-    mine = [batch for batch in parts.missing() if batch % size == rank]
+    mine = [batch for batch in parts.missing() if parts.numbers.index(batch) % size == rank]
     wait()
     return mine
 
@@ -175,7 +235,7 @@ class Batches(torch.utils.data.Dataset):
         The classifier, of which the preprocessing is used.
     images : :py:class:`~zennit_dc.data.images.ImageFolder` or :py:class:`~zennit_dc.data.images.ImageArray`
         The images.
-    batches : list[range]
+    batches : list[list[int]]
         The indices of the images in each batch.
     '''
     def __init__(self, classifier, images, batches):
@@ -187,6 +247,14 @@ class Batches(torch.utils.data.Dataset):
         return len(self.batches)
 
     def __getitem__(self, batch):
+        '''What :py:meth:`read` returns, or the error of the disk that it raises, so that it comes as it is from another
+        process.'''
+        try:
+            return self.read(batch)
+        except OSError as error:
+            return error
+
+    def read(self, batch):
         '''The indices and inputs of the readable images, what they look like, and the failures.'''
         indices, inputs, failures = [], [], []
         for index in self.batches[batch]:
@@ -197,8 +265,9 @@ class Batches(torch.utils.data.Dataset):
                 failures.append((index, str(error)))
         if not inputs:
             return indices, None, np.zeros(0, np.uint8), failures
-        shown = [torch.round(self.classifier.pixels(input) * 255.).to(torch.uint8).numpy() for input in inputs]
-        return indices, torch.stack(inputs), np.stack(shown), failures
+        inputs = torch.stack(inputs)
+        shown = torch.round(self.classifier.pixels(inputs) * 255.).to(torch.uint8)
+        return indices, inputs, shown.contiguous().numpy(), failures
 
 
 def explain_batch(chosen, images, indices, inputs, target, against, device, dtype):
@@ -229,63 +298,6 @@ def explain_batch(chosen, images, indices, inputs, target, against, device, dtyp
     }
 
 
-def merge(parts, images, out, labels):
-    '''Write the files for ViRelAy from the parts, and remove these.'''
-    missing = parts.missing()
-    if missing:
-        raise OSError(
-            f'{len(missing)} of {parts.count} parts are not in {parts.folder}: all processes need the same folder'
-        )
-    skipped, indices, label, filled = [], [], [], []
-    for number in range(parts.count):
-        index, left_out, reasons = parts.load(number, 'index', 'skipped', 'reason')
-        skipped += [[images.names[place], str(reason)] for place, reason in zip(left_out, reasons)]
-        if len(index):
-            filled.append(number)
-            prediction, = parts.load(number, 'prediction')
-            own = [images.labels[place] for place in index]
-            label += [best if each is None else each for each, best in zip(own, prediction.argmax(1).tolist())]
-            indices += index.tolist()
-    if not indices:
-        raise ValueError(f'none of the {len(images)} images can be read: {skipped[0][1]}')
-    with written(beside(out, '_labels.json'), folder=parts.folder) as temporary:
-        temporary.write_text(json.dumps(labels, indent=1, ensure_ascii=False), encoding='utf-8')
-    write_database(beside(out, '_data.h5'), parts, filled, {'image': 'data'}, label)
-    write_database(
-        out, parts, filled, {key: key for key in ('attribution', 'prediction', 'target')}, label,
-        name=[images.names[index] for index in indices], run=parts.run, skipped=skipped
-    )
-    parts.remove()
-
-
-def write_database(path, parts, filled, keys, label, name=None, **attributes):
-    '''Write an HDF5 file with the arrays of all parts that have images, one after the other.'''
-    import h5py
-
-    try:
-        size = sum(array.nbytes for number in filled[:1] for array in parts.load(number, *keys)) * len(filled) + 2 ** 16
-        with written(path, size, parts.folder) as temporary, h5py.File(temporary, 'w') as file:
-            start = 0
-            for number in filled:
-                for key, array in zip(keys.values(), parts.load(number, *keys)):
-                    if key not in file:
-                        file.create_dataset(key, (len(label), *array.shape[1:]), array.dtype)
-                    file[key][start:start + len(array)] = array
-                start += len(array)
-            file['label'] = np.array(label, np.int64)
-            if name is not None:
-                file.create_dataset('name', data=name, dtype=h5py.string_dtype())
-            for key, value in attributes.items():
-                file.attrs[key] = json.dumps(value)
-    except (OSError, RuntimeError) as error:
-        raise OSError(f'{path} cannot be written: {error}') from error
-
-
-def beside(out, ending):
-    '''The path of another file of a run.'''
-    return out.with_name(out.name.removesuffix('.h5') + ending)
-
-
 def require_labels(classifier, images, labels, target, device, dtype):
     '''The label map: the given one, or one made of the classifier's categories, of the folders, or of mere numbers.
     Raise if it does not fit the model's classes or the images' labels, or if there is no class to explain.'''
@@ -311,32 +323,6 @@ def require_labels(classifier, images, labels, target, device, dtype):
     if not set(range(classes)) <= known and None in images.labels:
         raise ValueError(f'the label map has {len(known)} of the {classes} classes, any of which may be predicted')
     return labels
-
-
-def attribute_of(path, key):
-    '''An attribute of a database.'''
-    import h5py
-
-    with h5py.File(path, 'r') as file:
-        return json.loads(file.attrs[key])
-
-
-def skipped_images(out):
-    '''The images that a finished run could not read.'''
-    return [tuple(entry) for entry in attribute_of(out, 'skipped')]
-
-
-def require_same_run(out, run, kind='a file of attributions'):
-    '''Raise if a file is not of this run.'''
-    try:
-        different = differences(attribute_of(out, 'run'), json.loads(json.dumps(run)))
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f'{out} exists, but is not {kind}: choose another --out') from error
-    if different:
-        raise ValueError(
-            f'{out} exists from another run, which differs in {", ".join(different)}: delete it, or choose another'
-            ' --out'
-        )
 
 
 def require_space(classifier, out, count, missing):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ..data.images import load_label_map
 from ..data.parts import written
-from .attributions import attribute_of, beside
+from .databases import attribute_of, beside
 
 
 def project(attribution, analysis, out, name=None, data=None, labels=None):
