@@ -72,8 +72,8 @@ def flatten(obj):
 
 
 def modules_of(root):
-    '''The modules of a model, each once and in the order of :py:meth:`torch.nn.Module.modules`, which takes several times
-    as long for their names. This is for what is asked in every forward pass.'''
+    '''The modules of a model, each once and in the order of :py:meth:`torch.nn.Module.modules`, which takes several
+    times as long for their names. This is for what is asked in every forward pass.'''
     found, left = {}, [root]
     while left:
         module = left.pop()

@@ -30,7 +30,7 @@ ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attribut
 @option('--label-map', 'labels', type=file, help='A JSON file with the index, word_net_id and name of each class.')
 @option('--label-regex', help='Where the label is in an image\'s path: the first group of a regular expression.')
 @option('--batch-size', default=16, type=click.IntRange(1), help='The number of images in a batch.')
-@option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images, or 0: a thread.')
+@option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images; 0 is a thread.')
 @option('--shard', type=Shard(), help='The i-th of n shards, as in 1/8, which may run one by one or at once.')
 @option('--join', is_flag=True, help='Write the files of a run of which all shards are there.')
 @compute_options

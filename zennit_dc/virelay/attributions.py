@@ -1,5 +1,4 @@
 '''The attributions of a whole data set, in the layout of ViRelAy's databases.'''
-import json
 import operator
 import shutil
 import sys
