@@ -1,7 +1,7 @@
 '''Measure time and memory of the methods, as multiples of the plain gradient's, and print them in Markdown.
 
     python benchmark.py --models vgg16 resnet18 --batch 2
-    python benchmark.py --models resnet50 --batch 16 --one-class --methods SplitGrad SplitCAM --device cuda
+    python benchmark.py --models resnet50 --batch 16 --one-class --alpha 0.4 --methods SplitGrad SplitCAM --device cuda
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
@@ -12,7 +12,6 @@ increase over that before. In that process glibc returns the memory of each larg
 else varies by a third. A method that refuses a model is named below the table, with its reason.
 '''
 import argparse
-import inspect
 import os
 import platform
 import resource
@@ -27,7 +26,7 @@ import torchvision
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 
-from zennit_dc import SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer
 from zennit_dc.methods.attributors import DeepLift, GradCAM
@@ -52,9 +51,12 @@ REFUSALS = (ModuleNotFoundError, NotImplementedError, RuntimeError, ValueError)
 
 
 def ours(model, args, composite, *parameters):
-    '''An attributor with a composite, which uses that all images explain one class if it can.'''
-    shared = args.one_class and 'shared' in inspect.signature(composite).parameters
-    return Gradient(model, composite(*parameters, canonizers='auto', **{'shared': True} if shared else {}))
+    '''An attributor with a composite. That of a sensitivity has the given shift, and is told if all images explain one
+    class, of which it makes use unless it is balanced image by image.'''
+    own = {}
+    if composite is not SplitLRP:
+        own = {'shared': args.one_class, 'alpha': Balanced() if args.alpha is None else args.alpha}
+    return Gradient(model, composite(*parameters, canonizers='auto', **own))
 
 
 def split(composite, model, input, relevance):
@@ -148,9 +150,10 @@ def description(args):
         f'{torch.get_num_threads()} threads on {platform.machine()}'
     )
     classes = 'all of one class' if args.one_class else 'each of another class'
+    shift = '' if args.alpha is None else f', α = {args.alpha:g}'
     return (
         f'PyTorch {torch.__version__}, {device}, {args.dtype}, {args.batch} images of {args.size} × {args.size},'
-        f' {classes}; median of {args.rounds} rounds (least to largest); increase: over the loaded model.'
+        f' {classes}{shift}; median of {args.rounds} rounds (least to largest); increase: over the loaded model.'
     )
 
 
@@ -179,6 +182,7 @@ def main():
     parser.add_argument('--batch', type=int, default=2, help='the number of images (default: 2)')
     parser.add_argument('--size', type=int, default=224, help='their height and width (default: 224)')
     parser.add_argument('--one-class', action='store_true', help='let all images explain the same class')
+    parser.add_argument('--alpha', type=float, help='the shift of SplitGrad and SplitCAM (default: balanced)')
     parser.add_argument('--rounds', type=int, default=5, help='how often everything is timed (default: 5)')
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
     parser.add_argument('--dtype', default='float32', choices=('float32', 'float64', 'bfloat16', 'float16'))

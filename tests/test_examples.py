@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 from zennit.attribution import Gradient
 
-from zennit_dc import SplitGrad, SplitLRP, SplitTensor
+from zennit_dc import Balanced, SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.split import FORMS
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
@@ -167,7 +167,7 @@ def test_benchmark():
 def fixture_benchmark():
     '''The script, and arguments of small measurements.'''
     device = torch.device('cpu')
-    arguments = Namespace(batch=2, size=64, rounds=1, device=device, dtype='float32', one_class=False)
+    arguments = Namespace(batch=2, size=64, rounds=1, device=device, dtype='float32', one_class=False, alpha=None)
     return runpy.run_path(str(EXAMPLES / 'benchmark.py')), arguments
 
 
@@ -198,20 +198,21 @@ def test_refusals_of_the_benchmark(benchmark, capsys):
 
 
 def test_classes_of_the_benchmark(benchmark):
-    '''Composites are told that images share a class if they do, and if they can be told.'''
+    '''Composites are told that images share a class if they do, and the shift.'''
     script, args = benchmark
 
     class Sharing(SplitGrad):
-        def __init__(self, *args, shared=False, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.is_shared = shared
+        def __init__(self, alpha, shared, **kwargs):
+            super().__init__(alpha, **kwargs)
+            self.given = alpha, shared
 
     for one_class in (False, True):
-        args.one_class = one_class
+        args.one_class, args.alpha = one_class, .4 if one_class else None
         model, layer, input, relevance = script['load']('resnet18', args)
         assert layer == 'layer4' and input.shape == (2, 3, 64, 64)
         assert relevance.argmax(1).tolist() == [0, int(not one_class)]
-        assert script['ours'](model, args, Sharing).composite.is_shared == one_class
+        given = script['ours'](model, args, Sharing).composite.given
+        assert given == ((.4, True) if one_class else (Balanced(), False))
         assert script['ours'](model, args, SplitLRP).composite.saliency is None
 
 
