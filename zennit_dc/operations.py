@@ -263,7 +263,9 @@ class SplitReLU(torch.autograd.Function):
             return gradient, sum_gradient, None, None
         mask = ctx.saved_tensors[0] > 0 if ctx.passes else ctx.saved_tensors[0]
         # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
-        through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask.to(gradient.dtype))
+        mask = mask.to(gradient.dtype)
+        out = None if torch.is_grad_enabled() else mask  # no large tensor more than needed
+        through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask, out=out)
         return through, sum_gradient, None, None
 
 

@@ -5,8 +5,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..operations import activation, onto, relu
-from ..split import true_gradients, unsupported
+from ..operations import activation, deeper, onto, relu
+from ..split import same, true_gradients, unsupported
 from .arithmetic import Valued
 from .table import in_place_or_new, missing, overloads, require_evaluation, torch_form
 
@@ -82,11 +82,48 @@ class PiecewiseLinear:
 
     def split(self, pair):
         '''The split form.'''
+        if not pair.split_pass.sums:
+            return deeper(pair.replaced(*Pieces.apply(*pair.tensors, self)))
+
         def of(original, total):
             slope, intercept = self.hinges.to(total)[:, self.piece(original)]
-            return self.function(original), onto(total * self.factor + self.offset, slope * original + intercept)
+            return self.function(original), total * self.factor + self.offset + (slope * original + intercept)
 
         return activation(pair, of)
+
+
+class Pieces(torch.autograd.Function):
+    '''The split form of a piecewise-linear function where the sum is not computed, by the piece of each entry.'''
+    @staticmethod
+    def forward(ctx, difference, stream_sum, function):
+        ctx.set_materialize_grads(False)
+        ctx.function, ctx.dtype = function, difference.dtype
+        passed = zip(function.knots.tolist(), function.right.tolist())
+        counts = [difference >= knot if right else difference > knot for knot, right in passed]
+        ctx.save_for_backward(sum(count.view(torch.uint8) for count in counts))
+        return function.function(difference), same(stream_sum)
+
+    @staticmethod
+    def backward(ctx, gradient, sum_gradient):
+        (piece,), function, through = ctx.saved_tensors, ctx.function, None
+        for entering, slopes in ((gradient, function.lines[0]), (sum_gradient, function.hinges[0])):
+            if entering is not None:
+                slope, graph = by_piece(piece, slopes.tolist(), ctx.dtype), torch.is_grad_enabled()
+                part = entering.to(ctx.dtype) * slope if graph else slope.mul_(entering)
+                through = part if through is None else through + part if graph else through.add_(part)
+        return through, None if sum_gradient is None else sum_gradient * function.factor, None
+
+
+def by_piece(piece, values, dtype):
+    '''The value of each entry's piece, in new memory.'''
+    steps = {second - first for first, second in zip(values, values[1:])}
+    if len(steps) == 1:
+        return piece.to(dtype).mul_(steps.pop()).add_(values[0])
+    places = [place for place, value in enumerate(values) if value] or [0]
+    found = (piece == places[0]).to(dtype).mul_(values[places[0]])
+    for place in places[1:]:
+        found.add_((piece == place).to(dtype), alpha=values[place])
+    return found
 
 
 @torch_form('leaky_relu', inplace=('leaky_relu_',))
