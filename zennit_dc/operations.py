@@ -254,16 +254,16 @@ class SplitReLU(torch.autograd.Function):
     def forward(ctx, difference, stream_sum, split_pass, passes):
         ctx.split_pass, ctx.passes = split_pass, passes
         output = torch.relu(difference)
-        ctx.save_for_backward(difference if passes else output > 0)  # relevance keeps the difference anyway
+        ctx.save_for_backward(difference if passes else output)  # relevance keeps the difference anyway
         return output, stream_sum + (output - difference) if split_pass.sums else same(stream_sum)
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
         if ctx.passes and ctx.split_pass.makes_map():
             return gradient, sum_gradient, None, None
-        mask = ctx.saved_tensors[0] > 0 if ctx.passes else ctx.saved_tensors[0]
         # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
-        mask = mask.to(gradient.dtype)
+        saved = ctx.saved_tensors[0].detach()
+        mask = (torch.relu(saved) if ctx.passes else saved).sign().to(gradient.dtype)
         out = None if torch.is_grad_enabled() else mask  # no large tensor more than needed
         through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask, out=out)
         return through, sum_gradient, None, None

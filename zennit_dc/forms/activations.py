@@ -118,12 +118,17 @@ def by_piece(piece, values, dtype):
     '''The value of each entry's piece, in new memory.'''
     steps = {second - first for first, second in zip(values, values[1:])}
     if len(steps) == 1:
-        return piece.to(dtype).mul_(steps.pop()).add_(values[0])
+        return scaled(piece.to(dtype), steps.pop()).add_(values[0])
     places = [place for place, value in enumerate(values) if value] or [0]
-    found = (piece == places[0]).to(dtype).mul_(values[places[0]])
+    found = scaled((piece == places[0]).to(dtype), values[places[0]])
     for place in places[1:]:
         found.add_((piece == place).to(dtype), alpha=values[place])
     return found
+
+
+def scaled(tensor, factor):
+    '''A tensor, multiplied in place.'''
+    return tensor if factor == 1 else tensor.mul_(factor)
 
 
 @torch_form('leaky_relu', inplace=('leaky_relu_',))
