@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from commands import ATTRIBUTE, command, require_error, require_success, run, run_process
+from helpers import assert_close
 from PIL import Image
 from zennit.attribution import Gradient
 
@@ -456,3 +457,19 @@ def test_arrays_targets_and_channels(tmp_path):
     attribute(classifier, ImageArray(x), tmp_path / 'none.h5', 'splitgrad', progress=False)
     with h5py.File(tmp_path / 'none.h5') as file:
         assert (file['label'][:] == predicted.numpy()).all()
+
+
+@pytest.mark.parametrize('target', [3, 'label'])
+def test_shared_sums_make_the_maps_of_single_images(few, target):
+    folder, (classifier, images) = few
+    images.labels = [2, 0, 2, 0]
+    attribute(classifier, images, folder / 'a.h5', 'splitgrad', target, batch_size=2, alpha=.4, progress=False)
+    with h5py.File(folder / 'a.h5') as file:
+        found = torch.from_numpy(file['attribution'][:])
+        assert file['target'][:].tolist() == (images.labels if target == 'label' else [3] * 4)
+    attributor = Gradient(classifier.model, SplitGrad(.4))
+    for index, map in enumerate(found):
+        input = classifier.preprocessing(images.image(index))[None]
+        label = images.labels[index] if target == 'label' else target
+        expected = attributor(input, class_relevance(label))[1][0]
+        assert_close(map, expected, 1e-4)  # in float32, through 12 layers

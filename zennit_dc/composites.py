@@ -142,7 +142,14 @@ class SensitivityComposite(SplitComposite):
         See :py:class:`SplitComposite`.
     shared : bool, optional
         Whether all images of a batch explain the same relevance, so that the sum's gradient is computed once for all of
-        them where it does not depend on the image, see :py:mod:`zennit_dc.sharing`. The maps are the same.
+        them where it does not depend on the image (theorem 7), see :py:mod:`zennit_dc.sharing`: from the output down to
+        the first max-pooling, maximum or product, and not at all with :py:class:`~zennit_dc.Balanced`, whose scale is
+        each image's own. The maps are the same.
+
+    Raises
+    ------
+    ValueError
+        In the backward pass, if the images explain different relevances with ``shared=True``.
     '''
     def __init__(self, readout, alpha, stream, *args, shared=False, **kwargs):
         require_choice('stream', stream, readout.streams)
@@ -220,7 +227,7 @@ class SplitGrad(SensitivityComposite):
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
     layer, *args, **kwargs
-        See :py:class:`SplitComposite`.
+        See :py:class:`SplitComposite`; and :py:class:`SensitivityComposite` for ``shared``.
     '''
     def __init__(self, alpha=Balanced(), stream='g', layer=None, *args, **kwargs):
         super().__init__(Sensitivity, alpha, stream, layer, *args, **kwargs)
@@ -241,7 +248,7 @@ class SplitCAM(SensitivityComposite):
         The sensitivity of g or h to the positive or the negative stream, times this stream's activation, which depends
         on the re-centering; or the sensitivity to the difference of both, times the original activation.
     *args, **kwargs
-        See :py:class:`SplitComposite`, from ``pooling`` on.
+        See :py:class:`SplitComposite`, from ``pooling`` on; and :py:class:`SensitivityComposite` for ``shared``.
     '''
     def __init__(self, layer, alpha=Balanced(), stream='g', *args, **kwargs):
         if layer is None:
