@@ -13,6 +13,7 @@ References
 import math
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -259,8 +260,9 @@ class CAFO(Attributor):
     def __init__(self, model, composite=None, attr_output=None, penalty=None, classes=None, signed=False):
         super().__init__(model, composite, attr_output)
         self.penalty = Sparsity() if penalty is None else penalty
-        if not isinstance(self.penalty, Sparsity) and not 0. <= self.penalty < math.inf:
-            raise ValueError(f'penalty must be a Sparsity or a number of zero or more, not {penalty}')
+        is_number = isinstance(self.penalty, Real) and 0. <= self.penalty < math.inf
+        if not isinstance(self.penalty, Sparsity) and not is_number:
+            raise ValueError(f'penalty must be a Sparsity or a number of zero or more, not {penalty!r}')
         self.classes = 10 if classes is None and composite is not None else classes
         if self.classes is not None:
             require_classes(self.classes)

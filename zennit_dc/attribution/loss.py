@@ -197,6 +197,11 @@ class Krylov:
         The loss's gradient of shape (batch, ...).
     values : :py:class:`torch.Tensor`
         The Hessian's eigenvalues on the space, descending, of shape (batch, steps).
+
+    Raises
+    ------
+    FloatingPointError
+        If the gradients are not finite.
     '''
     def __init__(self, loss, steps):
         self.gradient = loss.gradient()
@@ -207,6 +212,8 @@ class Krylov:
             vector = unit(independent(products[-1], basis))
         self.basis, self.products = torch.stack(basis, 1), torch.stack(products, 1)
         matrix = torch.einsum('bid,bjd->bij', self.basis.flatten(2), self.products.flatten(2))
+        if not matrix.isfinite().all():
+            raise FloatingPointError('the gradients of the loss are not finite: check the images, or try float64')
         values, self.rotation = torch.linalg.eigh((matrix + matrix.mT) / 2)
         self.values, self.rotation = values.flip(1), self.rotation.flip(2)
 
@@ -347,8 +354,8 @@ def cross_entropy(model, input, target=None, classes=None):
 
 def require_classes(classes):
     '''Return a number of classes if it is two or more, else raise a ValueError.'''
-    if classes < 2:
-        raise ValueError(f'classes must be two or more, not {classes}: a class has a loss by its competitors alone')
+    if not isinstance(classes, int) or classes < 2:
+        raise ValueError(f'classes must be two or more, not {classes!r}: a class has a loss by its competitors alone')
     return classes
 
 
