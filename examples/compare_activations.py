@@ -6,8 +6,6 @@ Small SqueezeNets with SiLU are trained on the demo's drawings, without and with
 them, each method explains drawings that it has not seen, with DetachedActivations and with SmoothReplacement: how often
 the map's largest value is on the object (pointing game), and how much the maps of the two likeliest classes agree
 (cosine; near 1, the map does not explain the class). It takes about a quarter of an hour for each kind on one core.
-With gates, the process grows by some 8 GB for each network, unless MALLOC_MMAP_THRESHOLD_=65536 lets glibc return the
-memory of each large tensor at once, which makes the training some times slower.
 '''
 import statistics
 from functools import partial
