@@ -19,8 +19,8 @@ from zennit_dc import SplitGrad, SplitLRP
 from zennit_dc.attribution import (
     CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, contrast, cross_entropy, shown
 )
-from zennit_dc.attribution.group_features import second_order, thresholded
 from zennit_dc.attribution.loss import MeanCrossEntropy
+from zennit_dc.attribution.maximum import second_order, thresholded
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'

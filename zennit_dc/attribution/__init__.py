@@ -1,8 +1,9 @@
 '''Attributors of a layer's gradient and activation, and what enters at the output for a class.'''
 from .cams import ActivationMap, GradCAMPlusPlus, LayerCAM
-from .group_features import CAFO, CASO, SmoothCAFO, SmoothCASO, Solution, Sparsity, shown
+from .group_features import CAFO, CASO, SmoothCAFO, SmoothCASO, shown
 from .layers import gradient_at, recorded, require_evaluation, require_layer, require_one_map
 from .loss import CrossEntropy, cross_entropy, hessian
+from .maximum import Solution, Sparsity
 from .relevance import class_agreement, class_relevance, contrast, map_cosine, relevance_of, require_scores, runner_up
 
 

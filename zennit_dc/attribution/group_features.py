@@ -12,211 +12,15 @@ References
 '''
 import math
 import warnings
-from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 from zennit.attribution import Attributor
 
-from .loss import ClassGradients, Krylov, MeanCrossEntropy, forward, inner, likeliest, loss_of, require_classes
-
-
-SETTLING = 20  # the steps in which the penalty follows the solution, whatever its error
-PATIENCE = 5.  # seconds after which a progress bar is shown
-
-
-@dataclass(frozen=True)
-class Sparsity:
-    '''The penalty λ1 for which a share of each image's pixels has no importance in all channels.
-
-    Parameters
-    ----------
-    share : float, optional
-        The share of the pixels, from 0 to below 1. One pixel at least has an importance; entries that the loss does not
-        depend on have none, whatever the share.
-
-    Raises
-    ------
-    ValueError
-        If the share is not in this range.
-    '''
-    share: float = .75
-
-    def __post_init__(self):
-        if not 0. <= self.share < 1.:
-            raise ValueError(f'the share of pixels without importance must be from 0 to below 1, not {self.share}')
-
-    def bounds(self, values):
-        '''The penalties from and up to which each image has this sparsity, if ``values`` of shape (batch, ...) are
-        g + HΔ.'''
-        pixels = values.abs().flatten(2).amax(1) if values.ndim > 2 else values.abs()
-        zeros = min(round(self.share * pixels.shape[1]), pixels.shape[1] - 1)
-        if not zeros:
-            return pixels.new_zeros(2, len(pixels))
-        return pixels.sort(1).values[:, zeros - 1:zeros + 1].T
-
-
-class Solution(NamedTuple):
-    '''How a maximum was found, for each image, in double precision and of shape (batch,).
-
-    Parameters
-    ----------
-    lambda1, lambda2 : :py:class:`torch.Tensor`
-        The penalties λ1, in units of the loss's gradient, and λ2, in units of its Hessian.
-    L : :py:class:`torch.Tensor`
-        The largest eigenvalue of the loss's Hessian; zero for CAFO, which has none.
-    error_bound : :py:class:`torch.Tensor`
-        A bound of the Euclidean distance between the Δ that was found and the one of the maximum.
-    steps : :py:class:`torch.Tensor`
-        The number of steps.
-    '''
-    lambda1: torch.Tensor
-    lambda2: torch.Tensor
-    L: torch.Tensor
-    error_bound: torch.Tensor
-    steps: torch.Tensor
-
-
-def per_image(values, like):
-    '''Values of shape (batch,) with axes of length one, as many as ``like`` has.'''
-    return values.view(-1, *[1] * (like.ndim - 1))
-
-
-def thresholded(values, lambda1):
-    '''Values of shape (batch, ...), softly thresholded by λ1 of shape (batch,): 2λ2 Δ after a proximal step, if they
-    are g + HΔ.'''
-    return values.sign() * (values.abs() - per_image(lambda1, values)).clamp(min=0.)
-
-
-def penalty_of(penalty, values, log_scale):
-    '''The penalty λ1 divided by s, for each image, if ``values`` are (g + HΔ) / s.'''
-    if isinstance(penalty, Sparsity):
-        return penalty.bounds(values).mean(0)
-    return penalty * (-log_scale).exp() if penalty else torch.zeros_like(log_scale)
-
-
-def first_order(loss, penalty):
-    '''The maximum without a Hessian, and how it was found.
-
-    Parameters
-    ----------
-    loss : :py:class:`~zennit_dc.attribution.loss.MeanCrossEntropy`
-        The loss.
-    penalty : :py:class:`Sparsity` or float
-        The penalty λ1.
-
-    Returns
-    -------
-    delta : :py:class:`torch.Tensor`
-        The Δ of shape (batch, ...).
-    solution : :py:class:`Solution`
-        How it was found. λ2 is s/2, so that Δ is the thresholded gradient, divided by s.
-    '''
-    gradient, scale = loss.gradient(), loss.log_scale.exp()
-    lambda1, none = penalty_of(penalty, gradient, loss.log_scale), torch.zeros_like(scale)
-    return thresholded(gradient, lambda1), Solution(lambda1 * scale, scale / 2., none, none, none.long())
-
-
-def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300, krylov=10):
-    '''The maximum with the Hessian, by accelerated proximal steps from the maximum for λ1 = 0.
-
-    A step contracts by L/(2λ2), which bounds the error. Each image stops on its own, whatever the others need.
-
-    Parameters
-    ----------
-    loss : :py:class:`~zennit_dc.attribution.loss.MeanCrossEntropy`
-        The loss.
-    penalty : :py:class:`Sparsity` or float
-        The penalty λ1. A sparsity is that of the result, as the penalty follows the steps.
-    margin, offset, tolerance, steps, krylov
-        See :py:class:`CASO`.
-
-    Returns
-    -------
-    delta : :py:class:`torch.Tensor`
-        The Δ of shape (batch, ...).
-    solution : :py:class:`Solution`
-        How it was found.
-
-    Raises
-    ------
-    ValueError
-        If λ2 is not a number larger than L/2 for some image.
-    '''
-    space, scale = Krylov(loss, krylov), loss.log_scale.exp()
-    gradient, largest = space.gradient, space.values[:, 0].clamp(min=0.)
-    lambda2 = shift(largest, loss.log_scale, margin, offset)
-    require_concave(lambda2, largest, gradient)
-    rate, factor = largest / (2. * lambda2), per_image(2. * lambda2, gradient)
-    momentum = per_image((1. - (1. - rate).sqrt()) / (1. + (1. - rate).sqrt()), gradient)
-    point, curved = space.solved(2. * lambda2)
-    point = factor * point  # 2λ2 Δ, whose scale is the gradient's, and HΔ
-    del space
-    lambda1 = penalty_of(penalty, gradient, loss.log_scale)
-
-    def advanced():
-        step = thresholded(gradient + curved, lambda1)
-        return step, norm(point - step) / (1. - rate), tolerance * norm(step)
-
-    found, bound, taken = torch.zeros_like(gradient), torch.full_like(scale, torch.inf), torch.zeros_like(scale)
-    running, last = torch.ones_like(scale, dtype=torch.bool), None
-    with tqdm(total=steps, desc='CASO', unit='step', disable=None, leave=False, delay=PATIENCE) as bar:
-        for count in range(steps):
-            step, error, allowed = advanced()
-            if isinstance(penalty, Sparsity):
-                low, high = penalty.bounds(gradient + curved)
-                wrong = (error <= allowed) & ~((low <= lambda1) & (lambda1 <= high))
-                lambda1 = torch.where(running & (wrong | (count < SETTLING)), (low + high) / 2, lambda1)
-                step, error, allowed = advanced()
-            found = torch.where(per_image(running, found), step, found)
-            bound, taken = torch.where(running, error, bound), taken + running
-            running = running & ~(error <= allowed)
-            bar.update()
-            if not running.any():
-                break
-            now = step, loss.product(step / factor)
-            point, curved = (new + momentum * (new - old) for new, old in zip(now, last or now))
-            last = now
-    if running.any():
-        worst = (bound / norm(found))[running].max()
-        warnings.warn(f'after {steps} steps the error of CASO is up to {worst:.1e} of the map: give it more steps, or a'
-                      ' larger margin', stacklevel=2)
-    return found / factor, Solution(
-        lambda1 * scale, lambda2 * scale, largest * scale, bound / (2. * lambda2), taken.long()
-    )
-
-
-def shift(largest, log_scale, margin, offset):
-    '''The penalty λ2 divided by s, for each image. Where the Hessian is zero, to the precision of its numbers, and
-    there is no offset, it is 1/2, as without a Hessian.'''
-    if offset:
-        return (1. + margin) * largest / 2. + offset * (-log_scale).exp()
-    return torch.where(largest > 0., (1. + margin) * largest / 2., .5)
-
-
-def norm(values):
-    '''The Euclidean length of each image's entries, of shape (batch,).'''
-    return inner(values, values).sqrt().flatten()
-
-
-def require_concave(lambda2, largest, gradient):
-    '''Raise a ValueError if the loss does not depend on an image, or λ2 is not a number larger than L/2.'''
-    for index, (shift, value, slope) in enumerate(zip(lambda2.tolist(), largest.tolist(), norm(gradient).tolist())):
-        if not slope:
-            raise ValueError(f'the loss does not depend on image {index}: all of its gradient is zero')
-        if not math.isfinite(shift):
-            raise ValueError(
-                f'λ2 is not finite for image {index}: if its loss is close to zero, its map with an offset is zero, and'
-                ' a margin is needed; else the model\'s gradients are not finite'
-            )
-        if not shift > value / 2.:
-            raise ValueError(
-                f'λ2 must be larger than L/2 = {value / 2.:.3g} for image {index}, but is {shift:.3g}: choose a larger'
-                ' margin'
-            )
+from .loss import ClassGradients, MeanCrossEntropy, forward, likeliest, loss_of, require_classes
+from .maximum import PATIENCE, Sparsity, first_order, second_order
 
 
 class CAFO(Attributor):
@@ -232,7 +36,7 @@ class CAFO(Attributor):
         Rules whose maps of single classes take the place of the classes' gradients.
     attr_output : :py:class:`torch.Tensor` or callable, optional
         The default relevance of the output: one for the class whose loss is explained, and zero for all others.
-    penalty : :py:class:`Sparsity` or float, optional
+    penalty : :py:class:`~.maximum.Sparsity` or float, optional
         The penalty λ1, by the share of pixels without importance, or as a number in units of the loss's gradient.
     classes : int, optional
         The number of likeliest classes to which the logits are restricted, two at least; the explained class is always
@@ -242,7 +46,7 @@ class CAFO(Attributor):
 
     Attributes
     ----------
-    solution : :py:class:`Solution`
+    solution : :py:class:`~.maximum.Solution`
         How the last maps were found.
 
     Raises

@@ -377,9 +377,9 @@ def hessian(model, input, target=None, classes=None):
     ValueError, RuntimeError
         See :py:func:`cross_entropy`.
     '''
-    if classes is None:
-        classes = forward(model, input)[1].shape[1]
-    loss = cross_entropy(model, input, target, classes)
+    input, output = forward(model, input)
+    own, count = class_relevance(target)(output), output.shape[1] if classes is None else require_classes(classes)
+    loss = loss_of(ClassGradients(input, output).of, output, own, likeliest(output, own, count))
     spread = torch.diag_embed(loss.competitors) - loss.competitors[:, :, None] * loss.competitors[:, None]
     spread += loss.probability[:, :, None] * loss.difference[:, :, None] * loss.difference[:, None]
     rows = loss.maps.rows.flatten(2)
