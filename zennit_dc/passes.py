@@ -154,10 +154,11 @@ class MapPass(SplitPass):
 
     def require_full(self):
         '''Start over with full sums up to here, if they are shared.'''
-        if self.first_shared is not None and not self.sums:
-            self.calls += 1
-            if self.calls > self.first_shared:
-                raise Unshared(self.calls)
+        if self.first_shared is None or self.sums:
+            return
+        self.calls += not self.is_inside
+        if self.shares or not self.is_inside and self.calls > self.first_shared:
+            raise Unshared(self.calls)
 
     def leave(self, output):
         '''The differences of the output.'''
