@@ -1,6 +1,7 @@
 '''The building blocks, of which every split form is made: affine layers, linear operations, activations, routing,
 additions and products. They settle what becomes of sensitivities and relevance.'''
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -34,14 +35,14 @@ class Layer:
 
     def magnitude(self, stream_sum, weight, bias):
         '''Apply the layer with the absolute values of its parameters.'''
-        return self.apply(stream_sum, magnitude(weight, stream_sum), magnitude(bias, stream_sum))
+        return self.apply(stream_sum, passing_magnitude(weight, stream_sum), magnitude(bias, stream_sum))
 
     def transposed_magnitude(self, gradient, weight, shape):
         '''Apply the transpose of the layer with the absolute values of its weights.'''
         if self.transpose is None:
             zeros = gradient.new_zeros(shape)
             return true_gradients(lambda input: self.magnitude(input, weight, None), [zeros], gradient)[0]
-        return self.transpose(gradient, magnitude(weight, gradient), shape)
+        return self.transpose(gradient, passing_magnitude(weight, gradient), shape)
 
 
 class Dense(Layer):
@@ -74,16 +75,17 @@ class Magnitude(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.split_pass, ctx.shape = layer, split_pass, stream_sum.shape
         ctx.save_for_backward(stream_sum if split_pass.sums else None, weight, bias)
-        with torch.autocast(stream_sum.device.type, enabled=False):
-            sums = split_pass.sums
-            return layer.magnitude(stream_sum, weight, bias) if sums else stream_sum.new_zeros(()).expand(shape)
+        if not split_pass.sums:
+            return stream_sum.new_zeros(()).expand(shape)
+        with without_autocast(stream_sum.device.type):
+            return layer.magnitude(stream_sum, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         makes_map, tensors = ctx.split_pass.makes_map(), ctx.saved_tensors
-        if gradient is None or tensors[0] is None and not makes_map:  # a sum that has no true gradient
-            return (None,) * 6
-        with torch.autocast(gradient.device.type, enabled=False):
+        if gradient is None or not ctx.needs_input_grad[0] and makes_map or tensors[0] is None and not makes_map:
+            return (None,) * 6  # where nobody asks, or a sum has no true gradient
+        with without_autocast(gradient.device.type):
             if makes_map:
                 return ctx.layer.transposed_magnitude(gradient, tensors[1], ctx.shape), *(None,) * 5
             return *true_gradients(ctx.layer.magnitude, tensors, gradient), None, None, None
@@ -102,6 +104,40 @@ class AffineOutput(NamedTuple):
 def magnitude(tensor, like):
     '''The absolute value of a tensor, if it is one, in the dtype of another.'''
     return None if tensor is None else tensor.abs().to(like.dtype)
+
+
+class Workspace(threading.local):
+    '''Memory of a thread for what is used up before it is needed again. To get new memory from the system for the
+    weights of each layer takes longer than to fill it.'''
+    LARGEST = 2 ** 26
+
+    def __init__(self):
+        self.memory = torch.empty(0, dtype=torch.uint8)
+
+    def like(self, tensor):
+        '''A tensor of the shape, strides and dtype of another one, or None where this memory is not for it.'''
+        size = tensor.numel() * tensor.itemsize
+        if tensor.device.type != 'cpu' or torch.is_grad_enabled() or not 0 < size <= self.LARGEST:
+            return None
+        if tensor.numel() != 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride())):
+            return None
+        if size > len(self.memory):
+            self.memory = torch.empty(size, dtype=torch.uint8)
+        return self.memory[:size].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+
+
+WORKSPACE = Workspace()
+
+
+def passing_magnitude(tensor, like):
+    '''The absolute value of a weight in the dtype of another tensor, which holds until the next one is asked for if no
+    graph is made.'''
+    return torch.abs(tensor, out=WORKSPACE.like(tensor)).to(like.dtype)
+
+
+def without_autocast(kind):
+    '''A context without autocast, which takes its time even where it is off already.'''
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def affine(pair, layer, weight, bias=None):

@@ -179,7 +179,13 @@ class MapPass(SplitPass):
         '''The difference and the sum of an input, whose gradient is the map.'''
         if self.without_graph:
             return same(input.detach()), stream_sum.detach()
-        return Node.apply(self.entrances, partial(self.input_gradients, index), input, stream_sum)
+        return self.read_off(Node.apply(self.entrances, partial(self.input_gradients, index), input, stream_sum))
+
+    def read_off(self, values):
+        '''The difference and the sum at the place where the map is read, of which the sum gets no gradient if there is
+        nothing to read off it.'''
+        difference, stream_sum = values
+        return difference, stream_sum if self.readout.reads_sum or self.sums_above else stream_sum.detach()
 
     def at_layer(self, module, output):
         '''Go on with the layer's output as if the input were all it depends on.'''
@@ -189,7 +195,8 @@ class MapPass(SplitPass):
         if self.has_graph:
             with torch.enable_grad():
                 inputs = [self.marked(input, self.entrances) for input in self.inputs]
-                values = Node.apply([], partial(self.layer_gradients, values), *values, *inputs, *self.trained)
+                function = partial(self.layer_gradients, values)
+                values = self.read_off(Node.apply([], function, *values, *inputs, *self.trained))
         output = output.replaced(*values)
         output.layer = layer
         return output

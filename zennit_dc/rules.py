@@ -7,7 +7,7 @@ from functools import partial
 from numbers import Real
 
 import torch
-from zennit.core import Hook, RemovableHandle, RemovableHandleList, Stabilizer
+from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .split import TrueGradient, by_sample, describe, in_shape, pass_of, same
 
@@ -130,7 +130,9 @@ class ShiftedSensitivity(SplitRule):
         return 1. - 2. * self.alpha
 
     def before_affine(self, pair):
-        '''Shift the local sensitivities of the layer's input.'''
+        '''Shift the local sensitivities of the layer's input, if anything is made of those.'''
+        if not pair.tensors[1].requires_grad:
+            return pair
         damping = self.output_damping(pair.split_pass)
         return ruled(pair, lambda gradient, sum_gradient: (gradient, sum_gradient * damping))
 
@@ -184,6 +186,8 @@ class BalancedSensitivity(SplitRule):
     def before_affine(self, pair):
         '''Balance the gradients of the layer's input, sample by sample; entry by entry where the samples have no axis
         of their own.'''
+        if not pair.tensors[1].requires_grad:
+            return pair
         split_pass, batch = pair.split_pass, pair.batch
         split_pass.require_full()  # as each image has a scale of its own
 
@@ -234,7 +238,8 @@ class SplitEpsilon(SplitRule):
 
     def after(self, pair):
         '''Divide by the outputs.'''
-        return ruled(pair, partial(over_output, Stabilizer.ensure(self.epsilon)), *pair.tensors)
+        stabilize = self.epsilon if callable(self.epsilon) else partial(stabilized, self.epsilon)
+        return ruled(pair, partial(over_output, stabilize), *pair.tensors)
 
     def shared(self, pair, count):
         '''Share relevance evenly.'''
@@ -256,6 +261,11 @@ def times_input(gradient, sum_gradient, difference, stream_sum):
     positive = reuse(torch.mul, plus(difference, stream_sum), plus(gradient, sum_gradient))
     negative = reuse(torch.mul, minus(difference, stream_sum), minus(gradient, sum_gradient))
     return positive.to(difference.dtype), negative
+
+
+def stabilized(epsilon, denominator):
+    '''A denominator plus epsilon with its sign, as :py:class:`zennit.core.Stabilizer` has it, in two steps.'''
+    return denominator + torch.copysign(denominator.new_full((), epsilon), denominator + 0.)  # which makes zero of -0
 
 
 def over_output(stabilize, positive, negative, difference, stream_sum):

@@ -13,6 +13,7 @@ from .nested import entries_of
 FORMS = {}
 MODULE_FORMS = {}
 OVERLAYS = weakref.WeakKeyDictionary()  # the options that are chosen for a model, each with a table of forms
+NO_CONTAINERS = {type(None), bool, int, float, str}  # of the types that most arguments have
 same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
 
 
@@ -412,8 +413,10 @@ def pairs_in(obj):
     '''All split pairs in nested tuples, lists, dicts and dataclasses.'''
     if isinstance(obj, torch.Tensor):
         return [obj] if isinstance(obj, SplitTensor) else []
-    entries = entries_of(obj)
-    return [] if entries is None else [pair for each in entries.values() for pair in pairs_in(each)]
+    if type(obj) in NO_CONTAINERS:
+        return []
+    entries = obj if isinstance(obj, (tuple, list)) else (entries_of(obj) or {}).values()
+    return [pair for each in entries for pair in pairs_in(each)]
 
 
 def pass_of(obj):

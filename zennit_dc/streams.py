@@ -5,6 +5,7 @@ import torch
 class Difference:
     '''The gradient of the difference, which is the original network's.'''
     name, needs_sum = 'Gradient', False
+    reads_sum = False  # whether the map is also one of the sum's gradient
     advice = 'check the input and the weights'
 
     def __init__(self):
@@ -58,6 +59,7 @@ class Sensitivity(Difference):
     def __init__(self, stream):
         super().__init__()
         self.sign, self.output = stream[:-1], stream[-1]
+        self.reads_sum = self.sign != ''
 
     def seed(self, gradient, sum_dtype, damping):
         '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
@@ -86,7 +88,7 @@ class ActivatedSensitivity(Sensitivity):
 
     def __init__(self, stream):
         super().__init__(stream)
-        self.needs_sum = self.sign != ''
+        self.needs_sum = self.reads_sum
 
     def at_layer(self, gradient, sum_gradient, difference, stream_sum):
         '''The sum over channels of sensitivity times activation, which is not rectified.'''
@@ -102,7 +104,7 @@ class Relevance(Difference):
     stream : {'positive', 'negative', 'combined'}
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
     '''
-    name, needs_sum = 'SplitLRP', True
+    name, needs_sum, reads_sum = 'SplitLRP', True, True
     advice = 'try recentering=Scaling() or an input in float64'
     streams = ('positive', 'negative', 'combined')
 
