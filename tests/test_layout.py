@@ -8,7 +8,7 @@ import zennit_dc
 ROOT = Path(zennit_dc.__file__).parent
 # each may import those before it
 ORDER = [
-    'lazy', 'wording', 'nested', 'split', 'views', 'spatial', 'sharing', 'recentering', 'streams', 'rules',
+    'lazy', 'wording', 'nested', 'buffers', 'split', 'views', 'spatial', 'sharing', 'recentering', 'streams', 'rules',
     'operations', 'forms', 'needs', 'passes', 'canonizers', 'composites', 'logits', 'attribution', 'methods', 'demo',
     'data', 'networks', 'figures', 'virelay', 'evaluation', 'cli', '__main__',
 ]

@@ -1,11 +1,12 @@
 '''The building blocks, of which every split form is made: affine layers, linear operations, activations, routing,
 additions and products. They settle what becomes of sensitivities and relevance.'''
-import threading
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from .buffers import blockwise, passing_magnitude
 from .recentering import recenter
 from .split import NeedsSums, SplitTensor, TrueGradient, joined, same, true_gradients, unsupported
 from .views import as_view, memory
@@ -35,14 +36,14 @@ class Layer:
 
     def magnitude(self, stream_sum, weight, bias):
         '''Apply the layer with the absolute values of its parameters.'''
-        return self.apply(stream_sum, passing_magnitude(weight, stream_sum), magnitude(bias, stream_sum))
+        return self.apply(stream_sum, passing_magnitude(weight, stream_sum.dtype), magnitude(bias, stream_sum))
 
     def transposed_magnitude(self, gradient, weight, shape):
         '''Apply the transpose of the layer with the absolute values of its weights.'''
         if self.transpose is None:
             zeros = gradient.new_zeros(shape)
             return true_gradients(lambda input: self.magnitude(input, weight, None), [zeros], gradient)[0]
-        return self.transpose(gradient, passing_magnitude(weight, gradient), shape)
+        return self.transpose(gradient, passing_magnitude(weight, gradient.dtype), shape)
 
 
 class Dense(Layer):
@@ -104,35 +105,6 @@ class AffineOutput(NamedTuple):
 def magnitude(tensor, like):
     '''The absolute value of a tensor, if it is one, in the dtype of another.'''
     return None if tensor is None else tensor.abs().to(like.dtype)
-
-
-class Workspace(threading.local):
-    '''Memory of a thread for what is used up before it is needed again. To get new memory from the system for the
-    weights of each layer takes longer than to fill it.'''
-    LARGEST = 2 ** 26
-
-    def __init__(self):
-        self.memory = torch.empty(0, dtype=torch.uint8)
-
-    def like(self, tensor):
-        '''A tensor of the shape, strides and dtype of another one, or None where this memory is not for it.'''
-        size = tensor.numel() * tensor.itemsize
-        if tensor.device.type != 'cpu' or torch.is_grad_enabled() or not 0 < size <= self.LARGEST:
-            return None
-        if tensor.numel() != 1 + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride())):
-            return None
-        if size > len(self.memory):
-            self.memory = torch.empty(size, dtype=torch.uint8)
-        return self.memory[:size].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-
-
-WORKSPACE = Workspace()
-
-
-def passing_magnitude(tensor, like):
-    '''The absolute value of a weight in the dtype of another tensor, which holds until the next one is asked for if no
-    graph is made.'''
-    return torch.abs(tensor, out=WORKSPACE.like(tensor)).to(like.dtype)
 
 
 def without_autocast(kind):
@@ -200,17 +172,22 @@ def unsettled(output, bias, rule):
 def weighted(pair, layer, weight, bias):
     '''Apply an affine layer to both tensors of the pair.'''
     difference, stream_sum = pair.tensors
-    shape = shape_of(layer, stream_sum, weight) if difference.shape != stream_sum.shape else None
-    difference = layer.difference(difference, weight, bias)
-    shape = difference.shape if shape is None else shape
-    return pair.like(difference, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, shape))
+    output = layer.difference(difference, weight, bias)
+    shape = output.shape if difference.shape == stream_sum.shape else shape_of(layer, pair, output, weight)
+    pair = pair.like(output, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, shape))
+    pair.is_unread = True
+    return pair
 
 
-def shape_of(layer, input, weight):
-    '''The shape of a layer's output, without computing it.'''
+def shape_of(layer, pair, output, weight):
+    '''The shape of the sum of a layer's output, which has one sample, without computing it.'''
+    shape, axis, before = list(output.shape), pair.place('batch'), pair.values[0].shape
+    if axis is not None and len(shape) == len(before) and shape[axis] == before[axis]:
+        shape[axis] = 1  # as most layers leave the samples where they are
+        return torch.Size(shape)
     with torch.no_grad():
-        input, weight = (torch.empty(tensor.shape, device='meta', dtype=input.dtype) for tensor in (input, weight))
-        return layer.apply(input, weight, None).shape
+        meta = (torch.empty(tensor.shape, device='meta', dtype=output.dtype) for tensor in (pair.values[1], weight))
+        return layer.apply(*meta, None).shape
 
 
 class Onto(torch.autograd.Function):
@@ -287,28 +264,36 @@ class SplitReLU(torch.autograd.Function):
     pre-activations (equation 48). At zero it follows torch, whose gradient is zero there. Where the sum is not
     computed, it is passed on. Relevance passes unchanged.'''
     @staticmethod
-    def forward(ctx, difference, stream_sum, split_pass, passes):
+    def forward(ctx, difference, stream_sum, split_pass, passes, is_spare):
         ctx.split_pass, ctx.passes = split_pass, passes
-        output = torch.relu(difference)
+        output = torch.relu_(difference) if is_spare else torch.relu(difference)
+        if is_spare:
+            ctx.mark_dirty(difference)
         ctx.save_for_backward(difference if passes else output)  # relevance keeps the difference anyway
         return output, stream_sum + (output - difference) if split_pass.sums else same(stream_sum)
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
         if ctx.passes and ctx.split_pass.makes_map():
-            return gradient, sum_gradient, None, None
-        # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
+            return gradient, sum_gradient, None, None, None
         saved = ctx.saved_tensors[0].detach()
-        mask = (torch.relu(saved) if ctx.passes else saved).sign().to(gradient.dtype)
-        out = None if torch.is_grad_enabled() else mask  # no large tensor more than needed
-        through = torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask, out=out)
-        return through, sum_gradient, None, None
+        through = blockwise(gradient_through_relu, gradient, sum_gradient, torch.relu(saved) if ctx.passes else saved)
+        return through, sum_gradient, None, None, None
+
+
+def gradient_through_relu(gradient, sum_gradient, output, out):
+    '''The gradient of the difference before a ReLU. A float mask and lerp, which is exact at 0 and 1, take a fraction
+    of the time of torch.where.'''
+    mask = output.sign().to(gradient.dtype)
+    if out is None and not torch.is_grad_enabled():
+        out = mask
+    return torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask, out=out)
 
 
 def relu(pair):
     '''The split form of ReLU, of one node.'''
     passes = pair.split_pass.rule.passes_activations
-    output = deeper(pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes)))
+    output = deeper(pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes, pair.is_spare)))
     if passes and pair.layer is not None:
         output.recipe = pair.tensors[0]
     return output
@@ -378,7 +363,11 @@ def add(pairs, function):
         The sum of the pairs.
     '''
     shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
-    return joined(pairs, pairs[0].like(*(function(*tensors) for tensors in zip(*shares))))
+    differences, sums = zip(*shares)
+    into = differences[0].add_ if pairs[0].is_spare and function is torch.add else partial(function, differences[0])
+    output = joined(pairs, pairs[0].like(into(*differences[1:]), function(*sums)))
+    output.is_unread = True
+    return output
 
 
 def multiply(first, other, function, join=joined):

@@ -253,7 +253,9 @@ def is_number(value):
 
 def mean_size(rows):
     '''The mean absolute value of each sample.'''
-    return rows.abs().mean([*range(1, rows.ndim)], keepdim=True) if rows.ndim > 1 else rows.abs()
+    if rows.ndim < 2 or rows.numel() == 0:
+        return rows.abs()
+    return torch.linalg.vector_norm(rows, 1, [*range(1, rows.ndim)], keepdim=True) * (len(rows) / rows.numel())
 
 
 def times_input(gradient, sum_gradient, difference, stream_sum):

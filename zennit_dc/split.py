@@ -13,7 +13,6 @@ from .nested import entries_of
 FORMS = {}
 MODULE_FORMS = {}
 OVERLAYS = weakref.WeakKeyDictionary()  # the options that are chosen for a model, each with a table of forms
-NO_CONTAINERS = {type(None), bool, int, float, str}  # of the types that most arguments have
 same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
 
 
@@ -177,6 +176,9 @@ class Axis(NamedTuple):
         return self._replace(index=None) if len(old) == len(new) and whole else None
 
 
+LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
+
+
 class SplitTensor(torch.Tensor):
     '''A split pair :math:`(a^+, a^-)` in difference and sum coordinates: :math:`d = a^+ - a^-`, which is the original
     network's activation, and :math:`s = a^+ + a^-`. It reports shape, dtype and device of the difference, and passes
@@ -218,6 +220,8 @@ class SplitTensor(torch.Tensor):
         self.is_gate = False  # whether it may be a constant factor
         self.is_full = not self.split_pass.shares  # whether it was made where a sum has as many samples as there are
         self.base, self.path, self.views = None, None, []
+        self.is_unread = False  # whether its memory is its own, and nothing has come of it yet
+        self.is_spare = False  # whether the running operation, which is one in place, may write to this memory
 
     @classmethod
     def of(cls, input, input_split='relu', **kwargs):
@@ -248,6 +252,7 @@ class SplitTensor(torch.Tensor):
     @property
     def tensors(self):
         '''The difference and the sum, which is a placeholder with a graph in a pass that does not compute it.'''
+        self.is_unread = False
         if self.settle is not None:
             settle, self.settle = self.settle, None
             settle(self)
@@ -411,18 +416,23 @@ def require_choice(name, value, choices):
 
 def pairs_in(obj):
     '''All split pairs in nested tuples, lists, dicts and dataclasses.'''
-    if isinstance(obj, torch.Tensor):
-        return [obj] if isinstance(obj, SplitTensor) else []
-    if type(obj) in NO_CONTAINERS:
-        return []
-    entries = obj if isinstance(obj, (tuple, list)) else (entries_of(obj) or {}).values()
-    return [pair for each in entries for pair in pairs_in(each)]
+    found, left = [], [obj]
+    while left:
+        each = left.pop()
+        if type(each) is SplitTensor:
+            found.append(each)
+        elif type(each) in (tuple, list):
+            left += each[::-1]
+        elif type(each) not in LEAVES and not isinstance(each, torch.Tensor):
+            left += [*(entries_of(each) or {}).values()][::-1]
+    return found
 
 
 def pass_of(obj):
     '''The pass of the first split pair in nested tuples, lists, dicts and dataclasses, or None if there is
     none.'''
-    return next((pair.split_pass for pair in pairs_in(obj)), None)
+    found = pairs_in(obj)
+    return found[0].split_pass if found else None
 
 
 def describe(module, root=None):

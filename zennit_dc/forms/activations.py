@@ -5,13 +5,14 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..buffers import blockwise
 from ..operations import activation, deeper, onto, relu
 from ..split import same, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import in_place_or_new, missing, overloads, require_evaluation, torch_form
+from .table import in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
 
 
-torch_form('relu', inplace=('relu_',))(in_place_or_new(relu))
+torch_form('relu', inplace=('relu_',))(in_place_or_new(may_overwrite(relu)))
 
 
 for name in (
@@ -65,6 +66,9 @@ class PiecewiseLinear:
         # the slope of H changes by -c to the left of each knot on the right, and by c to the right of each on the left
         passed, places = np.arange(len(slopes))[:, None], np.arange(len(knots))
         signs = (passed > places) - 1. * (places >= anchor)
+        # the bounds of a function that clamps, whose value says to which piece an entry belongs
+        clamps = [*slopes] == [0., 1., 0.] and value == knots[0] and [*right] == [False, True]
+        self.bounds = knots.tolist() if clamps else None
         self.knots, self.right = torch.tensor(knots), torch.tensor(right)
         self.lines = torch.tensor(np.stack([slopes, intercepts]))
         self.hinges = torch.tensor(np.stack([signs @ changes, -signs @ (changes * knots)]))
@@ -80,10 +84,22 @@ class PiecewiseLinear:
         knots = torch.where(self.right.to(input.device), knots, torch.nextafter(knots, knots + 1))
         return torch.bucketize(input.detach().contiguous(), knots, right=True)
 
+    def gradient(self, gradient, sum_gradient, values, out):
+        '''The gradient by the input, of which values say to which pieces they belong.'''
+        dtype, knots = gradient.dtype, zip(self.knots.tolist(), self.right.tolist())
+        if self.bounds is not None:  # for which there is a function, and the slope of H is -2, -1 and 0
+            low, high = self.bounds
+            through = torch.ops.aten.hardtanh_backward(gradient, values, low, high)
+            slope = (values - high).sign() + (values - low if low else values).sign() - 1.
+            return torch.addcmul(through, sum_gradient.to(dtype), slope.to(dtype), out=out)
+        passed = [(values >= knot if right else values > knot).to(dtype) for knot, right in knots]
+        through = torch.mul(gradient, piecewise(self.lines[0], passed), out=out)
+        return torch.addcmul(through, sum_gradient.to(dtype), piecewise(self.hinges[0], passed), out=out)
+
     def split(self, pair):
         '''The split form.'''
         if not pair.split_pass.sums:
-            return deeper(pair.replaced(*Pieces.apply(*pair.tensors, self)))
+            return deeper(pair.replaced(*Pieces.apply(*pair.tensors, self, pair.is_spare and self.bounds is not None)))
 
         def of(original, total):
             slope, intercept = self.hinges.to(total)[:, self.piece(original)]
@@ -92,43 +108,27 @@ class PiecewiseLinear:
         return activation(pair, of)
 
 
+def piecewise(values, passed):
+    '''The value of each entry's piece, by what says which knots the entry has passed.'''
+    first, *steps = values.diff(prepend=values.new_zeros(1)).tolist()
+    return sum((step * each for step, each in zip(steps, passed) if step), first)
+
+
 class Pieces(torch.autograd.Function):
     '''The split form of a piecewise-linear function where the sum is not computed, by the piece of each entry.'''
     @staticmethod
-    def forward(ctx, difference, stream_sum, function):
-        ctx.set_materialize_grads(False)
-        ctx.function, ctx.dtype = function, difference.dtype
-        passed = zip(function.knots.tolist(), function.right.tolist())
-        counts = [difference >= knot if right else difference > knot for knot, right in passed]
-        ctx.save_for_backward(sum(count.view(torch.uint8) for count in counts))
-        return function.function(difference), same(stream_sum)
+    def forward(ctx, difference, stream_sum, function, is_spare):
+        ctx.function = function
+        if is_spare:
+            ctx.mark_dirty(difference)
+        output = torch.clamp_(difference, *function.bounds) if is_spare else function.function(difference)
+        ctx.save_for_backward(difference if function.bounds is None else output)
+        return output, same(stream_sum)
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
-        (piece,), function, through = ctx.saved_tensors, ctx.function, None
-        for entering, slopes in ((gradient, function.lines[0]), (sum_gradient, function.hinges[0])):
-            if entering is not None:
-                slope, graph = by_piece(piece, slopes.tolist(), ctx.dtype), torch.is_grad_enabled()
-                part = entering.to(ctx.dtype) * slope if graph else slope.mul_(entering)
-                through = part if through is None else through + part if graph else through.add_(part)
-        return through, None if sum_gradient is None else sum_gradient * function.factor, None
-
-
-def by_piece(piece, values, dtype):
-    '''The value of each entry's piece, in new memory.'''
-    steps = {second - first for first, second in zip(values, values[1:])}
-    if len(steps) == 1:
-        return scaled(piece.to(dtype), steps.pop()).add_(values[0])
-    places = [place for place, value in enumerate(values) if value] or [0]
-    found = scaled((piece == places[0]).to(dtype), values[places[0]])
-    for place in places[1:]:
-        found.add_((piece == place).to(dtype), alpha=values[place])
-    return found
-
-
-def scaled(tensor, factor):
-    '''A tensor, multiplied in place.'''
-    return tensor if factor == 1 else tensor.mul_(factor)
+        through = blockwise(ctx.function.gradient, gradient, sum_gradient, ctx.saved_tensors[0].detach())
+        return through, sum_gradient * ctx.function.factor, None, None
 
 
 @torch_form('leaky_relu', inplace=('leaky_relu_',))
@@ -173,12 +173,14 @@ def clamping(low, high, function):
 
 @torch_form('hardtanh', inplace=('hardtanh_',))
 @in_place_or_new
+@may_overwrite
 def hardtanh(pair, min_val=-1., max_val=1.):
     return clamping(min_val, max_val, F.hardtanh).split(pair)
 
 
 @torch_form('relu6')
 @in_place_or_new
+@may_overwrite
 def relu6(pair):
     return clamping(0., 6., F.hardtanh).split(pair)
 

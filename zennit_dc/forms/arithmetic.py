@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from ..operations import add, instead, linear, multiply
 from ..split import SplitTensor, joined, pairs_in, same, split_form, unsupported
 from .reading import refuse_comparison
-from .table import plain, torch_form
+from .table import may_overwrite, plain, torch_form
 
 
 def operands(first, other):
@@ -44,11 +44,14 @@ def valued(pair, value):
 
 
 @torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
+@may_overwrite
 def addition(first, other, *, alpha=1):
     pair, constant = operands(first, other)
     if isinstance(constant, SplitTensor):
-        total = add((first, other if alpha == 1 else multiplication(other, alpha)), torch.add)
-        return total if alpha == 1 else valued(total, torch.add(*plain((first, other)), alpha=alpha))
+        if alpha == 1:
+            return add((first, other), torch.add)
+        value = torch.add(*plain((first, other)), alpha=alpha)
+        return valued(add((first, multiplication(other, alpha)), torch.add), value)
     own, size = (1, abs(alpha) * magnitude_of(other)) if pair is first else (abs(alpha), magnitude_of(first))
     return joined([pair], linear(
         pair, lambda tensor: torch.add(*((tensor, other) if pair is first else (first, tensor)), alpha=alpha),

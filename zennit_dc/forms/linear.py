@@ -23,7 +23,7 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
     refuse_pairs(name, weight, bias)
     axes = weight.ndim - 2
     require_batch(pair, axes + 2, name)
-    function, reverse = getattr(F, name), getattr(torch.nn.grad, f'conv{axes}d_input')
+    function = getattr(F, name)
     low, more = paddings(padding, weight.shape[2:], dilation)
 
     def apply(input, weight, bias):
@@ -35,8 +35,11 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
         if transposed:
             output = getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
         else:
-            padded = [*shape[:2], *(length + extra for length, extra in zip(shape[2:], more))]
-            output = reverse(padded, weight, gradient, stride, low, dilation, groups)
+            steps = [each if isinstance(each, (tuple, list)) else (each,) * axes for each in (stride, low, dilation)]
+            lengths = zip(gradient.shape[2:], shape[2:], more, weight.shape[2:], *steps)
+            left = [length + extra - ((count - 1) * step - 2 * before + width * (size - 1) + 1)
+                    for count, length, extra, size, step, before, width in lengths]  # where the kernel does not get to
+            output = torch.convolution(gradient, weight, None, *steps, True, left, groups)
         # without what is padded, which for transposed convolutions may be as long as a step of the dilation
         return output[(..., *map(slice, shape[2:]))]
 

@@ -2,6 +2,7 @@
 import copy
 import functools
 import types
+from contextlib import contextmanager
 
 import torch
 from torch.nn import functional as F
@@ -102,7 +103,8 @@ def in_place(form, name=None):
                 f'{name} on a plain tensor', (args, kwargs), ', as it would have to become a split pair',
                 'make a new tensor of the parts, e.g. with torch.cat, torch.stack or torch.where'
             )
-        output = form(target, *args, **kwargs)
+        with overwriting(form, target):
+            output = form(target, *args, **kwargs)
         shape, dtype = target.values[0].shape, target.values[0].dtype
         if output.values[0].shape != shape:
             raise unsupported(name, (target,), ' where it changes the shape')
@@ -114,9 +116,29 @@ def in_place_or_new(form):
     '''Give a split form the parameter inplace.'''
     @functools.wraps(form)
     def with_inplace(pair, *args, inplace=False, **kwargs):
-        output = form(pair, *args, **kwargs)
-        return assign(pair, output) if inplace else output
+        if not inplace:
+            return form(pair, *args, **kwargs)
+        with overwriting(form, pair):
+            return assign(pair, form(pair, *args, **kwargs))
     return with_inplace
+
+
+def may_overwrite(form):
+    '''Note that a form, as an operation in place, writes to the memory of a pair that is spare.'''
+    form.may_overwrite = True
+    return form
+
+
+@contextmanager
+def overwriting(form, pair):
+    '''A context in which a form runs in place, as the original function does. The memory of the pair is spare where
+    nothing has come of it yet and no value of it is needed.'''
+    split_pass, may = pair.split_pass, getattr(form, 'may_overwrite', False) and pair.is_unread
+    pair.is_spare = may and not (split_pass.sums or split_pass.rule.passes_activations or pair.values[0]._is_view())
+    try:
+        yield
+    finally:
+        pair.is_spare = False
 
 
 def plain(obj):
