@@ -14,7 +14,7 @@ from zennit.rules import Epsilon, Gamma
 from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
-from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon
+from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, mean_size, stabilized
 
 UNIT = 2
 # the activations from each node to the output, on the longest way
@@ -63,6 +63,23 @@ def test_epsilon_as_a_function(network, image, stream):
     assert not torch.allclose(other, explain(SplitLRP(.3, stream), network, image))
     with pytest.raises(ValueError, match='positive number or a callable'):
         SplitEpsilon('small')
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+def test_stabilizer_is_that_of_zennit(dtype):
+    denominator = torch.cat([torch.tensor([0., -0., 1e-6, -1e-6, 1e-30, -3.]), torch.randn(100)]).to(dtype)
+    for epsilon in (1e-6, .3):
+        expected = Stabilizer(epsilon)(denominator)
+        assert torch.equal(stabilized(epsilon, denominator), expected) and not torch.equal(expected, denominator)
+
+
+@pytest.mark.parametrize('shape', [(3, 5), (3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 5, 2), (4,), (2, 0)])
+def test_mean_sizes(shape):
+    rows = random_image(*shape)
+    expected = rows.abs().reshape(len(rows), -1).mean(1) if rows.numel() and rows.ndim > 1 else rows.abs()
+    assert torch.allclose(mean_size(rows).reshape(expected.shape), expected, rtol=1e-14)
+    if rows.numel() and rows.ndim > 1:
+        assert mean_size(rows).ndim == rows.ndim
 
 
 # the sum's gradient, balanced with the difference's

@@ -52,6 +52,17 @@ def test_networks(name, full, sizes):
     assert sizes.count(3) == 2 * full and sizes.count(1) == len(layers) - 2 * full  # a layer and its norm
 
 
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('alpha', [.3, Balanced()])
+@pytest.mark.parametrize('stream', ['g', '+g'])
+def test_no_gradient_of_a_sum_that_nothing_is_read_off(stream, alpha, shared, sizes):
+    '''The sensitivity of the difference needs the sum's gradient down to the lowest activation.'''
+    model, images = torchvision.models.resnet18(weights=None).eval(), random_image(2, 3, 32, 32, dtype=torch.float32)
+    maps(SplitGrad(alpha, stream, shared=shared), model, images, contrast(5, [7, 9]))
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.BatchNorm2d))]
+    assert len(sizes) == len(layers) - (2 if stream == 'g' else 0)  # the first convolution and its norm
+
+
 @pytest.mark.parametrize('stream', ['+g', '-g', 'g', '+h', '-h', 'h'])
 @pytest.mark.parametrize('alpha', [0., .3, .5, Balanced(), {'': .3, 'a': .2}.get])
 def test_streams_and_shifts(stream, alpha):

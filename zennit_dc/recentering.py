@@ -61,7 +61,7 @@ class Scaling:
         largest_excess = excess.detach().reshape(samples, -1).amax(1)
         largest_entry = torch.add(magnitude, excess, alpha=.5).detach().reshape(samples, -1).amax(1)
         times = torch.ceil(torch.log(largest_excess.clamp(min=self.threshold) / self.threshold) / -math.log(self.theta))
-        factor = torch.where(largest_entry > self.threshold, self.theta ** times.clamp(min=1.), 1.)
+        factor = torch.where(largest_entry > self.threshold, torch.pow(self.theta, times.clamp(min=1.)), 1.)
         return torch.addcmul(magnitude, excess, factor.reshape(-1, *(1,) * (stream_sum.ndim - 1)))
 
 

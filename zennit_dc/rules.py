@@ -255,7 +255,9 @@ def mean_size(rows):
     '''The mean absolute value of each sample.'''
     if rows.ndim < 2 or rows.numel() == 0:
         return rows.abs()
-    return torch.linalg.vector_norm(rows, 1, [*range(1, rows.ndim)], keepdim=True) * (len(rows) / rows.numel())
+    first = max(rows.ndim - 2, 2) if rows.ndim > 2 else 1  # of not too many entries, whose rounding adds up
+    sums = torch.linalg.vector_norm(rows, 1, [*range(first, rows.ndim)], keepdim=True)  # in one step
+    return sums.mean([*range(1, rows.ndim)], keepdim=True) / math.prod(rows.shape[first:])
 
 
 def times_input(gradient, sum_gradient, difference, stream_sum):

@@ -207,9 +207,10 @@ class SplitTensor(torch.Tensor):
             raise TypeError(f'a split pair needs floating point tensors, not {difference.dtype}')
         if difference.shape != stream_sum.shape and getattr(split_pass, 'first_shared', None) is None:
             raise ValueError(f'the sum has not the shape of the difference, {tuple(difference.shape)}')
-        requires_grad = difference.requires_grad or stream_sum.requires_grad
-        kind = {'dtype': difference.dtype, 'device': difference.device, 'requires_grad': requires_grad}
-        return torch.Tensor._make_wrapper_subclass(cls, difference.shape, **kind)
+        return torch.Tensor._make_wrapper_subclass(
+            cls, difference.shape, dtype=difference.dtype, device=difference.device,
+            requires_grad=difference.requires_grad or stream_sum.requires_grad
+        )
 
     def __init__(self, difference, stream_sum, split_pass=None):
         self.split_pass = Pass() if split_pass is None else split_pass

@@ -200,9 +200,13 @@ def batch_norm(
             ' of an image would depend on the others: call .eval() on the model (and track running statistics)'
         )
     require_batch(pair, 2, 'batch_norm')
+    rule, before, axes = pair.split_pass.rule, pair.layer, (1, -1, *(1,) * (pair.values[0].ndim - 2))
     scale = torch.rsqrt(running_var + eps) if weight is None else weight * torch.rsqrt(running_var + eps)
-    shift = -running_mean * scale if bias is None else bias - running_mean * scale
-    scale, shift = (each.reshape(1, -1, *(1,) * (pair.values[0].ndim - 2)) for each in (scale, shift))
+    scale, shift = scale.reshape(axes), None
+    if pair.split_pass.sums or rule.passes_activations:  # else nothing is made of the bias
+        shift = -running_mean.reshape(axes) * scale if bias is None else torch.addcmul(
+            bias.reshape(axes), running_mean.reshape(axes), scale, value=-1
+        )
 
     def normalize(difference, *_):
         output = F.batch_norm(difference, running_mean, running_var, weight, bias, False, momentum, eps)
@@ -216,7 +220,6 @@ def batch_norm(
         lambda gradient, scale, shape: gradient * scale,
         difference=normalize
     )
-    rule, before = pair.split_pass.rule, pair.layer
     if before is None or not rule.passes_activations:  # sensitivities are not shifted between the layer and its norm
         source, rule = (rule.before_affine(pair), rule) if before is None else (pair, before.rule)
         return unsettled(joined([pair], weighted(source, layer, scale, shift)), shift, rule)
