@@ -224,15 +224,17 @@ def test_autocast(device):
         exact, maps = explain(create(), network, image), []
         with torch.autocast(device, torch.bfloat16):
             expected = network(image)
-        for create_graph in (False, True):
+        for create_graph, backward_too in ((False, False), (True, False), (False, True)):
             leaf = image.clone().requires_grad_()
             with create().context(network):
                 with torch.autocast(device, torch.bfloat16):
                     output = network(leaf)
-                map, = torch.autograd.grad(output[:, UNIT].sum(), leaf, create_graph=create_graph)
+                with torch.autocast(device, torch.bfloat16, enabled=backward_too):
+                    map, = torch.autograd.grad(output[:, UNIT].sum(), leaf, create_graph=create_graph)
             assert output.dtype == torch.bfloat16 and torch.equal(output, expected)
             maps.append(map.detach())
-        assert_close(maps[1], maps[0], 1e-6)
+        for map in maps[1:]:
+            assert_close(map, maps[0], 1e-6)
         assert maps[0].dtype == torch.float32 and (maps[0] - exact).norm() < .2 * exact.norm()
     with torch.autocast(device, torch.bfloat16):
         pair = nn.Linear(4, 3, device=device)(SplitTensor.of(torch.randn(2, 4, device=device)))
