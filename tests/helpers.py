@@ -1,5 +1,8 @@
 '''What several tests need.'''
+import pytest
 import torch
+
+DEVICES = ('cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')))
 
 
 def explain(composite, network, image, unit=2, **kwargs):

@@ -14,6 +14,7 @@ def main():
     parser.add_argument('--graphs', type=int, default=1000)
     parser.add_argument('--first-seed', type=int, default=0)
     parser.add_argument('--processes', type=int, default=os.cpu_count())
+    parser.add_argument('--device', default='cpu', help='where the programs run, which are made on the CPU')
     parser.add_argument('--show', action='store_true', help='show each failure with a program as small as possible')
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -24,12 +25,13 @@ def main():
         for seed, name, _, message in result.failures:
             print(f'{seed} {name}: {message.splitlines()[0]}', flush=True)
             if options.show:
-                program = shrunk(generate(seed, FAMILIES), seed, name)
+                program = shrunk(generate(seed, FAMILIES).on(options.device), seed, name)
                 print(program.listing(), outcome(program, seed, name)[1].splitlines()[0], sep='\n', flush=True)
         if total.graphs % 1000 == 0:
             print(f'{total.graphs} graphs, {len(total.failures)} failures', flush=True)
 
-    print(run(range(options.first_seed, options.first_seed + options.graphs), options.processes, report))
+    seeds = range(options.first_seed, options.first_seed + options.graphs)
+    print(run(seeds, options.processes, report, options.device))
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 import torch
 
@@ -92,23 +93,24 @@ def outcome(program, seed, name):
     return 'held', ''
 
 
-def try_seed(seed):
+def try_seed(seed, device='cpu'):
     '''Check all properties of the program of a seed.'''
     torch.set_num_threads(1)
     start = time.process_time()
-    result = try_program(generate(seed, FAMILIES), seed)
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True):
+        result = try_program(generate(seed, FAMILIES).on(device), seed)
     result.seconds = time.process_time() - start
     return result
 
 
-def run(seeds, processes=1, report=None):
+def run(seeds, processes=1, report=None, device='cpu'):
     '''Check the programs of seeds, on several processes.'''
-    total = Result()
+    total, attempt = Result(), partial(try_seed, device=device)
     if processes == 1:
-        results = map(try_seed, seeds)
+        results = map(attempt, seeds)
     else:
         pool = ProcessPoolExecutor(processes)
-        results = pool.map(try_seed, seeds, chunksize=10)
+        results = pool.map(attempt, seeds, chunksize=10)
     for result in results:
         total += result
         if report is not None:

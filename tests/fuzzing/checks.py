@@ -52,7 +52,7 @@ def output_of(program, inputs):
 def relevance_like(output, rng):
     '''A random output relevance, positive, so that it does not matter how those of several outputs are combined.'''
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
-    return torch.rand(output.shape, generator=generator, dtype=output.dtype) + .1
+    return (torch.rand(output.shape, generator=generator, dtype=output.dtype) + .1).to(output.device)
 
 
 def maps(composite, program, inputs, relevance, **kwargs):
@@ -201,7 +201,7 @@ def check_half_gradient(program, rng):
     inputs, pooling = program.inputs(rng.random(), ties), rng.choice(['wta', 'convex'])
     generator = torch.Generator().manual_seed(rng.getrandbits(60))
     output = output_of(program, inputs)
-    weights = torch.randn(output.shape, dtype=torch.float64, generator=generator)
+    weights = torch.randn(output.shape, dtype=torch.float64, generator=generator).to(output.device)
     layers = program.layers(inputs)
     layer = rng.choice(layers) if layers and rng.random() < .4 else None
     composite = SplitGrad(.5, layer=layer, pooling=pooling, **options(program))
@@ -538,7 +538,8 @@ class Projection:
     '''A random projection of the maps of a program at all inputs, as a function of inputs and parameters.'''
     def __init__(self, program, composite, weights, generator):
         self.program, self.composite, self.weights = program, composite, weights
-        self.directions = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in program.shapes]
+        directions = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in program.shapes]
+        self.directions = [direction.to(program.device) for direction in directions]
 
     def __call__(self, inputs, create_graph=False):
         with self.composite.context(self.program):
@@ -575,7 +576,7 @@ def check_double_backward(program, rng):
     if result.requires_grad:
         gradients = torch.autograd.grad(result, [each for *_, each in targets], allow_unused=True)
     for (what, target, tensor), gradient in zip(targets, gradients):
-        direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
         actual = 0. if gradient is None else (gradient * direction).sum().item()
         differences, sizes = zip(*(projection.difference(inputs, target, direction, 2e-5 / 2 ** n) for n in range(3)))
         # the differences' own error is the square of the step, 1e-10, and 1e-15 of the value over the step; where

@@ -667,7 +667,7 @@ def copies(g, x):
         f'x.repeat({count}{ones})', f'x.tile({count})', f'x.repeat_interleave({count}, {axis})', f'x.flip({axis})',
         f'x.roll(1, {axis})', f'x.expand({count}, *x.shape)', f'torch.broadcast_to(x, ({count}, *x.shape))',
         f'x.unsqueeze({axis}).expand(*x.shape[:{axis}], {count}, *x.shape[{axis}:])', f'x[{before}{index}]',
-        f'x.index_select({axis}, torch.tensor({index}))', f'x.rot90(1, ({axis}, {other}))',
+        f'x.index_select({axis}, torch.tensor({index}, device=x.device))', f'x.rot90(1, ({axis}, {other}))',
         f'x.gather({axis}, {zeros})', f'x.unfold({axis}, {g.integer(1, min(size, 2))}, 1)',
         f'torch.cat(x.chunk(2, {axis})[::-1], {axis})',
         f'torch.stack(x.unbind({axis})[::-1], {other})', 'F.dropout(x, .5, False)', 'x.contiguous()', 'x.clone()',
@@ -922,7 +922,7 @@ def multi_head(g, x):
     module = nn.MultiheadAttention(size, 2, batch_first=True, dropout=.1)
     fill(g, module)
     mask = torch.eye(tokens, dtype=torch.bool).roll(1, 1) if tokens > 1 and g.chance(.5) else None
-    mask_code = 'torch.eye(x.shape[1], dtype=torch.bool).roll(1, 1)' if mask is not None else 'None'
+    mask_code = 'None' if mask is None else 'torch.eye(x.shape[1], dtype=torch.bool, device=x.device).roll(1, 1)'
     code = f'm(x, x, x, need_weights={g.chance(.5)}, attn_mask={mask_code})[0]'
 
     def literal(interpreter, step, pair):
@@ -932,7 +932,9 @@ def multi_head(g, x):
             for each in list(zip(weights, biases))[:2]
         )
         logits = query @ key.mT * (size // 2) ** -.5
-        attended = torch.softmax(logits if mask is None else logits.masked_fill(mask, -torch.inf), -1)
+        if mask is not None:
+            logits = logits.masked_fill(mask.to(logits.device), -torch.inf)
+        attended = torch.softmax(logits, -1)
         value = interpreter.affine(pair, F.linear, weights[2], biases[2])
         heads = interpreter.route(lambda a: a.unflatten(-1, (2, -1)).transpose(1, 2), value)
         mixed = interpreter.linear(heads, lambda a: attended @ a)
@@ -953,7 +955,7 @@ def layer_norm(g):
         d = pair.difference.detach()
         scale = torch.rsqrt(d.var(-1, unbiased=False, keepdim=True) + 1e-5).unsqueeze(-1)
         scale = scale * (step.w.detach()[:, None] if own else 1)
-        matrix = (torch.eye(size, dtype=d.dtype) - 1 / size) * scale
+        matrix = (torch.eye(size, dtype=d.dtype, device=d.device) - 1 / size) * scale
         return interpreter.affine(
             pair, lambda a, w, b: (w @ a.unsqueeze(-1)).squeeze(-1) + (0 if b is None else b), matrix,
             step.b if own else None
@@ -976,7 +978,7 @@ def group_norm(g):
         scale = torch.rsqrt(rows.var(-1, unbiased=False) + 1e-5)[..., None, None]
         wide = [getattr(step, name).detach().reshape(-1, *(1,) * (x.ndim - 2)).expand(x.shape[1:]) for name in own]
         weight = wide[0].reshape(groups, size, 1) if own else 1
-        matrix = (torch.eye(size, dtype=rows.dtype) - 1 / size) * scale * weight
+        matrix = (torch.eye(size, dtype=rows.dtype, device=rows.device) - 1 / size) * scale * weight
         return interpreter.affine(
             pair, lambda a, w, b: (w @ a.reshape(len(a), groups, size, 1)).reshape(a.shape) + (0 if b is None else b),
             matrix, wide[1] if own else None
@@ -1024,7 +1026,7 @@ def bicubic(g):
 
     def literal(interpreter, step, pair):
         area = math.prod(sides)
-        pixels = torch.eye(area, dtype=torch.float64).reshape(1, area, *sides).contiguous()
+        pixels = torch.eye(area, dtype=torch.float64, device=pair.plus.device).reshape(1, area, *sides).contiguous()
         matrix = step.evaluate(pixels)[0].flatten(1)
         return interpreter.linear(pair, lambda a, w: (a.flatten(2) @ w).unflatten(2, size), matrix)
 

@@ -369,7 +369,7 @@ class Interpreter:
     def maximum(self, pair, windows, inside=True, shares=True):
         '''The maximum over windows, which a function lays along the last axis, in both forms of section 3.4.'''
         plus, minus, d = windows(pair.plus), windows(pair.minus), windows(pair.difference.detach())
-        inside = torch.as_tensor(inside).expand_as(d)
+        inside = torch.as_tensor(inside, device=d.device).expand_as(d)
         d = torch.where(inside, d, -torch.inf)
         self.tied |= shares and bool(((d == d.amax(-1, keepdim=True)).sum(-1) > 1).any())
         self.close |= bool(((d >= d.amax(-1, keepdim=True) - 1e-12).sum(-1) > 1).any())

@@ -103,6 +103,8 @@ class Program(nn.Module):
     shapes : list of tuple
         The shapes of its inputs, a batch of ``batch`` samples each.
     '''
+    device = 'cpu'
+
     def __init__(self, seed, shapes, steps=(), output='x0', bare=False):
         super().__init__()
         self.seed, self.shapes, self.bare = seed, shapes, bare
@@ -129,6 +131,7 @@ class Program(nn.Module):
         '''Random inputs; with ties, few different values and many zeros among them.'''
         generator = torch.Generator().manual_seed(random.Random(f'{self.seed} {salt}').getrandbits(60))
         inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in self.shapes]
+        inputs = [input.to(self.device) for input in inputs]
         return [(input * 1.5).round() / 2 for input in inputs] if ties else inputs
 
     def trace(self, inputs):
@@ -158,7 +161,13 @@ class Program(nn.Module):
 
     def with_steps(self, steps, output=None):
         '''A program of other steps.'''
-        return Program(self.seed, self.shapes, steps, self.output if output is None else output, self.bare).eval()
+        output = self.output if output is None else output
+        return Program(self.seed, self.shapes, steps, output, self.bare).eval().on(self.device)
+
+    def on(self, device):
+        '''The program, moved to a device, as all of its inputs will be.'''
+        self.device = device
+        return self.to(device)
 
     def pruned(self):
         '''The same program without the steps on which its output does not depend.'''
