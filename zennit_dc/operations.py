@@ -23,8 +23,8 @@ class Layer:
     apply : callable
         The layer, a function ``(input, weight, bias) -> output``.
     transpose : callable, optional
-        The transpose of its linear part, a function ``(gradient, weight, input_shape) -> gradient``. Without it, this
-        is the gradient of the layer, which is run again for it.
+        The transpose of its linear part, a function ``(gradient, weight, input_shape) -> gradient``, if the weight is
+        the same for all samples. Without it, this is the gradient of the layer, which is run again for it.
     bias_axes : int, optional
         The number of axes after the axis to which the bias belongs.
     difference : callable, optional
@@ -182,8 +182,9 @@ def weighted(pair, layer, weight, bias):
 def shape_of(layer, pair, output, weight):
     '''The shape of the sum of a layer's output, which has one sample, without computing it.'''
     shape, axis, before = list(output.shape), pair.place('batch'), pair.values[0].shape
-    if axis is not None and len(shape) == len(before) and shape[axis] == before[axis]:
-        shape[axis] = 1  # as most layers leave the samples where they are
+    same_axes = axis is not None and len(shape) == len(before) and shape[axis] == before[axis]
+    if layer.transpose is not None and same_axes:
+        shape[axis] = 1  # a layer with weights for all samples, which it leaves where they are
         return torch.Size(shape)
     with torch.no_grad():
         meta = (torch.empty(tensor.shape, device='meta', dtype=output.dtype) for tensor in (pair.values[1], weight))
