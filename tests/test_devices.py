@@ -174,14 +174,15 @@ def test_random_programs(device):
 @ON_DEVICES
 @on_all_maps
 def test_maps_are_those_of_the_cpu(device, name, method):
-    '''Which sums in another order, and may have other kernels for one image than for a batch.'''
+    '''Which sums in another order, and may have other kernels for one image than for a batch. On a GPU, torch's hard
+    sigmoids have a sixth in float32, whatever the dtype.'''
     model, image = MODELS[name][0](), random_image(3, 3, 16, 16)
     expected = torch.cat([explain_all(name, method, model, each[None]) for each in image])
     model.to(device)
     composite = composite_of(name, method)
     map = explain(composite, model, image.to(device))
     assert map.device.type == device and map.dtype == torch.float64
-    assert_close(map.cpu(), expected)
+    assert_close(map.cpu(), expected, 1e-6 if (name, device) == ('mobile', 'cuda') else 1e-10)
     saliency = composite.saliency
     assert (saliency is None) == ('CAM' not in method and 'layer' not in method)
     assert saliency is None or saliency.device.type == device and saliency.ndim == 3
@@ -310,7 +311,7 @@ def test_a_model_that_is_moved_before_another_pass(device):
     with SplitLRP(layer='conv2').context(network):
         output = network(image)
         network.to(ELSEWHERE[device])
-        with pytest.raises(RuntimeError, match='same parameters'):
+        with pytest.raises(RuntimeError, match='same parameters|same device'):  # the latter from torch, which is first
             torch.autograd.grad(output[:, UNIT].sum(), image, create_graph=True)
 
 
