@@ -189,8 +189,8 @@ class Interpreter:
 
     @staticmethod
     def verify(pair, value, step):
-        '''Raise if the streams' difference is not the original activation, for whose hard sigmoids torch takes a sixth in
-        float32 on a GPU, whatever the dtype.'''
+        '''Raise if the streams' difference is not the original activation, for whose hard sigmoids torch takes a sixth
+        in float32 on a GPU, whatever the dtype.'''
         size = (1e-9 if value.device.type == 'cpu' else 1e-7) * (1 + pair.plus.abs().max().item())
         assert torch.allclose(pair.plus - pair.minus, value, rtol=0, atol=size), f'the interpreter is wrong at {step}'
 
