@@ -1,7 +1,7 @@
 '''In-place operations and views.'''
 import pytest
 import torch
-from helpers import explain, gradient_of, random_image
+from helpers import assert_close, explain, gradient_of, random_image
 from jacobians import IMAGE, require_sensitivities, require_streams
 from torch.nn import functional as F
 
@@ -123,7 +123,7 @@ def test_sensitivity_of_an_in_place_operation_on_a_view_of_other_memory():
     image = random_image(2, 4, 5, 5).to(memory_format=torch.channels_last)
     for make in (lambda: SplitGrad(.3), lambda: SplitGrad(.5), SplitLRP):
         one, other = (explain(make(), model, image) for model in models)
-        assert torch.equal(one, other)
+        assert_close(one, other, 1e-14)  # as gradients in other strides may take other kernels
 
 
 def test_entries_are_assigned():

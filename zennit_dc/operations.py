@@ -277,18 +277,21 @@ class SplitReLU(torch.autograd.Function):
     def backward(ctx, gradient, sum_gradient):
         if ctx.passes and ctx.split_pass.makes_map():
             return gradient, sum_gradient, None, None, None
-        saved = ctx.saved_tensors[0].detach()
-        through = blockwise(gradient_through_relu, gradient, sum_gradient, torch.relu(saved) if ctx.passes else saved)
+        saved, negative = ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
+        shares = negative.shape != gradient.shape
+        through = blockwise(
+            partial(gradient_through_relu, not shares), gradient, -negative if shares else negative,
+            torch.relu(saved) if ctx.passes else saved
+        )
         return through, sum_gradient, None, None, None
 
 
-def gradient_through_relu(gradient, sum_gradient, output, out):
-    '''The gradient of the difference before a ReLU. A float mask and lerp, which is exact at 0 and 1, take a fraction
-    of the time of torch.where.'''
+def gradient_through_relu(negate, gradient, negative, output, out):
+    '''The gradient of the difference before a ReLU, with the negative gradient of the sum, or with what is still to be
+    negated. A float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where.'''
     mask = output.sign().to(gradient.dtype)
-    if out is None and not torch.is_grad_enabled():
-        out = mask
-    return torch.lerp(-sum_gradient.to(gradient.dtype), gradient, mask, out=out)
+    out = mask if out is None and not torch.is_grad_enabled() else out
+    return torch.lerp(-negative if negate else negative, gradient, mask, out=out)
 
 
 def relu(pair):

@@ -33,7 +33,7 @@ def memory(pair):
     return pair.values[0].untyped_storage()._cdata
 
 
-def assign(pair, value):
+def assign(pair, value, is_new=False):
     '''Give a pair the value of another one of its shape, as an in-place operation on a tensor would: the pair of which
     it is a view, and the other views of that one, change as well.
 
@@ -41,6 +41,8 @@ def assign(pair, value):
     ----------
     pair, value : :py:class:`~zennit_dc.split.SplitTensor`
         The pair to be changed, and its new value.
+    is_new : bool, optional
+        Whether nothing else has the memory of the new value, or has come of it.
 
     Returns
     -------
@@ -59,6 +61,7 @@ def assign(pair, value):
         each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
                             for tensor, old in zip(new, each.values))
         each.layer, each.recipe, each.depth = None, value.recipe if whole else None, max(each.depth, value.depth)
+    base.is_unread = whole and is_new
     return pair
 
 

@@ -105,10 +105,11 @@ def in_place(form, name=None):
             )
         with overwriting(form, target):
             output = form(target, *args, **kwargs)
+        is_new = output.is_unread and hasattr(form, 'may_overwrite')
         shape, dtype = target.values[0].shape, target.values[0].dtype
         if output.values[0].shape != shape:
             raise unsupported(name, (target,), ' where it changes the shape')
-        return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)))
+        return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)), is_new)
     return changed
 
 
