@@ -123,7 +123,7 @@ def test_sensitivity_of_an_in_place_operation_on_a_view_of_other_memory():
     image = random_image(2, 4, 5, 5).to(memory_format=torch.channels_last)
     for make in (lambda: SplitGrad(.3), lambda: SplitGrad(.5), SplitLRP):
         one, other = (explain(make(), model, image) for model in models)
-        assert_close(one, other, 1e-14)  # as gradients in other strides may take other kernels
+        assert_close(one, other, 1e-11)  # gradients in other strides take other kernels, and relevance divides by 1e-6
 
 
 def test_entries_are_assigned():

@@ -1,5 +1,6 @@
 '''Activations. Piecewise linear ones are sums of ReLUs, and so are their split forms.'''
 import functools
+from functools import partial
 
 import numpy as np
 import torch
@@ -87,11 +88,6 @@ class PiecewiseLinear:
     def gradient(self, gradient, sum_gradient, values, out):
         '''The gradient by the input, of which values say to which pieces they belong.'''
         dtype, knots = gradient.dtype, zip(self.knots.tolist(), self.right.tolist())
-        if self.bounds is not None:  # for which there is a function, and the slope of H is -2, -1 and 0
-            low, high = self.bounds
-            through = torch.ops.aten.hardtanh_backward(gradient, values, low, high)
-            slope = (values - high).sign() + (values - low if low else values).sign() - 1.
-            return torch.addcmul(through, sum_gradient.to(dtype), slope.to(dtype), out=out)
         passed = [(values >= knot if right else values > knot).to(dtype) for knot, right in knots]
         through = torch.mul(gradient, piecewise(self.lines[0], passed), out=out)
         return torch.addcmul(through, sum_gradient.to(dtype), piecewise(self.hinges[0], passed), out=out)
@@ -127,8 +123,23 @@ class Pieces(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
-        through = blockwise(ctx.function.gradient, gradient, sum_gradient, ctx.saved_tensors[0].detach())
-        return through, sum_gradient * ctx.function.factor, None, None
+        function, values, passing = ctx.function, ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
+        if function.bounds is None:
+            through = blockwise(function.gradient, gradient, passing, values)
+        else:
+            shares = passing.shape != gradient.shape  # by far the smaller, so that what is made of it is made at once
+            clamp = partial(gradient_through_clamp, function.bounds, shares)
+            through = blockwise(clamp, gradient, passing, -2. * passing if shares else passing, values)
+        return through, sum_gradient * function.factor, None, None
+
+
+def gradient_through_clamp(bounds, is_doubled, gradient, sum_gradient, below, values, out):
+    '''The gradient by the input of a function that cuts off, whose H has the slopes -2, -1 and 0.'''
+    low, high = bounds
+    inside = torch.sub(gradient, sum_gradient, out=out)
+    inside = torch.ops.aten.hardtanh_backward(inside, values, low, high)
+    passed = (values - low if low else values).sign().to(gradient.dtype)
+    return torch.lerp(below if is_doubled else -2. * below, inside, passed, out=out)
 
 
 @torch_form('leaky_relu', inplace=('leaky_relu_',))
