@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..buffers import blockwise
+from ..buffers import WORKSPACE, blockwise
 from ..operations import activation, deeper, onto, relu
 from ..split import same, true_gradients, unsupported
 from .arithmetic import Valued
@@ -137,8 +137,9 @@ def gradient_through_clamp(bounds, is_doubled, gradient, sum_gradient, below, va
     '''The gradient by the input of a function that cuts off, whose H has the slopes -2, -1 and 0.'''
     low, high = bounds
     inside = torch.sub(gradient, sum_gradient, out=out)
-    inside = torch.ops.aten.hardtanh_backward(inside, values, low, high)
-    passed = (values - low if low else values).sign().to(gradient.dtype)
+    backward, where = torch.ops.aten.hardtanh_backward, {} if out is None else {'grad_input': out}
+    inside = (backward.grad_input if where else backward)(inside, values, low, high, **where)
+    passed = torch.sign(values - low if low else values, out=WORKSPACE.like(values)).to(gradient.dtype)
     return torch.lerp(below if is_doubled else -2. * below, inside, passed, out=out)
 
 
