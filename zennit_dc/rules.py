@@ -9,6 +9,7 @@ from numbers import Real
 import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
+from .buffers import passing_magnitude
 from .split import TrueGradient, by_sample, describe, in_shape, pass_of, same
 
 
@@ -253,11 +254,8 @@ def is_number(value):
 
 def mean_size(rows):
     '''The mean absolute value of each sample.'''
-    if rows.ndim < 2 or rows.numel() == 0:
-        return rows.abs()
-    first = max(rows.ndim - 2, 2) if rows.ndim > 2 else 1  # of not too many entries, whose rounding adds up
-    sums = torch.linalg.vector_norm(rows, 1, [*range(first, rows.ndim)], keepdim=True)  # in one step
-    return sums.mean([*range(1, rows.ndim)], keepdim=True) / math.prod(rows.shape[first:])
+    sizes = passing_magnitude(rows, rows.dtype)
+    return sizes.mean([*range(1, rows.ndim)], keepdim=True) if rows.ndim > 1 else sizes.clone()
 
 
 def times_input(gradient, sum_gradient, difference, stream_sum):

@@ -1,5 +1,6 @@
-'''In-place operations on split pairs, and the views through which others see them. Nothing is written into memory: a
-pair takes a new value, and so do the pair that it is a view of, and all other views of that one.'''
+'''In-place operations on split pairs, and the views through which others see them. A pair takes a new value, and so do
+the pair that it is a view of, and all other views of that one. Memory is written to where nothing has come of it yet,
+by additions and activations (``is_spare``).'''
 import weakref
 
 import torch
