@@ -32,7 +32,7 @@ TOGETHER = {
 
 def pytest_addoption(parser):
     '''How many random programs are tried, and whether tests of minutes are run.'''
-    parser.addoption('--graphs', type=int, default=120, help='The number of random programs that are tested.')
+    parser.addoption('--graphs', type=int, default=90, help='The number of random programs that are tested.')
     parser.addoption('--long', action='store_true', help='Run the tests that take minutes, too.')
 
 
