@@ -92,10 +92,15 @@ def test_composites_alone_register_the_split_forms():
 @pytest.mark.parametrize('seconds', [.3, 1., 2.])
 def test_ctrl_c_is_one_line(seconds, tmp_path):
     arguments = ('demo', '--images', 5000, '--out', tmp_path / 'demo')
-    process = subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are told to ignore it
+    with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        signal.signal(signal.SIGINT, before)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     # Python ends itself by the signal if this came while a string was executed, which a shell calls 130 as well
     assert process.returncode in (130, -signal.SIGINT)
     assert [line for line in error.splitlines() if 'maps:' not in line] == ['zennit-dc: error: interrupted']
