@@ -53,6 +53,12 @@ def test_blocks_are_all_of_a_tensor(shape, last, monkeypatch):
     assert torch.equal(first, (other + 1.).expand_as(first))
 
 
+def test_blocks_of_tensors_that_do_not_belong_together(monkeypatch):
+    monkeypatch.setattr(buffers, 'BLOCK', 6)
+    with torch.no_grad(), pytest.raises(ValueError, match='zip'):
+        blockwise(lambda one, two, out: out.zero_(), torch.ones(4, 5), torch.ones(2, 5))
+
+
 def test_blockwise_needs_no_blocks_where_a_graph_is_made(monkeypatch):
     monkeypatch.setattr(buffers, 'BLOCK', 6)
     outs = []

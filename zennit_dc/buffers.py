@@ -67,6 +67,9 @@ def blocks(first, *others):
         yield first, *others
         return
     axis = max((axis for axis in range(first.ndim) if first.shape[axis] > 1), key=first.stride)
-    step = max(first.shape[axis] * BLOCK // first.numel(), 1)
-    for parts in zip(*(repeat(each) if each.shape[axis] == 1 else each.split(step, axis) for each in (first, *others))):
-        yield from blocks(*parts)
+    length = first.shape[axis]
+    step = max(length * BLOCK // first.numel(), 1)
+    parts = (repeat(each, -(-length // step)) if each.shape[axis] == 1 else each.split(step, axis)
+             for each in (first, *others))
+    for part in zip(*parts, strict=True):  # as what is left out would be memory that nobody has written to
+        yield from blocks(*part)

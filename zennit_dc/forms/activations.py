@@ -1,6 +1,5 @@
 '''Activations. Piecewise linear ones are sums of ReLUs, and so are their split forms.'''
-import functools
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -68,7 +67,7 @@ class PiecewiseLinear:
         passed, places = np.arange(len(slopes))[:, None], np.arange(len(knots))
         signs = (passed > places) - 1. * (places >= anchor)
         # the bounds of a function that clamps, whose value says to which piece an entry belongs
-        clamps = [*slopes] == [0., 1., 0.] and value == knots[0] and [*right] == [False, True]
+        clamps = [*slopes] == [0., 1., 0.] and value == knots[0] < knots[1] and [*right] == [False, True]
         self.bounds = knots.tolist() if clamps else None
         self.knots, self.right = torch.tensor(knots), torch.tensor(right)
         self.lines = torch.tensor(np.stack([slopes, intercepts]))
@@ -136,9 +135,11 @@ class Pieces(torch.autograd.Function):
 def gradient_through_clamp(bounds, is_doubled, gradient, sum_gradient, below, values, out):
     '''The gradient by the input of a function that cuts off, whose H has the slopes -2, -1 and 0.'''
     low, high = bounds
-    inside = torch.sub(gradient, sum_gradient, out=out)
-    backward, where = torch.ops.aten.hardtanh_backward, {} if out is None else {'grad_input': out}
-    inside = (backward.grad_input if where else backward)(inside, values, low, high, **where)
+    inside, backward = torch.sub(gradient, sum_gradient, out=out), torch.ops.aten.hardtanh_backward
+    if out is None:
+        inside = backward(inside, values, low, high)
+    else:
+        backward.grad_input(inside, values, low, high, grad_input=out)
     passed = torch.sign(values - low if low else values, out=WORKSPACE.like(values)).to(gradient.dtype)
     return torch.lerp(below if is_doubled else -2. * below, inside, passed, out=out)
 
@@ -175,7 +176,7 @@ def leaky(pair, slope, function):
     return activation(pair, of)
 
 
-@functools.cache
+@cache
 def clamping(low, high, function):
     '''The function that cuts off below low and above high, either of which may be None.'''
     knots = [bound for bound in (low, high) if bound is not None]
@@ -208,7 +209,7 @@ torch_form('clamp_min', inplace=('clamp_min_',))(clamp)
 torch_form('clamp_max', inplace=('clamp_max_',))(lambda pair, max: clamp(pair, None, max))
 
 
-@functools.cache
+@cache
 def hard_sigmoid():
     '''The hard sigmoid, of which torch's own gradient has none, and is in float32.'''
     return PiecewiseLinear([-3., 3.], [0., 1 / 6, 0.], 0., lambda tensor: Valued.apply(
