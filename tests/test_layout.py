@@ -8,9 +8,9 @@ import zennit_dc
 ROOT = Path(zennit_dc.__file__).parent
 # each may import those before it
 ORDER = [
-    'lazy', 'wording', 'nested', 'buffers', 'split', 'views', 'spatial', 'sharing', 'recentering', 'streams', 'rules',
-    'operations', 'forms', 'needs', 'passes', 'canonizers', 'composites', 'logits', 'attribution', 'methods', 'demo',
-    'data', 'networks', 'figures', 'virelay', 'evaluation', 'cli', '__main__',
+    'lazy', 'wording', 'nested', 'buffers', 'axes', 'split', 'views', 'spatial', 'sharing', 'recentering', 'streams',
+    'rules', 'operations', 'forms', 'needs', 'passes', 'canonizers', 'composites', 'logits', 'attribution', 'methods',
+    'demo', 'data', 'networks', 'figures', 'virelay', 'evaluation', 'cli', '__main__',
 ]
 
 

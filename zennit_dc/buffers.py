@@ -6,6 +6,7 @@ from itertools import repeat
 import torch
 
 
+CHUNK = 2 ** 18  # the entries of a matrix that are worked on at once
 BLOCK = 2 ** 19  # the entries of each tensor that are worked on at once
 
 
@@ -73,3 +74,11 @@ def blocks(first, *others):
              for each in (first, *others))
     for part in zip(*parts, strict=True):  # as what is left out would be memory that nobody has written to
         yield from blocks(*part)
+
+
+def chunks(weight):
+    '''Slices of the rows of a matrix, and these rows; all of them at once on a GPU, or where a graph is asked for.'''
+    rows, columns = weight.shape
+    whole = weight.device.type != 'cpu' or torch.is_grad_enabled()
+    step = max(rows if whole else CHUNK // max(columns, 1), 1)
+    return [(slice(start, start + step), weight[start:start + step]) for start in range(0, max(rows, 1), step)]

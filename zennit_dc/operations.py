@@ -6,13 +6,11 @@ from typing import NamedTuple
 
 import torch
 
-from .buffers import WORKSPACE, blockwise, passing_magnitude
+from .axes import joined
+from .buffers import WORKSPACE, blockwise, chunks, passing_magnitude
 from .recentering import recenter
-from .split import NeedsSums, SplitTensor, TrueGradient, joined, same, true_gradients, unsupported
+from .split import NeedsSums, SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view, memory
-
-
-CHUNK = 2 ** 18
 
 
 class Layer:
@@ -58,14 +56,6 @@ class Dense(Layer):
 
     def transposed_magnitude(self, gradient, weight, shape):
         return sum(gradient[..., place] @ magnitude(rows, gradient) for place, rows in chunks(weight))
-
-
-def chunks(weight):
-    '''Slices of the rows of a matrix, and these rows; all of them at once on a GPU, or where a graph is asked for.'''
-    rows, columns = weight.shape
-    whole = weight.device.type != 'cpu' or torch.is_grad_enabled()
-    step = max(rows if whole else CHUNK // max(columns, 1), 1)
-    return [(slice(start, start + step), weight[start:start + step]) for start in range(0, max(rows, 1), step)]
 
 
 class Magnitude(torch.autograd.Function):

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .split import by_sample, in_shape, true_gradients
+from .axes import by_sample, in_shape
+from .split import true_gradients
 
 
 @dataclass(frozen=True)

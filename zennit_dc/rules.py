@@ -9,8 +9,9 @@ from numbers import Real
 import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
+from .axes import by_sample, in_shape
 from .buffers import passing_magnitude
-from .split import TrueGradient, by_sample, describe, in_shape, pass_of, same
+from .split import TrueGradient, describe, pass_of, same
 
 
 class Ruled(torch.autograd.Function):

@@ -22,6 +22,7 @@ PIECEWISE_LINEAR = {
     'rrelu': (nn.RReLU(.1, .5).eval(), lambda x: .3 * x + .7 * F.relu(x)),
     'relu6': (nn.ReLU6(), lambda x: F.relu(x) - F.relu(x - 6)),
     'hardtanh': (nn.Hardtanh(-.5, 1.5), lambda x: F.relu(x + .5) - F.relu(x - 1.5) - .5),
+    'hardtanh of one value': (lambda x: F.hardtanh(x, .5, .5), lambda x: F.relu(x - .5) - F.relu(x - .5) + .5),
     'clamp': (lambda x: x.clamp(-.5, 1.5), lambda x: F.relu(x + .5) - F.relu(x - 1.5) - .5),
     'clamp from below': (lambda x: torch.clamp(x, min=.5), lambda x: F.relu(x - .5) + .5),
     'clamp from above': (lambda x: x.clamp_max(.5), lambda x: .5 - F.relu(.5 - x)),

@@ -2,8 +2,9 @@
 import torch
 from torch.nn import functional as F
 
+from ..axes import joined
 from ..operations import add, instead, linear, multiply
-from ..split import SplitTensor, joined, pairs_in, same, split_form, unsupported
+from ..split import SplitTensor, pairs_in, same, split_form, unsupported
 from .reading import refuse_comparison
 from .table import may_overwrite, plain, torch_form
 

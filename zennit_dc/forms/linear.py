@@ -5,9 +5,10 @@ import re
 import torch
 from torch.nn import functional as F
 
+from ..axes import Axis, joined
 from ..operations import Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
 from ..recentering import recenter
-from ..split import Axis, SplitTensor, called_in, joined, pass_of, split_form, unsupported
+from ..split import SplitTensor, called_in, pass_of, split_form, unsupported
 from ..views import laid_out
 from .arithmetic import addition, valued
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form

@@ -4,8 +4,9 @@ import inspect
 import torch
 from torch.nn import functional as F
 
+from ..axes import joined
 from ..operations import deeper, instead, keeping_recipe
-from ..split import SplitTensor, joined, pairs_in, split_form, sum_dtype, unsupported
+from ..split import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
 from .arithmetic import negation, parts
 from .table import follow_axes, overloads, torch_form
 

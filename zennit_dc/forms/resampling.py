@@ -2,8 +2,9 @@
 import torch
 from torch.nn import functional as F
 
+from ..axes import joined
 from ..operations import linear
-from ..split import SplitTensor, joined, split_form, unsupported
+from ..split import SplitTensor, split_form, unsupported
 from .table import follow_axes, torch_form
 
 

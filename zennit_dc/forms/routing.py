@@ -3,8 +3,9 @@ from itertools import accumulate
 
 import torch
 
+from ..axes import joined
 from ..operations import route
-from ..split import SplitTensor, joined, pairs_in, split_form, unsupported
+from ..split import SplitTensor, pairs_in, split_form, unsupported
 from ..views import as_view
 from .arithmetic import parts
 from .reading import Comparison

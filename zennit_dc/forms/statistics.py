@@ -6,8 +6,9 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
+from ..axes import joined
 from ..operations import Instead, Layer, affine, linear, magnitude
-from ..split import SplitTensor, called_in, joined, pairs_in, split_form
+from ..split import SplitTensor, called_in, pairs_in, split_form
 from .arithmetic import Valued, division, power, valued
 from .linear import batch_norm, with_channels
 from .table import SplitOption, missing, overloads, own_steps, plain, require_batch, torch_form

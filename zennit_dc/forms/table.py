@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..split import FORMS, OVERLAYS, Axis, SplitTensor, called_in, joined, pass_of, split_form, sum_dtype, unsupported
+from ..axes import Axis, joined
+from ..split import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
 from ..views import assign
 
 
