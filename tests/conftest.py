@@ -55,6 +55,12 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: -seconds[unit(item.nodeid)])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    '''Let no test depend on those that ran before it in the same process.'''
+    torch.manual_seed(0)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     '''With ``--dist loadscope``, workers take unit by unit, in the order of the collection.'''

@@ -17,7 +17,7 @@ from zennit.composites import EpsilonPlus
 
 from zennit_dc import SplitGrad, SplitLRP
 from zennit_dc.attribution import (
-    CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, contrast, cross_entropy, shown
+    CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, contrast, cross_entropy, hessian, shown
 )
 from zennit_dc.attribution.loss import MeanCrossEntropy
 from zennit_dc.attribution.maximum import second_order, thresholded
@@ -203,6 +203,42 @@ def test_certain_network(kind, dtype):
     found = attribute(kind(model, penalty=Sparsity(.5)), input, target)
     assert found.isfinite().all() and found.dtype == dtype
     assert ((found.amax(1) == 0.).flatten(1).sum(1) == 18).all()
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_copies_that_are_certain_of_another_class(dtype):
+    model, input = nn.Sequential(NETWORKS['CNN'](), Kept(factor=3e4)).to(dtype).eval(), images().to(dtype)
+    target, curvature = model(input).argmax(1), []
+    for seed in (0, 1, 2, 3, 20, 51):  # the loss of the last has next to no curvature
+        torch.manual_seed(seed)
+        attributor = SmoothCASO(model, penalty=Sparsity(.5), n_iter=5)
+        found = attribute(attributor, input, target)
+        assert found.isfinite().all() and found.flatten(1).any(1).all()
+        assert (attributor.solution.steps < 300).all()
+        curvature.append(attributor.solution.L / attributor.solution.lambda2)
+    curvature = torch.cat(curvature)
+    assert ((0. < curvature) & (curvature < 1e-15)).any()
+
+
+@pytest.mark.parametrize('factor', [1., 10., 60.])
+def test_hessian_of_an_unlikely_class(factor):
+    input, model = images(), nn.Sequential(NETWORKS['MLP'](), Kept(factor=factor)).eval()
+    target, generator = model(input).argmin(1), torch.Generator().manual_seed(0)
+    directions = torch.randn(2, *input.shape, dtype=torch.float64, generator=generator)
+    whole = hessian(model, input, target)
+    loss = cross_entropy(model, input, target)
+    products = [(loss.log_scale.exp()[:, None] * loss.product(each).flatten(1)) for each in directions]
+    for index in range(len(input)):
+        known, (first, second) = Reference(model, input[index:index + 1], int(target[index])), directions[:, index]
+        # half of the mean over pairs of classes of the products of their differences, which is exact for all p
+        slopes = [known.rows @ each.flatten() for each in (first, second)]
+        differences = [each[:, None] - each for each in slopes]
+        terms = torch.outer(known.p, known.p) * differences[0] * differences[1] / 2.
+        for found in (
+            first.flatten() @ products[1][index], second.flatten() @ products[0][index],
+            first.flatten() @ whole[index] @ second.flatten()
+        ):
+            assert (found - terms.sum()).abs() < 1e-11 * terms.abs().sum()
 
 
 @pytest.mark.parametrize('factor', [.01, 1., 100.])

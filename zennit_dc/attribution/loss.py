@@ -135,6 +135,7 @@ class CrossEntropy:
     def product(self, directions):
         '''The Hessian's products with directions of shape (batch, ...), in their shape.'''
         slopes = self.maps.products(directions)
+        slopes = slopes - slopes.gather(1, self.competitors.argmax(1, keepdim=True))  # what is certain cancels exactly
         return self.maps.combined(
             self.probability * self.difference * inner(self.difference, slopes)
             + self.competitors * (slopes - inner(self.competitors, slopes))
@@ -380,7 +381,9 @@ def hessian(model, input, target=None, classes=None):
     input, output = forward(model, input)
     own, count = class_relevance(target)(output), output.shape[1] if classes is None else require_classes(classes)
     loss = loss_of(ClassGradients(input, output).of, output, own, likeliest(output, own, count))
-    spread = torch.diag_embed(loss.competitors) - loss.competitors[:, :, None] * loss.competitors[:, None]
+    pairs = loss.competitors[:, :, None] * loss.competitors[:, None]
+    pairs.diagonal(dim1=1, dim2=2).zero_()
+    spread = torch.diag_embed(pairs.sum(2)) - pairs  # where 1 − q would be nothing but rounding
     spread += loss.probability[:, :, None] * loss.difference[:, :, None] * loss.difference[:, None]
     rows = loss.maps.rows.flatten(2)
     return loss.log_scale.exp()[:, None, None] * (rows.mT @ spread @ rows)

@@ -135,7 +135,7 @@ def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300,
     '''
     space, scale = Krylov(loss, krylov), loss.log_scale.exp()
     gradient, largest = space.gradient, space.values[:, 0].clamp(min=0.)
-    lambda2 = shift(largest, loss.log_scale, margin, offset)
+    lambda2 = shift(largest, gradient, loss.log_scale, margin, offset)
     require_concave(lambda2, largest, gradient)
     rate, factor = largest / (2. * lambda2), per_image(2. * lambda2, gradient)
     momentum = per_image((1. - (1. - rate).sqrt()) / (1. + (1. - rate).sqrt()), gradient)
@@ -176,12 +176,13 @@ def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300,
     )
 
 
-def shift(largest, log_scale, margin, offset):
-    '''The penalty λ2 divided by s, for each image. Where the Hessian is zero, to the precision of its numbers, and
-    there is no offset, it is 1/2, as without a Hessian.'''
+def shift(largest, gradient, log_scale, margin, offset):
+    '''The penalty λ2 divided by s, for each image. Where the Hessian is zero next to the gradient's own square, to the
+    precision of its numbers, and there is no offset, it is 1/2, as without a Hessian.'''
     if offset:
         return (1. + margin) * largest / 2. + offset * (-log_scale).exp()
-    return torch.where(largest > 0., (1. + margin) * largest / 2., .5)
+    rounding = torch.finfo(largest.dtype).eps * norm(gradient).square()
+    return torch.where(largest > rounding, (1. + margin) * largest / 2., .5)
 
 
 def norm(values):
