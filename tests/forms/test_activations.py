@@ -28,6 +28,8 @@ PIECEWISE_LINEAR = {
     'clamp from above': (lambda x: x.clamp_max(.5), lambda x: .5 - F.relu(.5 - x)),
     'clamp in place': (lambda x: x.clone().clamp_(max=.5), lambda x: .5 - F.relu(.5 - x)),
     'hardsigmoid': (nn.Hardsigmoid(), lambda x: F.relu(x + 3) / 6 - F.relu(x - 3) / 6),
+    'threshold': (nn.Threshold(.3, .3), lambda x: F.relu(x - .3) + .3),
+    'threshold in place': (lambda x: F.threshold(x.clone(), 0., 0., inplace=True), F.relu),
     'softshrink': (nn.Softshrink(.4), lambda x: F.relu(x - .4) - F.relu(-.4 - x)),
     'abs': (torch.abs, lambda x: F.relu(x) + F.relu(-x)),
 }
@@ -106,6 +108,7 @@ def test_kinks_have_the_derivatives_of_torch():
         lambda x: F.hardtanh(x + 1.), lambda x: (x + 1.).clamp(-1., 1.), lambda x: F.softshrink(x - .5),
         lambda x: F.prelu(x, torch.tensor(.3).double()), F.hardtanh,
         lambda x: x.clamp(0., 1.), lambda x: x.clamp_min(0.), lambda x: F.softshrink(x, 0.),
+        lambda x: F.threshold(x, 0., 0.),
         lambda x: x.unflatten(1, (4, 3)).amax(1), lambda x: x.unflatten(1, (4, 3)).max(1)[0],
         lambda x: torch.maximum(x, 2 * x), lambda x: torch.minimum(x, x.abs()), lambda x: x.amin(1, keepdim=True),
         lambda x: F.max_pool1d(x[:, None], 3)[:, 0], lambda x: torch.maximum(x, torch.zeros(())),

@@ -12,6 +12,9 @@ from .arithmetic import Valued
 from .table import in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
 
 
+JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
+
+
 torch_form('relu', inplace=('relu_',))(in_place_or_new(may_overwrite(relu)))
 
 
@@ -234,7 +237,13 @@ def absolute(pair):
     return PiecewiseLinear([0., 0.], [-1., 0., 1.], 0., torch.abs).split(pair)
 
 
-missing(
-    overloads('hardshrink', 'threshold', 'threshold_'), ', as it jumps and no difference of convex functions does',
-    'replace it by a continuous activation'
-)
+@torch_form('threshold', inplace=('threshold_',))
+@in_place_or_new
+def threshold(pair, threshold, value):
+    if threshold != value:
+        raise unsupported('threshold', (pair,), *JUMPING)
+    function = partial(F.threshold, threshold=threshold, value=value)
+    return PiecewiseLinear([threshold], [0., 1.], value, function).split(pair)
+
+
+missing(overloads('hardshrink'), *JUMPING)
