@@ -152,7 +152,7 @@ def unsettled(output, bias, rule):
     graph = torch.is_grad_enabled()
 
     def settle(pair):
-        with torch.set_grad_enabled(graph):
+        with torch.set_grad_enabled(graph), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
             pair.values = recenter(rule.after(pair)).values
 
     output.layer, output.settle = AffineOutput(output.values, bias, rule), settle
@@ -172,7 +172,7 @@ def weighted(pair, layer, weight, bias):
 def shape_of(layer, pair, output, weight):
     '''The shape of the sum of a layer's output, which has one sample, without computing it.'''
     shape, axis, before = list(output.shape), pair.place('batch'), pair.values[0].shape
-    same_axes = axis is not None and len(shape) == len(before) and shape[axis] == before[axis]
+    same_axes = axis == -len(before) == -len(shape) and shape[axis] == before[axis]
     if layer.transpose is not None and same_axes:
         shape[axis] = 1  # a layer with weights for all samples, which it leaves where they are
         return torch.Size(shape)

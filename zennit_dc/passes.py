@@ -128,6 +128,7 @@ class MapPass(SplitPass):
         kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
         self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.calls, self.is_inside = 0, False  # of functions on pairs, and within one
+        self.has_left = False  # whether the forward pass is at its end
 
     def __call__(self, inputs):
         '''Run the model. The output has the difference in place of each split pair.'''
@@ -139,6 +140,10 @@ class MapPass(SplitPass):
 
     def evaluate(self, function, args, kwargs):
         '''What a function is on pairs, by its form.'''
+        if self.has_left and self.layer is not None and torch._C._current_graph_task_id() != -1:
+            if any(pair.depth == -math.inf for pair in pairs_in((args, kwargs))):  # of which nothing was kept
+                where = f'what comes before module {self.layer!r}'
+                raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
         if self.first_shared is None or self.is_inside:
             return super().evaluate(function, args, kwargs)
         if torch._C._current_graph_task_id() != -1:
@@ -165,6 +170,7 @@ class MapPass(SplitPass):
         for pair in pairs_in(output):
             if pair.values[1].shape != pair.values[0].shape and not is_shared(pair):
                 raise Unshared(self.calls)
+        self.has_left = True
         return super().leave(output)
 
     def begins_map(self):

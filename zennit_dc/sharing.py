@@ -67,6 +67,8 @@ def evaluated(split_pass, evaluate, function, args, kwargs):
     try:
         for pair in pairs_in((args, kwargs)):
             share(pair)
+        if len({pair.batch.length for pair in pairs_in((args, kwargs))}) > 1:
+            raise IndexError('pairs of different numbers of samples')
         output = evaluate(function, args, kwargs)
         if all(map(is_shared, pairs_in(output))):
             return output

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ..buffers import WORKSPACE, blockwise
 from ..operations import activation, deeper, onto, relu
-from ..split import same, true_gradients, unsupported
+from ..split import aside, same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
 from .table import in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
 
@@ -53,7 +53,8 @@ class PiecewiseLinear:
         self.function, right = self if function is None else function, np.full(len(knots), True)
         knots, slopes = (np.asarray(numbers, dtype=float) for numbers in (knots, slopes))
         if function is not None:
-            at, = true_gradients(function, [torch.tensor(knots)], torch.ones(len(knots), dtype=torch.float64))
+            with aside():
+                at, = true_gradients(function, [torch.tensor(knots)], torch.ones(len(knots), dtype=torch.float64))
             right = abs(at.detach().numpy() - slopes[1:]) < abs(at.detach().numpy() - slopes[:-1])
         around = abs(slopes[:-1]) + abs(slopes[1:]) - abs(np.diff(slopes))
         anchor = abs(slopes).argmin()
@@ -83,13 +84,22 @@ class PiecewiseLinear:
 
     def piece(self, input):
         '''The index of the piece of each entry.'''
-        knots = self.knots.to(input)
+        values = input.detach().to(sum_dtype(input.dtype)).contiguous()  # in which torch compares, too
+        knots = self.knots.to(values)
         knots = torch.where(self.right.to(input.device), knots, torch.nextafter(knots, knots + 1))
-        return torch.bucketize(input.detach().contiguous(), knots, right=True)
+        return torch.bucketize(values, knots, right=True)
+
+    def bounds_in(self, dtype):
+        '''The bounds of a function that clamps, if they are the same in a dtype, so that its value says which entries
+        are cut off; else None.'''
+        if self.bounds is None or dtype.itemsize > 2:
+            return self.bounds
+        return self.bounds if torch.tensor(self.bounds, dtype=dtype).tolist() == self.bounds else None
 
     def gradient(self, gradient, sum_gradient, values, out):
         '''The gradient by the input, of which values say to which pieces they belong.'''
-        dtype, knots = gradient.dtype, zip(self.knots.tolist(), self.right.tolist())
+        dtype, values = gradient.dtype, values.to(sum_dtype(values.dtype))
+        knots = zip(self.knots.tolist(), self.right.tolist())
         passed = [(values >= knot if right else values > knot).to(dtype) for knot, right in knots]
         through = torch.mul(gradient, piecewise(self.lines[0], passed), out=out)
         return torch.addcmul(through, sum_gradient.to(dtype), piecewise(self.hinges[0], passed), out=out)
@@ -97,7 +107,7 @@ class PiecewiseLinear:
     def split(self, pair):
         '''The split form.'''
         if not pair.split_pass.sums:
-            return deeper(pair.replaced(*Pieces.apply(*pair.tensors, self, pair.is_spare and self.bounds is not None)))
+            return deeper(pair.replaced(*Pieces.apply(*pair.tensors, self, pair.is_spare)))
 
         def of(original, total):
             slope, intercept = self.hinges.to(total)[:, self.piece(original)]
@@ -116,21 +126,22 @@ class Pieces(torch.autograd.Function):
     '''The split form of a piecewise-linear function where the sum is not computed, by the piece of each entry.'''
     @staticmethod
     def forward(ctx, difference, stream_sum, function, is_spare):
-        ctx.function = function
+        ctx.function, ctx.bounds = function, function.bounds_in(difference.dtype)
+        is_spare = is_spare and ctx.bounds is not None
         if is_spare:
             ctx.mark_dirty(difference)
-        output = torch.clamp_(difference, *function.bounds) if is_spare else function.function(difference)
-        ctx.save_for_backward(difference if function.bounds is None else output)
+        output = torch.clamp_(difference, *ctx.bounds) if is_spare else function.function(difference)
+        ctx.save_for_backward(difference if ctx.bounds is None else output)
         return output, same(stream_sum)
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
         function, values, passing = ctx.function, ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
-        if function.bounds is None:
+        if ctx.bounds is None:
             through = blockwise(function.gradient, gradient, passing, values)
         else:
             shares = passing.shape != gradient.shape  # by far the smaller, so that what is made of it is made at once
-            clamp = partial(gradient_through_clamp, function.bounds, shares)
+            clamp = partial(gradient_through_clamp, ctx.bounds, shares)
             through = blockwise(clamp, gradient, passing, -2. * passing if shares else passing, values)
         return through, sum_gradient * function.factor, None, None
 

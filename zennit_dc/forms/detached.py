@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ..operations import instead
-from ..split import SplitTensor, true_gradients
+from ..split import SplitTensor, aside, true_gradients
 from .arithmetic import Valued, multiplication
 from .smooth import POSITIONS, SMOOTH
 from .statistics import constant
@@ -51,8 +51,9 @@ def at_zero(name, parameters):
     def function(places):
         return FUNCTIONS[name](places, **dict(parameters))
 
-    zero = torch.zeros((), dtype=torch.float64)
-    slope, = true_gradients(function, [zero], torch.ones_like(zero))
+    with aside():
+        zero = torch.zeros((), dtype=torch.float64)
+        slope, = true_gradients(function, [zero], torch.ones_like(zero))
     return function(zero).item(), slope.item()
 
 

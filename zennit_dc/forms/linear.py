@@ -23,6 +23,7 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
     '''Any convolution.'''
     refuse_pairs(name, weight, bias)
     axes = weight.ndim - 2
+    stride, padding, dilation = (per_axis(each, axes) for each in (stride, padding, dilation))
     require_batch(pair, axes + 2, name)
     function = getattr(F, name)
     low, more = paddings(padding, weight.shape[2:], dilation)
@@ -36,7 +37,7 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
         if transposed:
             output = getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
         else:
-            steps = [each if isinstance(each, (tuple, list)) else (each,) * axes for each in (stride, low, dilation)]
+            steps = stride, low, dilation
             lengths = zip(gradient.shape[2:], shape[2:], more, weight.shape[2:], *steps)
             left = [length + extra - ((count - 1) * step - 2 * before + width * (size - 1) + 1)
                     for count, length, extra, size, step, before, width in lengths]  # where the kernel does not get to
@@ -53,11 +54,18 @@ def with_channels(pair, output, index):
     return output
 
 
+def per_axis(value, axes):
+    '''A parameter of a convolution, which may be one number for all axes, also in a sequence, for each axis.'''
+    if isinstance(value, str):
+        return value
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * axes if len(values) == 1 else values
+
+
 def paddings(padding, kernel, dilation):
     '''A padding at the beginning of each axis, and how much more is padded at its end, which 'same' may do.'''
     if padding != 'same':
-        return 0 if padding == 'valid' else padding, (0,) * len(kernel)
-    dilation = dilation if isinstance(dilation, (tuple, list)) else (dilation,) * len(kernel)
+        return (0,) * len(kernel) if padding == 'valid' else padding, (0,) * len(kernel)
     total = [width * (size - 1) for width, size in zip(dilation, kernel)]
     return [amount // 2 for amount in total], [amount % 2 for amount in total]
 
@@ -251,6 +259,8 @@ for name in (
         def average(pair, *args, function=function, **kwargs):
             if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
                 raise unsupported('an average', (pair,), ' for a negative divisor_override')
+            if function.__name__ == 'cumsum':
+                pair.split_pass.require_full()  # as it may be one over samples
             return joined([pair], linear(pair, lambda tensor: function(tensor, *args, **kwargs)))
 
 

@@ -136,7 +136,8 @@ def overwriting(form, pair):
     '''A context in which a form runs in place, as the original function does. The memory of the pair is spare where
     nothing has come of it yet and no value of it is needed.'''
     split_pass, may = pair.split_pass, getattr(form, 'may_overwrite', False) and pair.is_unread
-    pair.is_spare = may and not (split_pass.sums or split_pass.rule.passes_activations or pair.values[0]._is_view())
+    is_kept = split_pass.sums or split_pass.rule.passes_activations
+    pair.is_spare = may and not is_kept and not pair.tensors[0]._is_view()  # which a rule's output is
     try:
         yield
     finally:
