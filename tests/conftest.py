@@ -7,6 +7,7 @@ for library in ('OMP', 'MKL', 'OPENBLAS', 'NUMBA'):
 
 from collections import Counter  # noqa: E402
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -19,6 +20,8 @@ from zennit_dc.demo import draw_batch  # noqa: E402
 from zennit_dc.cli.report import save_drawings  # noqa: E402
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile('the same examples', derandomize=True)
+hypothesis.settings.load_profile('the same examples')
 
 # the beginnings of the names of tests that share fixtures of many seconds, so that one worker is to run all of them
 TOGETHER = {
