@@ -2,7 +2,6 @@
 that it belongs to; and the table of forms, which say what a function is on pairs.'''
 import sys
 import weakref
-from contextlib import contextmanager
 
 import torch
 
@@ -335,14 +334,6 @@ def true_gradients(function, tensors, gradient):
             return [None] * len(copies)
         found = iter(torch.autograd.grad(output, known, gradient, create_graph=graph, allow_unused=True))
     return [None if copy is None else next(found) for copy in copies]
-
-
-@contextmanager
-def aside():
-    '''A context for what is not a part of the running pass: a graph can be made here also in inference mode, and no
-    checkpoint counts what the graph keeps.'''
-    with torch.inference_mode(False), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
-        yield
 
 
 def sum_dtype(dtype):

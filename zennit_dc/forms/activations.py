@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from ..buffers import WORKSPACE, blockwise
 from ..operations import activation, deeper, onto, relu
-from ..split import aside, same, sum_dtype, true_gradients, unsupported
+from ..split import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
+from .table import aside, in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
 
 
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'

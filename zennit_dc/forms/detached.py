@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from ..operations import instead
-from ..split import SplitTensor, aside, true_gradients
+from ..split import SplitTensor, true_gradients
 from .arithmetic import Valued, multiplication
 from .smooth import POSITIONS, SMOOTH
 from .statistics import constant
-from .table import SplitOption, in_place_or_new, torch_form
+from .table import SplitOption, aside, in_place_or_new, torch_form
 
 
 class DetachedActivations(SplitOption):

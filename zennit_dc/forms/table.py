@@ -144,6 +144,14 @@ def overwriting(form, pair):
         pair.is_spare = False
 
 
+@contextmanager
+def aside():
+    '''A context for what is not a part of the running pass: a graph can be made here also in inference mode, and no
+    checkpoint counts what the graph keeps.'''
+    with torch.inference_mode(False), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
+        yield
+
+
 def plain(obj):
     '''Replace split pairs in arguments by their difference, as values.'''
     if isinstance(obj, SplitTensor):
