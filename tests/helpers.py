@@ -42,3 +42,10 @@ def drawn(count, seed):
     images = torch.randint(0, 120, (count, 1, 28, 28), generator=generator)
     images[torch.arange(count), 0, :, 2 * labels + 4] += 120
     return images.to(torch.uint8), labels
+
+
+def gradients(composite, model, *inputs):
+    '''The gradients of a class by inputs in a composite's context.'''
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    with composite.context(model):
+        return torch.autograd.grad(model(*leaves)[:, 1].sum(), leaves)

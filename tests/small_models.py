@@ -3,6 +3,7 @@ import torch
 from helpers import random_image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
@@ -95,3 +96,18 @@ class Calls(nn.Module):
 
     def forward(self, x):
         return self.block.calling(self.conv(x))
+
+
+class Block(nn.Module):
+    '''A function, or a checkpoint of it.'''
+    def __init__(self, function, saves=False):
+        super().__init__()
+        self.function, self.saves = function, saves
+
+    def forward(self, x):
+        return checkpoint(self.function, x, use_reentrant=False) if self.saves else self.function(x)
+
+
+def with_layers(*modules):
+    '''A network with some modules in it, for images of shape (2, 3, 8, 8).'''
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), *modules, nn.Flatten(), nn.Linear(144, 3)).double().eval()

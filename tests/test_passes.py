@@ -6,16 +6,16 @@ import weakref
 
 import pytest
 import torch
-from helpers import assert_close, explain, random_image
+from helpers import assert_close, explain, gradients, random_image
 from literal import Network
-from small_models import METHODS, Small, UNet
+from small_models import METHODS, Block, Small, UNet, with_layers
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils.checkpoint import checkpoint
 from zennit.attribution import Gradient
 
-from zennit_dc import Balanced, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Balanced, DetachedActivations, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
 
 
 # inputs and outputs
@@ -508,3 +508,36 @@ def test_maps_of_checkpoints_can_be_differentiated(make):
             maps.append((map.detach(), torch.autograd.grad(map.square().sum(), model.bottom.weight)[0]))
     for one, other in zip(*maps):
         assert_close(one, other, 1e-13)
+
+
+@pytest.mark.parametrize('make', [
+    lambda: SplitCAM('2.function.0', .3), lambda: SplitCAM('2.function.0', .3, '+g'),
+    lambda: SplitGrad(layer='2.function.0')
+])
+def test_layer_within_a_checkpoint_is_refused(make):
+    block, input = Block(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), True), random_image(2, 3, 8, 8)
+    with pytest.raises(RuntimeError, match='by a checkpoint: read the map outside of it'):
+        gradients(make(), with_layers(block), input)
+
+
+@pytest.mark.parametrize('function', [F.relu, lambda x: F.relu6(6. * x), nn.ReLU(inplace=True)])
+@pytest.mark.parametrize('make', [SplitLRP, lambda: SplitGrad(.3)])
+def test_checkpoint_after_a_layer(function, make):
+    block, input = Block(function), random_image(2, 3, 8, 8)
+    model = with_layers(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4).double(), block)
+    expected, = gradients(make(), model, input)
+    block.saves = True
+    assert_close(gradients(make(), model, input)[0], expected, 1e-13)
+
+
+@pytest.mark.parametrize('function, composite', [
+    (nn.ReLU6(), SplitGrad()), (nn.Hardsigmoid(), SplitLRP()), (nn.Softshrink(.123), SplitGrad()),
+    (torch.abs, SplitLRP()), (lambda x: F.hardtanh(x, -.789, .321), SplitGrad()),
+    (nn.GELU(), SplitGrad(canonizers=[DetachedActivations()])),
+    (nn.Hardswish(), SplitGrad(canonizers=[DetachedActivations()])),
+])
+def test_inference_mode(function, composite):
+    model, input = with_layers(Block(function)), random_image(2, 3, 8, 8)
+    expected = model(input)
+    with torch.inference_mode(), composite.context(model):
+        assert torch.equal(model(input), expected)

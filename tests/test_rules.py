@@ -3,8 +3,9 @@ import warnings
 
 import pytest
 import torch
-from helpers import assert_close, explain, random_image
+from helpers import assert_close, explain, gradients, random_image
 from literal import Affine, Network
+from small_models import with_layers
 from torch import nn
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus, MixedComposite, NameMapComposite
@@ -14,7 +15,7 @@ from zennit.rules import Epsilon, Gamma
 from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
-from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, mean_size, stabilized
+from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, mean_size, ruled, stabilized
 
 UNIT = 2
 # the activations from each node to the output, on the longest way
@@ -228,3 +229,14 @@ def test_balanced_where_gradients_overflow():
     assert double.abs().max() > 1e40
     size = [map.abs().amax(1, keepdim=True) for map in (single, double)]
     assert_close(single / size[0], double / size[1], 1e-6)
+
+
+def test_rule_after_a_layer_and_a_relu_in_place():
+    class Doubled(ShiftedSensitivity):
+        def after(self, pair):
+            return ruled(pair, lambda gradient, sum_gradient: (2 * gradient, sum_gradient))
+
+    model, input, maps = with_layers(), random_image(2, 3, 8, 8), []
+    for model[1].inplace in (False, True):
+        maps += gradients(SplitGrad(.3, layer_map=[((nn.Conv2d,), Doubled(.3))]), model, input)
+    assert torch.equal(*maps)

@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torchvision
-from helpers import assert_close, random_image
+from helpers import assert_close, gradients, random_image
 from literal import Network
 from torch import nn
 from torch.nn import functional as F
@@ -179,3 +179,29 @@ def test_maps_that_are_not_finite_are_computed_again():
         )
     assert actual.isfinite().all()
     assert_close(actual, expected, 1e-4)
+
+
+class Two(nn.Module):
+    '''A function of two inputs, of which each has a convolution.'''
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.head, self.function = nn.Linear(64, 3), function
+
+    def forward(self, x, z):
+        return self.head(F.relu(self.function(F.relu(self.first(x)), F.relu(self.second(z)))).flatten(1))
+
+
+@pytest.mark.parametrize('function, samples', [
+    (lambda v, w: v + w, 1), (lambda v, w: w + v, 1), (lambda v, w: v.cumsum(0) + w, 4),
+    (lambda v, w: F.batch_norm(v.transpose(0, 1), torch.zeros(4).double(), torch.ones(4).double(),
+                               torch.arange(4.).double()).transpose(0, 1) + w, 4),
+    (lambda v, w: F.conv2d(v.transpose(0, 1), torch.ones(4, 4, 1, 1).double()).transpose(0, 1) + w, 4),
+])
+def test_one_sum_where_samples_meet(function, samples):
+    model, inputs = Two(function).double().eval(), (random_image(4, 4, 4, 4), random_image(samples, 4, 4, 4))
+    for stream in ('g', '+g'):
+        expected = gradients(SplitGrad(.3, stream), model, *inputs)
+        found = gradients(SplitGrad(.3, stream, shared=True), model, *inputs)
+        for each, other in zip(found, expected):
+            assert_close(each, other, 1e-12)

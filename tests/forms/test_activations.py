@@ -1,8 +1,8 @@
 '''ReLU, and the other piecewise-linear activations.'''
 import pytest
 import torch
-from helpers import assert_close, explain, gradient_of, random_image
-from small_models import SHAPE, Between, pair_of
+from helpers import assert_close, explain, gradient_of, gradients, random_image
+from small_models import SHAPE, Between, Block, pair_of
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
@@ -138,3 +138,16 @@ def test_maps_can_be_differentiated_by_a_slope(make):
     with torch.no_grad():  # at zero, where the gradient of torch's own has another one
         image[0], model.before.bias[:] = 0., 0.
     assert torch.autograd.gradcheck(total, slope, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize('low, high', [(-1., .7), (-.7, .1), (.1, .2), (0., 6.)])
+def test_bounds_that_are_rounded(dtype, low, high):
+    layer = nn.Conv1d(1, 1, 1, bias=False)
+    layer.weight.data.fill_(1.)
+    model = nn.Sequential(layer, Block(lambda x: F.hardtanh(x, low, high)), nn.Flatten(), nn.Linear(64, 3, bias=False))
+    model[3].weight.data.fill_(1.)
+    model, input = model.to(dtype).eval(), torch.linspace(-2., 8., 64).view(1, 1, 64).to(dtype)
+    leaf = input.clone().requires_grad_()
+    expected, = torch.autograd.grad(model(leaf)[:, 1].sum(), leaf)
+    assert torch.equal(2 * gradients(SplitGrad(.5), model, input)[0], expected)

@@ -1,11 +1,12 @@
 '''Layers with weights, and averages.'''
 import itertools
+from functools import partial
 
 import pytest
 import torch
-from helpers import assert_close, random_image
+from helpers import assert_close, gradients, random_image
 from jacobians import IMAGE, require_relevance, require_sensitivities, require_streams
-from small_models import pair_of
+from small_models import Block, pair_of, with_layers
 from torch import nn
 from torch.nn import functional as F
 
@@ -181,3 +182,24 @@ def test_matrix_products_below_a_layer_are_bit_identical(name, product):
     with SplitCAM('layer').context(model):
         output = model(image)
     assert torch.equal(output, model(image))
+
+
+@pytest.mark.parametrize('parameters', [
+    {'stride': (3, 3), 'dilation': (2,), 'padding': (0, 1)}, {'stride': (2,), 'padding': [1]},
+    {'stride': [2, 1], 'padding': (1,), 'dilation': (1, 2)}, {'padding': 'same', 'dilation': (2,)},
+])
+@pytest.mark.parametrize('name', ['conv2d', 'conv_transpose2d'])
+def test_one_number_in_a_sequence_is_for_all_axes(name, parameters):
+    if name == 'conv_transpose2d' and parameters['padding'] == 'same':
+        parameters = {'dilation': (2,)}
+    kernel, function = random_image(4, 4, 3, 1), getattr(F, name)
+    repeated = {
+        key: tuple(value) * 2 if not isinstance(value, str) and len(value) == 1 else value
+        for key, value in parameters.items()
+    }
+    found = []
+    for given in (parameters, repeated):
+        torch.manual_seed(0)
+        block = nn.Sequential(Block(partial(function, weight=kernel, **given)), nn.AdaptiveAvgPool2d(6))
+        found += gradients(SplitGrad(.3, '+g'), with_layers(block), random_image(2, 3, 8, 8))
+    assert torch.equal(*found)
