@@ -6,6 +6,16 @@ from typing import NamedTuple
 import torch
 
 
+ACTIVATIONS = frozenset((
+    'celu', 'celu_', 'clamp', 'clamp_', 'clamp_min', 'clamp_min_', 'clip', 'clip_', 'elu', 'elu_', 'gelu', 'hardshrink',
+    'hardsigmoid', 'hardswish', 'hardtanh', 'hardtanh_', 'leaky_relu', 'leaky_relu_', 'logsigmoid', 'mish', 'prelu',
+    'relu', 'relu6', 'relu_', 'rrelu', 'rrelu_', 'selu', 'selu_', 'sigmoid', 'sigmoid_', 'silu', 'softplus',
+    'softshrink', 'softsign', 'tanh', 'tanh_', 'tanhshrink', 'threshold', 'threshold_',
+))
+'''The names of torch's activations. A module whose output goes straight into one of them, and nowhere else, has its map
+read after it: what comes before is no feature map, as it has values for units that do not fire.'''
+
+
 class Places(NamedTuple):
     '''The axis of channels of a layer's output, and the grid of its places, as (height, width) for images.'''
     channels: int
