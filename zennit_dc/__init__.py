@@ -13,6 +13,6 @@ __getattr__, __dir__ = lazily(globals(), {
     'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.detached': ('DetachedActivations',),
     'forms.smooth': ('SmoothReplacement',), 'forms.statistics': ('DetachedAttention', 'DetachedStatistics'),
     'logits': ('Logits',), 'needs': (), 'nested': (), 'operations': (), 'passes': (),
-    'recentering': ('Scaling', 'Shifting'), 'sharing': (),
+    'recentering': ('Relative', 'Scaling', 'Shifting'), 'sharing': (),
     'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
 }, before=['forms'])  # which registers the split forms

@@ -12,10 +12,12 @@ from . import forms  # noqa: F401 (registers the split forms)
 from .needs import Choices
 from .nested import flatten, modules_of
 from .passes import Independent, MapPass
-from .recentering import Scaling
+from .recentering import Relative
 from .rules import SplitRule
 from .sharing import ATTEMPTS
-from .split import MODULE_FORMS, NeedsSums, TrueGradient, Unshared, Unsupported, describe, pass_of, require_choice
+from .split import (
+    MODULE_FORMS, NeedsSums, SeveralUses, TrueGradient, Unshared, Unsupported, describe, pass_of, require_choice
+)
 from .streams import Difference
 from .wording import similar
 
@@ -44,7 +46,8 @@ class SplitCanonizer(Canonizer):
     input_split : {'relu', 'half'}, optional
         How the input is split: :math:`x^\\pm = \\max(\\pm x, 0)` or :math:`\\pm x / 2` (appendix F).
     recentering : callable, optional
-        The forward stabilisation, e.g. :py:class:`~zennit_dc.Scaling` or :py:class:`~zennit_dc.Shifting`. None for no
+        The forward stabilisation: :py:class:`~zennit_dc.Relative`, :py:class:`~zennit_dc.Scaling`,
+        :py:class:`~zennit_dc.Shifting` or a callable of the difference and the sum. None for no
         stabilisation.
     grid : tuple of int, optional
         The height and width of the grid of tokens at the layer, where they cannot be found from the input's, see
@@ -60,13 +63,14 @@ class SplitCanonizer(Canonizer):
         When applied, if the model is in split form already.
     '''
     def __init__(
-        self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Scaling(), grid=None,
+        self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Relative(), grid=None,
         automatic=False
     ):
         require_choice('pooling', pooling, ('wta', 'convex'))
         require_choice('input_split', input_split, ('relu', 'half'))
         if recentering is not None and not callable(recentering):
-            raise ValueError(f'recentering must be Scaling(), Shifting(), a callable or None, not {recentering!r}')
+            choices = 'Relative(), Scaling(), Shifting(), a callable or None'
+            raise ValueError(f'recentering must be {choices}, not {recentering!r}')
         if layer is not None and not isinstance(layer, str):
             raise ValueError(f'layer must be the name of a module, not {layer!r}')
         self.readout = Difference() if readout is None else readout
@@ -75,6 +79,7 @@ class SplitCanonizer(Canonizer):
         self.grid = grid
         self.root, self.restore, self.validate = None, [], None
         self.needs_sums = False  # whether a pass has met a product
+        self.several_uses = weakref.WeakSet()  # the models whose layer has an output that is not used by one activation
         self.choices = Choices(automatic)
         self.shared, self.first_shared = False, weakref.WeakKeyDictionary()  # one sum for all images of a batch
 
@@ -84,6 +89,7 @@ class SplitCanonizer(Canonizer):
             self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid
         )
         copy.choices, copy.shared, copy.first_shared = self.choices, self.shared, self.first_shared
+        copy.several_uses = self.several_uses
         return copy
 
     def apply(self, root_module):
@@ -155,7 +161,8 @@ class SplitCanonizer(Canonizer):
     def at_layer(self, module, args, output):
         '''Forward hook of the layer.'''
         split_pass = pass_of(output)
-        return output if split_pass is None else split_pass.at_layer(module, output)
+        if split_pass is not None:
+            split_pass.at_layer(module, output)
 
 
 class NotInPlace(Canonizer):
@@ -249,6 +256,8 @@ class SplitForward(TemporaryForward):
                 break
             except NeedsSums:
                 canonizer.needs_sums = True
+            except SeveralUses:
+                canonizer.several_uses.add(canonizer.root)
             except Unshared as error:
                 attempts += 1
                 canonizer.first_shared[canonizer.root] = error.args[0] if attempts <= ATTEMPTS else math.inf

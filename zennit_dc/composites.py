@@ -6,7 +6,7 @@ from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
 from .canonizers import SplitCanonizer, require_split_rule
-from .recentering import Scaling
+from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon
 from .split import require_choice
 from .streams import ActivatedSensitivity, Relevance, Sensitivity
@@ -33,7 +33,8 @@ class SplitComposite(LayerMapComposite):
     input_split : {'relu', 'half'}, optional
         How the input is split: :math:`x^\\pm = \\max(\\pm x, 0)` or :math:`\\pm x / 2` (appendix F).
     recentering : callable or None, optional
-        The forward stabilisation: :py:class:`~zennit_dc.Scaling`, :py:class:`~zennit_dc.Shifting` or None.
+        The forward stabilisation: :py:class:`~zennit_dc.Relative`, or the paper's :py:class:`~zennit_dc.Scaling` or
+        :py:class:`~zennit_dc.Shifting`, or None.
     layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
         A mapping from module types to rules, which is prepended to that of the composite.
     canonizers : list[:py:class:`zennit.canonizers.Canonizer`] or 'auto', optional
@@ -54,7 +55,7 @@ class SplitComposite(LayerMapComposite):
         In the backward pass, if the map is not finite.
     '''
     def __init__(
-        self, readout, rule, layer=None, pooling='wta', input_split='relu', recentering=Scaling(), layer_map=None,
+        self, readout, rule, layer=None, pooling='wta', input_split='relu', recentering=Relative(), layer_map=None,
         canonizers=None, grid=None
     ):
         layer_map = list(layer_map or [])

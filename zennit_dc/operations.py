@@ -8,9 +8,9 @@ import torch
 
 from .axes import joined
 from .buffers import WORKSPACE, blockwise, chunks, passing_magnitude
-from .recentering import recenter
+from .recentering import choice, recenter
 from .split import NeedsSums, SplitTensor, TrueGradient, same, true_gradients, unsupported
-from .views import as_view, memory
+from .views import as_view
 
 
 class Layer:
@@ -137,12 +137,28 @@ def keeping_recipe(pair):
     if pair.recipe is None:
         yield
         return
-    source, storage = pair.recipe.detach(), memory(pair)
+    source = pair.recipe.detach()
+    with recomputed(pair.values[:1], lambda: (torch.relu(source),)):
+        yield
+
+
+@contextmanager
+def recomputed(tensors, function):
+    '''A context in which some tensors that are kept for the backward pass are computed again there, by a function that
+    returns all of them.'''
+    known = [(tensor.untyped_storage()._cdata, tensor.shape) for tensor in tensors]
 
     def pack(tensor):
-        return None if tensor.untyped_storage()._cdata == storage and tensor.shape == source.shape else tensor
+        kind = tensor.untyped_storage()._cdata, tensor.shape
+        return known.index(kind) if kind in known else tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: torch.relu(source) if kept is None else kept):
+    def unpack(kept):
+        if isinstance(kept, torch.Tensor):
+            return kept
+        with torch.no_grad():
+            return function()[kept]
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
 
 
@@ -240,14 +256,31 @@ def activation(pair, function):
         The function's output.
     '''
     output = pair.replaced(*function(*pair.tensors))
-    return deeper(instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output)
+    output = instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output
+    return activated(output, pair, function)
 
 
-def deeper(pair):
-    '''Count an activation.'''
-    pair.depth += 1
-    pair.split_pass.depth = max(pair.split_pass.depth, pair.depth)
-    return pair
+def activated(output, pair=None, function=None):
+    '''The output of an activation: counted, and re-centered where the re-centering asks for that. It is made of a pair
+    by a function of the pair's tensors, if these are given.'''
+    output.depth += 1
+    output.split_pass.depth = max(output.split_pass.depth, output.depth)
+    if not getattr(output.split_pass.recentering, 'after_activations', False):
+        return output
+    with keeping_input(pair, output, function):
+        return recenter(output)
+
+
+@contextmanager
+def keeping_input(pair, output, function):
+    '''A context in which what is kept of an activation's output is computed again from the layer before it, if a rule
+    keeps that layer's output anyway.'''
+    if pair is None or pair.layer is None or not pair.split_pass.rule.passes_activations:
+        yield
+        return
+    (difference, stream_sum), choose = (tensor.detach() for tensor in pair.layer.tensors), choice(pair)
+    with recomputed(output.values, lambda: function(difference, choose(difference, stream_sum))):
+        yield
 
 
 class SplitReLU(torch.autograd.Function):
@@ -287,10 +320,17 @@ def gradient_through_relu(negate, gradient, negative, output, out):
 def relu(pair):
     '''The split form of ReLU, of one node.'''
     passes = pair.split_pass.rule.passes_activations
-    output = deeper(pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes, pair.is_spare)))
+    output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes, pair.is_spare))
+    output = activated(output, pair, relu_of)
     if passes and pair.layer is not None:
         output.recipe = pair.tensors[0]
     return output
+
+
+def relu_of(difference, stream_sum):
+    '''ReLU of a difference and a sum (equation 1).'''
+    output = torch.relu(difference)
+    return output, stream_sum + (output - difference)
 
 
 class Instead(torch.autograd.Function):

@@ -15,8 +15,10 @@ import torch
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
-from .spatial import places_of, spread
-from .split import Pass, SplitTensor, Unshared, common_pass, describe, input_sum, pairs_in, same, sum_dtype
+from .spatial import ACTIVATIONS, places_of, spread
+from .split import (
+    Pass, SeveralUses, SplitTensor, Unshared, common_pass, describe, input_sum, pairs_in, same, sum_dtype
+)
 
 
 class Independent(NotImplementedError):
@@ -35,6 +37,13 @@ class SplitPass(Pass):
         The original forward as a function of the list of its floating point inputs alone.
     place : int, optional
         The index of the input at which the map is read, if it is not read at a layer.
+
+    Attributes
+    ----------
+    awaited : :py:class:`~zennit_dc.split.SplitTensor` or None
+        The layer's output, until something is made of it: the map is read there, or after an activation.
+    activated : :py:class:`~zennit_dc.split.SplitTensor` or None
+        The layer's output, if the map is read after its activation, of which nothing else may be made then.
     '''
     has_graph = True
 
@@ -46,6 +55,7 @@ class SplitPass(Pass):
         self.sums_above = canonizer.needs_sums or canonizer.rule.quantity != 'sensitivity'
         self.sums = self.sums_above if self.layer is None else canonizer.needs_sums or self.readout.needs_sum
         self.inputs, self.read, self.seeds = None, None, {}
+        self.awaited = self.activated = None
 
     @property
     def is_over(self):
@@ -80,14 +90,49 @@ class SplitPass(Pass):
         return values
 
     def at_layer(self, module, output):
-        '''The output of the layer at which the map is read.'''
-        read = ruled(output, lambda *gradients: gradients)  # whose sum is no function of the difference any more
+        '''Called with the output of the layer at which the map is read.'''
+        self.awaited = output
+
+    def apply(self, function, args, kwargs):
+        '''What the model gets for a function of pairs. The first one of the layer's output tells where the map is read:
+        after an activation, else at the output itself.'''
+        if self.awaited is self.activated is None or getattr(self.forms.get(function), 'is_reading', False):
+            return super().apply(function, args, kwargs)
+        pairs = pairs_in((args, kwargs))
+        if any(pair is self.activated for pair in pairs):
+            raise SeveralUses
+        if not any(pair is self.awaited for pair in pairs):
+            return super().apply(function, args, kwargs)
+        pair, self.awaited = self.awaited, None
+        if len(pairs) > 1 or function.__name__ not in ACTIVATIONS or self.root in self.canonizer.several_uses:
+            self.read_at(pair)
+            return super().apply(function, args, kwargs)
+        output = super().apply(function, args, kwargs)
+        self.activated = None if output is pair else pair  # which an activation in place has changed
+        self.read_at(output)
+        return output
+
+    def read_at(self, pair):
+        '''Read the map at a pair.'''
+        layer = pair.layer and pair.layer._replace(is_read=True)
+        read = ruled(pair, lambda *gradients: gradients)  # whose sum is no function of the difference any more
         self.read, self.sums, self.depth = read.values, self.sums_above, 0
-        read.depth, read.layer = 0, output.layer and output.layer._replace(is_read=True)
-        return read
+        self.continue_from(pair, read.values, layer)
+
+    @staticmethod
+    def continue_from(pair, values, layer):
+        '''Go on with other tensors of a pair, which the model has already.'''
+        pair.values, pair.layer, pair.depth, pair.recipe, pair.is_gate = values, layer, 0, None, False
+        if any(tensor.requires_grad for tensor in values):
+            with torch._C.DisableTorchFunctionSubclass():
+                pair.requires_grad_()
 
     def leave(self, output):
         '''The differences of the output.'''
+        if self.awaited is not None:
+            self.read_at(self.awaited)
+        if any(pair is self.activated for pair in pairs_in(output)):
+            raise SeveralUses
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if not pairs:
@@ -194,18 +239,20 @@ class MapPass(SplitPass):
         return difference, stream_sum if self.readout.reads_sum or self.sums_above else stream_sum.detach()
 
     def at_layer(self, module, output):
-        '''Go on with the layer's output as if the input were all it depends on.'''
+        '''Called with the output of the layer at which the map is read.'''
         self.places = self.require_one_map(describe(module, self.root), output)
-        output = super().at_layer(module, output)
-        values, layer, self.read, self.without_graph = self.read, output.layer, True, not self.has_graph
+        super().at_layer(module, output)
+
+    def read_at(self, pair):
+        '''Go on with a pair as if the input were all it depends on.'''
+        super().read_at(pair)
+        values, self.read, self.without_graph = self.read, True, not self.has_graph
         if self.has_graph:
             with torch.enable_grad():
                 inputs = [self.marked(input, self.entrances) for input in self.inputs]
                 function = partial(self.layer_gradients, values)
                 values = self.read_off(Node.apply([], function, *values, *inputs, *self.trained))
-        output = output.replaced(*values)
-        output.layer = layer
-        return output
+        self.continue_from(pair, values, pair.layer)
 
     def require_one_map(self, where, output):
         '''The places of a layer's output, or an error if there is not one map at it.'''
@@ -213,7 +260,7 @@ class MapPass(SplitPass):
             raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
         if not isinstance(output, SplitTensor):
             raise ValueError(f'the output of {where} is not one tensor but {type(output).__name__}')
-        if self.read is not None:
+        if self.read is not None or self.awaited is not None:
             remedy = 'so that there is not one map at its output: choose a module that is called once'
             raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
         place, shape = output.place('channels'), output.values[0].shape

@@ -1,7 +1,13 @@
 '''Forward stabilisation: how the sum of a split pair is chosen anew. A common shift of both streams changes neither the
-difference nor any gradient (theorem 6).'''
+difference nor any gradient (theorem 6).
+
+A re-centering is a callable ``(difference, sum) -> sum``. It is asked after affine layers and products; and after
+activations as well, if it has an attribute ``after_activations`` that is true.
+'''
 import math
 from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
 
 import torch
 
@@ -10,8 +16,73 @@ from .split import true_gradients
 
 
 @dataclass(frozen=True)
+class Relative:
+    '''Keep what both streams have in common in proportion to what they differ in, wherever the network's activations
+    are large or small.
+
+    The excess of the sum over the absolute value of the difference, :math:`e = s - |d|`, is twice the smaller of the
+    two streams. Where its mean over a sample is more than :math:`\\rho` times the mean of :math:`|d|`, the excess is
+    scaled down to that, :math:`s' = |d| + e \\min(1, \\rho \\, \\mathrm{mean} |d| / \\mathrm{mean} \\, e)`. This is
+    done after affine layers, and after activations: a unit that does not fire has a difference of zero, and all of its
+    sum is excess.
+
+    Streams stay non-negative. The mean of a sum is at most :math:`1 + \\rho` times that of its difference's absolute
+    values, so that no depth makes it overflow. A factor on the input and on all biases changes no normalized map.
+    Samples do not influence each other.
+
+    The paper's :py:class:`Scaling` lets the excess stay where it is below a threshold in absolute units. That fits
+    networks whose activations are in the tens, such as VGG. With batch norms they are about one, so that the excess
+    outweighs the difference in all layers, and SplitLRP shares relevance by what depends on neither image nor class.
+
+    Parameters
+    ----------
+    rho : float, optional
+        The largest ratio :math:`\\rho` of the mean excess to the mean absolute difference, not negative. With zero, no
+        excess is left: behind ReLUs, SplitLRP's positive relevance is then that of the :math:`z^+` rule. With infinity,
+        the sum is left as it is.
+
+    Raises
+    ------
+    ValueError
+        If rho is negative or no number.
+    '''
+    rho: float = 1.
+    after_activations: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not isinstance(self.rho, Real) or isinstance(self.rho, bool) or not self.rho >= 0.:
+            raise ValueError(f'rho must be a number that is not negative, not {self.rho!r}')
+
+    def __call__(self, difference, stream_sum):
+        '''Return the new sum.
+
+        Parameters
+        ----------
+        difference : :py:class:`torch.Tensor`
+            The difference of shape (batch, ...).
+        stream_sum : :py:class:`torch.Tensor`
+            The sum of the same shape.
+
+        Returns
+        -------
+        :py:class:`torch.Tensor`
+            The new sum.
+        '''
+        if self.rho == math.inf or stream_sum.numel() == 0:
+            return stream_sum
+        magnitude = difference.abs().to(stream_sum.dtype)
+        if self.rho == 0.:
+            return magnitude
+        axes = [*range(1, stream_sum.ndim)]
+        size, total = (each.mean(axes, keepdim=True) if axes else each for each in (magnitude, stream_sum))
+        largest = torch.maximum(size, (total - size) / self.rho).clamp(min=torch.finfo(size.dtype).tiny)
+        return torch.lerp(magnitude, stream_sum, size / largest)
+
+
+@dataclass(frozen=True)
 class Scaling:
-    '''Scale what both streams have in common (section 4.1, 'sc').
+    '''Scale what both streams have in common (section 4.1, 'sc'), as the paper does. See :py:class:`Relative` for
+    networks with batch norms, where its threshold is too large.
 
     Where the largest entry of either stream of a sample exceeds the threshold, the excess of the sum over the absolute
     value of the difference, which is twice the smaller of the two streams, is multiplied by theta, again and again
@@ -93,11 +164,17 @@ class Recenter(torch.autograd.Function):
 
 def recenter(pair):
     '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
+    if not pair.split_pass.sums or pair.split_pass.recentering is None:
+        return pair
+    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, pair.split_pass, choice(pair)))
+
+
+def choice(pair):
+    '''The function that chooses a new sum for a pair, from its difference and its sum.'''
+    recentering, batch = pair.split_pass.recentering, pair.batch  # not the pair, which may keep the graph of this
+
     def choose(*tensors):
         new = recentering(*(by_sample(tensor, batch) for tensor in tensors))
         return in_shape(new, batch, tensors[0].shape)
 
-    recentering, batch = pair.split_pass.recentering, pair.batch  # not the pair, which may keep the graph of this
-    if not pair.split_pass.sums or recentering is None:
-        return pair
-    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, pair.split_pass, choose))
+    return choose

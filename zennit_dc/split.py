@@ -114,6 +114,13 @@ class Pass:
     def require_full(self):
         '''Called before what depends on the image, or may.'''
 
+    def apply(self, function, args, kwargs):
+        '''What the model gets for a function of pairs.'''
+        if self.without_graph:
+            with torch.no_grad():
+                return self.evaluate(function, args, kwargs)
+        return self.evaluate(function, args, kwargs)
+
     def evaluate(self, function, args, kwargs):
         '''What a function is on pairs, by its form.'''
         form = self.forms.get(function)
@@ -137,6 +144,11 @@ class Unsupported(NotImplementedError):
 
 class NeedsSums(BaseException):
     '''Raised by products in a pass that does not compute sums. It starts over and does.'''
+
+
+class SeveralUses(BaseException):
+    '''Raised where a layer's output is used again after an activation, behind which its map was read. The pass starts
+    over and reads it at the output itself.'''
 
 
 class Unshared(BaseException):
@@ -277,10 +289,7 @@ class SplitTensor(torch.Tensor):
         if 'input' in kwargs or 'tensors' in kwargs:
             kwargs = dict(kwargs)
             args = kwargs.pop('input' if 'input' in kwargs else 'tensors'), *args
-        if split_pass.without_graph:
-            with torch.no_grad():
-                return split_pass.evaluate(function, args, kwargs)
-        return split_pass.evaluate(function, args, kwargs)
+        return split_pass.apply(function, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):

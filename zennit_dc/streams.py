@@ -105,7 +105,7 @@ class Relevance(Difference):
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
     '''
     name, needs_sum, reads_sum = 'SplitLRP', True, True
-    advice = 'try recentering=Scaling() or an input in float64'
+    advice = 'try recentering=Relative() or an input in float64'
     streams = ('positive', 'negative', 'combined')
 
     def __init__(self, stream):

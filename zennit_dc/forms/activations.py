@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..buffers import WORKSPACE, blockwise
-from ..operations import activation, deeper, onto, relu
+from ..operations import activation, activated, onto, relu
 from ..split import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
 from .table import aside, in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
@@ -107,7 +107,7 @@ class PiecewiseLinear:
     def split(self, pair):
         '''The split form.'''
         if not pair.split_pass.sums:
-            return deeper(pair.replaced(*Pieces.apply(*pair.tensors, self, pair.is_spare)))
+            return activated(pair.replaced(*Pieces.apply(*pair.tensors, self, pair.is_spare)))
 
         def of(original, total):
             slope, intercept = self.hinges.to(total)[:, self.piece(original)]

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ..axes import joined
-from ..operations import deeper, instead, keeping_recipe
+from ..operations import activated, instead, keeping_recipe
 from ..split import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
 from .arithmetic import negation, parts
 from .table import follow_axes, overloads, torch_form
@@ -141,7 +141,7 @@ def maximum(first, other):
     won, one_sum, two_sum = (tensor.to(sum_dtype(difference.dtype)) for tensor in (won, *sums))
     winner = torch.lerp(two_sum, one_sum, won)
     output = pool(pairs[0], difference, winner, lambda: one_sum + two_sum + (difference - one - two))
-    return deeper(joined(pairs, output))
+    return activated(joined(pairs, output))
 
 
 @torch_form('minimum', 'fmin')
@@ -164,7 +164,7 @@ def amax(pair, dim=(), keepdim=False, *, axis=None):
 def over_axes(pair, difference, dims, keepdim, winners):
     '''A maximum over axes, from functions that keep these with length one.'''
     output = pool_windows(pair, difference, winners, lambda tensor: tensor.sum(dims, True))
-    deeper(follow_axes([pair], output, lambda tensor: tensor.sum(dims, True)))
+    output = activated(follow_axes([pair], output, lambda tensor: tensor.sum(dims, True)))
     if output.batch is None and pair.place('batch') is not None:
         raise unsupported('a maximum over the batch axis', (pair,), ', with which the map of an image would depend on'
                           ' the others', 'take it over another axis')

@@ -18,16 +18,24 @@ def refuse_comparison(value):
         )
 
 
+def reading(form):
+    '''Note that a form makes no pair, so that nothing that follows depends on the pair by it.'''
+    form.is_reading = True
+    return form
+
+
 for getter in (
     'shape', 'dtype', 'device', 'ndim', 'layout', 'is_cuda', 'is_cpu', 'is_mps', 'is_sparse', 'is_quantized', 'is_meta',
     'is_mkldnn', 'is_nested', 'is_xpu', 'itemsize', 'nbytes',
 ):
     @split_form(getattr(torch.Tensor, getter).__get__)
+    @reading
     def read(pair, *args, getter=getter):
         return getattr(pair.values[0], getter)
 
 
 @split_form(torch.Tensor.requires_grad.__get__)
+@reading
 def requires_grad(pair, *args):
     return any(tensor.requires_grad for tensor in pair.values)
 
@@ -45,6 +53,7 @@ for function in overloads(
     'get_device', 'element_size', '__len__', 'is_signed', 'is_same_size',
 ):
     @split_form(function)
+    @reading
     def described(pair, *args, function=function, **kwargs):
         return function(pair.values[0], *plain(args), **kwargs)
 
@@ -54,6 +63,7 @@ for function in overloads(
     'signbit', 'isnan', 'isinf', 'isfinite', 'sign', 'heaviside', 'logical_not', 'logical_and', 'logical_or',
 ):
     @split_form(function)
+    @reading
     def comparison(*args, function=function, **kwargs):
         return function(*plain(args), **plain(kwargs)).as_subclass(Comparison)
 
@@ -64,5 +74,6 @@ for function in overloads(
     'allclose', '__format__', 'argmax', 'argmin', 'argsort', 'any', 'all', 'count_nonzero', 'is_nonzero', 'isin',
 ):
     @split_form(function)
+    @reading
     def value(*args, function=function, **kwargs):
         return function(*plain(args), **plain(kwargs))
