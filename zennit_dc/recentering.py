@@ -70,11 +70,10 @@ class Relative:
         '''
         if self.rho == math.inf or stream_sum.numel() == 0:
             return stream_sum
-        magnitude = difference.abs().to(stream_sum.dtype)
-        if self.rho == 0.:
-            return magnitude
-        axes = [*range(1, stream_sum.ndim)]
+        magnitude, axes = difference.abs().to(stream_sum.dtype), [*range(1, stream_sum.ndim)]
         size, total = (each.mean(axes, keepdim=True) if axes else each for each in (magnitude, stream_sum))
+        if self.rho == 0.:
+            return torch.where(total > size, magnitude, stream_sum)
         largest = torch.maximum(size, (total - size) / self.rho).clamp(min=torch.finfo(size.dtype).tiny)
         return torch.lerp(magnitude, stream_sum, size / largest)
 

@@ -8,7 +8,9 @@ import random
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.nn import functional as F
-from zennit_dc import Balanced, DetachedStatistics, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
+from zennit_dc import (
+    Balanced, DetachedStatistics, Relative, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
+)
 
 from .interpreter import Interpreter
 
@@ -205,12 +207,22 @@ def check_half_gradient(program, rng):
     layers = program.layers(inputs)
     layer = rng.choice(layers) if layers and rng.random() < .4 else None
     composite = SplitGrad(.5, layer=layer, pooling=pooling, **options(program))
-    expected = plain_gradient(program, inputs, weights / 2, layer)
+    expected = plain_gradient(program, inputs, weights / 2, read_at(program, layer, inputs))
     tensors = [option for each in expected for option in (each.options if layer else [each])]
     if not all(each.isfinite().all() for each in (output, *tensors)):  # a weight norm of zeros
         raise Inapplicable
     actual = at_layer(maps, composite, program, inputs, weights)[1]
     close(program, actual, expected, f'half of the gradient at {layer or "the input"}{", with ties" if ties else ""}')
+
+
+def read_at(program, layer, inputs):
+    '''The layer at whose output the map of a layer is read.'''
+    if layer is None:
+        return None
+    step = program.read_at(int(layer.removeprefix('steps.')), inputs)
+    if step is None:
+        raise Inapplicable
+    return f'steps.{step}'
 
 
 def quantized(program):
@@ -273,6 +285,7 @@ def mixes(program):
 
 BATCH_COMPOSITES = [
     lambda **kwargs: SplitGrad(.3, **kwargs), lambda **kwargs: SplitGrad(Balanced(), **kwargs),
+    lambda **kwargs: SplitLRP(.1, **kwargs),
     lambda **kwargs: SplitLRP(.1, recentering=Scaling(), **kwargs),
     lambda **kwargs: SplitLRP(.1, recentering=Scaling(.3, 1.), **kwargs),
     lambda **kwargs: SplitLRP(.1, recentering=Shifting(), **kwargs),
@@ -381,6 +394,7 @@ def recenterings(program, rng):
     choices = [(None, None), (Shifting(), 'shifting')]
     if by_rows(program):
         choices += [(Scaling(.3, 1.), (.3, 1.)), (Scaling(), (.1, 10.))]
+        choices += [(Relative(rho), rho) for rho in (0., .1, 1.)]
     return rng.choice(choices)
 
 
@@ -463,7 +477,7 @@ def check_layer(program, rng):
     method = rng.choice(['cam', 'cam', 'grad', 'lrp'])
     run = interpreted(
         program, inputs, quantity='relevance' if method == 'lrp' else 'sensitivity', pooling=pooling,
-        recentering=literal_recentering, layer=layer
+        recentering=literal_recentering, layer=read_at(program, layer, inputs)
     )
     weights = relevance_like(run.output.plus, rng)
     activation = run.leaves[0]

@@ -527,7 +527,7 @@ def over_axes(interpreter, pair, axes, keepdim, sign=1, shares=True):
     rest = [axis for axis in range(pair.plus.ndim) if axis not in axes]
     pair = pair if sign > 0 else interpreter.negated(pair)
     output = interpreter.maximum(pair, lambda stream: stream.permute(*rest, *axes).flatten(len(rest)), shares=shares)
-    output = output.like(output.plus, output.minus, depth=pair.depth + 1)
+    output = interpreter.activated(output, output.plus, output.minus)
     if keepdim:
         for axis in axes:
             output = interpreter.route(lambda stream, axis=axis: stream.unsqueeze(axis), output)

@@ -136,8 +136,9 @@ class Interpreter:
         What the backward passes compute.
     pooling : {'wta', 'convex'}
         The form of max-pooling (section 3.4).
-    recentering : {None, 'shifting'} or tuple
-        The forward stabilisation; a tuple of theta and threshold for scaling.
+    recentering : {None, 'shifting'}, float or tuple
+        The forward stabilisation; a number is the largest ratio of the common part, and a tuple is one of theta and
+        threshold for scaling.
     layer : str or None
         The name of the step from whose result on derivatives are taken.
 
@@ -243,8 +244,14 @@ class Interpreter:
         if self.recentering == 'shifting':
             new = (p - m) / 2
             return Passing.apply(plus, new), Passing.apply(minus, -new)
-        theta, threshold = self.recentering
         news = []
+        if isinstance(self.recentering, float):
+            for first, second, shared in zip(p, m, common):
+                most = self.recentering * (first - second).abs().mean()
+                part = shared * min(1., most / (2 * shared).mean()) if shared.mean() > 0 else shared
+                news.append((first - shared + part, second - shared + part))
+            return tuple(Passing.apply(stream, torch.stack(new)) for stream, new in zip((plus, minus), zip(*news)))
+        theta, threshold = self.recentering
         for first, second, shared in zip(p, m, common):
             if max(first.max(), second.max()) > threshold:
                 part = theta * shared
@@ -253,6 +260,11 @@ class Interpreter:
                 first, second = first - shared + part, second - shared + part
             news.append((first, second))
         return tuple(Passing.apply(stream, torch.stack(new)) for stream, new in zip((plus, minus), zip(*news)))
+
+    def activated(self, pair, plus, minus):
+        '''The output of an activation of a pair.'''
+        streams = self.recentered(plus, minus) if isinstance(self.recentering, float) else (plus, minus)
+        return pair.like(*streams, depth=pair.depth + 1)
 
     # what operations are made of
 
@@ -365,7 +377,7 @@ class Interpreter:
             minus = minus + factor[0] * second + factor[1] * larger
         if self.quantity == 'relevance':
             plus, minus = Passing.apply(pair.plus, plus), Passing.apply(pair.minus, minus)
-        return pair.like(plus, minus, depth=pair.depth + 1)
+        return self.activated(pair, plus, minus)
 
     def maximum(self, pair, windows, inside=True, shares=True):
         '''The maximum over windows, which a function lays along the last axis, in both forms of section 3.4.'''

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from zennit_dc.spatial import ACTIVATIONS
 
 
 class Rejected(Exception):
@@ -194,6 +198,21 @@ class Program(nn.Module):
                 found.append(f'steps.{index}')
         return found
 
+    def read_at(self, index, inputs):
+        '''The index of the step at whose result the map of a step is read: an activation that alone uses the step's
+        output, else the step itself. None where that activation is within a step of several functions.'''
+        values, uses = dict(zip(self.names, [input.detach().requires_grad_() * 1 for input in inputs])), Uses()
+        for number, step in enumerate(self.steps):
+            with uses:
+                uses.step = number
+                values[step.output] = step(*[values[name] for name in step.inputs])
+            if number == index:
+                uses.watched = values[step.output]
+        if len(uses.found) != 1 or uses.found[0][1] not in ACTIVATIONS or values[self.output] is uses.watched:
+            return index
+        (number, _, result), = uses.found
+        return number if values[self.steps[number].output] is result else None
+
     def depends_on(self, index, inputs):
         '''Whether the output depends on that of a step, to whose memory other steps may write.'''
         kept = []
@@ -208,6 +227,23 @@ class Program(nn.Module):
             return torch.autograd.grad(output.sum(), kept, allow_unused=True)[0] is not None
         finally:
             handle.remove()
+
+
+class Uses(TorchFunctionMode):
+    '''What differentiable functions are called with a tensor: for each the number of the step, the function's name and
+    its result.'''
+    def __init__(self):
+        super().__init__()
+        self.watched, self.step, self.found = None, 0, []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        leaves = tree_leaves((args, kwargs))
+        if self.watched is not None and any(each is self.watched for each in leaves) and any(
+            isinstance(each, torch.Tensor) and each.requires_grad for each in tree_leaves(result)
+        ):
+            self.found.append((self.step, function.__name__, result))
+        return result
 
 
 def memory(tensor):
