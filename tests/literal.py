@@ -180,13 +180,21 @@ class Flatten:
 
 
 def recenter(plus, minus, recentering):
-    '''Scale, sample by sample, what both streams have in common, or shift them to half of their difference.'''
+    '''Scale, sample by sample, what both streams have in common, to a ratio or below a threshold, or shift them to half
+    of their difference.'''
     if recentering is None:
         return plus, minus
     if recentering == 'shifting':
         return (plus - minus) / 2, (minus - plus) / 2
-    theta, threshold = recentering
     streams = []
+    if isinstance(recentering, float):
+        for a_plus, a_minus in zip(plus, minus):
+            excess = 2 * torch.minimum(a_plus, a_minus)
+            largest = recentering * (a_plus - a_minus).abs().mean()
+            part = excess / 2 * (largest / excess.mean() if excess.mean() > largest else 1)
+            streams.append(tuple(stream + part for stream in parts(a_plus - a_minus)))
+        return tuple(torch.stack(stream) for stream in zip(*streams))
+    theta, threshold = recentering
     for a_plus, a_minus in zip(plus, minus):
         if max(a_plus.max(), a_minus.max()) > threshold:
             common = theta * torch.minimum(a_plus, a_minus)
@@ -209,7 +217,8 @@ class LiteralNetwork:
         for name, operation, sources in self.nodes:
             arguments = [self.streams[source] for source in sources]
             streams = operation.forward(*(arguments if len(arguments) > 1 else arguments[0]))
-            self.streams[name] = recenter(*streams, recentering) if operation.recentered else streams
+            asked = operation.recentered or isinstance(operation, ReLU) and isinstance(recentering, float)
+            self.streams[name] = recenter(*streams, recentering) if asked else streams
         return self.streams[name]
 
     def backward(self, plus, minus, step, share=1.):

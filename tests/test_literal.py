@@ -6,15 +6,19 @@ from literal import Network
 
 from zennit.composites import MixedComposite, NameMapComposite
 
-from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Relative, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.rules import SplitEpsilon
 
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 ALPHAS = (0., .1, .3, .4, .5)
 LAYERS = ('conv1', 'norm1', 'pool', 'conv2', 'norm2', 'conv3', 'conv4', 'mean')
+READ_AT = {**{layer: layer for layer in LAYERS}, 'norm1': 'relu1', 'norm2': 'relu2', 'conv4': 'relu4'}
 UNIT = 2
 # scaling is triggered in this network by a threshold of 1
-RECENTERINGS = {'none': (None, None), 'scaling': (Scaling(.1, 1.), (.1, 1.)), 'shifting': (Shifting(), 'shifting')}
+RECENTERINGS = {
+    'none': (None, None), 'scaling': (Scaling(.1, 1.), (.1, 1.)), 'shifting': (Shifting(), 'shifting'),
+    'relative': (Relative(.3), .3),
+}
 
 
 @pytest.fixture(scope='module', name='network')
@@ -61,13 +65,13 @@ def test_sensitivities_at_layers(network, image, alpha, pooling, input_split, re
     for stream in STREAMS:
         deltas = literal.sensitivities(UNIT, stream[-1], alpha)
         for layer in LAYERS:
-            delta = local_sensitivity(deltas[layer], stream)
+            delta = local_sensitivity(deltas[READ_AT[layer]], stream)
             grad = SplitGrad(alpha, stream, layer, **kwargs)
             explain(grad, network, image)
             assert_close(grad.saliency, delta.mean(1))
             cam = SplitCAM(layer, alpha, stream, **kwargs)
             explain(cam, network, image)
-            assert_close(cam.saliency, (delta * activation(literal.streams[layer], stream)).sum(1))
+            assert_close(cam.saliency, (delta * activation(literal.streams[READ_AT[layer]], stream)).sum(1))
 
 
 @pytest.mark.parametrize('recentering', RECENTERINGS)
@@ -109,7 +113,7 @@ def test_alpha_of_each_layer(network, image):
 
 def test_epsilon_of_one_layer_in_a_mixed_composite(network, image):
     literal = network.literal(merged=True)
-    output = literal.forward(image, recentering=(.1, 10.))[0]
+    output = literal.forward(image, recentering=1.)[0]
     seed = torch.zeros_like(output)
     seed[:, UNIT] = 1.
     epsilons = dict.fromkeys([name for name, *_ in literal.nodes], 1e-6) | {'conv4': .5}

@@ -3,8 +3,8 @@ from .lazy import lazily
 
 
 __all__ = [
-    'Balanced', 'DetachedActivations', 'DetachedAttention', 'DetachedStatistics', 'Logits', 'NotInPlace', 'Scaling',
-    'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor',
+    'Balanced', 'DetachedActivations', 'DetachedAttention', 'DetachedStatistics', 'Logits', 'NotInPlace', 'Relative',
+    'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor',
     'class_agreement', 'contrast', 'split_form',
 ]
 __version__ = '0.1.0'

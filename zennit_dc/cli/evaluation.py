@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from ..methods import METHODS, RECENTERINGS
+from ..methods import METHODS
 from .options import (
-    Alpha, Name, Penalty, classifier_of, compute_options, hold, model_option, model_options, option, require_compute,
-    together,
+    Alpha, Name, Penalty, Recentering, classifier_of, compute_options, hold, model_option, model_options, option,
+    require_compute, together,
 )
 
 
@@ -61,7 +61,10 @@ parameter_options = together(
     several('alpha', Alpha(), 'The shift of SplitGrad and SplitCAM.', metavar='ALPHA|balanced[:KAPPA]'),
     several('stream', click.Choice(ALL_STREAMS), 'The stream of a split method.'),
     several('pooling', click.Choice(['wta', 'convex']), 'The form of max-pooling of a split method.'),
-    several('recentering', click.Choice(RECENTERINGS), 'The forward stabilisation of a split method.'),
+    several(
+        'recentering', Recentering(), 'The forward stabilisation of a split method.',
+        metavar='relative[:RHO]|scaling|shifting|none'
+    ),
     several(
         'against', click.Choice(['none', 'others', 'likely']),
         'Explain why the class rather than others: all others alike, or by their probabilities.'

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..methods import METHODS, RECENTERINGS, attributor
+from ..methods import METHODS, attributor, recentering_named
 from ..wording import meant
 
 
@@ -68,6 +68,19 @@ class Alpha(click.ParamType):
             return balanced(float(kappa)) if kappa else balanced()
         except ValueError:
             self.fail(f'{value!r} is neither a number nor balanced:KAPPA', param, ctx)
+
+
+class Recentering(click.ParamType):
+    '''The name of a forward stabilisation.'''
+    name = 'recentering'
+
+    def convert(self, value, param, ctx):
+        '''Check a string, which needs PyTorch where it has a number.'''
+        try:
+            recentering_named(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return value
 
 
 class Shard(click.ParamType):
@@ -209,7 +222,8 @@ method_options = together(
     ),
     option('--pooling', type=click.Choice(['wta', 'convex']), help='The form of max-pooling.  [default: wta]'),
     option(
-        '--recentering', type=click.Choice(RECENTERINGS), help='The forward stabilisation.  [default: scaling]'
+        '--recentering', type=Recentering(), metavar='relative[:RHO]|scaling|shifting|none',
+        help='The forward stabilisation; the paper has scaling.  [default: relative]'
     ),
     option('--input-split', type=click.Choice(['relu', 'half']), help='How the input is split.  [default: relu]'),
     option(
@@ -269,7 +283,7 @@ def parameters_of(method, layer, given):
     }
     parameters = {name: value for name, value in values.items() if value is not None and name in chosen.parameters}
     if given['recentering'] is not None and 'recentering' in chosen.parameters:
-        parameters['recentering'] = RECENTERINGS[given['recentering']]()
+        parameters['recentering'] = recentering_named(given['recentering'])
     if given['canonizers'] and 'canonizers' in chosen.parameters:
         parameters['canonizers'] = canonizers_of(given['canonizers'])
     return parameters

@@ -2,7 +2,7 @@
 import itertools
 from typing import NamedTuple
 
-from ..methods import CONTROLS, METHODS, RECENTERINGS
+from ..methods import CONTROLS, METHODS, RECENTERINGS, recentering_named
 from ..rules import Balanced
 
 
@@ -14,7 +14,7 @@ CRITERIA = {
 SELECTION = tuple(metric for metrics in CRITERIA.values() for metric in metrics)
 ABLATIONS = {
     'alpha': (.5, .45, .4, .35, .3, 0., Balanced()), 'pooling': ('wta', 'convex'),
-    'recentering': ('scaling', 'shifting', 'none'), 'against': ('none', 'others', 'likely')
+    'recentering': RECENTERINGS, 'against': ('none', 'others', 'likely')
 }
 '''The values of the paper's ablation studies (appendix C) by their parameters, the shift that follows gradients, and
 the classes to explain a class against.'''
@@ -28,8 +28,8 @@ class Setting(NamedTuple):
     method : str
         The method's name in :py:data:`zennit_dc.methods.METHODS`.
     parameters : tuple[tuple[str, object], ...]
-        The names and values of its parameters. A layer of None is the input, ``recentering`` is one of the names in
-        :py:data:`zennit_dc.methods.RECENTERINGS`, and ``against``, which is no parameter of the method itself, says
+        The names and values of its parameters. A layer of None is the input, ``recentering`` is a name as
+        :py:func:`zennit_dc.methods.recentering_named` takes it, and ``against``, which is no parameter of the method itself, says
         against which classes the class is explained, see :py:func:`zennit_dc.methods.saliency_map`.
     absolute : bool
         Whether the map's absolute value is evaluated.
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
         '''The parameters as :py:func:`zennit_dc.methods.attributor` takes them.'''
         arguments = {name: value for name, value in self.parameters if name != 'against'}
         if 'recentering' in arguments:
-            arguments['recentering'] = RECENTERINGS[arguments['recentering']]()
+            arguments['recentering'] = recentering_named(arguments['recentering'])
         return arguments
 
     @property

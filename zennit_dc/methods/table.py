@@ -8,22 +8,36 @@ from typing import NamedTuple
 from ..wording import meant, similar
 
 
-def scaling():
-    '''The scaling of the sum.'''
-    from ..recentering import Scaling
-
-    return Scaling()
+RECENTERINGS = ('relative', 'scaling', 'shifting', 'none')
+'''The names of the forward stabilisations.'''
 
 
-def shifting():
-    '''The shifting of the sum.'''
-    from ..recentering import Shifting
+def recentering_named(name):
+    '''The forward stabilisation of a name.
 
-    return Shifting()
+    Parameters
+    ----------
+    name : str
+        A name in :py:data:`RECENTERINGS`, or ``'relative:RHO'``.
 
+    Returns
+    -------
+    callable or None
+        The re-centering, as composites take it.
 
-RECENTERINGS = {'scaling': scaling, 'shifting': shifting, 'none': lambda: None}
-'''The forward stabilisations by their names.'''
+    Raises
+    ------
+    ValueError
+        If there is none of this name, or if rho is not a number from 0 on.
+    '''
+    from ..recentering import Relative, Scaling, Shifting
+
+    kind, colon, rho = name.partition(':')
+    if kind not in RECENTERINGS or colon and kind != 'relative':
+        raise ValueError(f'there is no re-centering {name!r}, but relative[:RHO], {", ".join(RECENTERINGS[1:])}')
+    if colon:
+        return Relative(float(rho))
+    return {'relative': Relative, 'scaling': Scaling, 'shifting': Shifting, 'none': lambda: None}[kind]()
 
 
 class Method(NamedTuple):
