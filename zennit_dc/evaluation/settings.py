@@ -29,8 +29,8 @@ class Setting(NamedTuple):
         The method's name in :py:data:`zennit_dc.methods.METHODS`.
     parameters : tuple[tuple[str, object], ...]
         The names and values of its parameters. A layer of None is the input, ``recentering`` is a name as
-        :py:func:`zennit_dc.methods.recentering_named` takes it, and ``against``, which is no parameter of the method itself, says
-        against which classes the class is explained, see :py:func:`zennit_dc.methods.saliency_map`.
+        :py:func:`zennit_dc.methods.recentering_named` takes it, and ``against``, which is no parameter of the method
+        itself, says against which classes the class is explained, see :py:func:`zennit_dc.methods.saliency_map`.
     absolute : bool
         Whether the map's absolute value is evaluated.
     '''

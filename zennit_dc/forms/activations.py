@@ -1,4 +1,5 @@
 '''Activations. Piecewise linear ones are sums of ReLUs, and so are their split forms.'''
+import math
 from functools import cache, partial
 
 import numpy as np
@@ -193,8 +194,10 @@ def leaky(pair, slope, function):
 @cache
 def clamping(low, high, function):
     '''The function that cuts off below low and above high, either of which may be None.'''
-    knots = [bound for bound in (low, high) if bound is not None]
-    slopes = [0.] * (low is not None) + [1.] + [0.] * (high is not None)
+    below, above = (bound is not None and math.isfinite(bound) for bound in (low, high))
+    knots = [bound for bound, cuts in ((low, below), (high, above)) if cuts] or [0.]
+    slopes = [0.] * below + [1.] + [0.] * above
+    slopes += [1.] * (len(knots) + 1 - len(slopes))  # where nothing is cut off
     return PiecewiseLinear(knots, slopes, knots[0], lambda tensor: function(tensor, low, high))
 
 
