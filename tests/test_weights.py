@@ -4,11 +4,12 @@ import re
 import pytest
 import torch
 from commands import require_error, run
+from PIL import Image
 from torch import nn
 
-from zennit_dc.data.classifiers import diagnosed, load_classifier, load_weights
+from zennit_dc.data.classifiers import load_classifier
+from zennit_dc.data.weights import diagnosed, load_weights
 from zennit_dc.demo import demo_network, draw
-from PIL import Image
 
 
 def small():

@@ -382,7 +382,8 @@ def hold(out):
 def classifier_of(model, weights, size, mean, std, output, input, categories=None):
     '''The classifier that the options name. While the command runs, an error of a map that is not finite says whether
     the weights are the reason.'''
-    from ..data.classifiers import diagnosed, load_classifier
+    from ..data.classifiers import load_classifier
+    from ..data.weights import diagnosed
 
     output = int(output) if output is not None and output.removeprefix('-').isdecimal() else output
     classifier = load_classifier(model, weights, size, mean, std, categories, output, input)
