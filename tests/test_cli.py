@@ -201,7 +201,7 @@ def test_a_model_of_ones_own(own, drawings, monkeypatch):
     require_error(run('layers', 'own:number'), 'own:number', 'int')
     require_error(run('layers', 'nowhere:build'), 'nowhere')
     both = ('explain', drawings[0], '--model', 'own:Both', '--size', 28, '--method', 'gradient')
-    require_error(run(*both), 'tuple', '--output 1')
+    require_error(run(*both), 'tuple', '--output 0')
     require_success(run(*both, '--output', '0', '--input', 'x'))
     require_error(run(*both, '--output', 'scores'), 'no tensor \'scores\'')
 

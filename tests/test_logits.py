@@ -54,7 +54,7 @@ def test_outputs(wrap, output):
 
 
 @pytest.mark.parametrize('wrap, output, said', [
-    (lambda *both: both, None, r"tuple with 0 \(2, 5\), 1 \(2, 4, 4, 4\): choose one.*output=1\), or --output 1"),
+    (lambda *both: both, None, r"tuple with 0 \(2, 5\), 1 \(2, 4, 4, 4\): choose one.*output=0\), or --output 0"),
     (Scores, 'logit', r"Scores with 'logits' \(2, 5\), 'states' \(2, 4, 4, 4\), and no tensor 'logit'"),
     (lambda *both: {'a': both}, 'a', "dict with 'a' tuple"), (lambda *both: 'text', None, 'str with nothing in it'),
     (lambda scores, states: scores, 'logits', 'returns one tensor'), (lambda *both: both, 7, 'no tensor 7'),

@@ -1,4 +1,4 @@
-'''Classifiers by name: torchvision's, the demo's, and a user's own.'''
+'''Classifiers by name: torchvision's, EfficientNet-Lite, the demo's, and a user's own.'''
 import importlib
 import os
 import sys
@@ -11,7 +11,9 @@ from PIL import Image
 from ..logits import Logits
 from ..spatial import places_of
 from ..wording import similar
+from . import efficientnet_lite
 from .categories import load_categories
+from .channels import other_channels
 from .weights import load_weights
 
 
@@ -80,19 +82,23 @@ def load_classifier(
     Parameters
     ----------
     name : str, optional
-        ``'demo'`` for the demo's own network, the name of a classifier of torchvision, or ``'module:function'`` for
-        your own: a function without arguments that returns the model. This imports, and so runs, the module.
+        The name of a classifier of torchvision; ``'efficientnet_lite0'``, ``'efficientnet_lite1'`` or
+        ``'efficientnet_lite2'``, with the extra ``efficientnet-lite``; ``'demo'`` for the demo's own network; or
+        ``'module:function'`` for your own: a function without arguments that returns the model. This imports, and so
+        runs, the module.
     weights : str, path or None, optional
-        ``'DEFAULT'`` for the pretrained weights of torchvision, of the demo, or those that your function has loaded
-        already; None for random ones of torchvision; else a file with a state dict, or with one under the key
-        ``'state_dict'``, ``'model_state_dict'`` or ``'model'``, whose names may begin with ``'module.'``. GoogLeNet and
-        Inception are set to transform their input, as they are with the weights of torchvision.
+        ``'DEFAULT'`` for the pretrained weights of torchvision, of EfficientNet-Lite's packages, of the demo, or those
+        that your function has loaded already; None for random ones of the first two; else a file with a state dict, or
+        with one under the key ``'state_dict'``, ``'model_state_dict'`` or ``'model'``, whose names may all begin with
+        the name of a module that had the model in it, see :py:func:`~zennit_dc.data.weights.load_weights`. GoogLeNet
+        and Inception are set to transform their input, as they are with the weights of torchvision.
     size : int, optional
         The height and width of the input. Images are resized so that their shorter side has this length, and cropped to
         the center. Default is the preprocessing of torchvision's weights for this model, and for your own 224, from
         images with a shorter side of 256.
     mean, std : sequence of float, optional
-        The mean and standard deviation, by channel, of the normalization; for images with values in [0, 1].
+        The mean and standard deviation of the normalization, by channel or one number for all; for images with values
+        in [0, 1]. Where both are one number, images are gray, unless the model takes three channels.
     classes : str or path, optional
         A file with the names of the classes, see :py:func:`~zennit_dc.data.categories.load_categories`.
     output : str or int, optional
@@ -110,32 +116,58 @@ def load_classifier(
     ------
     ValueError
         If there is no such model, or the weights cannot be read or do not fit.
+    ModuleNotFoundError
+        If the packages of EfficientNet-Lite are not installed.
     '''
-    if name == 'demo':
-        from ..demo import CLASSES, demo_network, demo_preprocessing
-
-        model, preprocessing, categories = demo_network(), demo_preprocessing(), list(CLASSES)
-    elif ':' in name:
-        model, preprocessing, categories = build(name), IMAGENET_PREPROCESSING(), None
-    elif name in torchvision.models.list_models(module=torchvision.models):
-        default = torchvision.models.get_model_weights(name).DEFAULT
-        model = pretrained(name, default) if weights == 'DEFAULT' else torchvision.models.get_model(name, weights=None)
-        preprocessing, categories = default.transforms(), default.meta['categories']
-        if name in OWN_NORMALIZATION and weights not in ('DEFAULT', None):
-            model.transform_input = True
-    else:
-        names = ['demo', *torchvision.models.list_models(module=torchvision.models)]
+    source = of_function if ':' in name else SOURCES.get(name)
+    if source is None:
         raise ValueError(
-            f'there is no classifier named {name!r} in torchvision{similar(name, names) or ";"} \'demo\' and'
-            ' module:function work too'
+            f'there is no classifier named {name!r} in torchvision{similar(name, SOURCES) or ";"}'
+            f' {", ".join(map(repr, OTHERS))} and module:function work too'
         )
+    model, preprocessing, categories = source(name, weights, size)
     if weights not in ('DEFAULT', None):
         load_weights(model, name, weights)
     if ':' in name or (output, input) != (None, None):
         model = Logits(model, output, input)
     if classes is not None:
         categories = load_categories(classes)
-    return Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)
+    classifier = Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)
+    if classifier.mode == 'L' and other_channels(model, black_input(classifier)[None]) == 3:
+        classifier = classifier._replace(preprocessing=changed(preprocessing, size, 3 * [*mean], 3 * [*std]))
+    return classifier
+
+
+def of_demo(name, weights, size):
+    '''The demo's network with its weights, its preprocessing, and the names of its classes.'''
+    from ..demo import CLASSES, demo_network, demo_preprocessing
+
+    return demo_network(), demo_preprocessing(), list(CLASSES)
+
+
+def of_function(name, weights, size):
+    '''What a function of one's own builds, with ImageNet's preprocessing.'''
+    return build(name), IMAGENET_PREPROCESSING(), None
+
+
+def of_torchvision(name, weights, size):
+    '''A network of torchvision.'''
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    model = pretrained(name, default) if weights == 'DEFAULT' else torchvision.models.get_model(name, weights=None)
+    if name in OWN_NORMALIZATION and weights not in ('DEFAULT', None):
+        model.transform_input = True
+    return model, default.transforms(), default.meta['categories']
+
+
+def of_efficientnet_lite(name, weights, size):
+    '''A network of the packages of EfficientNet-Lite.'''
+    model = efficientnet_lite.efficientnet_lite(name, weights == 'DEFAULT', size)
+    return model, efficientnet_lite.preprocessing(name), efficientnet_lite.categories()
+
+
+OTHERS = {'demo': of_demo, **dict.fromkeys(efficientnet_lite.SIZES, of_efficientnet_lite)}
+SOURCES = {**dict.fromkeys(torchvision.models.list_models(module=torchvision.models), of_torchvision), **OTHERS}
+'''The functions that return the model, preprocessing and names of classes of a name, for weights and a size.'''
 
 
 def build(specification):
@@ -171,6 +203,7 @@ def changed(preprocessing, size, mean, std):
         return preprocessing
     mean = list(preprocessing.mean if mean is None else mean)
     std = list(preprocessing.std if std is None else std)
+    mean, std = (other * len(each) if len(other) == 1 else other for other, each in ((mean, std), (std, mean)))
     if len(mean) != len(std):
         raise ValueError(f'mean has {len(mean)} channels, but std has {len(std)}')
     if len(mean) not in (1, 3) or not all(each > 0. for each in std):

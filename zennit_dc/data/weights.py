@@ -9,18 +9,35 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from .images import require_local
 
 
-# where checkpoints have their state dict, and what wrappers of a model write before its names
-NESTS = ('state_dict', 'model_state_dict', 'model')
-PREFIXES = ('module.', '_orig_mod.')
+NESTS = ('state_dict', 'model_state_dict', 'model')  # where checkpoints have their state dict
 
 
 def load_weights(model, name, path):
-    '''Load a file of weights into a model. It may hold nothing but tensors and plain containers.'''
+    '''Load a file of weights into a model.
+
+    Where all names in the file begin with the name of a module in which the model was, it is left out: ``module.`` of
+    data parallel training, ``_orig_mod.`` of compiled models, ``model.`` or ``net.`` of a module of Lightning.
+
+    Parameters
+    ----------
+    model : :py:class:`torch.nn.Module`
+        The model.
+    name : str
+        Its name in errors.
+    path : str or path
+        The file, which may hold nothing but tensors and plain containers.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, or does not have exactly the tensors of the model.
+    '''
     state = read_state(path)
     own = model.state_dict()
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
-            consume_prefix_in_state_dict_if_present(state, prefix)
+    prefix = prefix_of(state, own)
+    others = [key for key in state if not key.startswith(prefix)]
+    if not others:
+        consume_prefix_in_state_dict_if_present(state, prefix)
     try:
         missing, unexpected = model.load_state_dict(state, strict=False)
         reason = None
@@ -39,7 +56,31 @@ def load_weights(model, name, path):
         ) if keys
     ]
     if found or reason:
-        raise ValueError(f'{path} cannot be loaded into {name}: {"; ".join(found) or reason}') from reason
+        raise ValueError(
+            f'{path} cannot be loaded into {name}: {"; ".join(found) or reason}{told(prefix, others)}'
+        ) from reason
+
+
+def prefix_of(state, own):
+    '''The beginning, up to a dot, without which the most names of a state dict are names of a model: empty where they
+    are so as they stand.'''
+    counts = Counter(
+        key[:end] for key in state for end in (0, *(index + 1 for index, each in enumerate(key) if each == '.'))
+        if key[end:] in own
+    )
+    return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default='')
+
+
+def told(prefix, others):
+    '''What an error says of a prefix, which only some names may have.'''
+    if not prefix:
+        return ''
+    if not others:
+        return f' (without the prefix {prefix!r} of all names)'
+    return (
+        f' (the prefix {prefix!r} is left out where all names have it, but {len(others)} have not:'
+        f' {", ".join(others[:3])}{", ..." if len(others) > 3 else ""}; save the others alone)'
+    )
 
 
 def read_state(path):
