@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_weights
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
 from zennit_dc.data.images import ImageArray
+from zennit_dc.data.weights import load_weights
 from zennit_dc.virelay import analyze, attribute, project
 
 

@@ -170,6 +170,37 @@ class Last(torch.nn.Module):
     def forward(self, x):
         return x[:, -33:]
 
+def cnn(channels=3, classes=5):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(channels, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+        torch.nn.Linear(6, classes)
+    )
+
+def one():
+    return cnn(classes=1)
+
+def gray():
+    return cnn(channels=1)
+
+def dense():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(28 * 28, 5))
+
+def four():
+    return cnn(channels=4)
+
+class Counting(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cnn = cnn()
+
+    def forward(self, x):
+        if x.shape[1] != 3:
+            raise ValueError('it takes three channels')
+        scores = self.cnn(x)
+        return scores, scores.mean()
+
 def tokens():
     torch.manual_seed(0)
     patches = torch.nn.Conv2d(1, 4, 4, 4)
@@ -201,9 +232,115 @@ def test_a_model_of_ones_own(own, drawings, monkeypatch):
     require_error(run('layers', 'own:number'), 'own:number', 'int')
     require_error(run('layers', 'nowhere:build'), 'nowhere')
     both = ('explain', drawings[0], '--model', 'own:Both', '--size', 28, '--method', 'gradient')
-    require_error(run(*both), 'tuple', '--output 1')
+    require_error(run(*both), 'tuple', '--output 0')
     require_success(run(*both, '--output', '0', '--input', 'x'))
     require_error(run(*both, '--output', 'scores'), 'no tensor \'scores\'')
+
+
+@pytest.fixture(name='explains')
+def fixture_explains(own, drawings, monkeypatch):
+    '''A function that explains a drawing by the gradient of a model of the module.'''
+    monkeypatch.syspath_prepend(own)
+    return lambda model, *more: run(
+        'explain', drawings[0], '--model', f'own:{model}', '--size', 28, '--method', 'gradient', '--save-arrays', *more
+    )
+
+
+def test_one_number_is_for_all_channels(explains, own):
+    maps = []
+    for mean, std in (('.5', '.25'), ('.5,.5,.5', '.25,.25,.25'), ('.5', '.25,.25,.25'), ('.5,.5,.5', '.25')):
+        require_success(explains('cnn', '--mean', mean, '--std', std))
+        maps.append(np.load(own / 'explanation_maps' / '0_Gradient.npy'))
+    assert maps[0].any() and all(np.array_equal(maps[0], each) for each in maps)
+    require_success(explains('cnn', '--mean', '.4'))
+    for model in ('gray', 'dense'):
+        require_success(explains(model, '--mean', '.5', '--std', '.25'))
+    require_success(explains('Counting', '--mean', '.5', '--std', '.25'))
+
+
+@pytest.mark.parametrize('model', ['gray', 'dense'])
+def test_a_model_of_gray_images_says_what_to_pass(explains, model):
+    for more in ((), ('--mean', '.5'), ('--mean', '.5,.4,.3', '--std', '.5')):
+        require_error(explains(model, *more), 'takes 1 channel, but images have 3', '--mean .5 --std .5')
+    require_error(run('layers', f'own:{model}', '--size', 28), 'takes 1 channel, but images have 3')
+
+
+def test_a_model_of_other_channels_says_so(explains):
+    require_error(explains('four'), 'takes 4 channels, but images have 3', 'images have one or three')
+
+
+def test_errors_of_something_else_are_not_of_channels(explains):
+    require_error(explains('dense', '--size', 32, '--mean', .5, '--std', .5), '1024')
+    require_error(explains('cnn', '--target', 5), 'no class 5')
+
+
+def test_a_model_with_one_class(explains, own):
+    result = explains('one')
+    require_success(result)
+    assert result.stdout.splitlines()[0].endswith('explained by itself, as with --against none')
+    expected = np.load(own / 'explanation_maps' / '0_Gradient.npy')
+    result = explains('one', '--against', 'none')
+    require_success(result)
+    assert '--against' not in result.stdout
+    assert expected.any() and np.array_equal(np.load(own / 'explanation_maps' / '0_Gradient.npy'), expected)
+    for against in ('likely', 'others'):
+        require_error(explains('one', '--against', against), 'one class', 'give --against none')
+
+
+def test_scores_beside_a_scalar(explains):
+    require_success(explains('Counting'))
+
+
+@pytest.mark.parametrize('command', [
+    ('explain', 'in.png', '--method', 'gradient'), ('concept-gallery', 'in.png', '--target', 1),
+    ('attribute', 'images', '--method', 'gradient')
+], ids=lambda command: command[0])
+def test_there_are_as_many_names_as_classes(own, drawings, monkeypatch, command):
+    monkeypatch.syspath_prepend(own)
+    (own / 'images').mkdir()
+    for path in (own / 'in.png', own / 'images' / 'in.png'):
+        path.write_bytes(drawings[0].read_bytes())
+    for count in (3, 7):
+        (own / 'names.txt').write_text('\n'.join(f'name {index}' for index in range(count)))
+        require_error(
+            run(*command, '--model', 'own:cnn', '--size', 28, '--categories', 'names.txt'),
+            f'names.txt has the names of {count} classes, but the model has 5'
+        )
+
+
+def test_names_the_other_way_round(explains, own):
+    (own / 'names.json').write_text('{"dog": 1, "cat": 0, "bird": 2, "fish": 3, "horse": 4}')
+    require_success(explains('cnn', '--categories', 'names.json', '--target', 'dog', '--target', '0'))
+    assert {path.name for path in (own / 'explanation_maps').glob('*.npy')} == {'0_0_Gradient.npy', '0_1_Gradient.npy'}
+
+
+def test_images_of_a_folder(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / 'folder'
+    (folder / 'within').mkdir(parents=True)
+    options = ('--model', 'demo', '--method', 'gradient', '--out', 'out.png')
+    require_error(run('explain', 'folder', *options), 'there is no image in the folder folder')
+    for name in ('b.png', 'a.png', '.c.png', 'within/d.png'):
+        (folder / name).write_bytes(drawings[0].read_bytes())
+    (folder / 'e.txt').touch()
+    require_error(run('explain', 'folder', 'folder/a.png', *options), 'IMAGE folder/a.png was given twice')
+    require_error(run('explain', 'folder', *options[:-1], 'folder/a.png'), 'overwrite the input')
+    assert not (tmp_path / 'out_maps').exists()
+    result = run('explain', 'folder', drawings[1], *options)
+    require_success(result)
+    assert '3 maps' in result.stdout
+    names = sorted(path.name for path in (tmp_path / 'out_maps').iterdir())
+    assert names == ['1_Gradient.png', 'a_Gradient.png', 'b_Gradient.png']
+    require_success(run('concept-gallery', 'folder', '--model', 'demo', '--target', 1, '--out', 'concepts.png'))
+
+
+def test_twelve_bits_are_said(tmp_path, monkeypatch):
+    monkeypatch.setattr('zennit_dc.data.images.TOLD', set())
+    values = np.linspace(0, 4095, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / 'x.png')
+    result = run('explain', tmp_path / 'x.png', '--model', 'demo', '--method', 'gradient', '--out', tmp_path / 'y.png')
+    require_success(result)
+    assert 'x.png has no value above 4095, and is read as an image of 12 bits' in result.stderr
 
 
 def test_layers_of_tokens(own, drawings, monkeypatch):

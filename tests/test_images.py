@@ -1,17 +1,20 @@
 '''Images as files, and their labels.'''
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from zennit_dc.data.images import ImageFolder, UnreadableImage, read_image
+from zennit_dc.data import images
+from zennit_dc.data.images import ImageFolder, UnreadableImage, images_in, read_image
 
 
 def test_images_of_all_kinds(tmp_path):
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / '16.png')
-    assert np.abs(np.array(read_image(tmp_path / '16.png', 'L'), int) - (ramp >> 8)).max() <= 1
+    assert (np.array(read_image(tmp_path / '16.png', 'L')) == ramp >> 8).all()
     Image.fromarray(ramp.astype(np.float32)).save(tmp_path / 'float.tif')
     with pytest.raises(UnreadableImage, match='mode F'):
         read_image(tmp_path / 'float.tif')
@@ -26,6 +29,68 @@ def test_images_of_all_kinds(tmp_path):
     (tmp_path / '.hidden').mkdir()
     (tmp_path / '.hidden' / 'x.png').touch()
     assert len(ImageFolder(tmp_path, []).names) == 9
+
+
+KINDS = {  # the mode in which Pillow opens a file, its ending, and the type of what is written
+    'I;16': ('.png', '<u2'), 'I;16B': ('.tif', '>u2'), 'I': ('.tif', '<i4'),
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('bits', [8, 10, 12, 14, 16])
+def test_more_than_eight_bits(kind, bits, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, 'TOLD', set())
+    path = tmp_path / f'x{KINDS[kind][0]}'
+    ramp = np.linspace(0, 2 ** bits - 1, 64 * 64).reshape(64, 64).astype(np.int32)
+    save_gray(ramp, kind, path)
+    assert Image.open(path).mode in (kind, 'I')  # which is what it was for PNG in early versions of Pillow
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        read = [np.array(read_image(path, mode)) for mode in ('L', 'RGB')]
+    assert (read[0] == ramp >> bits - 8).all() and read[0].min() == 0 and read[0].max() == 255
+    assert (read[1] == read[0][..., None]).all()
+    expected = f'{path} has no value above {2 ** bits - 1}, and is read as an image of {bits} bits'
+    assert [str(each.message).partition(', as')[0] for each in said] == ([] if bits == 16 else [expected])
+
+
+def save_gray(values, kind, path):
+    '''Write gray values such that Pillow opens the file in a mode, as it does not write all of them itself.'''
+    if kind != 'I;16B':
+        Image.fromarray(values.astype(KINDS[kind][1])).save(path)
+        return
+    height, width = values.shape
+    tags = (  # ImageWidth, ImageLength, BitsPerSample, Compression, PhotometricInterpretation, StripOffsets ...
+        (256, width), (257, height), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, height),
+        (279, 2 * values.size),
+    )
+    content = values.astype('>u2').tobytes()
+    entries = b''.join(struct.pack('>HHII', tag, 4, 1, value) for tag, value in tags)
+    header = b'MM' + struct.pack('>HI', 42, 8 + len(content))
+    path.write_bytes(header + content + struct.pack('>H', len(tags)) + entries + bytes(4))
+
+
+@pytest.mark.parametrize('least, most', [(-1, 255), (0, 2 ** 16)])
+def test_values_that_16_bits_cannot_hold(least, most, tmp_path):
+    Image.fromarray(np.array([[least, most]], np.int32)).save(tmp_path / 'x.tif')
+    with pytest.raises(UnreadableImage, match=f'from {least} to {most}'):
+        read_image(tmp_path / 'x.tif')
+
+
+@pytest.mark.parametrize('value', [0, 1, 2047, 65535])
+def test_images_of_one_gray(value, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, 'TOLD', {8, 12})
+    Image.fromarray(np.full((4, 4), value, np.uint16)).save(tmp_path / 'x.png')
+    expected = {0: 0, 1: 1, 2047: 2047 >> 4, 65535: 255}[value]
+    assert read_image(tmp_path / 'x.png', 'L').getcolors() == [(16, expected)]
+
+
+def test_images_in_a_folder(tmp_path):
+    with pytest.raises(ValueError, match='no image in the folder'):
+        images_in(tmp_path)
+    (tmp_path / 'sub.png').mkdir()
+    for name in ('b.PNG', 'a.jpg', '.hidden.png', 'c.txt', 'sub.png/d.png'):
+        (tmp_path / name).touch()
+    assert images_in(tmp_path) == [tmp_path / 'a.jpg', tmp_path / 'b.PNG']
 
 
 def test_labels_of_images(tmp_path):

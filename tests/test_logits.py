@@ -53,8 +53,19 @@ def test_outputs(wrap, output):
         assert torch.equal(explain(make(), model, IMAGE), explain(make(), SCORES, IMAGE))
 
 
+@pytest.mark.parametrize('wrap', [
+    lambda scores, states: (scores, scores.mean()), lambda scores, states: {'loss': states.sum(), 'scores': scores}
+])
+def test_scalars_are_no_choice(wrap):
+    model = Logits(Returning(wrap))
+    assert torch.equal(model(IMAGE), SCORES(IMAGE))
+    assert torch.equal(explain(SplitGrad(), model, IMAGE), explain(SplitGrad(), SCORES, IMAGE))
+    with pytest.raises(ValueError, match=r'2 \(\): choose one.*--output 0$'):
+        Logits(Returning(lambda scores, states: (scores, states, scores.sum())))(IMAGE)
+
+
 @pytest.mark.parametrize('wrap, output, said', [
-    (lambda *both: both, None, r"tuple with 0 \(2, 5\), 1 \(2, 4, 4, 4\): choose one.*output=1\), or --output 1"),
+    (lambda *both: both, None, r"tuple with 0 \(2, 5\), 1 \(2, 4, 4, 4\): choose one.*output=0\), or --output 0"),
     (Scores, 'logit', r"Scores with 'logits' \(2, 5\), 'states' \(2, 4, 4, 4\), and no tensor 'logit'"),
     (lambda *both: {'a': both}, 'a', "dict with 'a' tuple"), (lambda *both: 'text', None, 'str with nothing in it'),
     (lambda scores, states: scores, 'logits', 'returns one tensor'), (lambda *both: both, 7, 'no tensor 7'),

@@ -106,7 +106,7 @@ def test_names(spelling, name):
     ({'method': 'none'}, 'no method \'none\''), ({'method': 'SplitCAM'}, 'SplitCAM needs a layer'),
     ({'method': 'SplitCAM@nowhere'}, 'no module named \'nowhere\''), ({'method': 'splitcam@'}, 'no module named'),
     ({'method': 'LayerCAM@residual', 'alpha': .4}, 'LayerCAM has no parameter \'alpha\''),
-    ({'method': 'gradient', 'reduce': 'mean'}, 'reduce'), ({'method': 'gradient', 'mean': (.5,)}, '1 channels'),
+    ({'method': 'gradient', 'reduce': 'mean'}, 'reduce'), ({'method': 'gradient', 'mean': (.5, .4)}, '2 channels'),
     ({'method': 'gradient', 'targets': 10}, 'no class 10'), ({'method': 'gradient', 'targets': [0]}, r'\(4,\)'),
     ({'method': 'gradient', 'inputs': np.zeros((64, 64))}, 'channels, height, width'),
 ])

@@ -4,11 +4,12 @@ import re
 import pytest
 import torch
 from commands import require_error, run
+from PIL import Image
 from torch import nn
 
-from zennit_dc.data.classifiers import diagnosed, load_classifier, load_weights
+from zennit_dc.data.classifiers import load_classifier
+from zennit_dc.data.weights import diagnosed, load_weights
 from zennit_dc.demo import demo_network, draw
-from PIL import Image
 
 
 def small():
@@ -22,6 +23,9 @@ def small():
     lambda state: {'model': {'state_dict': state}},
     lambda state: {f'module.{name}': tensor for name, tensor in state.items()},
     lambda state: {'model': {f'module.{name}': tensor for name, tensor in state.items()}},
+    lambda state: {'state_dict': {f'model.{name}': tensor for name, tensor in state.items()}, 'epoch': 1},
+    lambda state: {f'net.backbone.{name}': tensor for name, tensor in state.items()},
+    lambda state: {f'_orig_mod.module.{name}': tensor for name, tensor in state.items()},
 ])
 def test_checkpoints(nest, tmp_path):
     expected, model = small().state_dict(), small()
@@ -35,6 +39,30 @@ def test_a_module_of_the_name_of_a_prefix(tmp_path):
     torch.save(expected, tmp_path / 'x.pt')
     load_weights(model, 'small', tmp_path / 'x.pt')
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_module_within_one_of_the_same_name(tmp_path):
+    def build():
+        model = nn.Module()
+        model.a, model.a.b = nn.Linear(2, 2), nn.Linear(2, 2)
+        model.a.a = nn.Linear(2, 2)
+        return model
+
+    expected, model = build().state_dict(), build()
+    torch.save(expected, tmp_path / 'x.pt')
+    load_weights(model, 'own', tmp_path / 'x.pt')
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_what_is_said_of_prefixes(tmp_path):
+    state = {f'model.{name}': tensor for name, tensor in small().state_dict().items()}
+    torch.save({**state, 'loss.weight': torch.ones(2)}, tmp_path / 'more.pt')
+    with pytest.raises(ValueError, match="prefix 'model.' is left out where all.* 1 have not: loss.weight;"):
+        load_weights(small(), 'small', tmp_path / 'more.pt')
+    del state['model.3.bias']
+    torch.save(state, tmp_path / 'less.pt')
+    with pytest.raises(ValueError, match=r"are missing \(3.bias\) \(without the prefix 'model.' of all names\)"):
+        load_weights(small(), 'small', tmp_path / 'less.pt')
 
 
 def test_weights_that_do_not_fit(tmp_path):

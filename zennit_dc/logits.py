@@ -22,7 +22,7 @@ class Logits(torch.nn.Module):
         The model, which may return a tensor, tuple, list, dict or dataclass.
     output : str or int, optional
         The key, attribute or index of the tensor in the output. Default is ``'logits'`` or ``'out'``, or the only
-        tensor that there is.
+        tensor that there is but for scalars.
     input : str, optional
         The name of the keyword that takes the tensor. Default is the first positional argument.
     drop : {None, 'softmax'}, optional
@@ -106,7 +106,8 @@ class Logits(torch.nn.Module):
             return output
         entries = entries_of(output) or {}
         tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
-        names = (*NAMES, *(tensors if len(tensors) == 1 else ())) if self.output is None else (self.output,)
+        candidates = [key for key, value in tensors.items() if value.ndim]
+        names = (*NAMES, *(candidates if len(candidates) == 1 else ())) if self.output is None else (self.output,)
         found = [value for name in names if (value := entry(output, entries, name)) is not None]
         if not found or not isinstance(found[0], torch.Tensor):
             what = ', '.join(
@@ -114,7 +115,8 @@ class Logits(torch.nn.Module):
                 for key, value in entries.items() if value is not None
             ) or 'nothing in it that is a tensor'
             lacking = '' if self.output is None else f', and no tensor {self.output!r}'
-            example = next(reversed(tensors), 'logits')
+            scores = [key for key in candidates if tensors[key].ndim == 2]
+            example = [*NAMES[:1], *candidates, *scores][-1]
             raise ValueError(
                 f'the model returns a {type(output).__name__} with {what}{lacking}: choose one, as in Logits(model,'
                 f' output={example!r}), or --output {example}'

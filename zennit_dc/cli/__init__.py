@@ -39,7 +39,8 @@ class Commands(click.Group):
             fail('interrupted', 130)
         except ModuleNotFoundError as error:
             extra = 'evaluation' if error.name in ('captum', 'quantus', 'pandas') else 'virelay'
-            fail(f'{error}: the command needs an extra, pip install "zennit-dc[{extra}]"')
+            named = 'pip install' in str(error)
+            fail(str(error) if named else f'{error}: the command needs an extra, pip install "zennit-dc[{extra}]"')
         except OSError as error:  # without its number, unless it is all that there is
             fail(f'{error.filename}: {error.strerror}' if error.filename else error.strerror or str(error))
         except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:

@@ -1,5 +1,4 @@
 '''Commands over whole data sets: attribute, analyze and project.'''
-import math
 import os
 import sys
 from pathlib import Path
@@ -8,8 +7,9 @@ import click
 
 from ..methods import METHODS
 from .options import (
-    Name, Numbers, Shard, against_of, against_option, categories_option, classifier_of, compute_options, hold,
-    method_options, model_option, model_options, option, parameters_of, require_compute, require_output, require_used,
+    Name, Numbers, Shard, against_of, against_option, categories_option, classifier_of, compute_options, count_classes,
+    hold, method_options, model_option, model_options, option, parameters_of, require_compute, require_output,
+    require_used,
 )
 
 
@@ -59,8 +59,8 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     from ..virelay import attribute as attribute_all
 
     device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, output, input, categories)
-    count = math.inf if classifier.categories is None else len(classifier.categories)
+    classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
+    count = count_classes(classifier, device, dtype, categories)
     if target not in ('predicted', 'label'):
         target = find_class(target, count, classifier.categories)
     against = against_of(against, count, classifier)

@@ -6,9 +6,9 @@ import click
 from ..methods import BASELINES, METHODS
 from ..wording import meant
 from .options import (
-    Alpha, Name, against_of, against_option, categories_option, classifier_of, compute_options, hold, method_options,
-    model_option, model_options, option, require_compute, require_format, require_once, require_output, require_used,
-    target_options,
+    Alpha, Name, against_of, against_option, categories_option, classifier_of, compute_options, count_classes, hold,
+    image_files, method_options, model_option, model_options, option, possible_against, require_compute, require_format,
+    require_once, require_output, require_used, target_options,
 )
 
 
@@ -18,7 +18,7 @@ LAST = '*last*'  # stands for the last layer with height and width, and is no mo
 
 
 @click.command()
-@click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE...')
+@click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE|FOLDER...')
 @option(
     '--method', 'methods', multiple=True, metavar='NAME[@LAYER]',
     help=f'One of {", ".join(METHODS)}; can be given several times. @LAYER takes precedence over --layer, and @input'
@@ -41,7 +41,7 @@ LAST = '*last*'  # stands for the last layer with height and width, and is no mo
 @compute_options
 def explain(images, methods, compare, model, weights, size, mean, std, output, input, categories, layer, targets,
             top, against, overlay, save_arrays, cmap, out, device, dtype, seed, **given):
-    '''Explain what a classifier sees in images.
+    '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
     its own in a folder beside it. With the default colors red speaks for the class and blue against it, rather than for
@@ -58,15 +58,16 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     named = methods or ('splitgrad@input', 'splitcam', f'splitlrp@{layer or LAST}')
     named = [*(BASELINES if compare else ()), *named]
     require_once('--method', methods)
-    require_once('IMAGE', [str(path) for path in images])
     chosen = list(dict.fromkeys(parse(method, layer) for method in named))
-    heading = heading_of(model, layer, against, given)
     require_used([method for method, _ in chosen], {'layer': layer, **given})
+    asked = {**given}
     if not set(given['streams']) & set(METHODS['splitlrp'].streams):
         given['streams'] += ('positive',)  # the sign of the combined relevance at the input is the pixel's
     if layer is not None and layer not in {own for _, own in chosen}:
         raise click.UsageError(f'--layer {layer} belongs to none of the methods')
     require_format(out)
+    images = image_files(images)
+    require_once('IMAGE', [str(path) for path in images])
     folder = out.with_name(f'{out.stem}_maps')
     require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
     hold(out)
@@ -79,12 +80,14 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         require_file(path)
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
+    against = possible_against(against, count_classes(classifier, device, dtype, categories))
     if LAST in {own for _, own in chosen}:
         last = last_layer(classifier, device, dtype)
         click.echo(f'maps at layer {last}, the last one with height and width; --layer chooses another')
         chosen = list(dict.fromkeys((name, last if own == LAST else own) for name, own in chosen))
     explanations = Explanations(classifier, chosen, given, seed, targets, top, against)
     place = {'device': device, 'dtype': dtype}
+    heading = heading_of(model, layer, against, asked)
     count = explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)
@@ -112,7 +115,7 @@ def parse(method, layer):
 
 
 @click.command('concept-gallery')
-@click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE...')
+@click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE|FOLDER...')
 @model_option
 @model_options
 @categories_option
@@ -134,12 +137,12 @@ def gallery(images, model, weights, size, mean, std, output, input, categories, 
     zennit-dc concept-gallery dragonfly.jpg --target "Siamese cat" --against others
     '''
     require_format(out)
+    images = image_files(images)
     require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories])
     hold(out)
 
     import torch
 
-    from ..attribution import require_scores
     from ..data.categories import find_class
     from ..data.images import read_image, require_file
     from ..figures import concept_gallery, save
@@ -150,8 +153,7 @@ def gallery(images, model, weights, size, mean, std, output, input, categories, 
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
     inputs = inputs.to(device, dtype)
-    with torch.no_grad():
-        count = require_scores(classifier.model(inputs[:1].clone())).shape[1]
+    count = count_classes(classifier, device, dtype, categories)
     target, against = find_class(target, count, classifier.categories), against_of(against, count, classifier)
     save(concept_gallery(classifier, inputs, target, alpha, against), out)
     click.echo(out)

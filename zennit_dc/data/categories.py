@@ -12,8 +12,8 @@ def load_categories(path):
     ----------
     path : str or path
         A text file with a name in each line, or a JSON file: a list of names, a label map of
-        :py:func:`~zennit_dc.data.images.load_label_map`, or a mapping from indices to names or to lists that end with
-        a name, as Keras has it for ImageNet.
+        :py:func:`~zennit_dc.data.images.load_label_map`, a mapping from indices to names or to lists that end with a
+        name, as Keras has it for ImageNet, or a mapping from names to indices, as ``class_to_idx`` of torchvision.
 
     Returns
     -------
@@ -28,7 +28,9 @@ def load_categories(path):
     try:
         text = Path(path).read_text(encoding='utf-8')
         entries = json.loads(text) if Path(path).suffix.lower() == '.json' else text.strip().splitlines()
-        if isinstance(entries, dict):
+        if isinstance(entries, dict) and all(type(each) is int for each in entries.values()):
+            named = inverted(entries)
+        elif isinstance(entries, dict):
             named = {int(index): each if isinstance(each, str) else each[-1] for index, each in entries.items()}
         elif entries and isinstance(entries[0], dict):
             named = {int(each['index']): each['name'] for each in entries}
@@ -41,6 +43,36 @@ def load_categories(path):
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f'{path} has no name for class {index}')
     return [name.strip() for name in names]
+
+
+def inverted(indices):
+    '''The names of classes by their indices.'''
+    named = {index: name for name, index in indices.items()}
+    twice = [name for name, index in indices.items() if named[index] != name]
+    if twice:
+        raise ValueError(f'({twice[0]!r} and {named[indices[twice[0]]]!r} are both class {indices[twice[0]]})')
+    return named
+
+
+def require_names(categories, count, path):
+    '''Raise if there are not as many names as classes.
+
+    Parameters
+    ----------
+    categories : list[str]
+        The names.
+    count : int
+        The number of classes of the model.
+    path : str or path
+        The file that has the names.
+
+    Raises
+    ------
+    ValueError
+        With both numbers.
+    '''
+    if len(categories) != count:
+        raise ValueError(f'{path} has the names of {len(categories)} classes, but the model has {count}')
 
 
 def find_class(name, count, categories=None):

