@@ -14,7 +14,7 @@ from .options import (
 
 # zennit.image.CMAPS, which takes seconds to import
 CMAPS = ('gray', 'wred', 'wblue', 'hot', 'cold', 'coldnhot', 'bwr', 'france', 'seismic', 'coolio', 'coleus')
-LAST = '*last*'  # stands for the last layer with height and width, and is no module's name
+LAST = '*last*'  # stands for the layer of the last feature map, and is no module's name
 
 
 @click.command()
@@ -60,7 +60,6 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_once('--method', methods)
     require_once('IMAGE', [str(path) for path in images])
     chosen = list(dict.fromkeys(parse(method, layer) for method in named))
-    heading = heading_of(model, layer, against, given)
     require_used([method for method, _ in chosen], {'layer': layer, **given})
     if not set(given['streams']) & set(METHODS['splitlrp'].streams):
         given['streams'] += ('positive',)  # the sign of the combined relevance at the input is the pixel's
@@ -71,7 +70,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
     hold(out)
 
-    from ..data.classifiers import last_layer
+    from ..data.classifiers import last_feature_map
     from ..data.images import require_file
     from .explanations import Explanations, explain_images
 
@@ -80,15 +79,27 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     if LAST in {own for _, own in chosen}:
-        last = last_layer(classifier, device, dtype)
-        click.echo(f'maps at layer {last}, the last one with height and width; --layer chooses another')
-        chosen = list(dict.fromkeys((name, last if own == LAST else own) for name, own in chosen))
+        last, is_last = last_feature_map(classifier, device, dtype)
+        which = 'the last feature map' if is_last else 'the layer before the last feature map, which no module makes'
+        click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
+        chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
+    places = reading_places({own for _, own in chosen} - {None}, classifier, device, dtype)
+    heading = heading_of(model, ' and '.join(places.values()), against, given)
     explanations = Explanations(classifier, chosen, given, seed, targets, top, against)
     place = {'device': device, 'dtype': dtype}
     count = explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)
     click.echo(f'{out} and {count} maps in {folder}')
+
+
+def reading_places(chosen, classifier, device, dtype):
+    '''Where maps at layers of these names are read, by their names.'''
+    from ..data.classifiers import layers as layers_of
+
+    found = layers_of(classifier, device, dtype) if chosen else ()
+    places = {each.name: each.place for each in found if each.name in chosen}
+    return {**places, **{name: name for name in sorted(chosen - places.keys())}}
 
 
 def heading_of(model, layer, against, given):
@@ -164,6 +175,9 @@ def gallery(images, model, weights, size, mean, std, output, input, categories, 
 def layers(model, weights, size, mean, std, output, input, device, dtype, seed):
     '''List the modules of a model that can be given as a layer, and their output shapes; of tokens, their grid.
 
+    Where a module's output goes straight into an activation, and nowhere else, maps are read after that; the list says
+    after which one.
+
     Weights do not matter here, so that none are loaded unless you name a file.
 
     \b
@@ -178,7 +192,8 @@ def layers(model, weights, size, mean, std, output, input, device, dtype, seed):
     found = layers_of(classifier, device, dtype)
     if not found:
         raise ValueError(f'no module of {model} gives a tensor with channels, height and width, or with tokens')
-    width = max(len(name) for name, _, _ in found)
+    width = max(len(each.name) for each in found)
     click.echo(f'{"layer":{width}}  {"channels × height × width":25}  module')
-    for name, kind, shape in found:
-        click.echo(f'{name:{width}}  {" × ".join(map(str, shape)):25}  {kind}')
+    for name, kind, shape, activation in found:
+        after = '' if activation is None else f', read after {activation}'
+        click.echo(f'{name:{width}}  {" × ".join(map(str, shape)):25}  {kind}{after}')
