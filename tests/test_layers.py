@@ -241,7 +241,7 @@ def test_recorded_is_what_follows_sees():
 # the last feature map
 
 TORCHVISION = {
-    'alexnet': 'features.11', 'vgg11': 'features.19', 'vgg16': 'features.29', 'squeezenet1_1': 'classifier.2',
+    'alexnet': 'features.11', 'vgg16': 'features.29', 'squeezenet1_1': 'classifier.2',
     'resnet18': 'layer4.1', 'resnet50': 'layer4.2', 'densenet121': 'features.norm5, after relu',
     'efficientnet_b0': 'features.8', 'mobilenet_v2': 'features.18', 'mobilenet_v3_small': 'features.12',
     'mnasnet0_5': 'layers.16', 'shufflenet_v2_x0_5': 'conv5.2', 'googlenet': 'inception5b',

@@ -156,8 +156,9 @@ class GuidedBackprop(HookingAttributor):
         See :py:class:`CaptumAttributor`.
     layer : str, optional
         The name of the module at whose output, with spatial axes or a grid of tokens, the gradient is read and summed
-        over channels. The attribution is then its bilinear upsampling to the input's size, divided evenly among the
-        input's channels. Default is the input.
+        over channels: after an activation, if the output goes straight into one and nowhere else. The attribution is
+        then its bilinear upsampling to the input's size, divided evenly among the input's channels. Default is the
+        input.
     grid : tuple of int, optional
         The height and width of the grid of tokens, where they cannot be found from the input's.
 
