@@ -242,7 +242,7 @@ def test_recorded_is_what_follows_sees():
 
 TORCHVISION = {
     'alexnet': 'features.11', 'vgg16': 'features.29', 'squeezenet1_1': 'classifier.2',
-    'resnet18': 'layer4.1', 'resnet50': 'layer4.2', 'densenet121': 'features.norm5, after relu',
+    'resnet18': 'layer4.1', 'resnet50': 'layer4.2', 'densenet121': 'features.norm5 (after relu)',
     'efficientnet_b0': 'features.8', 'mobilenet_v2': 'features.18', 'mobilenet_v3_small': 'features.12',
     'mnasnet0_5': 'layers.16', 'shufflenet_v2_x0_5': 'conv5.2', 'googlenet': 'inception5b',
     'inception_v3': 'Mixed_7c', 'convnext_tiny': 'features.7.2', 'swin_t': 'norm',
@@ -278,9 +278,9 @@ def test_last_feature_map_of_modules_and_functions():
 ENDS = {  # what makes the last feature map, or sums up its places
     'functions': (lambda model, x: F.relu(x + 1.), 'conv', False), 'sum': (lambda model, x: x + 1., 'conv', False),
     'mean': (lambda model, x: x, 'conv', True), 'pooling': (lambda model, x: F.max_pool2d(x, 2), 'conv', True),
-    'dropout': (lambda model, x: model.dropout(F.relu(x)), 'conv, after relu', True),
+    'dropout': (lambda model, x: model.dropout(F.relu(x)), 'conv (after relu)', True),
     'identity': (lambda model, x: model.identity(x), 'conv', True),
-    'adaptive': (lambda model, x: model.pool(F.gelu(x)), 'conv, after gelu', True),
+    'adaptive': (lambda model, x: model.pool(F.gelu(x)), 'conv (after gelu)', True),
     'score': (lambda model, x: (x.relu() * model.score(x.relu()).flatten(2).softmax(-1).unflatten(2, x.shape[2:])),
               'conv', False),
     'axes': (lambda model, x: model.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 'norm', True),

@@ -51,7 +51,7 @@ class Layer(NamedTuple):
     @property
     def place(self):
         '''Where maps are read, for people.'''
-        return self.name if self.activation is None else f'{self.name}, after {self.activation}'
+        return self.name if self.activation is None else f'{self.name} (after {self.activation})'
 
 
 class FeatureMap:
