@@ -351,6 +351,11 @@ def at_layer(name, network, images, end):
     return attribution.sum(1)
 
 
+def read_at(network, end):
+    '''The number of modules before the place at which a map at the output of one of them is read.'''
+    return end + isinstance(network[end], nn.ReLU)
+
+
 def upsampled(relevance):
     '''The map of what is at a layer.'''
     return F.interpolate(relevance.sum(1, keepdim=True), (14, 14), mode='bilinear')[:, 0]
@@ -361,10 +366,11 @@ def upsampled(relevance):
 def test_guided_backprop_at_a_layer_is_captums_of_what_follows(end, network, images):
     from captum import attr
 
-    middle = network[:end](images).detach()
+    start = read_at(network, end)
+    middle = network[:start](images).detach()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        expected = attr.GuidedBackprop(network[end:]).attribute(middle.clone().requires_grad_(), TARGETS)
+        expected = attr.GuidedBackprop(network[start:]).attribute(middle.clone().requires_grad_(), TARGETS)
     assert_close(at_layer('guided-backprop', network, images, end), upsampled(expected.detach()))
     with pytest.raises(ValueError, match='no layer \'nowhere\''):
         attributor('guided-backprop', Classifier('', network, None), layer='nowhere')
@@ -373,8 +379,9 @@ def test_guided_backprop_at_a_layer_is_captums_of_what_follows(end, network, ima
 @pytest.mark.parametrize('end', [1, 2, 4, 5])
 def test_lrp_gamma_at_a_layer_is_that_of_what_follows(end, network, images):
     rules = EpsilonGammaBox(low=-torch.ones(1, 2, 1, 1), high=torch.ones(1, 2, 1, 1)).layer_map
-    middle = network[:end](images).detach()
-    _, expected = Gradient(network[end:], LayerMapComposite(rules))(middle, class_relevance(TARGETS))
+    start = read_at(network, end)
+    middle = network[:start](images).detach()
+    _, expected = Gradient(network[start:], LayerMapComposite(rules))(middle, class_relevance(TARGETS))
     assert_close(at_layer('lrp-gamma', network, images, end), upsampled(expected))
 
 

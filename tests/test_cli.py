@@ -73,7 +73,7 @@ def test_explain_with_nothing_but_a_photograph(tmp_path, drawings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = run('explain', drawings[0], '--model', 'demo')
     require_success(result)
-    assert result.stdout.splitlines()[0].startswith('maps at layer residual, the last one with height and width')
+    assert result.stdout.splitlines()[0].startswith('maps at layer residual, the last feature map;')
     assert {path.name for path in (tmp_path / 'explanation_maps').iterdir()} == {
         f'0_{each}.png' for each in ('SplitGrad', 'SplitCAM', 'SplitCAM_overlay', 'SplitLRP', 'SplitLRP_overlay')
     }
@@ -364,7 +364,7 @@ def test_layers_of_tokens(own, drawings, monkeypatch):
 def test_layers_of_a_model_in_the_working_directory(own):
     listed = run_process('layers', 'own:build', '--size', 28, '--mean', .5, '--std', .5)
     assert [line.split() for line in listed.stdout.splitlines()[1:]] == [
-        ['0', '4', '×', '26', '×', '26', 'Conv2d'], ['1', '4', '×', '26', '×', '26', 'GELU']
+        ['0', '4', '×', '26', '×', '26', 'Conv2d,', 'read', 'after', 'gelu'], ['1', '4', '×', '26', '×', '26', 'GELU']
     ]
     code = 'import sys; sys.path.remove(""); from zennit_dc.cli import main; main(["layers", "own:number"])'
     script = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
@@ -375,8 +375,8 @@ def test_every_listed_layer_has_a_map():
     classifier = load_classifier('demo')
     input = torch.randn(1, 3, 64, 64)
     found = layers(classifier)
-    assert [name for name, _, _ in found][-2:] == ['residual', 'pool']
-    for name, _, shape in found:
+    assert [name for name, *_ in found][-2:] == ['residual', 'pool']
+    for name, _, shape, _ in found:
         composite = SplitCAM(name)
         Gradient(classifier.model, composite)(input, class_relevance())
         assert composite.saliency.shape == (1, *shape[1:])

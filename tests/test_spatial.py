@@ -180,6 +180,6 @@ class ClassToken(Transformer):
 
 def test_layers_have_a_grid():
     classifier = Classifier('own', ClassToken().float(), IMAGENET_PREPROCESSING(crop_size=32, resize_size=32), None)
-    found = {name: shape for name, _, shape in layers(classifier)}
+    found = {name: shape for name, _, shape, _ in layers(classifier)}
     assert found == {'patch': (6, 8, 8), 'before': (6, 8, 8), 'layer': (6, 8, 8), 'after': (8, 8, 8)}
     assert last_layer(classifier) == 'before'

@@ -15,7 +15,7 @@ import torch
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
-from .spatial import ACTIVATIONS, places_of, spread
+from .spatial import ACTIVATIONS, name_of, places_of, spread
 from .split import (
     Pass, SeveralUses, SplitTensor, Unshared, common_pass, describe, input_sum, pairs_in, same, sum_dtype
 )
@@ -104,7 +104,7 @@ class SplitPass(Pass):
         if not any(pair is self.awaited for pair in pairs):
             return super().apply(function, args, kwargs)
         pair, self.awaited = self.awaited, None
-        if len(pairs) > 1 or function.__name__ not in ACTIVATIONS or self.root in self.canonizer.several_uses:
+        if len(pairs) > 1 or name_of(function) not in ACTIVATIONS or self.root in self.canonizer.several_uses:
             self.read_at(pair)
             return super().apply(function, args, kwargs)
         output = super().apply(function, args, kwargs)

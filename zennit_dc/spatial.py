@@ -4,16 +4,22 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch.overrides import resolve_name
 
 
 ACTIVATIONS = frozenset((
-    'celu', 'celu_', 'clamp', 'clamp_', 'clamp_min', 'clamp_min_', 'clip', 'clip_', 'elu', 'elu_', 'gelu', 'hardshrink',
-    'hardsigmoid', 'hardswish', 'hardtanh', 'hardtanh_', 'leaky_relu', 'leaky_relu_', 'logsigmoid', 'mish', 'prelu',
-    'relu', 'relu6', 'relu_', 'rrelu', 'rrelu_', 'selu', 'selu_', 'sigmoid', 'sigmoid_', 'silu', 'softplus',
-    'softshrink', 'softsign', 'tanh', 'tanh_', 'tanhshrink', 'threshold', 'threshold_',
+    'celu', 'clamp', 'clamp_min', 'clip', 'elu', 'gelu', 'hardshrink', 'hardsigmoid', 'hardswish', 'hardtanh',
+    'leaky_relu', 'log_sigmoid', 'logsigmoid', 'mish', 'prelu', 'relu', 'relu6', 'rrelu', 'selu', 'sigmoid', 'silu',
+    'softplus', 'softshrink', 'softsign', 'tanh', 'tanhshrink', 'threshold',
 ))
 '''The names of torch's activations. A module whose output goes straight into one of them, and nowhere else, has its map
 read after it: what comes before is no feature map, as it has values for units that do not fire.'''
+
+
+def name_of(function):
+    '''The name of a function, method or property of torch, without the underscores around it.'''
+    name = resolve_name(function) or getattr(function, '__name__', '')
+    return name.removesuffix('.__get__').rpartition('.')[2].strip('_')
 
 
 class Places(NamedTuple):

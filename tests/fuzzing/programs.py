@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from zennit_dc.spatial import ACTIVATIONS
+from zennit_dc.spatial import ACTIVATIONS, name_of
 
 
 class Rejected(Exception):
@@ -242,7 +242,7 @@ class Uses(TorchFunctionMode):
         if self.watched is not None and any(each is self.watched for each in leaves) and any(
             isinstance(each, torch.Tensor) and each.requires_grad for each in tree_leaves(result)
         ):
-            self.found.append((self.step, function.__name__, result))
+            self.found.append((self.step, name_of(function), result))
         return result
 
 

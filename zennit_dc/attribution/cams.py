@@ -19,7 +19,8 @@ class ActivationMap(Attributor):
     model : :py:class:`torch.nn.Module`
         The model.
     layer : str
-        The name of the module at whose output the map is computed, with spatial axes or a grid of tokens.
+        The name of the module at whose output the map is computed, with spatial axes or a grid of tokens: after an
+        activation, if the output goes straight into one and nowhere else.
     attr_output : :py:class:`torch.Tensor` or callable, optional
         The default relevance of the output, as for Zennit's attributors.
     grid : tuple of int, optional

@@ -1,9 +1,15 @@
-'''What a layer's output is, and its gradient.'''
+'''What a layer's output is, and its gradient.
+
+A map at a layer is about a feature map. Where the only use of a module's output is an activation, it is read after
+that: a unit that does not fire is no feature. Where there are other uses, as a sum or a second branch, or none, it is
+read at the module's output itself. So a network that is written with functions has the same maps as one of modules.
+'''
 from contextlib import contextmanager
 
 import torch
 
 from ..spatial import places_of
+from .uses import Output, Recording
 
 
 def require_evaluation(model):
@@ -21,7 +27,9 @@ def require_layer(model, layer):
 
 
 def gradient_at(model, layer, input, attr_output_fn, grid=None):
-    '''The gradient at a layer's output, or what the hooks of a composite make of it.
+    '''The gradient at a layer's output as what follows sees it, or what the hooks of a composite make of it.
+
+    This is after an activation, if the output goes straight into one and nowhere else; else at the output itself.
 
     Parameters
     ----------
@@ -52,18 +60,26 @@ def gradient_at(model, layer, input, attr_output_fn, grid=None):
 
 @contextmanager
 def recorded(model, layer):
-    '''A context in which the outputs of a module are recorded, in a list.'''
-    activations = []
+    '''A context in which the outputs of a module are recorded, in a list: as what follows sees them, which is known at
+    the context's end.'''
+    activations, uses = [], Recording()
 
     def record(module, args, output):
-        activations.append(output)
-        return output.clone() if isinstance(output, torch.Tensor) else output  # may be overwritten in place
+        if not isinstance(output, torch.Tensor):
+            activations.append(output)
+            return None
+        with uses.pause():
+            activations.append(uses.follow(output.clone()))  # which may be overwritten in place
+            activations[-1].read = activations[-1].tensor = output
+        return activations[-1].aliases[0]
 
-    handle = model.get_submodule(layer).register_forward_hook(record)
-    try:
-        yield activations
-    finally:
-        handle.remove()
+    with uses.watching(model):
+        handle = model.get_submodule(layer).register_forward_hook(record)
+        try:
+            yield activations
+        finally:
+            handle.remove()
+            activations[:] = [each.read if isinstance(each, Output) else each for each in activations]
 
 
 def require_one_map(activations, layer, input_shape, grid=None):

@@ -14,7 +14,7 @@ from .options import (
 
 # zennit.image.CMAPS, which takes seconds to import
 CMAPS = ('gray', 'wred', 'wblue', 'hot', 'cold', 'coldnhot', 'bwr', 'france', 'seismic', 'coolio', 'coleus')
-LAST = '*last*'  # stands for the last layer with height and width, and is no module's name
+LAST = '*last*'  # stands for the layer of the last feature map, and is no module's name
 
 
 @click.command()
@@ -72,7 +72,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
     hold(out)
 
-    from ..data.classifiers import last_layer
+    from ..data.classifiers import last_feature_map
     from ..data.images import require_file
     from .explanations import Explanations, explain_images
 
@@ -82,9 +82,12 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     against = possible_against(against, count_classes(classifier, device, dtype, categories))
     if LAST in {own for _, own in chosen}:
-        last = last_layer(classifier, device, dtype)
-        click.echo(f'maps at layer {last}, the last one with height and width; --layer chooses another')
-        chosen = list(dict.fromkeys((name, last if own == LAST else own) for name, own in chosen))
+        last, is_last = last_feature_map(classifier, device, dtype)
+        which = 'the last feature map' if is_last else 'the layer before the last feature map, which no module makes'
+        click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
+        chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
+    places = reading_places({own for _, own in chosen} - {None}, classifier, device, dtype)
+    heading = heading_of(model, ' and '.join(places.values()), against, given)
     explanations = Explanations(classifier, chosen, given, seed, targets, top, against)
     place = {'device': device, 'dtype': dtype}
     heading = heading_of(model, layer, against, asked)
@@ -92,6 +95,15 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     for warning in explanations.warnings():
         click.echo(warning, err=True)
     click.echo(f'{out} and {count} maps in {folder}')
+
+
+def reading_places(chosen, classifier, device, dtype):
+    '''Where maps at layers of these names are read, by their names.'''
+    from ..data.classifiers import layers as layers_of
+
+    found = layers_of(classifier, device, dtype) if chosen else ()
+    places = {each.name: each.place for each in found if each.name in chosen}
+    return {**places, **{name: name for name in sorted(chosen - places.keys())}}
 
 
 def heading_of(model, layer, against, given):
@@ -166,6 +178,9 @@ def gallery(images, model, weights, size, mean, std, output, input, categories, 
 def layers(model, weights, size, mean, std, output, input, device, dtype, seed):
     '''List the modules of a model that can be given as a layer, and their output shapes; of tokens, their grid.
 
+    Where a module's output goes straight into an activation, and nowhere else, maps are read after that; the list says
+    after which one.
+
     Weights do not matter here, so that none are loaded unless you name a file.
 
     \b
@@ -180,7 +195,8 @@ def layers(model, weights, size, mean, std, output, input, device, dtype, seed):
     found = layers_of(classifier, device, dtype)
     if not found:
         raise ValueError(f'no module of {model} gives a tensor with channels, height and width, or with tokens')
-    width = max(len(name) for name, _, _ in found)
+    width = max(len(each.name) for each in found)
     click.echo(f'{"layer":{width}}  {"channels × height × width":25}  module')
-    for name, kind, shape in found:
-        click.echo(f'{name:{width}}  {" × ".join(map(str, shape)):25}  {kind}')
+    for name, kind, shape, activation in found:
+        after = '' if activation is None else f', read after {activation}'
+        click.echo(f'{name:{width}}  {" × ".join(map(str, shape)):25}  {kind}{after}')

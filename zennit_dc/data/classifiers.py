@@ -9,11 +9,11 @@ import torchvision
 from PIL import Image
 
 from ..logits import Logits
-from ..spatial import places_of
 from ..wording import similar
 from . import efficientnet_lite
 from .categories import load_categories
 from .channels import other_channels
+from .feature_maps import Survey
 from .weights import load_weights
 
 
@@ -215,7 +215,7 @@ def changed(preprocessing, size, mean, std):
     )
 
 
-def layers(classifier, device='cpu', dtype=torch.float32, reached=None):
+def layers(classifier, device='cpu', dtype=torch.float32):
     '''The modules at whose output maps can be read, by running the model on a black image.
 
     These are the modules that are called once in a forward pass and give one tensor with places in the input: with
@@ -227,66 +227,56 @@ def layers(classifier, device='cpu', dtype=torch.float32, reached=None):
         The classifier.
     device, dtype
         Where the model is, and its floating point type.
-    reached : set, optional
-        To which to add the names of the modules that the output depends on at some of their places.
 
     Returns
     -------
-    list[tuple[str, str, tuple[int, ...]]]
-        The name, type and output shape (channels, height, width) of each module, in the order in which they end. Tokens
-        that are no places, as class tokens, do not count.
+    list[:py:class:`~zennit_dc.data.feature_maps.Layer`]
+        The name, type and output shape (channels, height, width) of each module, in the order in which they end, and
+        the activation after which maps are read, if the output goes straight into one.
     '''
-    shapes, handles = {}, []
-    input = black_input(classifier)[None].to(device, dtype).requires_grad_(reached is not None)
-
-    def record(name):
-        def hook(module, args, output):
-            shapes.setdefault(name, []).append(None)
-            if isinstance(output, torch.Tensor) and (places := found_places(name, output.shape, input.shape)):
-                shapes[name][-1] = tuple(places.arranged(output.detach()).shape[1:])
-                if reached is not None and output.requires_grad:
-                    output.register_hook(lambda grad: reached.add(name) if places.arranged(grad).any() else None)
-        return hook
-
-    modules = {name: module for name, module in classifier.model.named_modules() if name}
-    try:
-        handles += [module.register_forward_hook(record(name)) for name, module in modules.items()]
-        with torch.set_grad_enabled(reached is not None):
-            output = classifier.model(input)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if reached is not None:
-        torch.autograd.grad(output.sum(), input)
-    return [(name, type(modules[name]).__name__, shape)
-            for name, (shape, *more) in shapes.items() if shape and not more]
+    return [*Survey(classifier.model, black_input(classifier)[None].to(device, dtype)).layers.values()]
 
 
-def found_places(name, shape, input_shape):
-    '''The places of a layer's output, or None if there are none.'''
-    try:
-        return places_of(name, shape, input_shape, default=1)
-    except ValueError:
-        return None
+def last_feature_map(classifier, device='cpu', dtype=torch.float32):
+    '''The layer of the last feature map before the places are summed up, by running the model on a black image.
 
+    A feature map is what an activation, a normalization, an affine layer, an addition or a concatenation makes, with a
+    height and width of more than one; pooling, dropout and reshaping make none. It is the last one on which the model's
+    output depends at its places, as it does not on the last tokens where a class token alone is used.
 
-def last_layer(classifier, device='cpu', dtype=torch.float32):
-    '''The name of the last module whose output has a height and width of more than one, and on which the model's output
-    depends there, as it does not on the last tokens where a class token alone is used. See :py:func:`layers`.
+    Parameters
+    ----------
+    classifier : :py:class:`Classifier`
+        The classifier.
+    device, dtype
+        Where the model is, and its floating point type.
+
+    Returns
+    -------
+    layer : :py:class:`~zennit_dc.data.feature_maps.Layer`
+        The layer whose maps are read there, or else the last one before.
+    is_last : bool
+        Whether its maps are read at the last feature map. They are not if no module makes it alone, such as
+        ``relu(self.norm(x) + y)``.
 
     Raises
     ------
     ValueError
         If there is none.
     '''
-    reached = set()
-    found = [name for name, _, shape in layers(classifier, device, dtype, reached) if min(shape[1:]) > 1]
-    if not found:
+    survey = Survey(classifier.model, black_input(classifier)[None].to(device, dtype), differentiate=True)
+    found = survey.last()
+    if found is None:
         raise ValueError(
             f'no module of {classifier.name} gives a tensor with height and width, or with tokens: choose methods that'
             ' explain at the input, as in --method splitgrad@input'
         )
-    return next((name for name in reversed(found) if name in reached), found[-1])
+    return found
+
+
+def last_layer(classifier, device='cpu', dtype=torch.float32):
+    '''The name of the layer of the last feature map, see :py:func:`last_feature_map`.'''
+    return last_feature_map(classifier, device, dtype)[0].name
 
 
 def black_input(classifier):

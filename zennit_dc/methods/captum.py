@@ -313,7 +313,8 @@ class GradCAM(CaptumAttributor):
     model, attr_output
         See :py:class:`CaptumAttributor`.
     layer : str
-        The name of the module at whose output the map is computed, with spatial axes or a grid of tokens.
+        The name of the module at whose output the map is computed, with spatial axes or a grid of tokens: after an
+        activation, if the output goes straight into one and nowhere else. At an activation, it is Captum's.
     grid : tuple of int, optional
         The height and width of the grid of tokens, where they cannot be found from the input's.
 

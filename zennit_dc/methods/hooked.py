@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..attribution import class_relevance, gradient_at, require_layer
+from ..attribution.uses import name_of
 from ..spatial import spread
 from .captum import CaptumAttributor, GradCAM, Isolated
 
@@ -116,7 +117,7 @@ class Watch(TorchFunctionMode):
         '''How often each of the watched modules was called, by its name.'''
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        name = getattr(func, '__name__', '')
+        name = name_of(func)
         if not self.inside and name in self.functions:
             self.outside.add(name)
         return func(*args, **(kwargs or {}))
@@ -155,8 +156,9 @@ class GuidedBackprop(HookingAttributor):
         See :py:class:`CaptumAttributor`.
     layer : str, optional
         The name of the module at whose output, with spatial axes or a grid of tokens, the gradient is read and summed
-        over channels. The attribution is then its bilinear upsampling to the input's size, divided evenly among the
-        input's channels. Default is the input.
+        over channels: after an activation, if the output goes straight into one and nowhere else. The attribution is
+        then its bilinear upsampling to the input's size, divided evenly among the input's channels. Default is the
+        input.
     grid : tuple of int, optional
         The height and width of the grid of tokens, where they cannot be found from the input's.
 

@@ -25,8 +25,9 @@ class LRPGamma(Gradient):
     classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     layer : str, optional
-        The name of the module at whose output relevance is read and summed over channels. The attribution is then its
-        bilinear upsampling to the input's size, divided evenly among the input's channels. Default is the input.
+        The name of the module at whose output relevance is read and summed over channels: after an activation, if the
+        output goes straight into one and nowhere else. The attribution is then its bilinear upsampling to the input's
+        size, divided evenly among the input's channels. Default is the input.
     grid : tuple of int, optional
         The height and width of the grid of tokens at the layer, where they cannot be found from the input's.
     '''

@@ -1,0 +1,158 @@
+'''What follows a module: the functions that use its output.'''
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..nested import flatten
+from ..spatial import ACTIVATIONS, name_of
+
+
+WRITING = ('setitem', 'set')  # which return no tensor
+
+
+class Output:
+    '''A module's output, and how what follows it sees it.
+
+    Parameters
+    ----------
+    tensor : :py:class:`torch.Tensor`
+        The output, as the module returns it.
+
+    Attributes
+    ----------
+    activation : str or None
+        The name of the activation that is its only use so far.
+    read : :py:class:`torch.Tensor`
+        Where a map is read: the activation's output, or else the module's.
+    '''
+    def __init__(self, tensor):
+        self.tensor = self.read = tensor
+        self.aliases = [tensor]
+        self.activation, self.is_open = None, True
+        self.with_graph = torch.is_grad_enabled()
+
+    def is_among(self, tensors):
+        '''Whether this output, or what hooks made of it, is one of some tensors.'''
+        return any(is_same(one, other) for one in tensors for other in self.aliases)
+
+    def use(self, activation, result, in_place):
+        '''Note a use, by an activation or, if that is None, by another function, and its result.'''
+        if activation is None or self.activation is not None:
+            self.activation, self.read, self.is_open = None, self.tensor, False
+        else:
+            self.activation, self.read, self.is_open = activation, result, not in_place
+
+
+class Uses(TorchFunctionMode):
+    '''A context that watches how the outputs of modules are used.
+
+    A use is a call of a function of torch, or of a tensor's method, that gets the output and returns tensors or writes
+    to it. Asking for a shape or dtype is none, nor is what the hooks of modules do. An activation within an autograd
+    function is not the output's next use: the autograd function is, which has the gradient.
+    '''
+    def __init__(self):
+        super().__init__()
+        self.outputs, self.held, self.paused = [], [], 0
+
+    def follow(self, tensor):
+        '''Begin to watch an output, and return it as an :py:class:`Output`.'''
+        self.outputs.append(Output(tensor))
+        return self.outputs[-1]
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        self.outputs = [output for output in self.outputs if output.is_open]
+        tensors = tensors_in((args, kwargs)) if self.outputs else ()
+        used = [output for output in self.outputs if output.is_among(tensors)]
+        if not used:
+            return func(*args, **kwargs)
+        name, first = name_of(func), args[0] if args else kwargs.get('input')
+        times = sum(each is first for each in tensors)
+        if name == 'view_as' and times == 2:  # which autograd functions call on what they return as it is
+            return func(*args, **kwargs)
+        is_activation = name in ACTIVATIONS and times == 1
+        activated = [output for output in used if is_activation and output.is_among([first])
+                     and output.with_graph == torch.is_grad_enabled()]
+        result, read = (self.activate if activated else self.call)(func, args, kwargs)
+        if name in WRITING or tensors_in(result):
+            for output in used:
+                output.use(name if output in activated else None, read, result is first)
+        return result
+
+    def call(self, func, args, kwargs):
+        '''The result of a function, and where it is to be read.'''
+        result = func(*args, **kwargs)
+        return result, result
+
+    activate = call
+
+    @contextmanager
+    def watching(self, model):
+        '''A context in which a model is run.'''
+        with ExitStack() as stack:
+            for module in model.modules():
+                if module._forward_pre_hooks or module._forward_hooks:
+                    for handle in self.around_hooks(module):
+                        stack.callback(handle.remove)
+            stack.enter_context(self)
+            yield self
+
+    def around_hooks(self, module):
+        '''Hooks before and after those that a module has, such that what these do to a tensor is no use of it.'''
+        return (
+            module.register_forward_pre_hook(lambda module, *inputs: self.enter(inputs), prepend=True,
+                                             with_kwargs=True),
+            module.register_forward_pre_hook(lambda module, *inputs: self.leave(inputs), with_kwargs=True),
+            module.register_forward_hook(lambda module, args, output: self.enter(output), prepend=True),
+            module.register_forward_hook(lambda module, args, output: self.leave(output)),
+        )
+
+    def enter(self, before):
+        '''Begin to pass over what is done, with the tensors before it.'''
+        self.held.append(tensors_in(before))
+        self.paused += 1
+
+    def leave(self, after):
+        '''Go on, with the tensors after what was done.'''
+        self.paused -= 1
+        before, after = self.held.pop(), tensors_in(after)
+        for one, other in zip(before, after) if len(before) == len(after) else ():
+            for output in self.outputs:
+                if one is not other and output.is_among([one]):
+                    output.aliases.append(other)
+
+    @contextmanager
+    def pause(self):
+        '''A context in which nothing is a use.'''
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+
+class Recording(Uses):
+    '''The same for outputs of which gradients are taken, so that what is written to them later has to leave where they
+    are read as it is.'''
+    def activate(self, func, args, kwargs):
+        '''The result of an activation, and where it is to be read.'''
+        first = args[0] if args else kwargs['input']
+        copy = first.clone()
+        read = func(copy, *args[1:], **kwargs) if args else func(**{**kwargs, 'input': copy})
+        if read is not copy:
+            return read.clone(), read
+        first.copy_(copy)
+        return first, read
+
+
+def tensors_in(obj):
+    '''The tensors in nested containers.'''
+    return [each for each in flatten(obj)[0] if isinstance(each, torch.Tensor)]
+
+
+def is_same(one, other):
+    '''Whether two tensors are one, or all of the same memory, as what the backward hooks of a module make of it is.'''
+    return one is other or one.shape == other.shape and one.dtype == other.dtype and torch._C._is_alias_of(one, other)
