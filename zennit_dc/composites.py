@@ -20,6 +20,11 @@ class SplitComposite(LayerMapComposite):
     is its bilinear upsampling, divided evenly among the input's channels. The layer's output has spatial axes, or is
     one of tokens, as in transformers; those that are no places (class token and registers) are left out.
 
+    A layer is a feature map. If the module's output goes straight into an activation, and nowhere else, the map is read
+    after the activation, whether that is a module or a function. Before it, units that do not fire have negative values
+    and sensitivities that are not zero. In any other case the map is read at the output itself. Where a module's output
+    turns out to be used again after its activation, the model is run once more from the start.
+
     Parameters
     ----------
     readout : :py:class:`zennit_dc.streams.Difference`
@@ -33,8 +38,9 @@ class SplitComposite(LayerMapComposite):
     input_split : {'relu', 'half'}, optional
         How the input is split: :math:`x^\\pm = \\max(\\pm x, 0)` or :math:`\\pm x / 2` (appendix F).
     recentering : callable or None, optional
-        The forward stabilisation: :py:class:`~zennit_dc.Relative`, or the paper's :py:class:`~zennit_dc.Scaling` or
-        :py:class:`~zennit_dc.Shifting`, or None.
+        The forward stabilisation. The default, :py:class:`~zennit_dc.Relative`, keeps what both streams have in common
+        in proportion to the activations. The paper has :py:class:`~zennit_dc.Scaling`, whose threshold in absolute
+        units is too large for networks with batch norms, or :py:class:`~zennit_dc.Shifting`. None leaves it out.
     layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
         A mapping from module types to rules, which is prepended to that of the composite.
     canonizers : list[:py:class:`zennit.canonizers.Canonizer`] or 'auto', optional

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import torch
 
-from ..attribution.uses import NAMES, Uses, name_of, tensors_in
-from ..spatial import places_of
+from ..attribution.uses import Uses, tensors_in
+from ..spatial import ACTIVATIONS, name_of, places_of
 
 
-MAKING = NAMES | frozenset((
+MAKING = ACTIVATIONS | frozenset((
     'glu', 'maximum', 'minimum',
     'batch_norm', 'group_norm', 'instance_norm', 'layer_norm', 'local_response_norm', 'normalize', 'rms_norm',
     'bilinear', 'conv1d', 'conv2d', 'conv3d', 'conv_transpose1d', 'conv_transpose2d', 'conv_transpose3d', 'linear',

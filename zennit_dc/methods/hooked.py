@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..attribution import class_relevance, gradient_at, require_layer
-from ..attribution.uses import name_of
-from ..spatial import spread
+from ..spatial import name_of, spread
 from .captum import CaptumAttributor, GradCAM, Isolated
 
 
