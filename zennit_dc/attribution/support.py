@@ -82,6 +82,20 @@ class Support:
         }
         return {name: each.sigmoid() for name, each in log_odds.items()}
 
+    def numbers(self, index=0):
+        '''All that is known of an image, as a dict that JSON can hold: what is not a number is None.'''
+        def known(value):
+            return None if math.isnan(value) else value
+
+        log_odds = {'nothing': self.log_odds, 'red': self.red, 'random': self.random.mean(1), 'blue': self.blue}
+        return {
+            'share': self.share, 'draws': self.random.shape[1],
+            'probability': {name: known(each[index].item()) for name, each in self.probabilities.items()},
+            'log_odds': {name: known(each[index].item()) for name, each in log_odds.items()},
+            'random_log_odds': [known(each) for each in self.random[index].tolist()],
+            'support': self.margin[index].item(), 'fails': bool(self.fails[index]),
+        }
+
     def sentence(self, index=0, names=('red', 'blue'), separator='; '):
         '''What hiding does to the class of an image, in one line.
 
