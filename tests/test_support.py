@@ -400,8 +400,8 @@ def test_explain_saves_what_it_asks(tmp_path, monkeypatch):
     for index in range(2):
         Image.fromarray(draw(7, index).image).save(f'{index}.png')
     require_success(run(
-        'explain', '0.png', '1.png', '--model', 'demo', '--method', 'splitcam@residual', '--method', 'layercam@residual',
-        '--method', 'splitgrad', '--top', 2, '--save-arrays', '--seed', 3
+        'explain', '0.png', '1.png', '--model', 'demo', '--method', 'splitcam@residual', '--method',
+        'layercam@residual', '--method', 'splitgrad', '--top', 2, '--save-arrays', '--seed', 3
     ))
     classifier = load_classifier('demo')
     found = entries()
@@ -435,7 +435,8 @@ def test_the_metric():
 
     model, image = Detector(region()).eval(), random_image(1, 1, *SIZE)
     for map in (region(), -region(), torch.zeros(SIZE)):
-        explained = Explained(model, image, region()[None] > 0., torch.tensor([0]), map[None], False, None, None, seed=2)
+        mask, target = region()[None] > 0., torch.tensor([0])
+        explained = Explained(model, image, mask, target, map[None], False, None, None, seed=2)
         assert METRICS['support'].score(explained) == support(model, image, map[None], 0, seed=2).margin
     assert METRICS['support'].larger_is_better and METRICS['support'].heading == 'Support ↑'
 

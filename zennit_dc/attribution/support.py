@@ -144,15 +144,16 @@ def support(model, input, map, target=None, share=.2, draws=8, seed=0, blur=BLUR
     first, so that a region with ties grows at its edges, rather than in reading order.
 
     A random part is the red one at another place: moved by a random distance around the edges of the image (as if
-    opposite edges met), and mirrored at random. It has the pixels, the outlines and the sizes of patches of the red
-    part, whatever they are: single pixels of a gradient, or the smooth regions of a map that was upsampled from a layer.
-    What many small holes do to a network beyond what one large hole does is thus not taken for the map's merit. Each
-    pixel is hidden with a probability of ``share``. The distances of an image's draws are spread evenly (a lattice with
-    a random start), which makes their mean vary less. They depend on the image's values and the seed alone, and are the
-    same for all maps of an image.
+    opposite edges met), and mirrored at random. It has the area, the outlines and the sizes of patches of the red part,
+    whatever they are: single pixels of a gradient, or the smooth regions of a map that was upsampled from a layer. What
+    many small holes do to a network beyond what one large hole does is thus not taken for the map's merit: against
+    random smooth regions, white noise would pass on every photograph. Each pixel is hidden with a probability of
+    ``share``. The distances of an image's draws are spread evenly (a lattice with a random start), which makes their
+    mean vary less. They depend on the image's values and the seed alone, and are the same for all maps of an image.
 
-    The map passes by default if it finds a better place than chance does. That is necessary, and not sufficient: where
-    objects are in the middle, so is the map of another image. A fifth is one point of the curve of Pixel Flipping, see
+    A map passes if it finds a better place than chance does. That is necessary, and not sufficient: objects are in the
+    middle of photographs, and so is the map of another photograph, which passes on half of them. Over several images
+    the mean of ``margin`` tells these from right maps. A fifth is one point of the curve of Pixel Flipping, see
     :py:func:`zennit_dc.evaluation.metrics.pixel_flipping`.
 
     Parameters

@@ -235,9 +235,9 @@ class Explanations:
             if value > SAME:
                 names = [self.classifier.category(index) for index in (other, target)]
                 yield (
-                    f'{self.named(title)} says the same of {names[0]!r} as of {names[1]!r} (cosine {value:.2f}): it does'
-                    ' not explain the class; try --alpha balanced, --against likely or --against others, or another'
-                    ' layer'
+                    f'{self.named(title)} says the same of {names[0]!r} as of {names[1]!r} (cosine {value:.2f}): it'
+                    ' does not explain the class; try --alpha balanced, --against likely or --against others, or'
+                    ' another layer'
                 )
 
 
