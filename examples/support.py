@@ -69,8 +69,8 @@ def redraw(model, images):
             module.momentum = None  # the mean over all batches
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         with torch.no_grad():
-            for images_ in images.split(8):
-                model.train()(images_)
+            for batch in images.split(8):
+                model.train()(batch)
     return model.eval()
 
 
@@ -97,9 +97,9 @@ def rows_of(name, load, paths):
     targets = torch.tensor([int(path.name.partition('_')[0]) for path in paths])
     for title, is_right, maps in tqdm(all_maps(name, load, images, targets), desc=name, disable=None):
         found = support(classifier.model, images, maps, targets)
-        yield (name, title, 'right' if is_right else 'wrong', *(f'{each.nanmean():.2f}' for each in (
-            found.red_fall, found.random_fall, found.blue_fall
-        )), (~found.fails).double().mean().item())
+        falls = (f'{each.nanmean():.2f}' for each in (found.red_fall, found.random_fall, found.blue_fall))
+        yield (name, title, 'right' if is_right else 'wrong', *(fall.replace('nan', '–') for fall in falls),
+               (~found.fails).double().mean().item())
 
 
 def main():
@@ -123,7 +123,7 @@ def main():
     rows = [row for name, load in networks.items() for row in rows_of(name, load, paths)]
     table = pd.DataFrame(rows, columns=['network', 'map', 'kind', 'red', 'random', 'blue', 'passes'])
     told = table.groupby(['network', 'kind'])['passes'].mean().unstack()
-    text = f'{len(paths)} photographs\n\n{table.to_markdown(index=False, floatfmt=".2f")}\n\n{told.to_markdown()}\n'
+    text = f'{len(paths)} photographs\n\n{table.to_markdown(index=False, floatfmt=".2f")}\n\n{told.to_markdown(floatfmt=".2f")}\n'
     with written(arguments.out) as temporary:
         temporary.write_text(text, encoding='utf-8')
     print(text)

