@@ -123,7 +123,8 @@ def main():
     rows = [row for name, load in networks.items() for row in rows_of(name, load, paths)]
     table = pd.DataFrame(rows, columns=['network', 'map', 'kind', 'red', 'random', 'blue', 'passes'])
     told = table.groupby(['network', 'kind'])['passes'].mean().unstack()
-    text = f'{len(paths)} photographs\n\n{table.to_markdown(index=False, floatfmt=".2f")}\n\n{told.to_markdown(floatfmt=".2f")}\n'
+    tables = table.to_markdown(index=False, floatfmt='.2f'), told.to_markdown(floatfmt='.2f')
+    text = '\n\n'.join((f'{len(paths)} photographs', *tables, ''))
     with written(arguments.out) as temporary:
         temporary.write_text(text, encoding='utf-8')
     print(text)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import require_success, run
-from helpers import random_image
+from helpers import DEVICES, random_image
 from PIL import Image
 
 from zennit_dc.attribution import Support, support
@@ -221,6 +221,17 @@ def test_precisions(dtype):
     found = support(model, image.to(dtype), map.to(dtype), 0)
     assert found.red.dtype == found.random.dtype == torch.float64
     assert not found.fails and abs(found.red_fall - exact.red_fall) < 64. * torch.finfo(dtype).eps * exact.log_odds
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_devices(device):
+    images, maps = random_image(2, 3, 20, 22), random_image(2, 20, 22, seed=2)
+    expected = support(network(), images, maps, 1)
+    for where in ('cpu', device):  # of the map
+        found = support(network().to(device), images.to(device), maps.to(where), torch.tensor([1, 1]).to(where))
+        for name in ('log_odds', 'red', 'blue', 'random'):
+            assert getattr(found, name).device.type == 'cpu'
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-9, atol=1e-9)
 
 
 def test_the_model_and_what_is_given_stay_as_they_were():
