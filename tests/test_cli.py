@@ -55,7 +55,7 @@ def test_explain(tmp_path, drawings):
     methods = ['Gradient', 'LRP-gamma', 'LayerCAM', 'SplitCAM', 'SplitGrad', 'SplitLRP']
     overlays = [f'{method}_overlay' for method in ('LayerCAM', 'SplitCAM', 'SplitLRP')]
     assert {path.name for path in folder.iterdir()} == {
-        *(f'{index}_{each}.png' for index in range(3) for each in (*methods, *overlays)),
+        'support.json', *(f'{index}_{each}.png' for index in range(3) for each in (*methods, *overlays)),
         *(f'{index}_{method}.npy' for index in range(3) for method in methods)
     }
     classifier = load_classifier('demo')
@@ -75,7 +75,8 @@ def test_explain_with_nothing_but_a_photograph(tmp_path, drawings, monkeypatch):
     require_success(result)
     assert result.stdout.splitlines()[0].startswith('maps at layer residual, the last feature map;')
     assert {path.name for path in (tmp_path / 'explanation_maps').iterdir()} == {
-        f'0_{each}.png' for each in ('SplitGrad', 'SplitCAM', 'SplitCAM_overlay', 'SplitLRP', 'SplitLRP_overlay')
+        'support.json',
+        *(f'0_{each}.png' for each in ('SplitGrad', 'SplitCAM', 'SplitCAM_overlay', 'SplitLRP', 'SplitLRP_overlay'))
     }
     assert Image.open('explanation.png').size[0] > 800
 
@@ -101,7 +102,7 @@ def test_explain_several_classes_against_others(tmp_path, drawings, monkeypatch)
 
 def test_a_map_that_is_not_about_the_class_is_reported(tmp_path, drawings, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--against', 'none')
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--against', 'none', '--no-support')
     result = run(*options, '--alpha', 0)
     require_success(result)
     line, = result.stderr.splitlines()
@@ -120,7 +121,7 @@ def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weight
     require_success(run(
         'explain', PHOTOGRAPH, other, '--weights', weights, '--method', 'splitcam@features.9', '--method',
         'splitcam@features.12', '--method', 'splitlrp@input', '--stream', '+g', '--stream', 'positive', '--target', 967,
-        '--recentering', 'shifting', '--dtype', 'float64', '--no-overlay', '--out', 'figure.pdf'
+        '--recentering', 'shifting', '--dtype', 'float64', '--no-overlay', '--no-support', '--out', 'figure.pdf'
     ))
     assert (tmp_path / 'figure.pdf').read_bytes().startswith(b'%PDF')
     assert sorted(path.name for path in (tmp_path / 'figure_maps').iterdir()) == [

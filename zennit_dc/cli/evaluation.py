@@ -15,7 +15,7 @@ path = click.Path(path_type=Path)
 # zennit_dc.evaluation.settings.SELECTION, which takes seconds to import
 SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
 OTHERS = (
-    'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'expected_frequency',
+    'support', 'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'expected_frequency',
     'frequency_gap', 'gradient_gap', 'time',
 )
 ALL_STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))

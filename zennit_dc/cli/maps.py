@@ -36,17 +36,23 @@ LAST = '*last*'  # stands for the layer of the last feature map, and is no modul
     help='Lay the maps over the image.  [default: those at a layer]', show_default=False
 )
 @option('--save-arrays', is_flag=True, help='Save every map as an array of NumPy, too (.npy, float32).')
+@option(
+    '--support/--no-support', default=True,
+    help='Hide the fifth of the image where a map is largest, and compare with hiding others: what becomes of the class'
+    ' stands under each map, and in support.json. It takes some eleven forward passes a map.'
+)
 @option('--cmap', default='bwr', type=Name(CMAPS), help='Zennit\'s color map.')
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
 def explain(images, methods, compare, model, weights, size, mean, std, output, input, categories, layer, targets,
-            top, against, overlay, save_arrays, cmap, out, device, dtype, seed, **given):
+            top, against, overlay, save_arrays, support, cmap, out, device, dtype, seed, **given):
     '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
     its own in a folder beside it. With the default colors red speaks for the class and blue against it, rather than for
     the classes of --against; a color bar says where it is otherwise. Each map is colored by its own largest absolute
-    value. A map that says nearly the same of another class is reported.
+    value. A map that says nearly the same of another class is reported, and so is one whose red part matters to the
+    network less than a random or the blue part of the image.
 
     \b
     zennit-dc explain dog.jpg
@@ -87,10 +93,9 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
         chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
     places = reading_places({own for _, own in chosen} - {None}, classifier, device, dtype)
-    heading = heading_of(model, ' and '.join(places.values()), against, given)
-    explanations = Explanations(classifier, chosen, given, seed, targets, top, against)
+    explanations = Explanations(classifier, chosen, given, seed, targets, top, against, support)
     place = {'device': device, 'dtype': dtype}
-    heading = heading_of(model, layer, against, asked)
+    heading = heading_of(model, ' and '.join(places.values()), against, asked)
     count = explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)
