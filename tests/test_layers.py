@@ -13,7 +13,9 @@ from zennit.composites import EpsilonPlus
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance, gradient_at, recorded
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_feature_map, last_layer, layers
+from zennit_dc.data.classifiers import (
+    IMAGENET_PREPROCESSING, Classifier, last_feature_map, last_layer, layers, middle_feature_map
+)
 from zennit_dc.methods import attributor
 
 IMAGE, TARGETS = random_image(2, 3, 16, 16), torch.tensor([1, 2])
@@ -313,6 +315,29 @@ def test_last_feature_map_of_torchvision(name):
     model = torchvision.models.get_model(name, weights=None, **options).eval()
     layer, is_last = last_feature_map(classifier_of(model, 128 if name == 'inception_v3' else 64))
     assert layer.place == TORCHVISION[name] and is_last and min(layer.shape[1:]) > 1
+
+
+MIDDLE = {
+    'resnet18': 'layer3.1', 'densenet121': 'features.denseblock3', 'efficientnet_b0': 'features.5.2',
+    'mobilenet_v2': 'features.13', 'squeezenet1_1': 'features.7', 'googlenet': 'inception4e',
+    'shufflenet_v2_x0_5': 'stage3.7', 'convnext_tiny': 'features.5.8',
+}
+
+
+@pytest.mark.parametrize('name', MIDDLE)
+def test_middle_feature_map_of_torchvision(name):
+    torch.manual_seed(0)
+    options = {'init_weights': False} if name == 'googlenet' else {}
+    classifier = classifier_of(torchvision.models.get_model(name, weights=None, **options).eval(), 96)
+    layer, last = middle_feature_map(classifier), last_feature_map(classifier)[0]
+    assert layer.place == MIDDLE[name]
+    assert all(1.5 * side <= own <= 3 * side for side, own in zip(last.shape[1:], layer.shape[1:]))
+
+
+def test_no_middle_feature_map_where_all_are_of_one_size():
+    assert middle_feature_map(classifier_of(Net('module').float(), 16)).place == 'act2'
+    model = drawn(torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4))
+    assert middle_feature_map(classifier_of(model, 32)) is None
 
 
 def test_last_feature_map_of_a_class_token():

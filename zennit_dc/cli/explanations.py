@@ -67,12 +67,12 @@ def explain_images(images, out, folder, explanations, heading, cmap, overlay, sa
                                     explanations.is_at_layer(title) if overlay is None else overlay)
                     for title, saliency in saliencies.items()
                 }
-                rows.append((text, photo, shown))
+                rows.append((text, photo, explanations.by_column(shown)))
                 bar.set_postfix_str('hiding parts')
-                notes.append(explanations.notes(path, input, target, ending, saliencies, cmap))
+                notes.append(explanations.by_column(explanations.notes(path, input, target, ending, saliencies, cmap)))
             bar.update()
     save_supports(folder / 'support.json', explanations)
-    save(side_by_side(rows, heading, explanations.legends(), cmap, notes), out)
+    save(side_by_side(rows, heading, explanations.by_column(explanations.legends()), cmap, notes), out)
     return sum(len(shown) for *_, shown in rows)
 
 
@@ -205,6 +205,14 @@ class Explanations:
                 'fails': bool(found.fails) if self.own_streams[title] in FOR_THE_CLASS else None,
             })
         return lines
+
+    def by_column(self, found):
+        '''What is known by titles, by the titles of the figure's columns, which name the layer.'''
+        layers = {title: self.methods[title][1] for title in found}
+        return {
+            f'{title} {layers[title]}' if layers[title] and not title.endswith(f' {layers[title]}') else title: value
+            for title, value in found.items()
+        }
 
     def named(self, title):
         '''The method of a title, and where its maps are read.'''

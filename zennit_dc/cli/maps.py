@@ -14,7 +14,7 @@ from .options import (
 
 # zennit.image.CMAPS, which takes seconds to import
 CMAPS = ('gray', 'wred', 'wblue', 'hot', 'cold', 'coldnhot', 'bwr', 'france', 'seismic', 'coolio', 'coleus')
-LAST = '*last*'  # stands for the layer of the last feature map, and is no module's name
+LAST, MIDDLE = '*last*', '*middle*'  # stand for feature maps, and are no modules' names
 
 
 @click.command()
@@ -22,7 +22,7 @@ LAST = '*last*'  # stands for the layer of the last feature map, and is no modul
 @option(
     '--method', 'methods', multiple=True, metavar='NAME[@LAYER]',
     help=f'One of {", ".join(METHODS)}; can be given several times. @LAYER takes precedence over --layer, and @input'
-    ' is the input.  [default: splitgrad@input, and splitcam and splitlrp at --layer]'
+    ' is the input.  [default: splitlrp and splitcam]'
 )
 @option('--compare', is_flag=True, help=f'Add the baselines: {", ".join(BASELINES)}.')
 @model_option
@@ -61,7 +61,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     zennit-dc explain dog.jpg --model vgg16 --method splitcam --layer features.26 --alpha 0.3 --stream g
     zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --categories names.txt
     '''
-    named = methods or ('splitgrad@input', 'splitcam', f'splitlrp@{layer or LAST}')
+    named = methods or (f'splitlrp@{layer or MIDDLE}', 'splitcam')
     named = [*(BASELINES if compare else ()), *named]
     require_once('--method', methods)
     chosen = list(dict.fromkeys(parse(method, layer) for method in named))
@@ -78,7 +78,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
     hold(out)
 
-    from ..data.classifiers import last_feature_map
+    from ..data.classifiers import last_feature_map, middle_feature_map
     from ..data.images import require_file
     from .explanations import Explanations, explain_images
 
@@ -87,6 +87,12 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     against = possible_against(against, count_classes(classifier, device, dtype, categories))
+    if MIDDLE in {own for _, own in chosen}:
+        middle = middle_feature_map(classifier, device, dtype)
+        if middle is not None:
+            which = 'which has about twice as many places along each axis'
+            click.echo(f'maps of SplitLRP at layer {middle.place}, {which}')
+        chosen = [(name, (middle.name if middle else LAST) if own == MIDDLE else own) for name, own in chosen]
     if LAST in {own for _, own in chosen}:
         last, is_last = last_feature_map(classifier, device, dtype)
         which = 'the last feature map' if is_last else 'the layer before the last feature map, which no module makes'
