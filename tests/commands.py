@@ -1,7 +1,9 @@
 '''Commands of the command line, in this process or in one of their own.'''
+import socket
 import subprocess
 import sys
 
+import processes
 from click.testing import CliRunner
 
 from zennit_dc.cli import main
@@ -15,16 +17,27 @@ def run(*arguments):
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
-def command(*arguments, launcher=()):
-    '''The command line of a command, which a module may launch.'''
-    return [sys.executable, *launcher, '-m', 'zennit_dc', *map(str, arguments)]
+def command(*arguments):
+    '''The command line of a command.'''
+    return [sys.executable, '-m', 'zennit_dc', *map(str, arguments)]
 
 
-def run_process(*arguments, launcher=(), **options):
-    '''Run a command as a process.'''
-    return subprocess.run(
-        command(*arguments, launcher=launcher), capture_output=True, text=True, timeout=300, **options
-    )
+def run_process(*arguments, cwd=None, prepare=()):
+    '''Run a command in a process, after a function that prepares it is called there with its arguments.'''
+    return processes.call(processes.command_line, [str(each) for each in arguments], *prepare, cwd=cwd)
+
+
+def run_processes(*arguments, count=2):
+    '''Run a command in several processes that share the work.'''
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        port = free.getsockname()[1]
+    arguments = [str(each) for each in arguments]
+    started = [
+        processes.Process(processes.command_line, arguments, processes.share, rank, count, port)
+        for rank in range(count)
+    ]
+    return [process.wait() for process in started]
 
 
 def require_success(result):

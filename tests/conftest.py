@@ -11,7 +11,7 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from commands import ATTRIBUTE, require_success, run_process  # noqa: E402
+from commands import ATTRIBUTE, require_success, run, run_process  # noqa: E402
 from databases import write_attributions  # noqa: E402
 from helpers import random_image  # noqa: E402
 from literal import Network  # noqa: E402
@@ -113,7 +113,7 @@ def fixture_project_file(attributed):
     pytest.importorskip('corelay', reason='the extra "virelay" is not installed')
     attribution, analysis = attributed / 'attribution.h5', attributed / 'analysis.h5'
     out = attributed / 'project.yaml'
-    require_success(run_process('analyze', attribution, '--clusters', '2,3', '--out', analysis))
+    require_success(run('analyze', attribution, '--clusters', '2,3', '--out', analysis))  # umap compiles for seconds
     written = run_process('project', attribution, analysis, '--name', 'Drawings', '--out', out)
     require_success(written)
     assert f'python -m virelay {out}' in written.stdout
