@@ -1,5 +1,4 @@
 '''Commands of the command line, in this process or in one of their own.'''
-import socket
 import subprocess
 import sys
 
@@ -28,16 +27,8 @@ def run_process(*arguments, cwd=None, prepare=()):
 
 
 def run_processes(*arguments, count=2):
-    '''Run a command in several processes that share the work.'''
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        port = free.getsockname()[1]
-    arguments = [str(each) for each in arguments]
-    started = [
-        processes.Process(processes.command_line, arguments, processes.share, rank, count, port)
-        for rank in range(count)
-    ]
-    return [process.wait() for process in started]
+    '''Run a command in several processes that share the work, by torchrun.'''
+    return processes.call(processes.launch, [str(each) for each in arguments], count)
 
 
 def require_success(result):

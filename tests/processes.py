@@ -69,11 +69,23 @@ def command_line(arguments, prepare=None, *prepared):
     main()
 
 
-def share(rank, size, port):
-    '''Make this process the one of a rank among those that share the work, by what torchrun says to them.'''
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR='localhost', MASTER_PORT=str(port)
+def launch(arguments, count):
+    '''Do what ``torchrun --standalone -m zennit_dc`` does, with processes that are copies of this one.'''
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        1, 1, count, run_id='tests', rdzv_backend='c10d', rdzv_endpoint='localhost:0', start_method='fork',
+        max_restarts=0, monitor_interval=.1
     )
+    elastic_launch(config, returning)(arguments)
+
+
+def returning(arguments):
+    '''Do what a command does, and return, which the launcher of functions waits for.'''
+    try:
+        command_line(arguments)
+    except SystemExit as end:
+        assert not end.code, end.code
 
 
 def end_at(number, *names):

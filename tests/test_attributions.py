@@ -4,13 +4,11 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from commands import ATTRIBUTE, require_error, require_success, run, run_process
+from commands import ATTRIBUTE, require_error, require_success, run, run_process, run_processes
 from helpers import assert_close
 from PIL import Image
 from processes import end_at
@@ -95,9 +93,7 @@ def test_resume_after_a_kill_at_each_step(few, tmp_path):
 
 @pytest.mark.slow(12)
 def test_two_processes_make_the_same_files(dataset, attributed, tmp_path):
-    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
-    command = [*launcher, '-m', 'zennit_dc', 'attribute', dataset, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = run_processes('attribute', dataset, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5')
     require_success(result)
     assert result.stdout.count('90 images') == 1
     require_same(tmp_path, attributed)

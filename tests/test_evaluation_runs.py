@@ -78,8 +78,7 @@ def test_resume_after_kills(whole, tmp_path):
 
 @pytest.mark.slow(10)
 def test_two_processes_find_the_same(whole, tmp_path):
-    for result in run_processes(*OPTIONS, '--out', tmp_path):
-        require_success(result)
+    require_success(run_processes(*OPTIONS, '--out', tmp_path))
     for name in RESULTS:
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     assert all('"' in path.read_text() for path in (tmp_path / 'scores-0.jsonl', tmp_path / 'scores-1.jsonl'))
