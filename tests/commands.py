@@ -31,6 +31,16 @@ def run_processes(*arguments, count=2):
     return processes.call(processes.launch, [str(each) for each in arguments], count)
 
 
+def run_code(code):
+    '''Run Python code in a process that has imported PyTorch, but nothing of the package.'''
+    return processes.call(processes.execute, code)
+
+
+def run_script(path, *arguments, cwd=None):
+    '''Run a script in such a process.'''
+    return processes.call(processes.script, path, [str(each) for each in arguments], cwd=cwd)
+
+
 def require_success(result):
     '''Require that a command did what it should.'''
     assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 import itertools
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -88,17 +89,42 @@ def returning(arguments):
         assert not end.code, end.code
 
 
+def execute(code):
+    '''Do what ``python -c`` does.'''
+    sys.path.insert(0, os.getcwd())
+    exec(code, {'__name__': '__main__'})
+
+
+def script(path, arguments, prepare=None, *prepared):
+    '''Do what ``python`` does with a script, after what prepares it.'''
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(Path(path).parent))
+    if prepare is not None:
+        prepare(*prepared)
+    runpy.run_path(str(path), run_name='__main__')
+
+
 def end_at(number, *names):
     '''Let a call of functions of the module os, the first of which has the number 1, end the process by SIGKILL.'''
-    numbers = itertools.count(1)
     tqdm.set_lock(threading.RLock())  # whose own one would be left behind
+    signal_at(number, signal.SIGKILL, *names)
 
-    def ending(function):
+
+def interrupt_at(number, *names):
+    '''Let a call of functions of the module os be interrupted as by Ctrl-C.'''
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal_at(number, signal.SIGINT, *names)
+
+
+def signal_at(number, sent, *names):
+    numbers = itertools.count(1)
+
+    def signalling(function):
         def call_or_end(*args, **kwargs):
             if next(numbers) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), sent)
             return function(*args, **kwargs)
         return call_or_end
 
     for name in names:
-        setattr(os, name, ending(getattr(os, name)))
+        setattr(os, name, signalling(getattr(os, name)))
