@@ -49,10 +49,11 @@ def test_sensitivity_at_input(network, image, alpha, pooling, input_split):
         assert_close(explain(composite, network, image), expected)
 
 
-@pytest.mark.parametrize('recentering', RECENTERINGS)
 @pytest.mark.parametrize('input_split', ['relu', 'half'])
 @pytest.mark.parametrize('pooling', ['wta', 'convex'])
-@pytest.mark.parametrize('alpha', ALPHAS)
+@pytest.mark.parametrize('alpha, recentering', [
+    *((.3, name) for name in RECENTERINGS), *((alpha, 'scaling') for alpha in ALPHAS if alpha != .3)
+])
 def test_sensitivities_at_layers(network, image, alpha, pooling, input_split, recentering):
     recentering, literal_recentering = RECENTERINGS[recentering]
     literal = network.literal(pooling)
