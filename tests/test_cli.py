@@ -447,10 +447,10 @@ def test_many_runs_hold_an_output_one_at_a_time(tmp_path):
 def test_demo(tmp_path):
     tables = []
     for folder, run_once in (('first', run_process), ('second', run)):
-        result = run_once('demo', '--images', 30, '--seed', 3, '--out', tmp_path / folder)
+        result = run_once('demo', '--images', 20, '--seed', 3, '--out', tmp_path / folder)
         require_success(result)
         lines = result.stdout.splitlines()
-        assert '30 drawings of 10 classes' in lines[0]
+        assert '20 drawings of 10 classes' in lines[0]
         tables.append([re.split(r'\s{2,}', line.rstrip())[:6] for line in lines[3:13]])
         assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
     assert tables[0] == tables[1]
@@ -462,7 +462,7 @@ def test_demo(tmp_path):
     }
     assert all(0. <= each <= 1. for numbers in scores.values() for each in numbers)
     assert scores['SplitCAM', 'residual'][0] > 2. * chance
-    images, masks, labels = draw_batch(30, 5)
+    images, masks, labels = draw_batch(20, 5)
     paths = sorted((tmp_path / 'first' / 'images').glob('*/*.png'), key=lambda path: path.name)
     for index, path in enumerate(paths):
         assert (np.array(Image.open(path)) == images[index]).all()

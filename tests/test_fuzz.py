@@ -2,7 +2,9 @@
 each run; more with ``--graphs``, or with ``python -m tests.fuzzing``, which also shows failures as small programs.'''
 import pytest
 import torch
-from fuzzing.campaign import run
+from fuzzing.campaign import run, try_program
+from fuzzing.families import FAMILIES
+from fuzzing.programs import generate
 from zennit_dc.operations import relu
 from zennit_dc.split import FORMS
 

@@ -15,16 +15,16 @@ from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 NETWORKS = {
     'vgg11': ('features.13', 64),
     'vgg16_bn': ('23', 32),
-    'resnet18': ('layer3', 64),
-    'resnet50': ('layer3.2', 64),
-    'resnext50_32x4d': ('layer3', 64),
-    'densenet121': ('features.denseblock3', 64),
+    'resnet18': ('layer3', 32),
+    'resnet50': ('layer3.2', 32),
+    'resnext50_32x4d': ('layer3', 32),
+    'densenet121': ('features.denseblock3', 32),
     'googlenet': ('inception4a', 64),
     'inception_v3': ('Mixed_6a', 80),
     'squeezenet1_0': ('features.9', 64),
     'alexnet': ('features.8', 80),
-    'mnasnet1_0': ('layers.9', 64),
-    'shufflenet_v2_x1_0': ('stage3', 64),
+    'mnasnet1_0': ('layers.9', 32),
+    'shufflenet_v2_x1_0': ('stage3', 32),
     'r3d_18': ('layer2', 32),
 }
 
