@@ -125,7 +125,7 @@ def test_example_refuses_other_data(tmp_path):
 @pytest.mark.slow(5)
 def test_pictures(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLE.parent)
-    for part, count, seed in (('train', 400, 0), ('test', 200, 1)):
+    for part, count, seed in (('train', 600, 0), ('test', 200, 1)):
         images, labels = drawn(count, seed)
         np.savez(tmp_path / f'mnist_{part}.npz', x=images[:, 0].numpy(), y=labels.numpy())
     variants = ('none', 'mon', 'diff', 'dicin')
