@@ -35,10 +35,27 @@ TOGETHER = {
 }
 
 
+# the beginnings of the names of tests that -m core selects, and of those among them that it leaves out: real networks
+CORE = (
+    'tests/forms/', 'tests/test_buffers.py', 'tests/test_composites.py', 'tests/test_fuzz.py', 'tests/test_literal.py',
+    'tests/test_operations.py', 'tests/test_passes.py', 'tests/test_recentering.py', 'tests/test_rules.py',
+    'tests/test_split.py', 'tests/test_theorems.py', 'tests/test_views.py',
+)
+NOT_CORE = ('tests/forms/test_attention.py::test_transformers_of_torchvision',)
+
+
 def pytest_addoption(parser):
     '''How many random programs are tried, and whether tests of minutes are run.'''
     parser.addoption('--graphs', type=int, default=100, help='The number of random programs that are tested.')
     parser.addoption('--long', action='store_true', help='Run the tests that take minutes, too.')
+
+
+def pytest_ignore_collect(collection_path, config):
+    '''With -m core, import no other tests, and nothing of what these need.'''
+    if config.getoption('markexpr') == 'core' and collection_path.suffix == '.py':
+        name = collection_path.relative_to(config.rootpath).as_posix()
+        return None if name.startswith(CORE) else True
+    return None
 
 
 def unit(name):
@@ -46,10 +63,13 @@ def unit(name):
     return next((unit for unit, beginnings in TOGETHER.items() if name.startswith(beginnings)), name)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    '''Start with what takes longest.'''
+    '''Mark the core, and start with what takes longest.'''
     files = {beginning.partition('::')[0] for beginnings in TOGETHER.values() for beginning in beginnings}
     for item in items:
+        if item.nodeid.startswith(CORE) and not item.nodeid.startswith(NOT_CORE):
+            item.add_marker(pytest.mark.core)
         if item.get_closest_marker('long') and not config.getoption('--long'):
             item.add_marker(pytest.mark.skip(reason='takes minutes: --long runs it'))
     assert all((config.rootpath / file).is_file() for file in files), 'TOGETHER has files that are not there'

@@ -72,9 +72,9 @@ def test_sensitivities_at_layers(network, image, alpha, pooling, input_split, re
 
 
 @pytest.mark.parametrize('recentering', RECENTERINGS)
-@pytest.mark.parametrize('input_split', ['relu', 'half'])
-@pytest.mark.parametrize('pooling', ['wta', 'convex'])
-@pytest.mark.parametrize('epsilon', [1e-6, .1])
+@pytest.mark.parametrize('epsilon, pooling, input_split', [
+    (1e-6, 'wta', 'relu'), (1e-6, 'convex', 'half'), (.1, 'convex', 'relu'), (.1, 'wta', 'half')
+])
 def test_relevance(network, image, epsilon, pooling, input_split, recentering):
     recentering, literal_recentering = RECENTERINGS[recentering]
     literal = network.literal(pooling, merged=True)
