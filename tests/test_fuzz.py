@@ -16,8 +16,9 @@ REFUSED = {'sort', 'topk', 'a matrix product from the left'}
 def pytest_generate_tests(metafunc):
     '''Chunks of seeds, which both workers share.'''
     if 'seeds' in metafunc.fixturenames:
-        graphs = metafunc.config.getoption('graphs')
-        chunks = [range(start, min(start + CHUNK, graphs)) for start in range(0, graphs, CHUNK)]
+        first = 10 ** 6 * metafunc.config.getoption('seed')
+        end = first + metafunc.config.getoption('graphs')
+        chunks = [range(start, min(start + CHUNK, end)) for start in range(first, end, CHUNK)]
         metafunc.parametrize('seeds', chunks, ids=[f'{chunk[0]}-{chunk[-1]}' for chunk in chunks])
 
 
