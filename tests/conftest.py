@@ -2,25 +2,29 @@
 import os
 
 # before torch is imported, and for the processes that tests start, too: two workers share the cores
+THREADS = os.environ.get('ZENNIT_DC_TESTS_THREADS', '1')
 for library in ('OMP', 'MKL', 'OPENBLAS', 'NUMBA'):
-    os.environ[f'{library}_NUM_THREADS'] = '1'
+    os.environ[f'{library}_NUM_THREADS'] = THREADS
 
 from collections import Counter  # noqa: E402
 
+import helpers  # noqa: E402
 import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from commands import ATTRIBUTE, require_success, run, run_process  # noqa: E402
 from databases import write_attributions  # noqa: E402
-from helpers import random_image  # noqa: E402
 from literal import Network  # noqa: E402
+from processes import choose_kernels  # noqa: E402
 
 from zennit_dc.demo import draw_batch  # noqa: E402
 from zennit_dc.cli.report import save_drawings  # noqa: E402
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(THREADS))
+choose_kernels()
 hypothesis.settings.register_profile('the same examples', derandomize=True)
+hypothesis.settings.register_profile('other examples', derandomize=False, database=None)
 hypothesis.settings.load_profile('the same examples')
 
 # the beginnings of the names of tests that share what takes seconds, so that one worker is to run all of them: drawings
@@ -35,10 +39,37 @@ TOGETHER = {
 }
 
 
+# the beginnings of the names of tests that -m core selects, and of those among them that it leaves out: real networks
+CORE = (
+    'tests/forms/', 'tests/test_buffers.py', 'tests/test_composites.py', 'tests/test_fuzz.py', 'tests/test_literal.py',
+    'tests/test_operations.py', 'tests/test_passes.py', 'tests/test_recentering.py', 'tests/test_rules.py',
+    'tests/test_split.py', 'tests/test_theorems.py', 'tests/test_views.py',
+)
+NOT_CORE = ('tests/forms/test_attention.py::test_transformers_of_torchvision',)
+
+
 def pytest_addoption(parser):
-    '''How many random programs are tried, and whether tests of minutes are run.'''
+    '''How many random programs are tried, what is drawn, and whether tests of minutes are run.'''
     parser.addoption('--graphs', type=int, default=100, help='The number of random programs that are tested.')
+    parser.addoption('--seed', type=int, default=0, help='The seed of what tests draw: images, examples, programs.')
     parser.addoption('--long', action='store_true', help='Run the tests that take minutes, too.')
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    '''Draw other images and examples with another seed.'''
+    helpers.SEED = config.getoption('seed')
+    if helpers.SEED:
+        hypothesis.settings.load_profile('other examples')
+        config.option.hypothesis_seed = helpers.SEED
+
+
+def pytest_ignore_collect(collection_path, config):
+    '''With -m core, import no other tests, and nothing of what these need.'''
+    if config.getoption('markexpr') == 'core' and collection_path.suffix == '.py':
+        name = collection_path.relative_to(config.rootpath).as_posix()
+        return None if name.startswith(CORE) else True
+    return None
 
 
 def unit(name):
@@ -46,10 +77,13 @@ def unit(name):
     return next((unit for unit, beginnings in TOGETHER.items() if name.startswith(beginnings)), name)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    '''Start with what takes longest.'''
+    '''Mark the core, and start with what takes longest.'''
     files = {beginning.partition('::')[0] for beginnings in TOGETHER.values() for beginning in beginnings}
     for item in items:
+        if item.nodeid.startswith(CORE) and not item.nodeid.startswith(NOT_CORE):
+            item.add_marker(pytest.mark.core)
         if item.get_closest_marker('long') and not config.getoption('--long'):
             item.add_marker(pytest.mark.skip(reason='takes minutes: --long runs it'))
     assert all((config.rootpath / file).is_file() for file in files), 'TOGETHER has files that are not there'
@@ -63,7 +97,7 @@ def pytest_collection_modifyitems(config, items):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup():
     '''Let no test depend on those that ran before it in the same process.'''
-    torch.manual_seed(0)
+    torch.manual_seed(helpers.SEED)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -87,7 +121,7 @@ def fixture_network():
 @pytest.fixture(name='image')
 def fixture_image():
     '''Two images for it.'''
-    return random_image(2, 3, 16, 16)
+    return helpers.random_image(2, 3, 16, 16)
 
 
 # what tests of the unit 'processes' share: each step from drawings to a project, by its command as a process

@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+SEED = 0  # of all that is drawn, see --seed
 DEVICES = ('cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')))
 
 
@@ -19,7 +20,7 @@ def explain(composite, network, image, unit=2, **kwargs):
 
 def random_image(*shape, seed=1, dtype=torch.float64):
     '''Normally distributed values from a seed.'''
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + 10 ** 6 * SEED), dtype=dtype)
 
 
 def assert_close(actual, expected, tolerance=1e-10):

@@ -46,11 +46,20 @@ class Process:
         return (Path(self.folder.name) / name).read_text()
 
 
+def choose_kernels():
+    '''Do without oneDNN, if ZENNIT_DC_TESTS_MKLDNN is 0.'''
+    if os.environ.get('ZENNIT_DC_TESTS_MKLDNN') == '0':
+        import torch
+
+        torch.backends.mkldnn.set_flags(False)
+
+
 def begin(folder, cwd, function, arguments):
     '''What a process does.'''
     for name in ('stdout', 'stderr'):
         os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), getattr(sys, name).fileno())
     os.chdir(cwd)
+    choose_kernels()
     function(*arguments)
 
 

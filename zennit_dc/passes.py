@@ -321,10 +321,11 @@ class MapPass(SplitPass):
             raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
         largest = map.detach().abs().reshape(len(map), -1).amax(1)
         power = (math.frexp(torch.finfo(dtype).max)[1] - 2 - torch.frexp(largest)[1]).clamp(max=0)
+        factors = map.new_tensor([math.ldexp(1., each) for each in power.tolist()])  # torch.ldexp may take float32
         if power.any():
             how = f'image by image, by two to the power of {power.tolist()}; a larger alpha avoids this'
             warnings.warn(f'the map of {self.readout.name} is too large for {dtype}: it is scaled, {how}', stacklevel=2)
-        return torch.ldexp(map, power.reshape(-1, *(1,) * (map.ndim - 1))).to(dtype)
+        return (map * factors.reshape(-1, *(1,) * (map.ndim - 1))).to(dtype)
 
     def again(self, index=0, exact=False):
         '''The gradients of difference and sum at the place where the map is read, and these tensors, from another pass

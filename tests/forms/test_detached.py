@@ -105,7 +105,7 @@ def test_maps_can_be_differentiated():
             return torch.autograd.grad(model(x)[:, 2].sum(), x, create_graph=create_graph)[0]
 
     assert_close(map_of(image).detach(), map_of(image, False), 1e-12)
-    assert torch.autograd.gradcheck(map_of, image, atol=1e-5, rtol=1e-4)
+    assert torch.autograd.gradcheck(map_of, image, atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
 def test_deep_network_with_squeeze_and_excitation():
