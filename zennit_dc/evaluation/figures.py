@@ -97,8 +97,8 @@ def pareto_figure(scores):
     Returns
     -------
     :py:class:`matplotlib.figure.Figure` or None
-        The figure: Max Sensitivity and Pixel Flipping over the localisation, as far as they were asked for, where
-        upwards and to the right is better. Settings that no other one beats in both are joined by a line and numbered; the
+        The figure: Max Sensitivity and Pixel Flipping over the localisation, as far as they were asked for; better is
+        upwards and to the right. Settings that no other one beats in both are joined by a line and numbered; the
         controls are hollow and not among them. None if there are no two such metrics.
     '''
     table = means(scores)
@@ -108,7 +108,7 @@ def pareto_figure(scores):
         return None
     controls = [METHODS[name].title for name in CONTROLS]
     methods = list(dict.fromkeys(scores['method']))
-    figure, numbers = Figure(figsize=(5.6 * len(prices), 9.), layout='constrained'), {}
+    figure, numbers = Figure(figsize=(5.6 * len(prices), 7.), layout='constrained'), {}
     for axis, price in zip(figure.subplots(1, len(prices), squeeze=False)[0], prices):
         points = table[[across, price]].dropna()
         for method, style in zip(methods, styles()):
