@@ -2,6 +2,7 @@
 import subprocess
 import sys
 
+import processes
 from click.testing import CliRunner
 
 from zennit_dc.cli import main
@@ -15,16 +16,29 @@ def run(*arguments):
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
-def command(*arguments, launcher=()):
-    '''The command line of a command, which a module may launch.'''
-    return [sys.executable, *launcher, '-m', 'zennit_dc', *map(str, arguments)]
+def command(*arguments):
+    '''The command line of a command.'''
+    return [sys.executable, '-m', 'zennit_dc', *map(str, arguments)]
 
 
-def run_process(*arguments, launcher=(), **options):
-    '''Run a command as a process.'''
-    return subprocess.run(
-        command(*arguments, launcher=launcher), capture_output=True, text=True, timeout=300, **options
-    )
+def run_process(*arguments, cwd=None, prepare=()):
+    '''Run a command in a process, after a function that prepares it is called there with its arguments.'''
+    return processes.call(processes.command_line, [str(each) for each in arguments], *prepare, cwd=cwd)
+
+
+def run_processes(*arguments, count=2):
+    '''Run a command in several processes that share the work, by torchrun.'''
+    return processes.call(processes.launch, [str(each) for each in arguments], count)
+
+
+def run_code(code):
+    '''Run Python code in a process that has imported PyTorch, but nothing of the package.'''
+    return processes.call(processes.execute, code)
+
+
+def run_script(path, *arguments, cwd=None):
+    '''Run a script in such a process.'''
+    return processes.call(processes.script, path, [str(each) for each in arguments], cwd=cwd)
 
 
 def require_success(result):

@@ -11,7 +11,7 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from commands import ATTRIBUTE, require_success, run_process  # noqa: E402
+from commands import ATTRIBUTE, require_success, run, run_process  # noqa: E402
 from databases import write_attributions  # noqa: E402
 from helpers import random_image  # noqa: E402
 from literal import Network  # noqa: E402
@@ -23,19 +23,21 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile('the same examples', derandomize=True)
 hypothesis.settings.load_profile('the same examples')
 
-# the beginnings of the names of tests that share fixtures of many seconds, so that one worker is to run all of them
+# the beginnings of the names of tests that share what takes seconds, so that one worker is to run all of them: drawings
+# with their attributions, and the process of which others are copies
 TOGETHER = {
-    'virelay': (
+    'processes': (
         'tests/test_analyses.py', 'tests/test_attributions.py', 'tests/test_browser.py', 'tests/test_virelay.py',
-        'tests/test_examples.py::test_virelay_project'
+        'tests/test_evaluation_runs.py', 'tests/test_examples.py', 'tests/test_startup.py', 'tests/test_cli.py',
+        'tests/test_baselines.py::test_missing_captum', 'tests/test_demo_images.py::test_training',
+        'tests/test_mnist_examples.py::test_example_that_was_killed_goes_on',
     ),
-    'evaluation': ('tests/test_evaluation_runs.py',),
 }
 
 
 def pytest_addoption(parser):
     '''How many random programs are tried, and whether tests of minutes are run.'''
-    parser.addoption('--graphs', type=int, default=90, help='The number of random programs that are tested.')
+    parser.addoption('--graphs', type=int, default=100, help='The number of random programs that are tested.')
     parser.addoption('--long', action='store_true', help='Run the tests that take minutes, too.')
 
 
@@ -88,7 +90,7 @@ def fixture_image():
     return random_image(2, 3, 16, 16)
 
 
-# what the tests of the unit 'virelay' share: each step from drawings to a project, by its command as a process
+# what tests of the unit 'processes' share: each step from drawings to a project, by its command as a process
 
 @pytest.fixture(scope='session', name='dataset')
 def fixture_dataset(tmp_path_factory):
@@ -113,7 +115,7 @@ def fixture_project_file(attributed):
     pytest.importorskip('corelay', reason='the extra "virelay" is not installed')
     attribution, analysis = attributed / 'attribution.h5', attributed / 'analysis.h5'
     out = attributed / 'project.yaml'
-    require_success(run_process('analyze', attribution, '--clusters', '2,3', '--out', analysis))
+    require_success(run('analyze', attribution, '--clusters', '2,3', '--out', analysis))  # umap compiles for seconds
     written = run_process('project', attribution, analysis, '--name', 'Drawings', '--out', out)
     require_success(written)
     assert f'python -m virelay {out}' in written.stdout

@@ -73,7 +73,7 @@ class Between(nn.Module):
                 parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
 
     def forward(self, x):
-        return self.behind(self.function(self.before(x))).flatten(1)
+        return self.behind(self.function(self.before(x).clone())).flatten(1)  # so that maps are read before it
 
 
 class Calling(nn.Module):

@@ -2,18 +2,16 @@
 import filecmp
 import json
 import os
-import random
 import resource
 import signal
-import subprocess
-import time
 
 import numpy as np
 import pytest
 import torch
-from commands import ATTRIBUTE, command, require_error, require_success, run, run_process
+from commands import ATTRIBUTE, require_error, require_success, run, run_process, run_processes
 from helpers import assert_close
 from PIL import Image
+from processes import end_at
 from zennit.attribution import Gradient
 
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad
@@ -71,35 +69,31 @@ def test_a_finished_run_is_not_run_again(dataset, attributed):
     require_error(run(*again, '--alpha', .3), 'alpha')
 
 
-@pytest.mark.slow(15)
-def test_resume_after_kills_at_random_moments(dataset, attributed, tmp_path):
-    out, moments = tmp_path / 'attribution.h5', random.SystemRandom()
-    parts, kills = tmp_path / 'attribution.h5.parts', []
-    for _ in range(2):
-        process = subprocess.Popen(
-            command('attribute', dataset, *ATTRIBUTE, '--out', out), stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL
-        )
-        before = len(list(parts.glob('*.npz')))
-        deadline = time.monotonic() + 60.
-        while process.poll() is None and len(list(parts.glob('*.npz'))) == before and time.monotonic() < deadline:
-            time.sleep(.002)
-        time.sleep(moments.uniform(0., .15))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills.append((before, len(list(parts.glob('*.npz'))), out.exists()))
-    assert kills[0][1] > 0 or kills[0][2], kills
-    require_success(run('attribute', dataset, *ATTRIBUTE, '--out', out))
-    require_same(tmp_path, attributed)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES), kills
+@pytest.mark.slow(5)
+def test_resume_after_a_kill_at_each_step(few, tmp_path):
+    '''By SIGKILL, before a file takes its place or is removed: the first run at the first time, the second one at the
+    second time, and so on.'''
+    folder, _ = few
+    out, whole, kills = tmp_path / 'killed' / 'attribution.h5', tmp_path / 'whole', []
+    whole.mkdir(), out.parent.mkdir()
+    options = ('attribute', folder / 'images', *ATTRIBUTE[:-1], 1)
+    require_success(run(*options, '--out', whole / 'attribution.h5'))
+    for number in range(1, 60):
+        result = run_process(*options, '--out', out, prepare=(end_at, number, 'replace', 'unlink', 'rmdir'))
+        if result.returncode == 0:
+            break
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        kills.append({path.name for path in out.parent.rglob('*')})
+    parts = {f'{index:06d}.npz' for index in range(4)}
+    assert any(0 < len(parts & names) < 4 for names in kills), kills
+    assert any('attribution.h5' in names and parts & names for names in kills), kills
+    require_same(out.parent, whole)
+    assert sorted(path.name for path in out.parent.iterdir()) == sorted(FILES), kills
 
 
 @pytest.mark.slow(12)
 def test_two_processes_make_the_same_files(dataset, attributed, tmp_path):
-    result = run_process(
-        'attribute', dataset, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5',
-        launcher=('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
-    )
+    result = run_processes('attribute', dataset, *ATTRIBUTE, '--out', tmp_path / 'attribution.h5')
     require_success(result)
     assert result.stdout.count('90 images') == 1
     require_same(tmp_path, attributed)
@@ -298,11 +292,10 @@ def test_unreadable_images_are_left_out(dataset, tmp_path):
 
 @pytest.mark.slow(5)
 def test_no_space_on_disk_loses_no_finished_part(dataset, attributed, tmp_path):
-    def limit():  # the attributions as a whole are larger, but a part is not
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 21, 2 ** 21))
-
+    # the attributions as a whole are larger, but a part is not
+    limit = resource.setrlimit, resource.RLIMIT_FSIZE, (2 ** 21, 2 ** 21)
     out = tmp_path / 'attribution.h5'
-    result = run_process('attribute', dataset, *ATTRIBUTE, '--out', out, preexec_fn=limit)
+    result = run_process('attribute', dataset, *ATTRIBUTE, '--out', out, prepare=limit)
     assert result.returncode not in (0, -signal.SIGXFSZ)
     assert 'attribution.h5 cannot be written' in result.stderr.splitlines()[-1]
     assert not out.exists() and len(list((tmp_path / 'attribution.h5.parts').glob('*.npz'))) == 23

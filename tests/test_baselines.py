@@ -1,7 +1,5 @@
 '''Captum's methods, the controls and Grad-CAM++ against direct calls and literal formulas.'''
 import importlib.util
-import subprocess
-import sys
 import warnings
 from functools import partial
 
@@ -9,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from commands import require_success, run_code
 from helpers import assert_close, random_image
 from torch import nn
 from torch.nn import functional as F
@@ -456,7 +455,6 @@ def test_default_relevance_and_bounds(network, images):
         METHODS['gradcam'].attributor(Classifier('', network, None), layer='5')(images, class_relevance(TARGETS))
 
 
-@pytest.mark.slow(4)
 def test_missing_captum():
     code = (
         'import sys; sys.modules["captum"] = None\n'
@@ -465,7 +463,8 @@ def test_missing_captum():
         'try: METHODS["saliency"].attributor(load_classifier("demo"))\n'
         'except ModuleNotFoundError as error: print(error)'
     )
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    result = run_code(code)
+    require_success(result)
     assert 'captum' in result.stdout
 
 

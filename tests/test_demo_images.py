@@ -1,6 +1,5 @@
 '''The package's own drawings, and the network trained on them.'''
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 from functools import cache
@@ -9,6 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from commands import require_success, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -187,14 +187,11 @@ def test_split_form_is_exact(network):
     assert attribution.shape == batch.shape and attribution.isfinite().all() and attribution.any()
 
 
-@pytest.mark.slow(5)
 def test_training(tmp_path):
     out = tmp_path / 'weights.pt'
     arguments = ('--out', out, '--samples', '200', '--held-out', '50', '--epochs', '1', '--seed', '3')
-    result = subprocess.run(
-        [sys.executable, EXAMPLES / 'train_demo.py', *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
+    result = run_script(EXAMPLES / 'train_demo.py', *arguments)
+    require_success(result)
     assert result.stdout.endswith('% of 50 held-out drawings are classified correctly\n')
     assert [path.name for path in tmp_path.iterdir()] == ['weights.pt']
     assert DemoNetwork().load_state_dict(torch.load(out, weights_only=True))

@@ -1,15 +1,13 @@
 '''Evaluations as runs that can be killed, resumed and shared.'''
 import json
-import random
 import signal
-import subprocess
-import time
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from commands import command, require_error, require_success, run, run_process
+from commands import require_error, require_success, run, run_process, run_processes
+from processes import end_at
 from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM
@@ -57,20 +55,17 @@ def lines(out):
     return [json.loads(line) for text in texts for line in text.splitlines() if line.endswith('}]')]
 
 
-@pytest.mark.slow(30)
-def test_resume_after_kills_at_random_moments(whole, tmp_path):
-    moments = random.SystemRandom()
+@pytest.mark.slow(10)
+def test_resume_after_kills(whole, tmp_path):
+    '''By SIGKILL, before the folder is of a run, between two scores, and before tables are in their places.'''
     options = (*OPTIONS, '--out', tmp_path)
-    for _ in range(2):
-        before = len(lines(tmp_path))
-        process = subprocess.Popen(command(*options), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60.
-        while process.poll() is None and len(lines(tmp_path)) == before and time.monotonic() < deadline:
-            time.sleep(.01)
-        time.sleep(moments.uniform(0., .3))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert len(lines(tmp_path)) > 0
+    for number, function, scores in ((1, 'replace', 0), (7, 'fsync', 1), (2, 'replace', 20), (5, 'replace', 20)):
+        killed = run_process(*options, prepare=(end_at, number, function))
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert len(lines(tmp_path)) >= scores
+        if number == 7:  # as if a line had been written in part
+            with (tmp_path / 'scores-0.jsonl').open('a') as file:
+                file.write('["0-00001", "Spl')
     require_success(run(*options))
     for name in RESULTS:
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
@@ -81,10 +76,9 @@ def test_resume_after_kills_at_random_moments(whole, tmp_path):
     assert len(lines(tmp_path)) == count
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(10)
 def test_two_processes_find_the_same(whole, tmp_path):
-    launcher = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2')
-    require_success(run_process(*OPTIONS, '--out', tmp_path, launcher=launcher))
+    require_success(run_processes(*OPTIONS, '--out', tmp_path))
     for name in RESULTS:
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
     assert all('"' in path.read_text() for path in (tmp_path / 'scores-0.jsonl', tmp_path / 'scores-1.jsonl'))

@@ -1,7 +1,6 @@
 '''The examples.'''
 import re
 import runpy
-import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from commands import run_script
 from PIL import Image
 from torch import nn
 from zennit.attribution import Gradient
@@ -22,12 +22,6 @@ DATA = Path(__file__).parents[2] / 'shared' / 'data'
 PHOTOGRAPH = EXAMPLES / 'coffee.jpg'
 
 
-def run_process(script, *arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)], capture_output=True, text=True, timeout=300, cwd=cwd
-    )
-
-
 @pytest.fixture(scope='module', name='weights')
 def fixture_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp('weights') / 'random.pt'
@@ -36,9 +30,9 @@ def fixture_weights(tmp_path_factory):
     return path
 
 
-@pytest.mark.slow(5)
+@pytest.mark.slow(2)
 def test_explain_photo(tmp_path, weights):
-    result = run_process('explain_photo.py', PHOTOGRAPH, weights, cwd=tmp_path)
+    result = run_script(EXAMPLES / 'explain_photo.py', PHOTOGRAPH, weights, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() in torchvision.models.SqueezeNet1_0_Weights.DEFAULT.meta['categories']
     maps = sorted(tmp_path.iterdir())
@@ -46,7 +40,7 @@ def test_explain_photo(tmp_path, weights):
     for path in maps:
         image = Image.open(path).convert('RGB')
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
-    helped = run_process('explain_photo.py', '--help', cwd=tmp_path)
+    helped = run_script(EXAMPLES / 'explain_photo.py', '--help', cwd=tmp_path)
     assert helped.returncode == 0 and 'photograph' in helped.stdout and maps == sorted(tmp_path.iterdir())
 
 
@@ -143,11 +137,11 @@ def test_difference_of_the_readme():
     torch.testing.assert_close(names['missing'].double(), gradient, rtol=1e-4, atol=1e-5 * gradient.abs().max().item())
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(10)
 def test_benchmark():
     '''The whole script with two methods, as it starts a process for each of them, and its measurements with all.'''
-    result = run_process(
-        'benchmark.py', '--models', 'resnet18', '--batch', 2, '--size', 64, '--rounds', 2, '--one-class',
+    result = run_script(
+        EXAMPLES / 'benchmark.py', '--models', 'resnet18', '--batch', 2, '--size', 64, '--rounds', 2, '--one-class',
         '--methods', 'SplitLRP'
     )
     assert result.returncode == 0, result.stderr

@@ -8,10 +8,14 @@ from helpers import assert_close, random_image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 
+from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance, gradient_at, recorded
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_feature_map, last_layer, layers
+from zennit_dc.data.classifiers import (
+    IMAGENET_PREPROCESSING, Classifier, last_feature_map, last_layer, layers, middle_feature_map
+)
 from zennit_dc.methods import attributor
 
 IMAGE, TARGETS = random_image(2, 3, 16, 16), torch.tensor([1, 2])
@@ -180,6 +184,60 @@ def test_read_after(name):
         assert_close(one, other)
 
 
+LINEAR_PIECES = (
+    'relu', 'relu_', 'in place', 'method', 'method in place', 'by keyword', 'clamp', 'clip_', 'in a checkpoint',
+    'Hardtanh', 'LeakyReLU', 'PReLU', 'ReLU', 'ReLU6', 'RReLU', 'Softshrink', 'Hardsigmoid',
+)
+
+
+@pytest.mark.parametrize('name', [*LINEAR_PIECES, 'sum', 'two', 'twice', 'view', 'pooling', 'none', 'product', 'write'])
+def test_split_maps_are_read_where_those_of_peers_are(name):
+    '''Half of the gradient, and of its product with the activation, for a shift of one half.'''
+    model = Direct({**FUNCTIONS, **OTHER_USES}[name])
+    _, gradient, activation = gradient_at(model, 'conv', IMAGE, class_relevance(TARGETS))
+    for composite, expected in (
+        (SplitGrad(.5, layer='conv'), gradient.mean(1)), (SplitCAM('conv', .5), (gradient * activation).sum(1)),
+    ):
+        for _ in range(2):  # as the second time it is known that there are several uses
+            output, _ = Gradient(model, composite)(IMAGE, class_relevance(TARGETS))
+            assert torch.equal(output, model(IMAGE))
+            assert_close(composite.saliency, expected / 2)
+
+
+@pytest.mark.parametrize('composite', [
+    SplitLRP(stream='positive', layer='norm1'), SplitLRP(layer='norm3'), SplitCAM('norm1', stream='+g'),
+    SplitCAM('norm2'), SplitGrad(layer='second'),
+], ids=str)
+def test_split_maps_of_modules_and_functions(composite):
+    maps = []
+    for kind in KINDS:
+        Gradient(Net(kind), composite)(IMAGE, class_relevance(TARGETS))
+        maps.append(composite.saliency)
+    for map in maps[1:]:
+        assert_close(map, maps[0])
+
+
+def test_asking_is_no_use_and_a_second_use_starts_over():
+    runs = []
+
+    def asking(x):
+        runs.append(x.shape)
+        if (x > 0).any() and x.dim() == 4 and float((x > 0).sum()) > 0.:
+            x = F.relu(x)
+        return x
+
+    composite, model = SplitCAM('conv', .5), Direct(asking)
+    Gradient(model, composite)(IMAGE, class_relevance(TARGETS))
+    expected, read = expected_at(Direct(F.relu), F.relu)
+    assert_close(composite.saliency, (expected * read).sum(1) / 2)
+    assert len(runs) == 1
+    for count in (2, 3):  # the passes of the first call, and of all that follow
+        model.function = lambda x: [runs.append(x.shape), F.relu(x) + x][1]
+        runs.clear()
+        Gradient(model, composite)(IMAGE, class_relevance(TARGETS))
+        assert len(runs) == 2 - (count > 2)
+
+
 @pytest.mark.parametrize('relu', [F.relu, F.relu_])
 def test_written_to_after_the_activation(relu):
     model = Direct(lambda x: relu(x).mul_(2.).add_(1.))
@@ -257,6 +315,29 @@ def test_last_feature_map_of_torchvision(name):
     model = torchvision.models.get_model(name, weights=None, **options).eval()
     layer, is_last = last_feature_map(classifier_of(model, 128 if name == 'inception_v3' else 64))
     assert layer.place == TORCHVISION[name] and is_last and min(layer.shape[1:]) > 1
+
+
+MIDDLE = {
+    'resnet18': 'layer3.1', 'densenet121': 'features.denseblock3', 'efficientnet_b0': 'features.5.2',
+    'mobilenet_v2': 'features.13', 'squeezenet1_1': 'features.7', 'googlenet': 'inception4e',
+    'shufflenet_v2_x0_5': 'stage3.7', 'convnext_tiny': 'features.5.8',
+}
+
+
+@pytest.mark.parametrize('name', MIDDLE)
+def test_middle_feature_map_of_torchvision(name):
+    torch.manual_seed(0)
+    options = {'init_weights': False} if name == 'googlenet' else {}
+    classifier = classifier_of(torchvision.models.get_model(name, weights=None, **options).eval(), 96)
+    layer, last = middle_feature_map(classifier), last_feature_map(classifier)[0]
+    assert layer.place == MIDDLE[name]
+    assert all(1.5 * side <= own <= 3 * side for side, own in zip(last.shape[1:], layer.shape[1:]))
+
+
+def test_no_middle_feature_map_where_all_are_of_one_size():
+    assert middle_feature_map(classifier_of(Net('module').float(), 16)).place == 'act2'
+    model = drawn(torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4))
+    assert middle_feature_map(classifier_of(model, 32)) is None
 
 
 def test_last_feature_map_of_a_class_token():

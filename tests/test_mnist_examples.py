@@ -1,12 +1,11 @@
 '''The examples that train differences of networks on MNIST, and draw what these see.'''
 import json
 import runpy
-import subprocess
-import sys
-import time
+import signal
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 from click.testing import CliRunner
@@ -86,22 +85,16 @@ def test_example(folder, tmp_path):
     assert 'has mlp_maxout ic 0 with other settings, batch_size (256 there, 32 here)' in result.stderr
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(4)
 def test_example_that_was_killed_goes_on(folder, tmp_path):
-    '''By SIGKILL, at any moment behind the first epoch; the weights become the same.'''
+    '''By SIGKILL, before the second epoch's checkpoint is in its place; the weights become the same.'''
     def options(out):
-        return [folder, '--out', out, '--variant', 'dmin', '--epochs', '12']
+        return [str(each) for each in (folder, '--out', out, '--variant', 'dmin', '--epochs', 3)]
 
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     assert run_example(*options(whole)).exit_code == 0
-    process = subprocess.Popen(
-        [sys.executable, EXAMPLE, *options(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not (killed / 'mlp_maxout_dmin_0.checkpoint').exists():
-        assert process.poll() is None
-        time.sleep(.01)
-    process.kill()
-    process.wait()
+    result = processes.call(processes.script, EXAMPLE, options(killed), processes.end_at, 2, 'replace')
+    assert result.returncode == -signal.SIGKILL, result.stderr
     assert not (killed / 'mlp_maxout_dmin_0.json').exists()
     checkpoint = killed / 'mlp_maxout_dmin_0.checkpoint'
     content = checkpoint.read_bytes()
@@ -129,16 +122,15 @@ def test_example_refuses_other_data(tmp_path):
     assert result.exit_code == 2 and '\'dcm\' is not one of' in result.stderr
 
 
-@pytest.mark.slow(15)
-@pytest.mark.skipif(not MNIST.is_dir(), reason=f'{MNIST} is not there')
+@pytest.mark.slow(5)
 def test_pictures(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLE.parent)
-    for part, step in (('train', 20), ('test', 10)):
-        with np.load(MNIST / f'mnist_{part}.npz') as arrays:
-            np.savez(tmp_path / f'mnist_{part}.npz', x=arrays['x'][::step], y=arrays['y'][::step])
+    for part, count, seed in (('train', 600, 0), ('test', 200, 1)):
+        images, labels = drawn(count, seed)
+        np.savez(tmp_path / f'mnist_{part}.npz', x=images[:, 0].numpy(), y=labels.numpy())
     variants = ('none', 'mon', 'diff', 'dicin')
     chosen = [option for variant in variants for option in ('--variant', variant)]
-    trained = run_example(tmp_path, '--out', tmp_path / 'runs', '--epochs', 1, '--batch-size', 50, *chosen)
+    trained = run_example(tmp_path, '--out', tmp_path / 'runs', '--epochs', 2, '--batch-size', 10, *chosen)
     assert trained.exit_code == 0, trained.output
     script = runpy.run_path(str(EXAMPLE.with_name('mnist_pictures.py')))
     result = CliRunner().invoke(script['main'], [

@@ -158,7 +158,7 @@ def test_channels_that_are_the_last_axis():
         def forward(self, x):
             x = self.mix(self.conv(x).permute(0, 2, 3, 1))
             x = self.other(x.reshape(len(x), -1, 6).reshape(x.shape))
-            return self.dense(F.relu(self.back(x.permute(0, 3, 1, 2))).mean((2, 3)))
+            return self.dense(F.relu(self.back(x.permute(0, 3, 1, 2)).clone()).mean((2, 3)))
 
     model, image = ChannelsLast().double(), random_image(2, 3, 16, 16)
     maps = []
@@ -463,6 +463,7 @@ def test_layer_that_is_called_where_gradients_are_switched(context):
 
 def test_layer_before_what_runs_without_gradients():
     model = Switching(torch.no_grad).requires_grad_(False)
+    model.relu = nn.Sequential(nn.Flatten(1), nn.ReLU())
     with SplitCAM('conv').context(model), pytest.raises(ValueError, match='no_grad'):
         model(random_image(1, 3, 4, 4).requires_grad_())
 
@@ -477,7 +478,7 @@ class Tokens(nn.Module):
     def forward(self, x):
         x = self.mix(F.relu(self.conv(x)).flatten(2).mT)
         rows = self.rows(x.view(-1, 8, 8, 8))
-        return self.last(F.relu(self.channels(rows.permute(0, 3, 1, 2))).flatten(1))
+        return self.last(F.relu(self.channels(rows.permute(0, 3, 1, 2)).clone()).flatten(1))
 
 
 def test_channels_are_found_where_all_sides_are_equal():
@@ -515,7 +516,8 @@ def test_maps_of_checkpoints_can_be_differentiated(make):
     lambda: SplitGrad(layer='2.function.0')
 ])
 def test_layer_within_a_checkpoint_is_refused(make):
-    block, input = Block(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU()), True), random_image(2, 3, 8, 8)
+    layers = nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()
+    block, input = Block(nn.Sequential(*layers), True), random_image(2, 3, 8, 8)
     with pytest.raises(RuntimeError, match='by a checkpoint: read the map outside of it'):
         gradients(make(), with_layers(block), input)
 

@@ -1,13 +1,13 @@
 '''What is there before PyTorch is: help, errors, and the public names.'''
-import os
+import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import zennit_dc
-from commands import command, require_error, require_success
+from commands import command, require_error, require_success, run_code, run_process
+from processes import interrupt_at
 from zennit.image import CMAPS
 
 from zennit_dc import data, methods
@@ -15,38 +15,52 @@ from zennit_dc.cli import evaluation, main, maps
 from zennit_dc.evaluation.settings import SELECTION
 
 
-def cpu_seconds(*arguments):
-    '''The CPU time of a command, the least of three times, and its result.'''
-    times = []
-    for _ in range(3):
-        before = os.times()
-        result = subprocess.run(command(*arguments), capture_output=True, text=True)
-        after = os.times()
-        times.append(sum(after[2:4]) - sum(before[2:4]))
-    return min(times), result
+# what takes long to import
+HEAVY = ('torch', 'torchvision', 'zennit', 'matplotlib', 'pandas', 'quantus', 'captum', 'h5py', 'numpy', 'PIL')
+COMMANDS = """
+import contextlib, io, json, sys
+from zennit_dc.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            main(arguments, prog_name='zennit-dc')
+        except SystemExit as end:
+            code = end.code
+    heavy = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
+    print(json.dumps([code, out.getvalue(), error.getvalue(), heavy]))
+"""
 
 
-@pytest.mark.parametrize('arguments', [
-    ['--help'], ['--version'], *([name, '--help'] for name in main.commands)
-], ids=' '.join)
-def test_help_is_there_at_once(arguments):
-    seconds, result = cpu_seconds(*arguments)
-    require_success(result)
-    assert seconds < 1., seconds
+def answered(*commands):
+    '''What one process answers to commands: the exit code, what was written, and the modules that were imported.'''
+    started = [sys.executable, '-c', COMMANDS, json.dumps(commands), json.dumps(HEAVY)]
+    lines = subprocess.run(started, capture_output=True, text=True, check=True).stdout.splitlines()
+    for arguments, line in zip(commands, lines, strict=True):
+        code, out, error, heavy = json.loads(line)
+        yield subprocess.CompletedProcess(arguments, code, out, error), heavy
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['explain', 'x.png', '--bogus'], '--bogus'),
-    (['explain', 'x.png', '--method', 'splitcan'], '\'splitcam\''),
-    (['explain', 'x.png', '--cmap', 'pink'], 'pink'),
-    (['attribute', 'x', '--method', 'grad-cam'], '\'gradcam\''),
-    (['layers', 'demo', '--size', '4097'], '4096'),
-    (['evaluate', 'x', '--outlines', 'nowhere.json'], 'nowhere.json'),
-], ids=lambda each: ' '.join(each) if isinstance(each, list) else '')
-def test_wrong_arguments_are_refused_at_once(arguments, message):
-    seconds, result = cpu_seconds(*arguments)
-    require_error(result, message)
-    assert seconds < 1., seconds
+def test_help_is_there_at_once():
+    '''It waits for no import that takes long.'''
+    commands = [['--help'], ['--version'], *([name, '--help'] for name in main.commands)]
+    for result, heavy in answered(*commands):
+        require_success(result)
+        assert result.stdout and heavy == [], result.args
+    result = subprocess.run(command('--version'), capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith('zennit-dc, version')
+
+
+def test_wrong_arguments_are_refused_at_once():
+    wrong = {
+        '--bogus': ['explain', 'x.png', '--bogus'], '\'splitcam\'': ['explain', 'x.png', '--method', 'splitcan'],
+        'pink': ['explain', 'x.png', '--cmap', 'pink'], '\'gradcam\'': ['attribute', 'x', '--method', 'grad-cam'],
+        '4096': ['layers', 'demo', '--size', '4097'], 'nowhere.json': ['evaluate', 'x', '--outlines', 'nowhere.json'],
+    }
+    for message, (result, heavy) in zip(wrong, answered(*wrong.values())):
+        require_error(result, message)
+        assert heavy == [], result.args
 
 
 def test_constants_that_would_take_long_to_import():
@@ -56,15 +70,18 @@ def test_constants_that_would_take_long_to_import():
 def test_public_names():
     code = (
         'import sys, zennit_dc, zennit_dc.methods, zennit_dc.data\n'
-        'assert "torch" not in sys.modules\n'
+        'assert "torch" not in sys.modules'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
+    require_success(run_code(
+        'import zennit_dc, zennit_dc.methods, zennit_dc.data\n'
         'for package in (zennit_dc, zennit_dc.methods, zennit_dc.data):\n'
         '    assert {*package.__all__} <= {*dir(package)}\n'
         '    names = {}\n'
         '    exec(f"from {package.__name__} import *", names)\n'
         '    assert {*package.__all__} <= {*names}\n'
         'assert zennit_dc.split.FORMS and zennit_dc.rules.Balanced is zennit_dc.Balanced'
-    )
-    subprocess.run([sys.executable, '-c', code], check=True)
+    ))
     for package in (zennit_dc, methods, data):
         with pytest.raises(AttributeError, match='nothing'):
             _ = package.nothing
@@ -81,29 +98,51 @@ def test_split_forms_are_there_whatever_is_imported(module, name):
         'splitgrad = zennit_dc.methods.attributor("splitgrad", load_classifier("demo"))\n'
         'assert zennit_dc.methods.saliency_map(splitgrad, torch.ones(1, 3, 64, 64))[1].isfinite().all()'
     )
-    subprocess.run([sys.executable, '-c', code], check=True)
+    require_success(run_code(code))
 
 
 def test_composites_alone_register_the_split_forms():
     code = 'import zennit_dc.composites, sys; assert len(sys.modules["zennit_dc.split"].FORMS) > 100'
-    subprocess.run([sys.executable, '-c', code], check=True)
+    require_success(run_code(code))
 
 
-@pytest.mark.parametrize('seconds', [.3, 1., 2.])
-def test_ctrl_c_is_one_line(seconds, tmp_path):
-    arguments = ('demo', '--images', 5000, '--out', tmp_path / 'demo')
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background are told to ignore it
-    with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        signal.signal(signal.SIGINT, before)
-        time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
-        try:
-            _, error = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    # Python ends itself by the signal if this came while a string was executed, which a shell calls 130 as well
-    assert process.returncode in (130, -signal.SIGINT)
-    assert [line for line in error.splitlines() if 'maps:' not in line] == ['zennit-dc: error: interrupted']
+INTERRUPTED = """
+import importlib.abc, runpy, signal, sys
+
+class Interrupting(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupting())
+module, out = sys.argv[1:]
+sys.argv = ['zennit-dc', 'demo', '--images', '5000', '--out', out]
+runpy.run_module('zennit_dc', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize('module', ['zennit_dc.cli', 'click', 'torch', 'torch.nn'])
+def test_ctrl_c_is_one_line(module, tmp_path):
+    '''While a module is imported.'''
+    require_interrupted(subprocess.run(
+        [sys.executable, '-c', INTERRUPTED, module, tmp_path / 'demo'], capture_output=True, text=True, timeout=60
+    ))
+
+
+@pytest.mark.parametrize('function', ['mkdir', 'replace'])
+def test_ctrl_c_in_the_midst_is_one_line(function, tmp_path):
+    '''While drawings are saved, and at the end.'''
+    require_interrupted(run_process(
+        'demo', '--images', 10, '--out', tmp_path / 'demo', prepare=(interrupt_at, 1, function)
+    ))
+
+
+def require_interrupted(result):
+    '''Require one line. Python ends itself by the signal if this came while a string was executed.'''
+    assert result.returncode in (130, -signal.SIGINT)
+    assert [line for line in result.stderr.splitlines() if 'maps:' not in line] == ['zennit-dc: error: interrupted']
 
 
 def test_no_pretrained_weights(monkeypatch, tmp_path):

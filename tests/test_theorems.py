@@ -160,7 +160,7 @@ def test_relevance_is_conserved_without_bias(seed, pooling):
         explain(SplitLRP(1e-12, stream, pooling=pooling), network, image) for stream in ('positive', 'negative')
     )
     literal = network.literal(pooling, merged=True)
-    literal.forward(image, recentering=(.1, 10.))
+    literal.forward(image, recentering=1.)
     relevances = literal.relevances(torch.eye(5, dtype=torch.float64)[[2, 2]], 1e-12)
     lost = sum(
         torch.where(stream == 0, arrived, 0.).flatten(1).sum(1)

@@ -100,7 +100,7 @@ def caption(classifier, output, target):
     return '\n'.join(textwrap.fill(line, 24) for line in lines)
 
 
-def side_by_side(rows, heading=None, legends=None, cmap='bwr'):
+def side_by_side(rows, heading=None, legends=None, cmap='bwr', notes=None):
     '''A figure with one row for each image.
 
     Parameters
@@ -113,22 +113,28 @@ def side_by_side(rows, heading=None, legends=None, cmap='bwr'):
         By the maps' titles, what the two ends of the color map mean, which a color bar below them then says.
     cmap : str, optional
         Zennit's name of the maps' color map.
+    notes : list[dict[str, str]], optional
+        For each row, by the maps' titles, what to write under them in small letters.
 
     Returns
     -------
     :py:class:`matplotlib.figure.Figure`
         The figure.
     '''
+    notes = [{} for _ in rows] if notes is None else notes
     columns = 1 + len(rows[0][2])
     height = 2.3 + .2 * max(text.count('\n') + 1 for text, *_ in rows)
+    height += .12 * max((note.count('\n') + 1 for own in notes for note in own.values()), default=0)
     figure = Figure(figsize=(2.2 * columns, height * len(rows) + (.8 if legends else .4)), layout='compressed')
     figure.suptitle(heading, fontsize='medium', wrap=True)
     axes = figure.subplots(len(rows), columns, squeeze=False)
-    for (text, photo, maps), row in zip(rows, axes, strict=True):
+    for (text, photo, maps), own, row in zip(rows, notes, axes, strict=True):
         for axis, title, image in zip(row, [text, *maps], [photo, *maps.values()], strict=True):
             axis.imshow(image.convert('RGB') if isinstance(image, Image.Image) else image)
             axis.set_title(title, fontsize='medium')
             axis.set(xticks=[], yticks=[])
+        for axis, title in zip(row[1:], maps):
+            axis.set_xlabel(own.get(title, ''), fontsize='xx-small')
     if legends:
         for column, title in enumerate([None, *rows[0][2]]):
             explain_colors(figure, axes[:, column], legends.get(title), cmap)

@@ -56,6 +56,7 @@ class SplitPass(Pass):
         self.sums = self.sums_above if self.layer is None else canonizer.needs_sums or self.readout.needs_sum
         self.inputs, self.read, self.seeds = None, None, {}
         self.awaited = self.activated = None
+        self.awaited_graph = True  # whether operations had a graph when the layer ended
 
     @property
     def is_over(self):
@@ -91,7 +92,7 @@ class SplitPass(Pass):
 
     def at_layer(self, module, output):
         '''Called with the output of the layer at which the map is read.'''
-        self.awaited = output
+        self.awaited, self.awaited_graph = output, torch.is_grad_enabled()
 
     def apply(self, function, args, kwargs):
         '''What the model gets for a function of pairs. The first one of the layer's output tells where the map is read:
@@ -104,7 +105,8 @@ class SplitPass(Pass):
         if not any(pair is self.awaited for pair in pairs):
             return super().apply(function, args, kwargs)
         pair, self.awaited = self.awaited, None
-        if len(pairs) > 1 or name_of(function) not in ACTIVATIONS or self.root in self.canonizer.several_uses:
+        goes_on = torch.is_grad_enabled() == self.awaited_graph and self.root not in self.canonizer.several_uses
+        if len(pairs) > 1 or name_of(function) not in ACTIVATIONS or not goes_on:
             self.read_at(pair)
             return super().apply(function, args, kwargs)
         output = super().apply(function, args, kwargs)
@@ -133,6 +135,7 @@ class SplitPass(Pass):
             self.read_at(self.awaited)
         if any(pair is self.activated for pair in pairs_in(output)):
             raise SeveralUses
+        self.activated = None  # whose graph holds this object
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if not pairs:
@@ -309,6 +312,8 @@ class MapPass(SplitPass):
                 f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input: all of'
                 f' {", ".join(zero)} is zero. Load trained weights'
             )
+        if self.readout.vanishes:
+            warnings.warn(f'the map of {self.readout.name} is zero: {self.readout.vanishes}', stacklevel=2)
 
     def in_range(self, map, dtype):
         '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''

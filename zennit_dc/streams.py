@@ -7,6 +7,7 @@ class Difference:
     name, needs_sum = 'Gradient', False
     reads_sum = False  # whether the map is also one of the sum's gradient
     advice = 'check the input and the weights'
+    vanishes = ''  # what may be the reason for a map of zeros
 
     def __init__(self):
         self.saliency = None
@@ -106,6 +107,11 @@ class Relevance(Difference):
     '''
     name, needs_sum, reads_sum = 'SplitLRP', True, True
     advice = 'try recentering=Relative() or an input in float64'
+    vanishes = (
+        'no relevance arrives. Where a layer\'s outputs are no larger than epsilon, epsilon takes all of it: pass a'
+        ' smaller one, such as epsilon=1e-20, or one that follows the outputs, zennit.core.Stabilizer(1e-6,'
+        ' norm_scale=True)'
+    )
     streams = ('positive', 'negative', 'combined')
 
     def __init__(self, stream):

@@ -5,11 +5,12 @@ from .layers import gradient_at, recorded, require_evaluation, require_layer, re
 from .loss import CrossEntropy, cross_entropy, hessian
 from .maximum import Solution, Sparsity
 from .relevance import class_agreement, class_relevance, contrast, map_cosine, relevance_of, require_scores, runner_up
+from .support import Support, support
 
 
 __all__ = [
     'ActivationMap', 'CAFO', 'CASO', 'CrossEntropy', 'GradCAMPlusPlus', 'LayerCAM', 'SmoothCAFO', 'SmoothCASO',
-    'Solution', 'Sparsity', 'class_agreement', 'class_relevance', 'contrast', 'cross_entropy', 'gradient_at', 'hessian',
-    'map_cosine', 'recorded', 'relevance_of', 'require_evaluation', 'require_layer', 'require_one_map',
-    'require_scores', 'runner_up', 'shown',
+    'Solution', 'Sparsity', 'Support', 'class_agreement', 'class_relevance', 'contrast', 'cross_entropy', 'gradient_at',
+    'hessian', 'map_cosine', 'recorded', 'relevance_of', 'require_evaluation', 'require_layer', 'require_one_map',
+    'require_scores', 'runner_up', 'shown', 'support',
 ]

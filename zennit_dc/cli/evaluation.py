@@ -15,8 +15,8 @@ path = click.Path(path_type=Path)
 # zennit_dc.evaluation.settings.SELECTION, which takes seconds to import
 SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
 OTHERS = (
-    'negative_localisation', 'object_auc', 'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman',
-    'ssim', 'expected_frequency', 'frequency_gap', 'gradient_gap', 'time',
+    'support', 'negative_localisation', 'object_auc', 'selectivity', 'max_sensitivity', 'class_agreement', 'hog',
+    'spearman', 'ssim', 'expected_frequency', 'frequency_gap', 'gradient_gap', 'time',
 )
 ALL_STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
 

@@ -1,4 +1,5 @@
 '''What the command explain computes and saves.'''
+import json
 import math
 import re
 
@@ -7,21 +8,28 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..attribution import map_cosine, require_scores, runner_up
+from ..attribution import map_cosine, require_scores, runner_up, support
 from ..data.categories import find_class
 from ..data.images import read_image
 from ..data.parts import written
 from ..figures import SAME, blend, caption, color, save, side_by_side
 from ..methods import METHODS, saliency_map
-from .options import against_of, attributor_of, require_once
+from .options import against_of, attributor_of, parameters_of, require_once
 
 
 UNSIGNED = ('saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask')
 '''The methods whose maps are never negative.'''
+SENSITIVITIES = ('gradient', 'splitgrad')
+'''The methods whose maps at the input say by their sign in which direction a pixel should change, and by their absolute
+value that it matters.'''
+FOR_THE_CLASS = (None, 'positive', 'combined', 'g', '+g')
+'''The streams whose red is for the class.'''
+RED_AND_BLUE = ('bwr', 'france', 'seismic')
+'''The color maps that end in blue and red.'''
 
 
 def explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place):
-    '''Save the figure and the maps of images.
+    '''Save the figure and the maps of images, and how good they are in the file ``support.json`` in their folder.
 
     Parameters
     ----------
@@ -47,22 +55,34 @@ def explain_images(images, out, folder, explanations, heading, cmap, overlay, sa
     int
         The number of maps.
     '''
-    classifier, rows = explanations.classifier, []
+    classifier, rows, notes = explanations.classifier, [], []
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place) for path in images]
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(inputs), desc='maps', unit='image', disable=None) as bar:
-        for name, input in zip(distinct([path.stem for path in images]), inputs, strict=True):
-            for text, ending, saliencies in explanations.of(input, bar):
+        for path, name, input in zip(images, distinct([path.stem for path in images]), inputs, strict=True):
+            for target, text, ending, saliencies in explanations.of(input, bar):
                 photo = classifier.pixels(input[0]).numpy()
                 shown = {
                     title: save_map(folder / f'{name}{ending}_{file_name(title)}', photo, saliency, cmap, save_arrays,
                                     explanations.is_at_layer(title) if overlay is None else overlay)
                     for title, saliency in saliencies.items()
                 }
-                rows.append((text, photo, shown))
+                rows.append((text, photo, explanations.by_column(shown)))
+                bar.set_postfix_str('hiding parts')
+                notes.append(explanations.by_column(explanations.notes(path, input, target, ending, saliencies, cmap)))
             bar.update()
-    save(side_by_side(rows, heading, explanations.legends(), cmap), out)
+    save_supports(folder / 'support.json', explanations)
+    save(side_by_side(rows, heading, explanations.by_column(explanations.legends()), cmap, notes), out)
     return sum(len(shown) for *_, shown in rows)
+
+
+def save_supports(path, explanations):
+    '''Save how good maps are as JSON, or remove what an earlier run has left where this one does not ask.'''
+    if not explanations.asks:
+        path.unlink(missing_ok=True)
+        return
+    with written(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+        json.dump(explanations.supports, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def save_map(path, photo, saliency, cmap, as_array, over_photo):
@@ -96,11 +116,17 @@ class Explanations:
         The number of likeliest classes to explain, too.
     against : sequence of str
         What the command was given for the classes to explain against.
+    asks : bool
+        Whether to ask how good the maps are, see :py:func:`~zennit_dc.attribution.support`.
     '''
-    def __init__(self, classifier, chosen, given, seed, targets, top, against):
+    def __init__(self, classifier, chosen, given, seed, targets, top, against, asks):
         self.classifier, self.targets, self.top = classifier, targets, top
         self.methods = titles_of(chosen)
-        self.streams = given['streams']
+        self.streams, self.seed, self.asks = given['streams'], seed, asks
+        self.own_streams = {
+            title: parameters_of(*each, given).get('stream') for title, each in self.methods.items()
+        }
+        self.supports, self.failures = [], []
         self.attributors = {
             title: attributor_of(*each, classifier, given, seed) for title, each in self.methods.items()
         }
@@ -118,8 +144,9 @@ class Explanations:
 
         Yields
         ------
-        tuple[str, str, dict[str, :py:class:`torch.Tensor`]]
-            For each class a caption, the ending of its files, and the maps of shape (height, width) by their titles.
+        tuple[int, str, str, dict[str, :py:class:`torch.Tensor`]]
+            For each class its index, a caption, the ending of its files, and the maps of shape (height, width) by their
+            titles.
         '''
         with torch.no_grad():
             output = require_scores(self.classifier.model(input.clone()))[0]
@@ -137,7 +164,60 @@ class Explanations:
             self.agreements.setdefault(title, []).append((value, targets[0], other))
         for target in targets:
             ending = f'_{target}' if len(targets) > 1 else ''
-            yield caption(self.classifier, output, target), ending, maps[target]
+            yield target, caption(self.classifier, output, target), ending, maps[target]
+
+    def notes(self, path, input, target, ending, maps, cmap):
+        '''What hiding parts of an image does to a class, by the titles of its maps, in lines for the figure. It is kept
+        for the file, and failures for the warnings.
+
+        Parameters
+        ----------
+        path : path
+            The image's file.
+        input : :py:class:`torch.Tensor`
+            The image of shape (1, channels, height, width).
+        target : int
+            The class.
+        ending : str
+            What its files end with, which is empty if it is the only class.
+        maps : dict[str, :py:class:`torch.Tensor`]
+            The maps of shape (height, width) by their titles.
+        cmap : str
+            Zennit's name of the color map.
+        '''
+        lines = {}
+        for title, map in maps.items() if self.asks else ():
+            method, layer = self.methods[title]
+            names = ('red', 'blue') if cmap in RED_AND_BLUE else ('highest', 'lowest')
+            if method in SENSITIVITIES and layer is None:
+                map, names = map.abs(), ('strongest', 'weakest')
+            found = support(self.classifier.model, input, map[None], target, seed=self.seed)
+            reason = found.reason(names=names) if self.own_streams[title] in FOR_THE_CLASS else None
+            lines[title] = found.sentence(names=names, separator='\n')
+            if reason is not None:
+                lines[title] += '\ndo not trust this map'
+                category = f', {self.classifier.category(target)}' if ending else ''
+                self.failures.append(f'{path.name}{category}, {self.named(title)}: {reason}: do not trust this map')
+            self.supports.append({
+                'file': str(path), 'class': target, 'category': self.classifier.category(target), 'method': method,
+                'layer': layer, 'stream': self.own_streams[title], 'absolute': names[0] == 'strongest',
+                'seed': self.seed, **found.numbers(),
+                'fails': bool(found.fails) if self.own_streams[title] in FOR_THE_CLASS else None,
+            })
+        return lines
+
+    def by_column(self, found):
+        '''What is known by titles, by the titles of the figure's columns, which name the layer.'''
+        layers = {title: self.methods[title][1] for title in found}
+        return {
+            f'{title} {layers[title]}' if layers[title] and not title.endswith(f' {layers[title]}') else title: value
+            for title, value in found.items()
+        }
+
+    def named(self, title):
+        '''The method of a title, and where its maps are read.'''
+        method, layer = self.methods[title]
+        return f'{METHODS[method].title} at {"the input" if layer is None else layer}'
 
     def is_at_layer(self, title):
         '''Whether the maps of a title are read at a layer.'''
@@ -156,16 +236,16 @@ class Explanations:
         }
 
     def warnings(self):
-        '''A line for each method whose maps are nearly the same for two classes.'''
+        '''A line for each map that fails, and for each method whose maps are nearly the same for two classes.'''
+        yield from self.failures
         for title, found in self.agreements.items():
             value, target, other = max(found, key=lambda each: -1. if math.isnan(each[0]) else each[0])
             if value > SAME:
                 names = [self.classifier.category(index) for index in (other, target)]
-                layer = self.methods[title][1]
                 yield (
-                    f'{METHODS[self.methods[title][0]].title} at {"the input" if layer is None else layer} says the'
-                    f' same of {names[0]!r} as of {names[1]!r} (cosine {value:.2f}): it does not explain the class; try'
-                    ' --alpha balanced, --against likely or --against others, or another layer'
+                    f'{self.named(title)} says the same of {names[0]!r} as of {names[1]!r} (cosine {value:.2f}): it'
+                    ' does not explain the class; try --alpha balanced, --against likely or --against others, or'
+                    ' another layer'
                 )
 
 

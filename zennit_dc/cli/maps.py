@@ -14,7 +14,7 @@ from .options import (
 
 # zennit.image.CMAPS, which takes seconds to import
 CMAPS = ('gray', 'wred', 'wblue', 'hot', 'cold', 'coldnhot', 'bwr', 'france', 'seismic', 'coolio', 'coleus')
-LAST = '*last*'  # stands for the layer of the last feature map, and is no module's name
+LAST, MIDDLE = '*last*', '*middle*'  # stand for feature maps, and are no modules' names
 
 
 @click.command()
@@ -22,7 +22,7 @@ LAST = '*last*'  # stands for the layer of the last feature map, and is no modul
 @option(
     '--method', 'methods', multiple=True, metavar='NAME[@LAYER]',
     help=f'One of {", ".join(METHODS)}; can be given several times. @LAYER takes precedence over --layer, and @input'
-    ' is the input.  [default: splitgrad@input, and splitcam and splitlrp at --layer]'
+    ' is the input.  [default: splitlrp and splitcam]'
 )
 @option('--compare', is_flag=True, help=f'Add the baselines: {", ".join(BASELINES)}.')
 @model_option
@@ -36,17 +36,23 @@ LAST = '*last*'  # stands for the layer of the last feature map, and is no modul
     help='Lay the maps over the image.  [default: those at a layer]', show_default=False
 )
 @option('--save-arrays', is_flag=True, help='Save every map as an array of NumPy, too (.npy, float32).')
+@option(
+    '--support/--no-support', default=True,
+    help='Hide the fifth of the image where a map is largest, and compare with hiding others: what becomes of the class'
+    ' stands under each map, and in support.json. It takes some eleven forward passes a map.'
+)
 @option('--cmap', default='bwr', type=Name(CMAPS), help='Zennit\'s color map.')
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
 def explain(images, methods, compare, model, weights, size, mean, std, output, input, categories, layer, targets,
-            top, against, overlay, save_arrays, cmap, out, device, dtype, seed, **given):
+            top, against, overlay, save_arrays, support, cmap, out, device, dtype, seed, **given):
     '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
     its own in a folder beside it. With the default colors red speaks for the class and blue against it, rather than for
     the classes of --against; a color bar says where it is otherwise. Each map is colored by its own largest absolute
-    value. A map that says nearly the same of another class is reported.
+    value. A map that says nearly the same of another class is reported, and so is one whose red part matters to the
+    network less than a random or the blue part of the image.
 
     \b
     zennit-dc explain dog.jpg
@@ -55,7 +61,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     zennit-dc explain dog.jpg --model vgg16 --method splitcam --layer features.26 --alpha 0.3 --stream g
     zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --categories names.txt
     '''
-    named = methods or ('splitgrad@input', 'splitcam', f'splitlrp@{layer or LAST}')
+    named = methods or (f'splitlrp@{layer or MIDDLE}', 'splitcam')
     named = [*(BASELINES if compare else ()), *named]
     require_once('--method', methods)
     chosen = list(dict.fromkeys(parse(method, layer) for method in named))
@@ -72,7 +78,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
     hold(out)
 
-    from ..data.classifiers import last_feature_map
+    from ..data.classifiers import last_feature_map, middle_feature_map
     from ..data.images import require_file
     from .explanations import Explanations, explain_images
 
@@ -81,16 +87,21 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     against = possible_against(against, count_classes(classifier, device, dtype, categories))
+    if MIDDLE in {own for _, own in chosen}:
+        middle = middle_feature_map(classifier, device, dtype)
+        if middle is not None:
+            which = 'which has about twice as many places along each axis'
+            click.echo(f'maps of SplitLRP at layer {middle.place}, {which}')
+        chosen = [(name, (middle.name if middle else LAST) if own == MIDDLE else own) for name, own in chosen]
     if LAST in {own for _, own in chosen}:
         last, is_last = last_feature_map(classifier, device, dtype)
         which = 'the last feature map' if is_last else 'the layer before the last feature map, which no module makes'
         click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
         chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
     places = reading_places({own for _, own in chosen} - {None}, classifier, device, dtype)
-    heading = heading_of(model, ' and '.join(places.values()), against, given)
-    explanations = Explanations(classifier, chosen, given, seed, targets, top, against)
+    explanations = Explanations(classifier, chosen, given, seed, targets, top, against, support)
     place = {'device': device, 'dtype': dtype}
-    heading = heading_of(model, layer, against, asked)
+    heading = heading_of(model, ' and '.join(places.values()), against, asked)
     count = explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)

@@ -274,6 +274,18 @@ def last_feature_map(classifier, device='cpu', dtype=torch.float32):
     return found
 
 
+def middle_feature_map(classifier, device='cpu', dtype=torch.float32):
+    '''The layer of the last feature map that has about twice as many places along each axis as the last of all has, by
+    running the model on a black image. See :py:func:`last_feature_map`.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.data.feature_maps.Layer` or None
+        The layer, or None if there is none, as in a transformer whose tokens are as many in all layers.
+    '''
+    return Survey(classifier.model, black_input(classifier)[None].to(device, dtype), differentiate=True).middle()
+
+
 def last_layer(classifier, device='cpu', dtype=torch.float32):
     '''The name of the layer of the last feature map, see :py:func:`last_feature_map`.'''
     return last_feature_map(classifier, device, dtype)[0].name

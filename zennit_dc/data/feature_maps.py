@@ -68,13 +68,15 @@ class FeatureMap:
         The names of the modules that are running when it gets its places, the innermost last.
     ended : tuple[str, ...]
         Those that have ended before.
+    grid : tuple[int, ...]
+        Its places along each axis.
     is_reached : bool
         Whether the model's output depends on it at some of its places.
     is_query : bool
         Whether it is a score or query, by which places are weighted.
     '''
     def __init__(self, size):
-        self.size, self.modules, self.ended = size, None, None
+        self.size, self.modules, self.ended, self.grid = size, None, None, None
         self.is_reached = self.is_query = False
 
 
@@ -163,7 +165,7 @@ class Survey(Uses):
         def reach(gradient):
             feature_map.is_reached |= bool(places.arranged(gradient).any())
 
-        feature_map.modules, feature_map.ended = tuple(self.running), tuple(self.calls)
+        feature_map.modules, feature_map.ended, feature_map.grid = tuple(self.running), tuple(self.calls), places.grid
         tensor.register_hook(reach)
         self.maps.append(feature_map)
 
@@ -185,8 +187,7 @@ class Survey(Uses):
         '''The layer of the last feature map with a height and width of more than one on whose places the output
         depends, and whether maps at this layer are read there; else it is the last one before. None if there is no such
         layer.'''
-        maps = [each for each in self.maps if not each.is_query]
-        maps = [each for each in maps if each.is_reached] or maps
+        maps = self.used
         name = self.maker(maps[-1]) if maps else None
         if name is not None:
             return self.layers[name], True
@@ -195,17 +196,39 @@ class Survey(Uses):
         names = before or names
         return (self.layers[names[-1]], False) if names else None
 
+    def middle(self):
+        '''The layer of the last feature map that has about twice as many places along each axis as the last of all, or
+        None if no module makes one. Of the modules that do, those count that are within the fewest others, since inside
+        of a block there may be branches side by side.'''
+        maps = [each for each in self.used if self.makers(each) and all(
+            2 * side >= 3 * last for side, last in zip(each.grid, self.used[-1].grid, strict=True)
+        )]
+        maps = [each for each in maps if each.grid == maps[-1].grid]
+        depths = {each: min(name.count('.') for name in self.makers(each)) for each in maps}
+        found = [each for each, depth in depths.items() if depth == min(depths.values())]
+        return self.layers[self.maker(found[-1])] if found else None
+
+    @property
+    def used(self):
+        '''The feature maps on whose places the output depends, or all of them if it depends on none.'''
+        maps = [each for each in self.maps if not each.is_query]
+        return [each for each in maps if each.is_reached] or maps
+
     def maker(self, feature_map):
-        '''The name of the module whose maps are read at a feature map: the outermost one that makes it and is no mere
-        sequence, or else the one whose output goes into the activation that makes it.'''
+        '''The name of the module whose maps are read at a feature map, the outermost that is no mere sequence, or None
+        if there is none.'''
+        names = self.makers(feature_map)
+        own = [name for name in names if type(self.modules[name]) is not torch.nn.Sequential]
+        return next(iter([*own, *names[::-1]]), None)
+
+    def makers(self, feature_map):
+        '''The names of the modules whose maps are read at a feature map: those that make it, the outermost first, or
+        else those whose output goes into the activation that makes it.'''
         layers = self.layers
         inside = [name for name in feature_map.modules if name in layers and self.calls[name][0][2] is feature_map]
         before = [name for name in reversed(layers) if name not in inside and name in feature_map.ended
                   and layers[name].activation and self.read(name) is feature_map]
-        for names in (inside, before):
-            if names:
-                return next((name for name in names if type(self.modules[name]) is not torch.nn.Sequential), names[-1])
-        return None
+        return inside or before
 
     def read(self, name):
         '''The feature map at which maps of a layer are read, or None.'''

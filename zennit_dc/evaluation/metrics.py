@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..attribution import map_cosine, runner_up
+from ..attribution import map_cosine, runner_up, support
 from .spectra import expected_frequency, frequency_gap, gradient_gap
 
 
@@ -119,6 +119,11 @@ class Explained:
         map = self.explain(self.input, [other])
         return map_cosine(self.map, map.abs() if self.absolute else map)
 
+    def support(self):
+        '''By how much more hiding the fifth where the map is largest lowers the log-odds of the class than hiding a
+        random fifth, see :py:func:`zennit_dc.attribution.support`.'''
+        return support(self.model, self.input, self.map, self.target, seed=self.seed).margin[0]
+
     def milliseconds(self):
         '''The time that a map takes.'''
         start = self.now()
@@ -186,6 +191,7 @@ METRICS = {
     'pointing_game': Metric('Point.', True, lambda explained: pointing_game(explained.map, explained.mask)),
     'pixel_flipping_5': Metric('Pixel Fl. AUC@5', True, lambda explained: explained.flipping[0]),
     'pixel_flipping_20': Metric('Pixel Fl. AUC@20', True, lambda explained: explained.flipping[1]),
+    'support': Metric('Support', True, Explained.support),
     'max_sensitivity': Metric('Max Sens.', False, lambda explained: max_sensitivity(
         explained.model, explained.input, explained.target, explained.explain, explained.sensitivity_samples,
         explained.seed

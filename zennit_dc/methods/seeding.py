@@ -1,5 +1,4 @@
 '''Random numbers that depend on an image and a seed alone.'''
-import hashlib
 from contextlib import contextmanager
 
 import numpy as np
@@ -7,12 +6,7 @@ import torch
 from zennit.attribution import Attributor
 
 from ..attribution import require_scores
-
-
-def image_seed(image, seed):
-    '''A seed from the values of an image of shape (channels, height, width), and another seed.'''
-    values = image.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-    return int.from_bytes(hashlib.sha256(b'%d ' % seed + values).digest()[:7], 'big')
+from ..attribution.support import image_seed
 
 
 @contextmanager
