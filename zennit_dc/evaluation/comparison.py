@@ -146,7 +146,7 @@ class Comparison:
         found = [self.scores(settings, (self.test, [each for each in self.metrics if each in CHEAP]))]
         if self.mosaics:
             found.append(self.game(settings))
-        slow = SENSITIVITY, 'selectivity'
+        slow = SENSITIVITY, 'support', 'selectivity'
         few = [each for each in self.metrics if each not in (*CHEAP, *slow)]
         groups = few, *([each] for each in slow if each in self.metrics)
         found += [self.scores(settings, (self.few, names)) for names in groups]
@@ -154,7 +154,7 @@ class Comparison:
         if self.is_first:
             remove_results(self.out)
             rows = results_table(scores)
-            save_text(self.out / 'settings.csv', wide(scores).to_csv(float_format='%.4g'))
+            save_text(self.out / 'settings.csv', wide(scores).to_csv(float_format='%.6g'))
             save_text(self.out / 'settings.md', f'{markdown(rows)}\n{NOTE}')
             save_text(self.out / 'settings.tex', latex(rows))
             self.echo(f'{len(settings)} settings on {len(self.test)} images:\n\n{markdown(rows)}\n{NOTE}')
