@@ -12,11 +12,12 @@ from helpers import assert_close, random_image
 from torch import nn
 from torch.nn import functional as F
 from zennit.attribution import Gradient
-from zennit.composites import EpsilonGammaBox, LayerMapComposite
+from zennit.composites import EpsilonGammaBox, EpsilonPlus, LayerMapComposite
 
 from zennit_dc.attribution import GradCAMPlusPlus, class_relevance
 from zennit_dc.methods.captum import Isolated
 from zennit_dc.methods.controls import BinaryMask
+from zennit_dc.methods.lrp import canonizers
 from zennit_dc.demo import demo_network
 from zennit_dc.methods import METHODS, attributor
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
@@ -27,7 +28,7 @@ PARAMETERS = {
     'guided-backprop': {}, 'deconvolution': {}, 'guided-gradcam': {'layer': '3'},
     'occlusion': {'window': 5, 'stride': 3}, 'feature-ablation': {'patch': 4}, 'gradcam': {'layer': '3'},
 }
-OTHERS = {'random': {}, 'original-image': {}, 'gradcam++': {'layer': '3'}}
+OTHERS = {'random': {}, 'original-image': {}, 'image-center': {}, 'gradcam++': {'layer': '3'}}
 HOOKING = ('deeplift', 'guided-backprop', 'deconvolution', 'guided-gradcam')
 TARGETS = torch.tensor([2, 0, 3])
 
@@ -375,13 +376,17 @@ def test_guided_backprop_at_a_layer_is_captums_of_what_follows(end, network, ima
         attributor('guided-backprop', Classifier('', network, None), layer='nowhere')
 
 
+@pytest.mark.parametrize('name, zennits', [
+    ('lrp-gamma', partial(EpsilonGammaBox, low=-torch.ones(1, 2, 1, 1), high=torch.ones(1, 2, 1, 1))),
+    ('lrp-epsilon-plus', EpsilonPlus),
+])
 @pytest.mark.parametrize('end', [1, 2, 4, 5])
-def test_lrp_gamma_at_a_layer_is_that_of_what_follows(end, network, images):
-    rules = EpsilonGammaBox(low=-torch.ones(1, 2, 1, 1), high=torch.ones(1, 2, 1, 1)).layer_map
+def test_lrp_at_a_layer_is_that_of_what_follows(end, name, zennits, network, images):
+    rules = zennits().layer_map
     start = read_at(network, end)
     middle = network[:start](images).detach()
     _, expected = Gradient(network[start:], LayerMapComposite(rules))(middle, class_relevance(TARGETS))
-    assert_close(at_layer('lrp-gamma', network, images, end), upsampled(expected))
+    assert_close(at_layer(name, network, images, end), upsampled(expected))
 
 
 @needs_captum
@@ -474,6 +479,34 @@ def test_controls(network, images):
     assert abs(noise.mean()) < .05 and abs(noise.std() - 1.) < .05
     assert not torch.equal(*make('random', network)(images[:2])[1])
     assert torch.equal(make('random', network)(images)[1], make('random', network)(images)[1])
+
+
+def test_epsilon_plus_is_zennits(network, images):
+    expected = Gradient(network, EpsilonPlus())(images, class_relevance(TARGETS))
+    found = attributor('lrp-epsilon-plus', Classifier('', network, None))(images, class_relevance(TARGETS))
+    assert all(torch.equal(one, other) for one, other in zip(found, expected))
+
+
+def test_epsilon_plus_merges_batch_norms():
+    model, image = demo_network(), random_image(2, 3, 64, 64, dtype=torch.float32)
+    chosen = attributor('lrp-epsilon-plus', Classifier('', model, None))
+    before = condition(model, image)
+    output, attribution = chosen(image, class_relevance())
+    assert attribution.isfinite().all() and condition(model, image) == before
+    merged = Gradient(model, EpsilonPlus(canonizers=canonizers(model)))(image, class_relevance())[1]
+    apart = Gradient(model, EpsilonPlus())(image, class_relevance())[1]
+    assert torch.equal(attribution, merged) and not torch.allclose(attribution, apart, rtol=.01)
+
+
+def test_image_center():
+    model = nn.Flatten()
+    map = make('image-center', model)(random_image(2, 3, 10, 21))[1].sum(1)
+    assert torch.equal(map[0], map[1])  # whatever is shown
+    assert_close(map, map.flip(1)), assert_close(map, map.flip(2))
+    assert (map[0].diff(dim=1)[:, :10] > 0.).all() and (map[0].diff(dim=0)[:4] > 0.).all() and map.min() > 0.
+    # a Gaussian of a standard deviation of a quarter: at the border two of them from the center
+    wide = make('image-center', model)(random_image(1, 1, 2001, 2001))[1][0, 0, 1000]
+    assert abs(wide[0] / wide[1000] - np.exp(-2.)) < .001
 
 
 def literal_grad_cam_plus_plus(activation, gradient):

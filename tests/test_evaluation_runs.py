@@ -18,7 +18,7 @@ from zennit_dc.data.classifiers import load_classifier
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
 from zennit_dc.evaluation.metrics import pixel_flipping, pointing_game  # noqa: E402
-from zennit_dc.evaluation.figures import layer_figure, spectra_figure  # noqa: E402
+from zennit_dc.evaluation.figures import layer_figure, pareto_figure, pareto_front, spectra_figure  # noqa: E402
 from zennit_dc.evaluation.mosaics import Mosaics  # noqa: E402
 from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
 from zennit_dc.evaluation.runs import evaluate, finished  # noqa: E402
@@ -250,6 +250,104 @@ def test_layer_figure():
     assert layer_figure(scores, settings, [settings[-1]], []) is None
 
 
+@pytest.mark.parametrize('larger_is_better', [True, False])
+def test_the_front_is_what_no_other_setting_beats(larger_is_better):
+    pd = pytest.importorskip('pandas')
+    points = pd.DataFrame(np.random.default_rng(0).integers(8, size=(40, 2)) / 8., columns=['game', 'price'])
+    front = pareto_front(points, larger_is_better)
+    assert front['game'].is_monotonic_increasing and not front.duplicated().any()
+    sign = 1. if larger_is_better else -1.
+
+    def beaten(point, by):
+        better = by['game'] >= point['game'], sign * by['price'] >= sign * point['price']
+        return (better[0] & better[1] & ((by['game'] != point['game']) | (by['price'] != point['price']))).any()
+
+    assert not any(beaten(point, points) for _, point in front.iterrows())
+    left = points.merge(front, how='left', indicator=True).query('_merge == "left_only"')
+    assert len(left) and all(beaten(point, front) for _, point in left.iterrows())
+
+
+def test_pareto_figure():
+    pd = pytest.importorskip('pandas')
+    scores = pd.DataFrame([
+        ('a', method, setting, metric, value) for method, setting, values in (
+            ('CAM', 'one', (.9, .5, 1.)), ('CAM', 'two', (.8, .6, 2.)), ('LRP-γ', '', (.7, .1, 3.)),
+            ('Image Center', '', (.95, 0., 4.)), ('DeepLift', '', (.6, .2, None)),
+        ) for metric, value in zip(('grid_pointing_game', 'max_sensitivity', 'pixel_flipping_20'), values)
+        if value is not None
+    ], columns=['image', 'method', 'setting', 'metric', 'score'])
+    figure = pareto_figure(scores)
+    robust, faithful = figure.axes
+    assert robust.yaxis_inverted() and not faithful.yaxis_inverted()
+    assert figure.get_supxlabel() == '1  LRP-γ\n2  CAM one\n3  CAM two'
+    assert [[each.get_text() for each in axis.texts] for axis in figure.axes] == [['1', '2'], ['1', '3', '2']]
+    assert [robust.lines[-1].get_xdata().tolist(), faithful.lines[-1].get_ydata().tolist()] == [[.7, .9], [3., 2., 1.]]
+    titles = [each.get_text() for each in figure.legends[0].get_texts()]
+    assert titles == ['CAM', 'LRP-γ', 'Image Center', 'DeepLift']
+    assert pareto_figure(scores[scores['metric'] == 'max_sensitivity']) is None
+
+
+SETTINGS = (
+    'evaluate', 'drawings', '--model', 'demo', '--images', '12', '--mosaics', '1', '--subset', '2',
+    '--setting', 'splitlrp layer=input,features stream=positive against=likely', '--setting', 'image-center',
+    '--setting', 'guided-backprop absolute', '--setting', 'integrated-gradients steps=2', '--costly',
+    'integrated-gradients', '--metric', 'object_auc', '--metric', 'negative_localisation', '--metric',
+    'pixel_flipping_20', '--metric', 'max_sensitivity', '--sensitivity-samples', '2', '--flipping-step', '200',
+)
+
+
+def test_settings_are_reported_without_a_choice(tmp_path):
+    pd = pytest.importorskip('pandas')
+    result = run(*SETTINGS, '--out', tmp_path)
+    require_success(result)
+    assert '5 settings on 9 images' in result.stdout
+    table = (tmp_path / 'settings.md').read_text()
+    for title in ('Neg. Loc. ↓ (n = 9)', 'AUC Obj. ↑ (n = 9)', 'Max Sens. ↓ (n = 2)', 'Grid Point. ↑ (n = 4)'):
+        assert title in table
+    scores = pd.read_csv(tmp_path / 'settings.csv').fillna({'setting': ''})
+    counts = scores.groupby(['method', 'setting']).count()
+    assert {*counts.index} == {
+        ('SplitLRP', 'layer input, stream positive, against likely'), ('Image Center', ''), ('Guided Backprop', 'abs'),
+        ('SplitLRP', 'layer features, stream positive, against likely'), ('Integrated Gradients', 'steps 2'),
+    }
+    assert (counts['object_auc'] == 9).all() and (counts['pixel_flipping_20'] == 2).all()
+    assert counts.loc['Integrated Gradients', 'grid_pointing_game'].eq(0).all()
+    assert counts.loc[['SplitLRP', 'Image Center'], 'max_sensitivity'].eq(2).all()
+    center = scores[scores['method'] == 'Image Center']
+    assert np.allclose(center['grid_pointing_game'].dropna(), .25) and center['negative_localisation'].isna().all()
+    assert (tmp_path / 'pareto.png').is_file() and (tmp_path / 'maps.png').is_file()
+    written = {path: path.read_bytes() for path in tmp_path.rglob('*.jsonl')}
+    require_success(run(*SETTINGS[:-2], '--flipping-step', '200', '--setting', 'random', '--out', tmp_path))
+    assert all(path.read_bytes().startswith(text) for path, text in written.items())  # goes on, and keeps what it has
+    require_error(run(*SETTINGS[:-2], '--out', tmp_path), 'flipping step')
+
+
+@pytest.mark.parametrize('setting, message', [
+    ('magic', 'magic'), ('', 'none of them'), ('splitcam', 'SplitCAM needs layers'), ('splitlrp against=all', 'all'),
+    ('splitgrad alpha=much', 'much'), ('splitgrad speed=1', '\'speed=1\' is neither absolute'),
+    ('gradient steps=3', 'has a parameter'), ('splitgrad signed', '\'signed\' is neither absolute'),
+    ('splitlrp stream=g', 'has a stream'),
+])
+def test_bad_settings(setting, message, tmp_path):
+    options = 'evaluate', 'drawings', '--model', 'demo', '--images', '4', '--out', tmp_path / 'out'
+    require_error(run(*options, '--setting', setting), message)
+
+
+def test_settings_take_no_parameters_beside(tmp_path):
+    options = 'evaluate', 'drawings', '--model', 'demo', '--images', '4', '--out', tmp_path / 'out'
+    for more in (('--layer', 'features'), ('--ablation', 'alpha')):
+        require_error(run(*options, '--setting', 'gradient', *more), 'has its own parameters')
+
+
+def test_more_images_contain_fewer():
+    from zennit_dc.evaluation.comparison import Comparison
+
+    classifier = load_classifier('demo')
+    comparison = Comparison(classifier, Drawings(classifier, 20), '', [], (), None, 0, .25, {'seed': 0}, print)
+    chosen = [comparison.sample(count) for count in (3, 7, None)]
+    assert {*chosen[0]} < {*chosen[1]} < {*chosen[2]} == {*comparison.test}
+
+
 def test_options_in_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = tmp_path / 'options.toml'
@@ -269,7 +367,7 @@ def test_options_in_a_file(tmp_path, monkeypatch):
 
 def test_tables(whole):
     text, _, note = (whole / 'table.md').read_text().rpartition('\n\n')
-    assert '*: the best of its column' in note
+    assert 'bold: the best of its column' in note and '**' in text and '*|' not in text
     rows = [line.split(' | ') for line in text.strip('|\n').split('\n')]
     assert len(rows) >= 2 + 3 and all(len(row) == len(rows[0]) for row in rows if len(row) > 1)
     text = (whole / 'table.tex').read_text()
@@ -286,9 +384,10 @@ def test_the_best_score_has_a_star():
     ], columns=['image', 'method', 'setting', 'metric', 'score'])
     header, one, two = results_table(scores)
     assert header == ['method', 'setting', 'Select. ↓ (n = 1)', 'Point. ↑ (n = 1)']
-    assert one == ['CAM', 'one', '1.000*', '1.000'] and two == ['CAM', 'two', '2.000', '2.000*']
+    assert one == ['CAM', 'one', '1.00*', '1.00'] and two == ['CAM', 'two', '2.00', '2.00*']
+    assert '| **1.00**' in markdown([header, one, two])
     header, *rows = results_table(pd.concat([scores, scores.assign(method='Binary Mask')]))
-    assert [row[-1] for row in rows] == ['1.000', '2.000*', '1.000', '2.000']
+    assert [row[-1] for row in rows] == ['1.00', '2.00*', '1.00', '2.00']
     more = pd.concat([scores, scores[scores['metric'] == 'selectivity'].assign(image='b')])
     assert results_table(more)[0][2:] == ['Select. ↓ (n = 2)', 'Point. ↑ (n = 1)']
 
@@ -303,7 +402,7 @@ def test_standard_errors_are_those_of_the_mean():
     error = standard_errors(scores).loc[('CAM', 'one'), 'pointing_game']
     # 1,000 samples have the standard error up to some 2 %
     assert abs(error / (values.std() / 50 ** .5) - 1.) < .1
-    assert results_table(scores)[1][-1] == f'{values.mean():.3f} ± {error:.3f}*'
+    assert results_table(scores)[1][-1] == f'{values.mean():.2f} ± {error:.2f}*'
 
 
 def test_against_is_a_dimension_of_settings():

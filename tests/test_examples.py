@@ -210,10 +210,31 @@ def test_classes_of_the_benchmark(benchmark):
         assert script['ours'](model, args, SplitLRP).composite.saliency is None
 
 
-@pytest.mark.parametrize('name', ['photographs', 'drawings'])
-def test_options_of_the_results(name):
-    from zennit_dc.cli.evaluation import evaluate, read_options
+@pytest.mark.parametrize('name, model', [
+    ('squeezenet', 'squeezenet1_0'), ('efficientnet_lite0', 'efficientnet_lite0'), ('drawings', 'demo'),
+])
+def test_options_of_the_results(name, model):
+    from zennit_dc.cli.evaluation import evaluate, read_options, settings_of
 
     options = read_options(evaluate, EXAMPLES / 'results' / f'{name}.toml')
     context = evaluate.make_context('evaluate', [] if 'source' in options else ['photos'], default_map=options)
-    assert len(context.params['methods']) == 20 and len(context.params['metrics']) in (4, 10)
+    assert context.params['model'] == model
+    with context:
+        settings = [setting for text in context.params['given'] for setting in settings_of(text)]
+    methods = {setting.method for setting in settings}
+    assert len(settings) == len(set(settings)) and {'splitlrp', 'splitcam', 'splitgrad', 'random'} < methods
+    assert {'integrated-gradients', 'lrp-gamma', 'lrp-epsilon-plus', 'image-center'} < methods
+
+
+@pytest.mark.parametrize('name', ['squeezenet', 'efficientnet_lite0'])
+def test_tables_of_the_results_are_those_of_the_scores(name):
+    pd = pytest.importorskip('pandas')
+    pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
+    from zennit_dc.evaluation.tables import markdown, results_table
+
+    folder = EXAMPLES / 'results'
+    scores = pd.read_csv(folder / name / 'settings.csv', keep_default_na=False, na_values={'': []})
+    scores = scores.melt(['method', 'setting', 'image'], var_name='metric', value_name='score')
+    scores['score'] = pd.to_numeric(scores['score'])
+    table = markdown(results_table(scores.dropna()))
+    assert table in (folder / 'README.md').read_text(encoding='utf-8')

@@ -159,6 +159,44 @@ def test_attribution_localisation_by_hand():
     )
 
 
+def test_negative_localisation_by_hand():
+    maps, mask = torch.zeros(4, 8, 8), squares((0, 0)).expand(4, 8, 8)
+    maps[0, 0, 0], maps[0, 0, 1], maps[0, 7, 7] = 5., -1., -3.
+    maps[1, 7, 7] = -1.
+    maps[2, 0, 0] = 1.
+    np.testing.assert_allclose(metrics.negative_localisation(maps, mask), [.25, 0., np.nan, np.nan], rtol=1e-6)
+    both = random_image(1, 8, 8), squares((2, 3))
+    expected = metrics.attribution_localisation(-both[0], both[1], positive=True)
+    np.testing.assert_array_equal(metrics.negative_localisation(*both), expected)
+
+
+def test_object_auc_counts_pairs_of_pixels():
+    maps, masks = random_image(3, 8, 8).mul(2.).round(), squares((0, 0), (2, 3), (4, 4))
+    assert len(maps[0].unique()) < 20  # ties
+    for map, mask, area in zip(maps, masks, metrics.object_auc(maps, masks), strict=True):
+        inside, outside = map[mask][:, None], map[~mask]
+        assert area == pytest.approx(((inside > outside).double() + .5 * (inside == outside)).mean().item(), rel=1e-12)
+
+
+def test_object_auc_depends_on_the_order_alone():
+    maps, masks = random_image(3, 8, 8), squares((0, 0), (2, 3), (4, 4))
+    areas = metrics.object_auc(maps, masks)
+    np.testing.assert_allclose(metrics.object_auc(1e-20 * maps.exp() - 3e-20, masks), areas, rtol=1e-12)
+    np.testing.assert_allclose(metrics.object_auc(-maps, masks), 1. - areas, rtol=1e-12)
+    np.testing.assert_array_equal(metrics.object_auc(masks.double(), masks), 1.)
+    np.testing.assert_array_equal(metrics.object_auc(torch.ones(3, 8, 8), masks), .5)
+
+
+def test_object_auc_names_what_it_cannot_score():
+    maps, masks = random_image(2, 8, 8), squares((0, 0), (0, 0))
+    with pytest.raises(ValueError, match=r'images \[1\] cover them'):
+        metrics.object_auc(maps, torch.stack([masks[0], masks[1] | True]))
+    with pytest.raises(ValueError, match=r'images \[0\] are empty'):
+        metrics.object_auc(maps, torch.stack([masks[0] & False, masks[1]]))
+    with pytest.raises(FloatingPointError):
+        metrics.object_auc(maps * np.nan, masks)
+
+
 @pytest.mark.parametrize('scale', [1., 1e-30, 1e30])
 def test_attribution_localisation_does_not_depend_on_the_maps_scale(scale):
     maps, masks = random_image(3, 8, 8).abs(), squares((0, 0), (2, 3), (4, 4))

@@ -15,8 +15,8 @@ path = click.Path(path_type=Path)
 # zennit_dc.evaluation.settings.SELECTION, which takes seconds to import
 SELECTION = ('attribution_localisation', 'pointing_game', 'pixel_flipping_5', 'pixel_flipping_20')
 OTHERS = (
-    'support', 'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'expected_frequency',
-    'frequency_gap', 'gradient_gap', 'time',
+    'support', 'negative_localisation', 'object_auc', 'selectivity', 'max_sensitivity', 'class_agreement', 'hog',
+    'spearman', 'ssim', 'expected_frequency', 'frequency_gap', 'gradient_gap', 'time',
 )
 ALL_STREAMS = list(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams))
 
@@ -81,6 +81,12 @@ parameter_options = together(
 )
 
 
+PARAMETERS = (
+    'layer', 'alpha', 'stream', 'pooling', 'recentering', 'against', 'epsilon', 'steps', 'samples', 'window', 'stride',
+    'penalty', 'margin', 'classes', 'patch',
+)
+
+
 @click.command()
 @click.argument('source', type=path, metavar='drawings|FOLDER')
 @option(
@@ -97,6 +103,11 @@ parameter_options = together(
 )
 @parameter_options
 @option(
+    '--setting', 'given', multiple=True, metavar='"METHOD [NAME=VALUE,VALUE...] [absolute]"',
+    help='A method with its own parameters, all of which are reported without a choice, in place of --method and'
+    ' parameters; absolute is for its absolute value. Can be given several times.'
+)
+@option(
     '--metric', 'metrics', multiple=True, default=SELECTION, type=click.Choice([*SELECTION, *OTHERS]),
     help='What to report on the test split; settings are always chosen by the default ones.'
 )
@@ -109,6 +120,10 @@ parameter_options = together(
     help='A method of many forward passes to leave out of Max Sensitivity and mosaics. Can be given several times.'
 )
 @option('--selectivity-patch', default=8, type=click.IntRange(1), help='The side of Selectivity\'s patches in pixels.')
+@option('--flipping-step', default=112, type=click.IntRange(1), help='The pixels in a step of Pixel Flipping.')
+@option(
+    '--sensitivity-samples', default=25, type=click.IntRange(1), help='The number of noisy images of Max Sensitivity.'
+)
 @option('--randomised-layers', default=3, type=click.IntRange(1), help='The number of layers for hog, spearman, ssim.')
 @option('--mosaics', default=0, type=click.IntRange(0), help='The number of mosaics for the Grid Pointing Game.')
 @option(
@@ -127,20 +142,22 @@ parameter_options = together(
 @model_option
 @model_options
 @compute_options
-def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, selectivity_patch, randomised_layers,
-             mosaics, ablations, ablation_metrics, share, out, model, weights, size, mean, std, output, input, device,
-             dtype, seed, **choices):
+def evaluate(source, outlines, labels, count, methods, given, metrics, subset, costly, selectivity_patch, flipping_step,
+             sensitivity_samples, randomised_layers, mosaics, ablations, ablation_metrics, share, out, model, weights,
+             size, mean, std, output, input, device, dtype, seed, **choices):
     '''Compare methods by the paper's metrics on images with masks.
 
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
     validation split, all combinations of the parameters are scored, with and without the absolute value of the maps; on
-    the test split, of each method the best by localisation and the best by Pixel Flipping. Writes all scores as CSV,
-    tables as Markdown and LaTeX, and figures into the folder. Interrupted at any moment, the same command goes on where
+    the test split, of each method the best by localisation and the best by Pixel Flipping. With --setting, nothing is
+    chosen: all of these are reported on the test split. Writes all scores as CSV, tables as Markdown and LaTeX, and
+    figures into the folder. Interrupted at any moment, the same command goes on where
     it was; started by torchrun, the processes share the work.
 
     \b
     zennit-dc evaluate drawings --model demo --layer features --layer residual --alpha 0.4 --alpha balanced
     zennit-dc evaluate photos --outlines masks.json --layer features.9 --layer features.4 --metric pointing_game
+    zennit-dc evaluate photos --outlines masks.json --setting "splitlrp layer=input,features.9 stream=positive"
     zennit-dc evaluate --config evaluation.toml --device cuda
     '''
     if outlines is not None and not outlines.is_file():
@@ -154,18 +171,25 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     ablated = [each for each in dict.fromkeys(ablation_metrics or asked) if each in (*SELECTION, SENSITIVITY)]
     if ablations and not (mosaics or ablated):
         raise click.UsageError('ablations are of localisation, Pixel Flipping, Max Sensitivity and mosaics alone')
+    if given and (ablations or any(choices.values())):
+        raise click.UsageError('a --setting has its own parameters, and there are no ablations of it')
+    own = [setting for text in given for setting in settings_of(text)]
     hold(out)
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input)
     images = load_images(classifier, source, outlines, labels, count, seed)
-    choices['layer'] = [None if layer == 'input' else layer for layer in choices['layer']]
-    settings = grid(list(dict.fromkeys(methods)), **choices)
+    settings = list(dict.fromkeys(own)) or grid(list(dict.fromkeys(methods)), **with_input(choices))
     options = {
         'device': device, 'dtype': dtype, 'seed': seed, 'progress': sys.stderr.isatty(),
-        'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch
+        'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch, 'flipping_step': flipping_step,
+        'sensitivity_samples': sensitivity_samples
     }
     comparison = Comparison(classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo)
     comparison.require_all()
+    if own:
+        shown = comparison.report_settings(settings)
+        comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), shown), 'maps.png')
+        return
     chosen_on = comparison.scores(settings, (comparison.validation, list(SELECTION)))
     chosen, best, localising = comparison.choose(settings, chosen_on, ablations)
     comparison.report('validation', chosen_on, echo=False)
@@ -174,6 +198,34 @@ def evaluate(source, outlines, labels, count, methods, metrics, subset, costly, 
     if ablations:
         comparison.report_ablations(best, ablations, ablated)
     comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), localising), 'maps.png')
+
+
+def with_input(choices):
+    '''The values of parameters, with None for the layer of the input's name.'''
+    return {**choices, 'layer': [None if layer == 'input' else layer for layer in choices.get('layer', ())]}
+
+
+def settings_of(text):
+    '''The settings that a text such as ``splitlrp layer=input,features.9 against=none`` stands for.'''
+    from ..evaluation.settings import grid
+
+    options = {each.name: each for each in evaluate.params if isinstance(each, click.Option)}
+    context, (method, *words) = click.get_current_context(), text.split() or ['']
+    method = Name(METHODS).convert(method, options['given'], context)
+    choices = {}
+    for word in words:
+        name, equals, values = word.partition('=')
+        name = name.replace('-', '_')
+        if word != 'absolute' and not (equals and name in PARAMETERS):
+            raise click.UsageError(
+                f'--setting {text!r}: {word!r} is neither absolute nor NAME=VALUE of {", ".join(PARAMETERS)}'
+            )
+        if equals:
+            choices[name] = [options[name].type.convert(value, options[name], context) for value in values.split(',')]
+    try:
+        return grid([method], ['absolute' in words], **with_input(choices))
+    except ValueError as error:
+        raise click.UsageError(f'--setting {text!r}: {error}') from error
 
 
 def load_images(classifier, source, outlines, labels, count, seed):

@@ -9,17 +9,20 @@ from ..data.parts import written
 from ..data.processes import local_device
 from ..figures import save
 from .data import split
-from .figures import layer_figure, spectra_figure
+from .figures import layer_figure, pareto_figure, spectra_figure
 from .metrics import METRICS
 from .mosaics import Mosaics
 from .randomisation import randomised
 from .runs import evaluate
-from .selection import winners
+from .selection import means, winners
 from .settings import CRITERIA, SELECTION, ablation
 from .tables import NOTE, latex, markdown, results_table
 
 
 SENSITIVITY = 'max_sensitivity'
+CHEAP = 'attribution_localisation', 'negative_localisation', 'object_auc', 'pointing_game'
+'''The metrics that take no forward pass.'''
+LOCALISING = 'grid_pointing_game', 'object_auc', 'attribution_localisation', 'pointing_game'
 
 
 class Comparison:
@@ -65,10 +68,11 @@ class Comparison:
             randomised(self.classifier, self.options['randomised_layers'], self.seed)
 
     def sample(self, count):
-        '''A number of indices of the test split in their order, drawn by the seed, or all of them.'''
+        '''A number of indices of the test split in their order, drawn by the seed, or all of them; a larger number has
+        all of a smaller one's.'''
         if count is None or count >= len(self.test):
             return self.test
-        return sorted(np.random.default_rng(self.seed).choice(self.test, count, replace=False).tolist())
+        return sorted(np.random.default_rng(self.seed).permutation(self.test)[:count].tolist())
 
     def scores(self, settings, *groups):
         '''The scores of settings on groups of images, each with its metrics.'''
@@ -129,6 +133,40 @@ class Comparison:
         if self.mosaics:
             self.report('mosaics', self.game(best), chosen)
 
+    def report_settings(self, settings):
+        '''Report all settings on the test split, in one table with their scores on mosaics, and what is gained at what
+        price.
+
+        Returns
+        -------
+        list[:py:class:`~zennit_dc.evaluation.settings.Setting`]
+            Of each method the setting with the best score in the first of :py:data:`LOCALISING` that was asked for, or
+            its first one.
+        '''
+        found = [self.scores(settings, (self.test, [each for each in self.metrics if each in CHEAP]))]
+        if self.mosaics:
+            found.append(self.game(settings))
+        slow = SENSITIVITY, 'support', 'selectivity'
+        few = [each for each in self.metrics if each not in (*CHEAP, *slow)]
+        groups = few, *([each] for each in slow if each in self.metrics)
+        found += [self.scores(settings, (self.few, names)) for names in groups]
+        scores = pd.concat(found)
+        if self.is_first:
+            remove_results(self.out)
+            rows = results_table(scores)
+            save_text(self.out / 'settings.csv', wide(scores).to_csv(float_format='%.6g'))
+            save_text(self.out / 'settings.md', f'{markdown(rows)}\n{NOTE}')
+            save_text(self.out / 'settings.tex', latex(rows))
+            self.echo(f'{len(settings)} settings on {len(self.test)} images:\n\n{markdown(rows)}\n{NOTE}')
+        self.save(lambda: pareto_figure(scores), 'pareto.png')
+        table, best = means(scores), {}
+        metric = next((each for each in LOCALISING if each in table), None)
+        for setting in settings:
+            score = -1. if metric is None else table.loc[(setting.title, setting.name), metric]
+            if setting.method not in best or score > best[setting.method][0]:
+                best[setting.method] = score, setting
+        return [setting for _, setting in best.values()]
+
     def report_ablations(self, best, names, metrics):
         '''Report the best settings with all values of parameters.'''
         changed = ablation(best, *dict.fromkeys(names))
@@ -169,10 +207,19 @@ def remove_results(out):
     '''Remove the tables and figures of an earlier run with other settings.'''
     for name in (
         'validation', 'winners', 'test', 'table', 'randomisation', 'time', 'mosaics', 'ablation', 'ablation-mosaics',
-        'layers', 'maps', 'spectra', 'validation-spectra'
+        'layers', 'maps', 'spectra', 'validation-spectra', 'settings', 'pareto'
     ):
         for end in ('csv', 'md', 'tex', 'png'):
             (out / f'{name}.{end}').unlink(missing_ok=True)
+
+
+def wide(scores):
+    '''Scores as a table with a row for each setting and image, and a column for each metric.'''
+    order = list(dict.fromkeys(scores['metric']))
+    keys = ['method', 'setting', 'image']
+    return scores.pivot(index=keys, columns='metric', values='score').loc[
+        list(dict.fromkeys(scores[keys].itertuples(index=False, name=None))), order
+    ]
 
 
 def save_text(file, content):

@@ -2,7 +2,7 @@
 from matplotlib.figure import Figure
 
 from ..figures import caption, color, side_by_side
-from ..methods import METHODS, attributor, saliency_map
+from ..methods import CONTROLS, METHODS, attributor, saliency_map
 from .metrics import METRICS
 from .selection import means
 from .tables import standard_errors
@@ -84,6 +84,63 @@ def spectra_figure(scores, settings):
         axis.set_ylabel(METRICS[pair[1]].heading)
     figure.legend(axis.lines, list(curves), loc='outside lower center', ncols=2, fontsize='x-small')
     return figure
+
+
+def pareto_figure(scores):
+    '''What is gained in the Grid Pointing Game, or else in the AUC on the object, at what price: a point a setting.
+
+    Parameters
+    ----------
+    scores : :py:class:`pandas.DataFrame`
+        The scores of all settings, see :py:func:`zennit_dc.evaluation.selection.means`.
+
+    Returns
+    -------
+    :py:class:`matplotlib.figure.Figure` or None
+        The figure: Max Sensitivity and Pixel Flipping over the localisation, as far as they were asked for; better is
+        upwards and to the right. Settings that no other one beats in both are joined by a line and numbered; the
+        controls are hollow and not among them. None if there are no two such metrics.
+    '''
+    table = means(scores)
+    across = next((name for name in ('grid_pointing_game', 'object_auc') if name in table), None)
+    prices = [name for name in ('max_sensitivity', 'pixel_flipping_20') if name in table]
+    if across is None or not prices:
+        return None
+    controls = [METHODS[name].title for name in CONTROLS]
+    methods = list(dict.fromkeys(scores['method']))
+    figure, numbers = Figure(figsize=(5.6 * len(prices), 7.), layout='constrained'), {}
+    for axis, price in zip(figure.subplots(1, len(prices), squeeze=False)[0], prices):
+        points = table[[across, price]].dropna()
+        for method, style in zip(methods, styles()):
+            if method in points.index.get_level_values('method'):
+                own = points.loc[method]
+                hollow = {'markerfacecolor': 'none'} if method in controls else {}
+                axis.plot(own[across], own[price], **{**style, 'linestyle': 'none'}, **hollow, label=method)
+        explaining = points.drop(index=controls, level='method', errors='ignore')
+        front = pareto_front(explaining, METRICS[price].larger_is_better)
+        axis.plot(front[across], front[price], color='gray', linewidth=.8, zorder=0)
+        for setting, values in front.iterrows():
+            number = numbers.setdefault(setting, len(numbers) + 1)
+            axis.annotate(str(number), values, xytext=(5, 5), textcoords='offset points', weight='bold')
+        axis.set_xlabel(METRICS[across].heading)
+        axis.set_ylabel(METRICS[price].heading)
+        if not METRICS[price].larger_is_better:
+            axis.invert_yaxis()
+    handles = {label: line for each in figure.axes for line, label in zip(*each.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc='outside upper center', ncols=5, fontsize='small')
+    names = [f'{number}  {" ".join(setting).strip()}' for setting, number in numbers.items()]
+    figure.supxlabel('\n'.join(names), x=.02, ha='left', fontsize='small')
+    return figure
+
+
+def pareto_front(points, larger_is_better):
+    '''Those of some points that no other one beats in both columns, in the order of the first, of which more is better;
+    of the second, more or less is.'''
+    signed = points.assign(**{points.columns[1]: points.iloc[:, 1] * (1. if larger_is_better else -1.)})
+    order = signed.sort_values([*signed.columns], ascending=False, kind='stable')
+    best = order.iloc[:, 1].cummax()
+    chosen = order.index[~(best.shift(1) >= order.iloc[:, 1])]
+    return points.loc[chosen[::-1]]
 
 
 def layer_curves(settings, chosen):

@@ -1,6 +1,8 @@
-'''Localisation: Attribution Localisation, the Pointing Game (section 5.2), and the Grid Pointing Game.'''
+'''Localisation: Attribution Localisation, the Pointing Game (section 5.2), the AUC on the object, and the Grid Pointing
+Game.'''
 import numpy as np
 import torch
+from sklearn.metrics import roc_auc_score
 
 from .checks import filled_masks, finite_maps, require_shape
 
@@ -51,6 +53,69 @@ def attribution_localisation(maps, masks, positive=False):
     inside, total = (maps * masks).sum((1, 2)), maps.sum((1, 2))
     shares = np.divide(inside, total, out=np.where(inside == 0., 0., np.nan), where=total != 0.)
     return np.where(shares > 1., np.nan, shares)
+
+
+def negative_localisation(maps, masks):
+    '''The share of the map's negative values that is inside the mask: how much of what speaks against the class lies on
+    its object. A smaller share is better.
+
+    Parameters
+    ----------
+    maps : :py:class:`torch.Tensor`
+        The maps of shape (batch, height, width).
+    masks : :py:class:`torch.Tensor`
+        The masks of the same shape, of type bool.
+
+    Returns
+    -------
+    :py:class:`numpy.ndarray`
+        The shares of shape (batch,), in [0, 1]; NaN for a map without negative values, which has no such share.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or a mask is empty or not of type bool.
+    FloatingPointError
+        If a map is not finite.
+    '''
+    shares = attribution_localisation(-maps, masks, positive=True)
+    return np.where((maps < 0.).flatten(1).any(1).cpu().numpy(), shares, np.nan)
+
+
+def object_auc(maps, masks):
+    '''The area under the ROC curve of the map as a classifier of pixels, into those of the object and all others: the
+    probability that a pixel of the object has a larger value than one beside it, ties counting one half. A larger area
+    is better, and 0.5 is chance, whatever the object's size.
+
+    It depends on the order of the values alone, and is scikit-learn's, which Quantus' ``AUC`` uses, too; but Quantus'
+    normalizes maps before.
+
+    Parameters
+    ----------
+    maps : :py:class:`torch.Tensor`
+        The maps of shape (batch, height, width).
+    masks : :py:class:`torch.Tensor`
+        The masks of the same shape, of type bool.
+
+    Returns
+    -------
+    :py:class:`numpy.ndarray`
+        The areas of shape (batch,), in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or a mask is empty, covers the whole image, or is not of type bool.
+    FloatingPointError
+        If a map is not finite.
+    '''
+    maps, masks = finite_maps(maps, masks.shape), filled_masks(masks)
+    if masks.all((1, 2)).any():
+        raise ValueError(
+            f'the masks of the images {np.flatnonzero(masks.all((1, 2))).tolist()} cover them, so that no pixel is'
+            ' beside the object: leave them out'
+        )
+    return np.array([roc_auc_score(mask.ravel(), map.ravel()) for map, mask in zip(maps, masks)])
 
 
 def pointing_game(maps, masks):

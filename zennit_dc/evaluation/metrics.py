@@ -19,7 +19,9 @@ from .spectra import expected_frequency, frequency_gap, gradient_gap
 
 try:
     from .faithfulness import PixelFlipping, Selectivity, pixel_flipping, selectivity
-    from .localisation import attribution_localisation, grid_pointing_game, pointing_game
+    from .localisation import (
+        attribution_localisation, grid_pointing_game, negative_localisation, object_auc, pointing_game
+    )
     from .randomisation import similarities
     from .robustness import MaxSensitivity, max_sensitivity
 except ModuleNotFoundError as error:
@@ -30,7 +32,8 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     'Explained', 'METRICS', 'MaxSensitivity', 'Metric', 'PixelFlipping', 'Selectivity', 'attribution_localisation',
-    'grid_pointing_game', 'max_sensitivity', 'pixel_flipping', 'pointing_game', 'selectivity', 'similarities',
+    'grid_pointing_game', 'max_sensitivity', 'negative_localisation', 'object_auc', 'pixel_flipping', 'pointing_game',
+    'selectivity', 'similarities',
 ]
 
 
@@ -61,6 +64,10 @@ class Explained:
         The seed of random numbers.
     selectivity_patch : int
         The height and width of Selectivity's patches in pixels.
+    flipping_step : int
+        The number of pixels in a step of Pixel Flipping.
+    sensitivity_samples : int
+        The number of noisy images of Max Sensitivity.
     '''
     model: torch.nn.Module
     input: torch.Tensor
@@ -74,11 +81,15 @@ class Explained:
     reference: object = None
     seed: int = 0
     selectivity_patch: int = 8
+    flipping_step: int = 112
+    sensitivity_samples: int = 25
 
     @cached_property
     def flipping(self):
         '''The two areas of Pixel Flipping.'''
-        return pixel_flipping(self.model, self.input, self.target, self.map, (.05, .2))[:, 0]
+        return pixel_flipping(
+            self.model, self.input, self.target, self.map, (.05, .2), self.flipping_step
+        )[:, 0]
 
     @cached_property
     def randomised(self):
@@ -173,12 +184,17 @@ METRICS = {
         explained.model, explained.input, explained.target, explained.map, explained.selectivity_patch
     )),
     'attribution_localisation': Metric('Attr. Loc.', True, mass_inside),
+    'negative_localisation': Metric(
+        'Neg. Loc.', False, lambda explained: negative_localisation(explained.map, explained.mask)
+    ),
+    'object_auc': Metric('AUC Obj.', True, lambda explained: object_auc(explained.map, explained.mask)),
     'pointing_game': Metric('Point.', True, lambda explained: pointing_game(explained.map, explained.mask)),
     'pixel_flipping_5': Metric('Pixel Fl. AUC@5', True, lambda explained: explained.flipping[0]),
     'pixel_flipping_20': Metric('Pixel Fl. AUC@20', True, lambda explained: explained.flipping[1]),
     'support': Metric('Support', True, Explained.support),
     'max_sensitivity': Metric('Max Sens.', False, lambda explained: max_sensitivity(
-        explained.model, explained.input, explained.target, explained.explain, seed=explained.seed
+        explained.model, explained.input, explained.target, explained.explain, explained.sensitivity_samples,
+        explained.seed
     ), of_absolute=True),
     'grid_pointing_game': Metric('Grid Point.', True, mass_inside, needs_mosaic=True, table='mosaics'),
     'class_agreement': Metric('Class Agr.', False, Explained.agreement),

@@ -35,7 +35,7 @@ COLUMNS = ['image', 'method', 'setting', 'metric', 'score']
 
 def evaluate(
     classifier, images, indices, settings, metrics, out, device='cpu', dtype=torch.float32, seed=0, progress=True,
-    randomised_layers=3, selectivity_patch=8
+    randomised_layers=3, selectivity_patch=8, flipping_step=112, sensitivity_samples=25
 ):
     '''Score maps of the labelled classes of images by metrics.
 
@@ -73,6 +73,10 @@ def evaluate(
         The number of layers that are randomised, see :py:func:`~zennit_dc.evaluation.randomisation.randomised`.
     selectivity_patch : int, optional
         The height and width of Selectivity's patches in pixels: twice as large ones take a quarter of the time.
+    flipping_step : int, optional
+        The number of pixels in a step of Pixel Flipping.
+    sensitivity_samples : int, optional
+        The number of noisy images of Max Sensitivity.
 
     Returns
     -------
@@ -84,7 +88,8 @@ def evaluate(
     ------
     ValueError
         If the folder is of another run: of another model, weights, preprocessing, data set, device, dtype, seed, number
-        of randomised layers or size of patches; if another process is writing to it; or if a parameter is wrong.
+        of randomised layers, size of patches or steps, or number of samples; if another process is writing to it; or if
+        a parameter is wrong.
     UnreadableImage
         If an image or mask cannot be read.
     '''
@@ -98,7 +103,11 @@ def evaluate(
     device, out = local_device(device), Path(out)
     classifier.to(device, dtype)
     run = {**description(classifier, images, device, dtype, seed), 'randomised layers': randomised_layers}
-    run['selectivity patch'] = selectivity_patch
+    sizes = {
+        'selectivity_patch': selectivity_patch, 'flipping_step': flipping_step,
+        'sensitivity_samples': sensitivity_samples
+    }
+    run.update({name.replace('_', ' '): value for name, value in sizes.items()})
     needs_random = any(METRICS[name].needs_random for name in metrics)
     other = randomised(classifier, randomised_layers, seed) if needs_random else classifier
     with process_group(device) as (rank, size, wait):
@@ -115,7 +124,7 @@ def evaluate(
             for index, method, group in tqdm(tasks, 'maps', unit='map', disable=not progress or rank > 0):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
-                results = results_of(classifier, other, sample, method, group, seed, selectivity_patch)
+                results = results_of(classifier, other, sample, method, group, seed, sizes)
                 store_all(file, images, index, group, results)
         wait()
         done = finished(out)
@@ -158,7 +167,7 @@ def store_all(file, images, index, group, results):
         raise kind(f'{name_of(images, index, group[0][0])}: {error}') from error
 
 
-def results_of(classifier, other, sample, method, group, seed, selectivity_patch):
+def results_of(classifier, other, sample, method, group, seed, sizes):
     '''The scores of one map, and of its absolute value.
 
     Parameters
@@ -171,8 +180,10 @@ def results_of(classifier, other, sample, method, group, seed, selectivity_patch
         The method's name.
     group : list[tuple[:py:class:`~zennit_dc.evaluation.settings.Setting`, list[str]]]
         The settings of this map, each with the metrics that are missing.
-    seed, selectivity_patch
+    seed : int
         See :py:func:`evaluate`.
+    sizes : dict[str, int]
+        The sizes of metrics by their names, see :py:class:`~zennit_dc.evaluation.metrics.Explained`.
 
     Yields
     ------
@@ -199,7 +210,7 @@ def results_of(classifier, other, sample, method, group, seed, selectivity_patch
             classifier.model, sample.input[None], sample.mask[None],
             torch.tensor([sample.label], device=sample.input.device), (map.abs() if setting.absolute else map)[None],
             setting.absolute, explain, explain_randomised,
-            *(partial(attribution_by, each, *place) for each in (own, reference)), seed, selectivity_patch
+            *(partial(attribution_by, each, *place) for each in (own, reference)), seed, **sizes
         )
         scores = {metric: torch.as_tensor(METRICS[metric].score(explained)).item() for metric in left}
         shared.update({  # the absolute value has the same

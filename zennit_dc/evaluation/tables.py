@@ -7,7 +7,7 @@ from .metrics import METRICS
 from .selection import means
 
 
-NOTE = 'n: the number of images; ±: the standard error, by bootstrap over images; *: the best of its column.\n'
+NOTE = 'n: the number of images; ±: the standard error, by bootstrap over images; bold: the best of its column.\n'
 
 
 def results_table(scores, criteria=None):
@@ -68,12 +68,13 @@ def cell(value, error, is_best):
     '''A mean with its standard error, and a star if it is the best.'''
     if value != value:
         return '–'
-    return f'{value:.3f}{"" if error != error else f" ± {error:.3f}"}{"*" if is_best else ""}'
+    return f'{value:.2f}{"" if error != error else f" ± {error:.2f}"}{"*" if is_best else ""}'
 
 
 def markdown(rows):
-    '''Rows, the first of which is the header, as a table in Markdown.'''
+    '''Rows, the first of which is the header, as a table in Markdown, in which cells with a star are bold.'''
     table = pd.DataFrame(rows).map(lambda cell: cell.replace('|', '\\|'))
+    table = table.map(lambda cell: f'**{cell[:-1]}**' if cell.endswith('*') else cell)
     return table[1:].to_markdown(headers=list(table.loc[0]), index=False, disable_numparse=True) + '\n'
 
 

@@ -4,7 +4,7 @@ from .table import BASELINES, CONTROLS, METHODS, RECENTERINGS, Method, attributo
 
 
 __all__ = [
-    'BASELINES', 'CONTROLS', 'LRPGamma', 'METHODS', 'Method', 'RECENTERINGS', 'attributor',
+    'BASELINES', 'CONTROLS', 'LRPEpsilonPlus', 'LRPGamma', 'METHODS', 'Method', 'RECENTERINGS', 'attributor',
     'recentering_named', 'saliency_map',
 ]
-__getattr__, __dir__ = lazily(globals(), {'lrp': ('LRPGamma',)})
+__getattr__, __dir__ = lazily(globals(), {'lrp': ('LRPEpsilonPlus', 'LRPGamma')})

@@ -5,14 +5,14 @@ from zennit.attribution import Gradient
 from ..attribution import CAFO, CASO, GradCAMPlusPlus, LayerCAM, SmoothCAFO, SmoothCASO
 from ..composites import SplitCAM, SplitGrad, SplitLRP
 from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
-from .controls import BinaryMask, OriginalImage, Random
+from .controls import BinaryMask, ImageCenter, OriginalImage, Random
 from .hooked import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
-from .lrp import LRPGamma
+from .lrp import LRPEpsilonPlus, LRPGamma
 
 
 __all__ = [
     'BinaryMask', 'CAFO', 'CASO', 'Deconvolution', 'DeepLift', 'FeatureAblation', 'GradCAM', 'GradCAMPlusPlus',
-    'Gradient', 'GradientSHAP', 'GuidedBackprop', 'GuidedGradCAM', 'InputXGradient', 'IntegratedGradients', 'LRPGamma',
-    'LayerCAM', 'Occlusion', 'OriginalImage', 'Random', 'Saliency', 'SmoothCAFO', 'SmoothCASO', 'SplitCAM', 'SplitGrad',
-    'SplitLRP',
+    'Gradient', 'GradientSHAP', 'GuidedBackprop', 'GuidedGradCAM', 'ImageCenter', 'InputXGradient',
+    'IntegratedGradients', 'LRPEpsilonPlus', 'LRPGamma', 'LayerCAM', 'Occlusion', 'OriginalImage', 'Random', 'Saliency',
+    'SmoothCAFO', 'SmoothCASO', 'SplitCAM', 'SplitGrad', 'SplitLRP',
 ]

@@ -68,6 +68,21 @@ class OriginalImage(Control):
         return input.clone()
 
 
+class ImageCenter(Control):
+    '''A Gaussian around the image's center, whose standard deviations are a quarter of the height and of the width,
+    divided evenly among the channels: where photographers put what they show.
+
+    See :py:class:`Control` for the parameters.
+    '''
+    def attribute(self, input):
+        '''The attribution, see :py:meth:`Control.attribute`.'''
+        rows, columns = (
+            torch.exp(-8. * (torch.linspace(.5, size - .5, size, dtype=torch.float64) / size - .5) ** 2)
+            for size in input.shape[2:]
+        )
+        return (rows[:, None] * columns / input.shape[1]).to(input).expand(input.shape)
+
+
 class BinaryMask(Control):
     '''The mask of the object, divided evenly among the channels.
 

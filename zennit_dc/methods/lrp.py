@@ -1,8 +1,10 @@
 '''Layer-wise relevance propagation, as Zennit has it.'''
+from abc import abstractmethod
+
 import torchvision
 from zennit.attribution import Gradient
 from zennit.canonizers import SequentialMergeBatchNorm
-from zennit.composites import EpsilonGammaBox
+from zennit.composites import EpsilonGammaBox, EpsilonPlus
 from zennit.torchvision import ResNetCanonizer
 
 from ..attribution import gradient_at
@@ -16,9 +18,8 @@ def canonizers(model):
     return [ResNetCanonizer() if isinstance(model, torchvision.models.ResNet) else SequentialMergeBatchNorm()]
 
 
-class LRPGamma(Gradient):
-    '''Layer-wise relevance propagation with the gamma rule, as Zennit has it: ``EpsilonGammaBox`` with the normalized
-    range of pixels.
+class LRP(Gradient):
+    '''Base class of layer-wise relevance propagation by a composite of Zennit.
 
     Parameters
     ----------
@@ -36,8 +37,38 @@ class LRPGamma(Gradient):
         self.preprocessing = classifier.preprocessing
         self.layer, self.grid = layer, grid
 
+    @abstractmethod
+    def composite_for(self, input):
+        '''The composite for an input of shape (batch, channels, height, width).'''
+
     def forward(self, input, attr_output_fn):
         '''Compute the relevance, see :py:class:`zennit.attribution.Gradient`.'''
+        with self.composite_for(input).context(self.model):
+            if self.layer is None:
+                return super().forward(input, attr_output_fn)
+            output, relevance, _ = gradient_at(self.model, self.layer, input, attr_output_fn, self.grid)
+        return output, spread(relevance.sum(1, keepdim=True), input)
+
+
+class LRPEpsilonPlus(LRP):
+    '''Layer-wise relevance propagation with the ε-rule in fully connected layers and the z⁺-rule in convolutions, as
+    Zennit has it: ``EpsilonPlus``. See :py:class:`LRP` for the parameters.'''
+    def composite_for(self, input):
+        '''The composite, see :py:meth:`LRP.composite_for`.'''
+        return EpsilonPlus(canonizers=canonizers(self.model))
+
+
+class LRPGamma(LRP):
+    '''Layer-wise relevance propagation with the gamma rule, as Zennit has it: ``EpsilonGammaBox`` with the normalized
+    range of pixels. See :py:class:`LRP` for the parameters.
+
+    Raises
+    ------
+    ValueError
+        In a call, if the preprocessing has not as many means as the input has channels.
+    '''
+    def composite_for(self, input):
+        '''The composite, see :py:meth:`LRP.composite_for`.'''
         if len(self.preprocessing.mean) != input.shape[1]:
             raise ValueError(
                 f'LRP-γ needs the mean and std of {input.shape[1]} channels, but has {len(self.preprocessing.mean)}'
@@ -46,9 +77,4 @@ class LRPGamma(Gradient):
             input.new_tensor(values).view(-1, 1, 1) for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         low, high = (((value - mean) / std).expand_as(input) for value in (0., 1.))
-        composite = EpsilonGammaBox(low=low, high=high, canonizers=canonizers(self.model))
-        with composite.context(self.model):
-            if self.layer is None:
-                return super().forward(input, attr_output_fn)
-            output, relevance, _ = gradient_at(self.model, self.layer, input, attr_output_fn, self.grid)
-        return output, spread(relevance.sum(1, keepdim=True), input)
+        return EpsilonGammaBox(low=low, high=high, canonizers=canonizers(self.model))

@@ -66,11 +66,11 @@ class Method(NamedTuple):
     explains_loss: bool = False
 
 
-def lrp_gamma(classifier, **parameters):
-    '''LRP-γ, whose canonizers depend on the classifier.'''
-    from .lrp import LRPGamma
+def lrp(name, classifier, **parameters):
+    '''Zennit's LRP, by its name in :py:mod:`zennit_dc.methods.lrp`, whose canonizers depend on the classifier.'''
+    from . import lrp as attributors
 
-    return LRPGamma(classifier, **parameters)
+    return getattr(attributors, name)(classifier, **parameters)
 
 
 def plain(name, classifier, **parameters):
@@ -102,7 +102,8 @@ STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 METHODS = {
     'gradient': Method('Gradient', partial(plain, 'Gradient')),
     'layercam': Method('LayerCAM', partial(plain, 'LayerCAM'), ('layer', 'grid'), needs_layer=True),
-    'lrp-gamma': Method('LRP-γ', lrp_gamma, ('layer', 'grid')),
+    'lrp-gamma': Method('LRP-γ', partial(lrp, 'LRPGamma'), ('layer', 'grid')),
+    'lrp-epsilon-plus': Method('EpsilonPlus', partial(lrp, 'LRPEpsilonPlus'), ('layer', 'grid')),
     'splitgrad': Method('SplitGrad', partial(split, 'SplitGrad'), SENSITIVITY, STREAMS),
     'splitcam': Method('SplitCAM', partial(split, 'SplitCAM'), SENSITIVITY, STREAMS, needs_layer=True),
     'splitlrp': Method('SplitLRP', partial(split, 'SplitLRP'), RELEVANCE, ('positive', 'negative', 'combined')),
@@ -124,9 +125,10 @@ METHODS = {
     'smooth-caso': Method('SmoothCASO', partial(smooth, 'SmoothCASO'), (*SECOND_ORDER, *COPIES), explains_loss=True),
     'random': Method('Random Baseline', partial(plain, 'Random'), ('seed',)),
     'original-image': Method('Original Image', partial(plain, 'OriginalImage')),
+    'image-center': Method('Image Center', partial(plain, 'ImageCenter')),
     'binary-mask': Method('Binary Mask', partial(plain, 'BinaryMask'), ('masks',)),
 }
-CONTROLS = ('random', 'original-image', 'binary-mask')
+CONTROLS = ('random', 'original-image', 'image-center', 'binary-mask')
 BASELINES = ('gradient', 'layercam', 'lrp-gamma@input')
 
 
