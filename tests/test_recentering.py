@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import LayerMapComposite
 from zennit.rules import Norm, Pass, ZPlus
-from zennit.types import Activation, AvgPool, Convolution
+from zennit.types import Activation, AvgPool, BatchNorm, Convolution
 
 from zennit_dc import Relative, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
@@ -218,21 +218,25 @@ def squeezenet():
     return model
 
 
-def z_plus(model, layer, image):
+def z_plus(model, layer, image, unit):
     '''The relevance at a layer by Zennit's rule, summed over channels.'''
-    rules = [(Convolution, ZPlus(1e-12)), (torch.nn.Linear, ZPlus(1e-12)), (AvgPool, Norm(1e-12)), (Activation, Pass())]
+    rules = [
+        (Convolution, ZPlus(TINY)), (torch.nn.Linear, ZPlus(TINY)), (AvgPool, Norm(TINY)), (Activation, Pass()),
+        (BatchNorm, Pass()),  # which is merged, but for its eps
+    ]
     read = []
     handle = model.get_submodule(layer).register_forward_hook(
         lambda module, args, output: read.append(output * 1) or read[-1]
     )
     try:
         with LayerMapComposite(rules).context(model):
-            relevance, = torch.autograd.grad(model(image.clone().requires_grad_())[:, 2].sum(), read)
+            relevance, = torch.autograd.grad(model(image.clone().requires_grad_())[:, unit].sum(), read)
     finally:
         handle.remove()
     return relevance.sum(1)
 
 
+TINY = 1e-30  # of what is added to a denominator, as activations without biases are small
 WEIGHTS = Path(__file__).parents[2] / 'shared' / 'data' / 'weights' / 'squeezenet1_0_imagenet.pt'
 
 
@@ -251,7 +255,9 @@ def test_relative_of_zero_is_the_z_plus_rule(network):
         layers, size = ('features.4.squeeze_activation', 'features.7.expand3x3', 'features.12.squeeze'), 96
     else:
         torch.manual_seed(0)
-        model = torchvision.models.vgg11_bn(weights=None, num_classes=7)
+        model = torchvision.models.vgg11_bn(weights=None, init_weights=False)
+        model.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+        model.classifier = torch.nn.Sequential(torch.nn.Linear(512, 32), torch.nn.ReLU(), torch.nn.Linear(32, 7))
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.uniform_(module.running_var, .5, 2.)
@@ -267,11 +273,12 @@ def test_relative_of_zero_is_the_z_plus_rule(network):
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.running_mean.zero_()
     image = random_image(1, 3, size, size)
+    unit = model(image).argmax().item()
     for layer in layers:
-        expected, maps = z_plus(merged, layer, image), {}
+        expected, maps = z_plus(merged, layer, image, unit), {}
         for stream in ('positive', 'negative'):
-            composite = SplitLRP(1e-12, stream, layer, recentering=Relative(0.))
-            explain(composite, model, image)
+            composite = SplitLRP(TINY, stream, layer, recentering=Relative(0.))
+            explain(composite, model, image, unit)
             maps[stream] = composite.saliency
         assert_close(maps['positive'], expected, 1e-9)
         assert not maps['negative'].any()

@@ -117,6 +117,8 @@ class Relevance(Difference):
     def __init__(self, stream):
         super().__init__()
         self.stream = stream
+        if stream == 'negative':  # which may get none
+            self.vanishes = ''
 
     def combine(self, gradient, sum_gradient):
         '''The relevances, which the gradients of difference and sum stand for.'''
