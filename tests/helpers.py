@@ -1,4 +1,6 @@
 '''What several tests need.'''
+import copy
+
 import pytest
 import torch
 
@@ -34,6 +36,20 @@ def gradient_of(network, image, unit=2):
     '''The plain gradient of one output unit.'''
     image = image.detach().clone().requires_grad_()
     return torch.autograd.grad(network(image)[:, unit].sum(), image)[0]
+
+
+def rounding(model, *inputs, unit=1, read=lambda output: output, factor=16.):
+    '''The error that a map in a dtype may have, relative to its largest entry: that which torch's own gradient has, in
+    this dtype and by the kernels of this machine, against float64, times a factor. A map takes two backward passes, of
+    the difference and of the sum, and a product; and the gradient's largest error is that of one draw. Four bits.'''
+    def gradient(model, *inputs):
+        leaves = [each.detach().clone().requires_grad_() for each in inputs]
+        found = torch.autograd.grad(read(model(*leaves))[:, unit].sum(), leaves)
+        return torch.cat([each.double().flatten() for each in found])
+
+    exact = gradient(copy.deepcopy(model).double(), *(each.double() for each in inputs))
+    error = (gradient(model, *inputs) - exact).abs().max() / exact.abs().max()
+    return factor * max(error.item(), torch.finfo(inputs[0].dtype).eps)
 
 
 def drawn(count, seed):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 from commands import require_success, run_code
-from helpers import assert_close, random_image
+from helpers import assert_close, random_image, rounding
 from torch import nn
 from torch.nn import functional as F
 from zennit.attribution import Gradient
@@ -115,7 +115,9 @@ def test_dtypes(name, dtype, network, images):
     assert attribution.shape == images.shape
     assert attribution.isfinite().all()
     if dtype == torch.float32 and name not in ('random', 'gradient-shap'):
-        assert_close(attribution.double(), expected, 1e-4)
+        # the network's weights were rounded to float32, and some methods take differences of outputs
+        tolerance = max(rounding(network, images[[i]].to(dtype), unit=unit) for i, unit in enumerate(TARGETS))
+        assert_close(attribution.double(), expected, 10. * tolerance)
 
 
 def condition(model, input):
