@@ -34,7 +34,7 @@ class Copy(nn.Module):
 def efficientnet():
     '''EfficientNet-Lite0, in which maps at ``_bn1`` are read after the activation, and those at ``_bn1.0`` before.'''
     classifier = load_classifier('efficientnet_lite0')
-    classifier.model._bn1 = nn.Sequential(classifier.model._bn1, Copy())
+    classifier.model._bn1 = nn.Sequential(classifier.model._bn1, Copy()).eval()
     return classifier
 
 
