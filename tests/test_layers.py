@@ -207,7 +207,7 @@ def test_split_maps_are_read_where_those_of_peers_are(name):
 @pytest.mark.parametrize('composite', [
     SplitLRP(stream='positive', layer='norm1'), SplitLRP(layer='norm3'), SplitCAM('norm1', stream='+g'),
     SplitCAM('norm2'), SplitGrad(layer='second'),
-], ids=str)
+], ids=lambda composite: f'{type(composite).__name__} {composite.canonizers[-1].layer}')
 def test_split_maps_of_modules_and_functions(composite):
     maps = []
     for kind in KINDS:
