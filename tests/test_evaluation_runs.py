@@ -312,6 +312,7 @@ def test_settings_are_reported_without_a_choice(tmp_path):
     }
     assert (counts['object_auc'] == 9).all() and (counts['pixel_flipping_20'] == 2).all()
     assert counts.loc['Integrated Gradients', 'grid_pointing_game'].eq(0).all()
+    assert ',nan,' in (tmp_path / 'settings.csv').read_text()  # not a number, where an empty cell is no score
     assert counts.loc[['SplitLRP', 'Image Center'], 'max_sensitivity'].eq(2).all()
     center = scores[scores['method'] == 'Image Center']
     assert np.allclose(center['grid_pointing_game'].dropna(), .25) and center['negative_localisation'].isna().all()

@@ -1,5 +1,7 @@
 '''Figures of an evaluation.'''
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import ScalarFormatter
 
 from ..figures import caption, color, side_by_side
 from ..methods import CONTROLS, METHODS, attributor, saliency_map
@@ -119,12 +121,17 @@ def pareto_figure(scores):
         explaining = points.drop(index=controls, level='method', errors='ignore')
         front = pareto_front(explaining, METRICS[price].larger_is_better)
         axis.plot(front[across], front[price], color='gray', linewidth=.8, zorder=0)
-        for setting, values in front.iterrows():
+        for place, (setting, values) in enumerate(front.iterrows()):
             number = numbers.setdefault(setting, len(numbers) + 1)
-            axis.annotate(str(number), values, xytext=(5, 5), textcoords='offset points', weight='bold')
+            axis.annotate(
+                str(number), values, xytext=(4 if place % 2 else -4, 6), textcoords='offset points', weight='bold',
+                ha='left' if place % 2 else 'right', path_effects=[withStroke(linewidth=2., foreground='white')]
+            )
         axis.set_xlabel(METRICS[across].heading)
         axis.set_ylabel(METRICS[price].heading)
         if not METRICS[price].larger_is_better:
+            axis.set_yscale('symlog', linthresh=1.)  # a map of a small norm may change by many times it
+            axis.yaxis.set_major_formatter(ScalarFormatter())
             axis.invert_yaxis()
     handles = {label: line for each in figure.axes for line, label in zip(*each.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc='outside upper center', ncols=5, fontsize='small')
