@@ -285,6 +285,8 @@ def test_pareto_figure():
     titles = [each.get_text() for each in figure.legends[0].get_texts()]
     assert titles == ['CAM', 'LRP-γ', 'Image Center', 'DeepLift']
     assert pareto_figure(scores[scores['metric'] == 'max_sensitivity']) is None
+    zeros = scores.replace({'score': {.5: np.inf}})  # Max Sensitivity of a map of zeros
+    assert [each.get_text() for each in pareto_figure(zeros).axes[0].texts] == ['1', '2']
 
 
 SETTINGS = (

@@ -226,7 +226,7 @@ def test_options_of_the_results(name, model):
     assert {'integrated-gradients', 'lrp-gamma', 'lrp-epsilon-plus', 'image-center'} < methods
 
 
-@pytest.mark.parametrize('name', ['squeezenet', 'efficientnet_lite0'])
+@pytest.mark.parametrize('name', ['squeezenet', 'efficientnet_lite0', 'drawings'])
 def test_tables_of_the_results_are_those_of_the_scores(name):
     pd = pytest.importorskip('pandas')
     pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')

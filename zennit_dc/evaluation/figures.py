@@ -1,4 +1,5 @@
 '''Figures of an evaluation.'''
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import ScalarFormatter
@@ -103,9 +104,12 @@ def pareto_figure(scores):
         upwards and to the right. Settings that no other one beats in both are joined by a line and numbered; the
         controls are hollow and not among them. None if there are no two such metrics.
     '''
-    table = means(scores)
+    table = means(scores).replace(np.inf, np.nan)  # the sensitivity of a map of zeros
     across = next((name for name in ('grid_pointing_game', 'object_auc') if name in table), None)
-    prices = [name for name in ('max_sensitivity', 'pixel_flipping_20') if name in table]
+    prices = [
+        name for name in ('max_sensitivity', 'pixel_flipping_20')
+        if across in table and name in table and table[[across, name]].notna().all(axis=1).any()
+    ]
     if across is None or not prices:
         return None
     controls = [METHODS[name].title for name in CONTROLS]
@@ -131,8 +135,9 @@ def pareto_figure(scores):
         axis.set_ylabel(METRICS[price].heading)
         if not METRICS[price].larger_is_better:
             axis.set_yscale('symlog', linthresh=1.)  # a map of a small norm may change by many times it
+            axis.set_yticks([0., .2, .4, .6, .8, 1., 2., 5., 10., 20., 50., 100.])
             axis.yaxis.set_major_formatter(ScalarFormatter())
-            axis.invert_yaxis()
+            axis.set_ylim(1.1 * points[price].max(), -.05)
     handles = {label: line for each in figure.axes for line, label in zip(*each.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc='outside upper center', ncols=5, fontsize='small')
     names = [f'{number}  {" ".join(setting).strip()}' for setting, number in numbers.items()]
