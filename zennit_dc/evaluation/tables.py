@@ -26,7 +26,8 @@ def results_table(scores, criteria=None):
     list[list[str]]
         The rows, the first of which is the header. An arrow shows where better is, and a number of how many images a
         metric has the mean. The mean comes with its standard error, by bootstrap over images; the best mean of each
-        metric, and those that look the same, are followed by a star, except for controls; a dash is where a setting has no score.
+        metric, and those that look the same, are followed by a star, except for controls; a dash is where a setting
+        has no score.
     '''
     table = means(scores)
     metrics = [metric for metric in METRICS if metric in table]
