@@ -285,6 +285,8 @@ def test_pareto_figure():
     titles = [each.get_text() for each in figure.legends[0].get_texts()]
     assert titles == ['CAM', 'LRP-γ', 'Image Center', 'DeepLift']
     assert pareto_figure(scores[scores['metric'] == 'max_sensitivity']) is None
+    zeros = scores.replace({'score': {.5: np.inf}})  # Max Sensitivity of a map of zeros
+    assert [each.get_text() for each in pareto_figure(zeros).axes[0].texts] == ['1', '2']
 
 
 SETTINGS = (
@@ -312,6 +314,7 @@ def test_settings_are_reported_without_a_choice(tmp_path):
     }
     assert (counts['object_auc'] == 9).all() and (counts['pixel_flipping_20'] == 2).all()
     assert counts.loc['Integrated Gradients', 'grid_pointing_game'].eq(0).all()
+    assert ',nan,' in (tmp_path / 'settings.csv').read_text()  # not a number, where an empty cell is no score
     assert counts.loc[['SplitLRP', 'Image Center'], 'max_sensitivity'].eq(2).all()
     center = scores[scores['method'] == 'Image Center']
     assert np.allclose(center['grid_pointing_game'].dropna(), .25) and center['negative_localisation'].isna().all()

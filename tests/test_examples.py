@@ -229,15 +229,15 @@ def test_options_of_the_results(name, model):
     assert {'integrated-gradients', 'lrp-gamma', 'lrp-epsilon-plus', 'image-center'} < methods
 
 
-@pytest.mark.parametrize('name', ['squeezenet', 'efficientnet_lite0'])
+@pytest.mark.parametrize('name', ['squeezenet', 'efficientnet_lite0', 'drawings'])
 def test_tables_of_the_results_are_those_of_the_scores(name):
     pd = pytest.importorskip('pandas')
     pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
     from zennit_dc.evaluation.tables import markdown, results_table
 
     folder = EXAMPLES / 'results'
-    scores = pd.read_csv(folder / name / 'settings.csv', keep_default_na=False, na_values={'': []})
+    scores = pd.read_csv(folder / name / 'settings.csv', keep_default_na=False, dtype=str)
     scores = scores.melt(['method', 'setting', 'image'], var_name='metric', value_name='score')
-    scores['score'] = pd.to_numeric(scores['score'])
-    table = markdown(results_table(scores.dropna()))
+    scores = scores[scores['score'] != '']
+    table = markdown(results_table(scores.assign(score=scores['score'].astype(float))))
     assert table in (folder / 'README.md').read_text(encoding='utf-8')

@@ -154,7 +154,7 @@ class Comparison:
         if self.is_first:
             remove_results(self.out)
             rows = results_table(scores)
-            save_text(self.out / 'settings.csv', wide(scores).to_csv(float_format='%.6g'))
+            save_text(self.out / 'settings.csv', wide(scores).to_csv())
             save_text(self.out / 'settings.md', f'{markdown(rows)}\n{NOTE}')
             save_text(self.out / 'settings.tex', latex(rows))
             self.echo(f'{len(settings)} settings on {len(self.test)} images:\n\n{markdown(rows)}\n{NOTE}')
@@ -214,8 +214,9 @@ def remove_results(out):
 
 
 def wide(scores):
-    '''Scores as a table with a row for each setting and image, and a column for each metric.'''
-    order = list(dict.fromkeys(scores['metric']))
+    '''Scores as a table with a row for each setting and image, and a column for each metric: six digits, nan where a
+    score is not a number, and nothing where there is none.'''
+    scores, order = scores.assign(score=scores['score'].map('{:.6g}'.format)), list(dict.fromkeys(scores['metric']))
     keys = ['method', 'setting', 'image']
     return scores.pivot(index=keys, columns='metric', values='score').loc[
         list(dict.fromkeys(scores[keys].itertuples(index=False, name=None))), order

@@ -1,5 +1,8 @@
 '''Figures of an evaluation.'''
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import ScalarFormatter
 
 from ..figures import caption, color, side_by_side
 from ..methods import CONTROLS, METHODS, attributor, saliency_map
@@ -101,9 +104,12 @@ def pareto_figure(scores):
         upwards and to the right. Settings that no other one beats in both are joined by a line and numbered; the
         controls are hollow and not among them. None if there are no two such metrics.
     '''
-    table = means(scores)
+    table = means(scores).replace(np.inf, np.nan)  # the sensitivity of a map of zeros
     across = next((name for name in ('grid_pointing_game', 'object_auc') if name in table), None)
-    prices = [name for name in ('max_sensitivity', 'pixel_flipping_20') if name in table]
+    prices = [
+        name for name in ('max_sensitivity', 'pixel_flipping_20')
+        if across in table and name in table and table[[across, name]].notna().all(axis=1).any()
+    ]
     if across is None or not prices:
         return None
     controls = [METHODS[name].title for name in CONTROLS]
@@ -119,13 +125,19 @@ def pareto_figure(scores):
         explaining = points.drop(index=controls, level='method', errors='ignore')
         front = pareto_front(explaining, METRICS[price].larger_is_better)
         axis.plot(front[across], front[price], color='gray', linewidth=.8, zorder=0)
-        for setting, values in front.iterrows():
+        for place, (setting, values) in enumerate(front.iterrows()):
             number = numbers.setdefault(setting, len(numbers) + 1)
-            axis.annotate(str(number), values, xytext=(5, 5), textcoords='offset points', weight='bold')
+            axis.annotate(
+                str(number), values, xytext=(4 if place % 2 else -4, 6), textcoords='offset points', weight='bold',
+                ha='left' if place % 2 else 'right', path_effects=[withStroke(linewidth=2., foreground='white')]
+            )
         axis.set_xlabel(METRICS[across].heading)
         axis.set_ylabel(METRICS[price].heading)
         if not METRICS[price].larger_is_better:
-            axis.invert_yaxis()
+            axis.set_yscale('symlog', linthresh=1.)  # a map of a small norm may change by many times it
+            axis.set_yticks([0., .2, .4, .6, .8, 1., 2., 5., 10., 20., 50., 100.])
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.set_ylim(1.1 * points[price].max(), -.05)
     handles = {label: line for each in figure.axes for line, label in zip(*each.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, loc='outside upper center', ncols=5, fontsize='small')
     names = [f'{number}  {" ".join(setting).strip()}' for setting, number in numbers.items()]

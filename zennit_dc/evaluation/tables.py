@@ -26,7 +26,8 @@ def results_table(scores, criteria=None):
     list[list[str]]
         The rows, the first of which is the header. An arrow shows where better is, and a number of how many images a
         metric has the mean. The mean comes with its standard error, by bootstrap over images; the best mean of each
-        metric is followed by a star, except for controls; a dash is where a setting has no score.
+        metric, and those that look the same, are followed by a star, except for controls; a dash is where a setting
+        has no score.
     '''
     table = means(scores)
     metrics = [metric for metric in METRICS if metric in table]
@@ -47,7 +48,7 @@ def results_table(scores, criteria=None):
     rows, errors = [header], standard_errors(scores).loc[order, metrics]
     for (method, setting), values, own_errors in zip(order, shown.values, errors.values):
         numbers = [
-            cell(value, error, value == best[metric] and method not in controls)
+            cell(value, error, method not in controls and shown_as(value) == shown_as(best[metric]))
             for metric, value, error in zip(metrics, values, own_errors)
         ]
         rows.append([method, setting, *([', '.join(chosen[method, setting])] if chosen else []), *numbers])
@@ -64,11 +65,16 @@ def standard_errors(scores, samples=1000):
     return scores.groupby(['method', 'setting', 'metric'])['score'].agg(error).unstack('metric')
 
 
+def shown_as(value):
+    '''A score as it is shown, or None if there is none.'''
+    return None if value is None else f'{value:.2f}'
+
+
 def cell(value, error, is_best):
     '''A mean with its standard error, and a star if it is the best.'''
     if value != value:
         return '–'
-    return f'{value:.2f}{"" if error != error else f" ± {error:.2f}"}{"*" if is_best else ""}'
+    return f'{shown_as(value)}{"" if error != error else f" ± {error:.2f}"}{"*" if is_best else ""}'
 
 
 def markdown(rows):
