@@ -84,6 +84,8 @@ def test_models_in_the_readme():
     '''In two lines, with random weights, and a small configuration for the one that has none by its name.'''
     pytest.importorskip('timm', reason='the extra "models" is not installed')
     transformers = pytest.importorskip('transformers', reason='the extra "models" is not installed')
+    if not transformers.utils.is_torch_available():
+        pytest.skip('this version of transformers needs a later version of PyTorch')
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, num_labels=1000
     )

@@ -11,6 +11,18 @@ from torch.nn.utils import parametrizations, parametrize
 
 from .programs import Rejected, affine, compiled, memory, route
 
+
+def shuffles_channels():
+    '''Whether torch has a derivative of channel_shuffle, which 2.4 has not.'''
+    try:
+        torch.autograd.grad(torch.channel_shuffle(leaf := torch.ones(1, 4, 1, 1, requires_grad=True), 2).sum(), leaf)
+    except RuntimeError:
+        return False
+    return True
+
+
+SHUFFLE = ['F.channel_shuffle(x, 2)'] if shuffles_channels() else []
+
 FAMILIES = {}
 
 
@@ -682,7 +694,7 @@ def copies(g, x):
     if x.ndim == 4:
         options += [
             'x.contiguous(memory_format=torch.channels_last)', 'x.to(memory_format=torch.channels_last)',
-            'F.pixel_shuffle(x, 2)', 'F.pixel_unshuffle(x, 2)', 'F.channel_shuffle(x, 2)',
+            'F.pixel_shuffle(x, 2)', 'F.pixel_unshuffle(x, 2)', *SHUFFLE
         ] + ['F.unfold(x, 2, padding=1)'] * x.leading
     return options
 

@@ -17,7 +17,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     '''Attention, a positive linear map of the values. Of values that are constants, it is a constant.'''
     split_pass = pass_of((query, key, value, attn_mask))
     require_evaluation(dropout_p > 0., 'the dropout of attention', (query, key, value))
-    settings = {'scale': scale, 'enable_gqa': enable_gqa}
+    settings = {'scale': scale, **({'enable_gqa': True} if enable_gqa else {})}  # which torch 2.4 does not know
     if not isinstance(value, SplitTensor):
         constants = as_constants((query, key)), value, as_constants(attn_mask)
         return F.scaled_dot_product_attention(*constants[0], *constants[1:], 0., is_causal, **settings)

@@ -216,7 +216,7 @@ def follow_axes(pairs, output, function):
         places = [pair.place(name) for pair in pairs]
         try:
             found = [] if None in places else places_of(pairs, places, output, function)
-        except (RuntimeError, IndexError, NotImplementedError):
+        except (RuntimeError, IndexError, NotImplementedError, AssertionError):  # the last in torch 2.4
             found = []  # what cannot be asked is not proven
         setattr(output, name, Axis.at(output.values[0].shape, found[0]) if len(found) == 1 else None)
     return output
