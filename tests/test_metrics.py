@@ -468,8 +468,8 @@ def test_errors():
 
 def test_the_table_of_metrics():
     assert [name for name, metric in metrics.METRICS.items() if metric.larger_is_better is False] == [
-        'selectivity', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim', 'frequency_gap', 'gradient_gap',
-        'time',
+        'selectivity', 'negative_localisation', 'max_sensitivity', 'class_agreement', 'hog', 'spearman', 'ssim',
+        'frequency_gap', 'gradient_gap', 'time',
     ]
     assert metrics.METRICS['expected_frequency'].larger_is_better is None
     assert [name for name, metric in metrics.METRICS.items() if metric.needs_mosaic] == ['grid_pointing_game']
