@@ -425,8 +425,9 @@ def test_squeezenet(photographs):
     model, images = photographs
     loss = cross_entropy(model, images['purse'])
     values = loss.eigenpairs(3)[0][0] * loss.log_scale.exp()
-    assert abs(values[0] - 29.45) < .01 and abs(values[1] - 18.43) < .01 and abs(values[2] - 8.97) < .02
-    assert abs(cosines(model, images['purse'], penalty=0.) - .845) < .002
+    # of some million pre-activations, a few are so close to zero that another kernel rounds them to the other sign
+    assert values.tolist() == pytest.approx([29.45, 18.43, 8.97], rel=.01)
+    assert cosines(model, images['purse'], penalty=0.) == pytest.approx(.845, abs=.01)
     assert cosines(model, images['purse'], penalty=Sparsity(.9)) >= .99
     assert cosines(model, images['basketball'], penalty=0.) >= .9999
 
