@@ -3,7 +3,6 @@ flow.'''
 import weakref
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from ..nested import flatten
 from ..split import pairs_in, split_form, unsupported
@@ -66,8 +65,8 @@ class Refused:
 
 
 def read_alone(function, args, kwargs, error):
-    '''What a function without a split form returns for the differences, as pairs that may only be read; whatever else is
-    made of them raises the error.'''
+    '''What a function without a split form returns for the differences, as pairs that may only be read; whatever else
+    is made of them raises the error.'''
     name = getattr(function, '__name__', '')
     in_place = name.endswith('_') and not name.endswith('__') or name.startswith('__i') or kwargs.get('inplace')
     if in_place or name in ('__get__', '__set__', '__setitem__', 'backward'):
@@ -174,49 +173,3 @@ def data(pair, *args):
 @reading
 def array(pair, *args, **kwargs):
     return lend(pair).__array__(*args, **kwargs)
-
-
-# gradients, which are those of the difference
-
-class ChangedGradient(RuntimeError):
-    '''The error for a hook that changes the gradient of a pair in a backward pass that makes a map.'''
-
-
-@split_form(torch.Tensor.register_hook)
-@reading
-def register_hook(pair, hook):
-    difference, split_pass = pair.difference, pair.split_pass
-    if not difference.requires_grad:  # as below the layer at which the map is read
-        return RemovableHandle({})
-
-    def watched(gradient):
-        changed = hook(gradient)
-        if changed is not None and changed is not gradient and split_pass.makes_map():
-            raise ChangedGradient(
-                'a hook that was given to register_hook changes the gradient of a split pair, of which it sees the'
-                ' difference\'s alone: let it return None, or give the module that calls it a form with'
-                ' zennit_dc.split_form'
-            )
-        return changed
-
-    return difference.register_hook(watched)
-
-
-@split_form(torch.Tensor.retain_grad)
-@reading
-def retain_grad(pair):
-    if pair.difference.requires_grad:
-        pair.difference.retain_grad()
-
-
-@split_form(torch.Tensor.grad.__get__)
-@reading
-def grad(pair, *args):
-    return pair.difference.grad
-
-
-for getter in ('retains_grad', 'is_leaf', '_version', 'output_nr'):
-    @split_form(getattr(torch.Tensor, getter).__get__)
-    @reading
-    def of_difference(pair, *args, getter=getter):
-        return getattr(pair.values[0], getter)

@@ -44,7 +44,8 @@ register_routing(
     ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
      'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
      'native_channel_shuffle', '__getitem__', 'unfold', 'rot90', 'diagonal', 'masked_select', 'atleast_1d',
-     'atleast_2d', 'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'), follow_axes
+     'atleast_2d', 'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'),
+    follow_axes
 )
 
 
@@ -154,8 +155,8 @@ split_form(torch.Tensor.__iter__)(lambda pair: iter(unbind(pair)))
 
 
 for name in (
-    'to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'short', 'char', 'byte',
-    'bool',
+    'to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'short', 'char',
+    'byte', 'bool',
 ):
     for function in overloads(name):
         @split_form(function)
@@ -164,7 +165,7 @@ for name in (
             if not isinstance(pair, SplitTensor):
                 return function(pair, *args, **kwargs)
             converted = function(pair.values[0], *args, **kwargs)
-            if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # the name of a type, or a mask
+            if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # a type's name, or a mask
                 return converted
             if not converted.is_floating_point():
                 return known(converted.detach(), 'a cast to integers', (pair,))

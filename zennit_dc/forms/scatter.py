@@ -39,8 +39,8 @@ def moved(function, dim, *operands):
 
 
 def summed(function, dim, target, source, scales=False):
-    '''A function ``(target, source) -> tensor`` that adds up entries of both with coefficients that are not negative; of
-    the target's own there are others than one if it ``scales`` them.'''
+    '''A function ``(target, source) -> tensor`` that adds up entries of both with coefficients that are not negative;
+    of the target's own there are others than one if it ``scales`` them.'''
     differences, sums = streams(target, source)
     if isinstance(target, SplitTensor) and isinstance(source, SplitTensor):
         own, other = (torch.zeros_like(each) for each in differences)
@@ -62,7 +62,8 @@ def scatter(target, dim, index, src=None, value=None, reduce=None):
     if reduce is not None:
         if reduce != 'add':
             raise unsupported('scatter', (target, src), f' for reduce={reduce!r}')
-        src = src if isinstance(src, torch.Tensor) else torch.full(index.shape, src, dtype=target.dtype).to(index.device)
+        if not isinstance(src, torch.Tensor):
+            src = torch.full(index.shape, src, dtype=target.dtype, device=index.device)
         return scatter_add(target, dim, index, src)
     if isinstance(src, SplitTensor) and src.values[0].ndim == 0:
         src = src.expand(index.shape)
