@@ -87,14 +87,13 @@ def test_what_only_was_to_be_read_is_an_error_where_it_is_used():
 
 def test_gradients_that_hooks_see_are_those_of_the_difference():
     model, image = with_layers(), random_image(2, 3, 8, 8).requires_grad_()
-    found = []
+    found, kept = [], []
     for split in (False, True):
-        kept = []
         handle = model[1].register_forward_hook(lambda module, args, output: [
             output.register_hook(found.append), output.retain_grad(), kept.append(output)].clear())
         with SplitGrad(.5).context(model) if split else nullcontext():
             model(image)[:, 1].sum().backward()
-            assert torch.equal(kept[0].grad, found[-1])
+            assert torch.equal(kept[-1].grad, found[-1])
         handle.remove()
     assert_close(found[1], found[0] / 2)
 

@@ -38,19 +38,20 @@ def moved(function, dim, *operands):
     return along(operands, dim, output)
 
 
-def summed(function, dim, target, source, scales=False):
+def summed(function, dim, target, source, scales=False, sum_function=None):
     '''A function ``(target, source) -> tensor`` that adds up entries of both with coefficients that are not negative;
-    of the target's own there are others than one if it ``scales`` them.'''
+    of the target's own there are others than one if it ``scales`` them. There may be another one for the sums.'''
+    of_sums = function if sum_function is None else sum_function
     differences, sums = streams(target, source)
     if isinstance(target, SplitTensor) and isinstance(source, SplitTensor):
         own, other = (torch.zeros_like(each) for each in differences)
         kept = linear(target, lambda tensor: function(tensor, other.to(tensor.dtype))) if scales else target
-        added = linear(source, lambda tensor: function(own.to(tensor.dtype), tensor))
+        added = linear(source, lambda tensor: function(own, tensor), lambda total: of_sums(own.to(total.dtype), total))
         output = valued(add((kept, added), torch.add), function(*plain((target, source))))
     elif isinstance(target, SplitTensor):
-        output = linear(target, lambda tensor: function(tensor, source), lambda total: function(total, sums[1]))
+        output = linear(target, lambda tensor: function(tensor, source), lambda total: of_sums(total, sums[1]))
     else:
-        output = linear(source, lambda tensor: function(target, tensor), lambda total: function(sums[0], total))
+        output = linear(source, lambda tensor: function(target, tensor), lambda total: of_sums(sums[0], total))
     return along((target, source), dim, output)
 
 
@@ -118,8 +119,11 @@ def index_put(target, indices, values, accumulate=False):
 
 @torch_form('index_add', inplace=('index_add_',))
 def index_add(target, dim, index, source, *, alpha=1):
-    index, source = plain(index), source if alpha == 1 else source * alpha
-    return summed(lambda *both: torch.index_add(both[0], dim, index, both[1]), dim, target, source)
+    index = plain(index)
+    return summed(
+        lambda *both: torch.index_add(both[0], dim, index, both[1], alpha=alpha), dim, target, source,
+        sum_function=lambda *both: torch.index_add(both[0], dim, index, both[1], alpha=abs(alpha))
+    )
 
 
 @torch_form('scatter_add', inplace=('scatter_add_',))
