@@ -131,7 +131,7 @@ def of_one_sample(matrices):
     return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
 
 
-for function in {torch.sparse.mm, torch.smm, torch.spmm, torch.hspmm} | overloads(
+for function in {torch.sparse.mm} | overloads(
     'dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'
 ):
     @split_form(function)
