@@ -13,6 +13,7 @@ from .forms.hooks import BackwardHooks
 from .needs import Choices
 from .nested import flatten, modules_of
 from .passes import Independent, MapPass
+from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
 from .recentering import Relative
 from .rules import SplitRule
 from .sharing import ATTEMPTS
