@@ -106,6 +106,45 @@ def test_composites_alone_register_the_split_forms():
     require_success(run_code(code))
 
 
+NAMES = "{'split_lrp': 'SplitLRP', 'split_grad': 'SplitGrad', 'split_cam': 'SplitCAM'}"
+
+
+@pytest.mark.parametrize('order', [
+    ('import zennit_dc', 'from zennit.composites import COMPOSITES'),
+    ('from zennit.composites import COMPOSITES', 'import zennit_dc'),
+    ('import zennit_dc.rules', 'from zennit.composites import COMPOSITES'),
+    ('from zennit_dc import SplitLRP', 'from zennit.composites import COMPOSITES'),
+    ('from zennit_dc.methods import attributor', 'attributor', 'from zennit.composites import COMPOSITES'),
+], ids=['first', 'last', 'module', 'composite', 'methods'])
+def test_zennit_finds_the_composites_by_their_names(order):
+    '''With nothing but the import of the package, before or after Zennit's.'''
+    require_success(run_code('\n'.join([
+        'import sys', *order, f'names = {NAMES}', 'import inspect, zennit.composites, zennit_dc',
+        'for name, composite in names.items():',
+        '    assert COMPOSITES[name] is getattr(zennit_dc, composite)',
+        'assert COMPOSITES is zennit.composites.COMPOSITES and "epsilon_plus" in COMPOSITES',
+        'assert "class EpsilonPlus" in inspect.getsource(zennit.composites)',
+        'assert zennit.composites.__spec__.loader is zennit.composites.__loader__',
+        'assert not any(type(each).__module__.startswith("zennit_dc") for each in sys.meta_path)',
+    ])))
+
+
+def test_a_composite_by_its_name_with_a_canonizer():
+    '''As in the examples that come with Zennit.'''
+    require_success(run_code('\n'.join([
+        'import zennit_dc, torch',
+        'from torchvision.models.resnet import BasicBlock, ResNet',
+        'from zennit.attribution import Gradient',
+        'from zennit.composites import COMPOSITES',
+        'from zennit.torchvision import ResNetCanonizer',
+        'model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval()',
+        'composite = COMPOSITES["split_lrp"](canonizers=[ResNetCanonizer()])',
+        'with Gradient(model, composite) as attributor:',
+        '    output, relevance = attributor(torch.randn(2, 3, 32, 32), lambda output: output * torch.eye(4)[[1, 2]])',
+        'assert relevance.shape == (2, 3, 32, 32) and relevance.abs().amax((1, 2, 3)).min() > 0',
+    ])))
+
+
 INTERRUPTED = """
 import importlib.abc, runpy, signal, sys
 

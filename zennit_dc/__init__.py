@@ -1,5 +1,5 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from .lazy import lazily
+from .lazy import import_with, lazily
 
 
 __all__ = [
@@ -16,3 +16,4 @@ __getattr__, __dir__ = lazily(globals(), {
     'recentering': ('Relative', 'Scaling', 'Shifting'), 'sharing': (),
     'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
 }, before=['forms'])  # which registers the split forms
+import_with('zennit.composites', 'zennit_dc.composites')  # whose COMPOSITES has all composites by their names

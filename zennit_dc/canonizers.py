@@ -9,9 +9,11 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
+from .forms.hooks import BackwardHooks
 from .needs import Choices
 from .nested import flatten, modules_of
 from .passes import Independent, MapPass
+from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
 from .recentering import Relative
 from .rules import SplitRule
 from .sharing import ATTEMPTS
@@ -132,6 +134,8 @@ class SplitCanonizer(Canonizer):
         self.restore += [option.remove for option in self.choices.apply(root_module)]
         for module in root_module.modules():
             self.run_eagerly(module)
+            if module is not root_module and (module._backward_hooks or module._backward_pre_hooks):
+                self.restore.append(BackwardHooks(module).remove)
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
             if form is not None:
                 self.replace_forward(module, ModuleForward(form, module))

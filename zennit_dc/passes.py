@@ -12,13 +12,16 @@ from itertools import chain
 
 import torch
 
+from .forms.reading import read_alone
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
 from .spatial import ACTIVATIONS, name_of, places_of, spread
 from .split import (
-    Pass, SeveralUses, SplitTensor, Unshared, common_pass, describe, input_sum, pairs_in, same, sum_dtype
+    Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, describe, input_sum, pairs_in, same,
+    sum_dtype
 )
+from .views import become_plain
 
 
 class Independent(NotImplementedError):
@@ -73,8 +76,12 @@ class SplitPass(Pass):
 
     def __call__(self, inputs):
         '''Run the model. The output has the difference in place of each split pair.'''
-        self.inputs = inputs
-        return self.leave(self.call([self.enter(index) for index in range(len(inputs))]))
+        self.inputs, output = inputs, None
+        try:
+            output = self.leave(self.call([self.enter(index) for index in range(len(inputs))]))
+        finally:
+            become_plain(self, output is not None)
+        return output
 
     def enter(self, index):
         '''Split an input.'''
@@ -114,6 +121,18 @@ class SplitPass(Pass):
         self.read_at(output)
         return output
 
+    def evaluate(self, function, args, kwargs):
+        '''What a function is on pairs, by its form; without one, a value that may be read.'''
+        try:
+            output = super().evaluate(function, args, kwargs)
+        except Unsupported as error:
+            return read_alone(function, args, kwargs, error)
+        if not torch.is_grad_enabled() and self.has_graph and not self.without_graph:
+            for pair in pairs_in(output):
+                if not pair.values[0].requires_grad:
+                    pair.depth = -math.inf  # as it does not depend on where the map is read
+        return output
+
     def read_at(self, pair):
         '''Read the map at a pair.'''
         layer = pair.layer and pair.layer._replace(is_read=True)
@@ -144,9 +163,11 @@ class SplitPass(Pass):
         if self.layer is not None and self.read is None:
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, or not on a split pair')
         reached = any(pair.depth > -math.inf and pair.difference.requires_grad for pair in pairs.values())
-        if self.layer is not None and self.has_graph and not reached:
-            where = f'module {self.layer!r}, or what follows that runs in torch.no_grad()'
-            raise ValueError(f'the model\'s output does not depend on the output of {where}')
+        if self.has_graph and not reached:
+            where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
+            raise ValueError(
+                f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'
+            )
         for place, pair in pairs.items():
             seeds = partial(self.seeds_of, place, pair.tensors[1].dtype, pair.tensors[1].shape)
             leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place

@@ -101,6 +101,7 @@ class Pass:
         require_choice('pooling', pooling, ('wta', 'convex'))
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
         self.rules, self.sums, self.depth = [TrueGradient() if rule is None else rule], True, 0
+        self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
 
     @property
     def rule(self):
@@ -199,6 +200,7 @@ class SplitTensor(torch.Tensor):
         self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
+        self.is_input = False  # whether its values are those of the input, in other places
         self.is_full = not self.split_pass.shares  # whether it was made where a sum has as many samples as there are
         self.base, self.path, self.views = None, None, []
         self.is_unread = False  # whether its memory is its own, and nothing has come of it yet
@@ -226,7 +228,7 @@ class SplitTensor(torch.Tensor):
 
     def as_input(self):
         '''This pair with the axes that an input has: samples, and channels.'''
-        shape = self.values[0].shape
+        shape, self.is_input = self.values[0].shape, True
         self.batch, self.channels = (Axis.at(shape, index) if len(shape) > index else None for index in (0, 1))
         return self
 

@@ -100,10 +100,7 @@ def dense(pair, weight, bias=None):
 def matmul(left, right=None, *, other=None, mat2=None, vec=None):
     '''A constant on the right is a layer's weight; one on the left mixes tokens, as attention weights do.'''
     right = next(operand for operand in (right, other, mat2, vec) if operand is not None)
-    if isinstance(right, SplitTensor) and not isinstance(left, SplitTensor):
-        if right.place('batch') == (-2 if right.values[0].ndim > 1 else -1):
-            raise unsupported('a matrix product from the left', (right,), ', as it would mix the samples of the batch')
-    elif not isinstance(right, SplitTensor):
+    if not isinstance(right, SplitTensor):
         require_batch(left, 2, 'matmul')
     has_graph, constants = pass_of((left, right)).has_graph, (id(left), id(right))
 
@@ -132,6 +129,15 @@ def bilinear(function, left, right):
 def of_one_sample(matrices):
     '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
     return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
+
+
+for function in {torch.sparse.mm} | overloads(
+    'dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'
+):
+    @split_form(function)
+    def product(left, right, function=function):
+        '''Other products, and those of sparse matrices that are constant.'''
+        return bilinear(function, left, right)
 
 
 @torch_form('addmm')
@@ -264,7 +270,7 @@ for name in (
             return joined([pair], linear(pair, lambda tensor: function(tensor, *args, **kwargs)))
 
 
-for name in ('mean', 'sum'):
+for name in ('mean', 'sum', 'trace'):
     for function in overloads(name):
         @split_form(function)
         def reduction(pair, *args, function=function, **kwargs):

@@ -6,9 +6,9 @@ import torch
 from ..axes import joined
 from ..operations import route
 from ..split import SplitTensor, pairs_in, split_form, unsupported
-from ..views import as_view
+from ..views import as_view, laid_out
 from .arithmetic import parts
-from .reading import Comparison
+from .reading import known, whole
 from .table import follow_axes, keep_axes, keep_layer, overloads, plain, to_dtype, torch_form
 
 
@@ -32,10 +32,10 @@ register_routing(
     ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
 )
 register_routing(
-    ('clone', 'detach', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
+    ('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
     lambda pairs, output, _: joined(pairs, output)
 )
-register_routing(('contiguous',), keep_layer)
+register_routing(('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 register_routing(  # of a part of an axis, the entries change their order
     ('flip', 'fliplr', 'flipud', 'roll', 'narrow', 'gather', 'index_select', 'take_along_dim'),
     lambda pairs, output, _: output if pairs[0].place('batch') is None else joined(pairs, output)
@@ -44,8 +44,73 @@ register_routing(
     ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
      'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
      'native_channel_shuffle', '__getitem__', 'unfold', 'rot90', 'diagonal', 'masked_select', 'atleast_1d',
-     'atleast_2d', 'atleast_3d'), follow_axes
+     'atleast_2d', 'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'),
+    follow_axes
 )
+
+
+@torch_form('tril', inplace=('tril_',))
+def tril(pair, diagonal=0):
+    return joined([pair], route(pair, lambda tensor: tensor.tril(diagonal)))
+
+
+@torch_form('triu', inplace=('triu_',))
+def triu(pair, diagonal=0):
+    return joined([pair], route(pair, lambda tensor: tensor.triu(diagonal)))
+
+
+@torch_form('nan_to_num', inplace=('nan_to_num_',))
+def nan_to_num(pair, nan=None, posinf=None, neginf=None):
+    '''Finite entries as they are, and constants in place of others.'''
+    difference, stream_sum = pair.tensors
+    output, kept = torch.nan_to_num(difference, nan, posinf, neginf), torch.isfinite(difference)
+    output = pair.replaced(output, torch.where(kept, stream_sum, output.detach().abs().to(stream_sum.dtype)))
+    output.is_input = pair.is_input
+    return output
+
+
+@torch_form('as_strided')
+def as_strided(pair, size, stride, storage_offset=None):
+    '''A view of the memory of the pair that this one is itself a view of.'''
+    root, difference = whole(pair), pair.difference
+    own = root.difference
+    if torch.empty_like(own).stride() != own.stride():
+        raise unsupported('as_strided', (pair,), ' of a part of memory', 'call .contiguous() before')
+    offset = difference.storage_offset() if storage_offset is None else storage_offset
+    strides, start = own.stride(), own.storage_offset()
+
+    def move(tensor):
+        return laid_out(tensor, strides).as_strided(size, stride, offset - start + (
+            tensor.storage_offset() if tensor.stride() == strides else 0
+        ))
+
+    output = pair.like(difference.as_strided(size, stride, storage_offset), move(root.tensors[1]))
+    return as_view(output, root, move)
+
+
+@split_form(torch.broadcast_tensors)
+def broadcast_tensors(*tensors):
+    tensors = tensors[0] if isinstance(tensors[0], (tuple, list)) else tensors
+    shape = torch.broadcast_shapes(*(each.shape for each in tensors))
+    return tuple(each.broadcast_to(shape) for each in tensors)
+
+
+@torch_form('diff')
+def diff(pair, n=1, dim=-1, prepend=None, append=None):
+    '''Differences of neighbours, n times.'''
+    around = [each for each in (prepend, pair, append) if each is not None]
+    pair = torch.cat(around, dim) if len(around) > 1 else pair
+    for _ in range(n):
+        length = pair.shape[dim] - 1
+        pair = pair.narrow(dim, 1, length) - pair.narrow(dim, 0, length)
+    return pair
+
+
+for name, axis in (('hsplit', 1), ('vsplit', 0), ('dsplit', 2)):
+    @torch_form(name)
+    def along_axis(pair, indices_or_sections=None, *, indices=None, sections=None, axis=axis, name=name):
+        parts = next(each for each in (indices_or_sections, indices, sections) if each is not None)
+        return torch.tensor_split(pair, parts, 0 if pair.ndim == 1 and name == 'hsplit' else axis)
 
 
 @split_form(torch.Tensor.view, torch.Tensor.view_as)
@@ -59,7 +124,7 @@ def view(pair, *shape, size=None, dtype=None):
     moved = pair.difference.view(*shape)
     # the sum may lie in memory in another order than the difference
     output = pair.like(moved, pair.tensors[1].reshape(moved.shape))
-    output.is_gate = pair.is_gate
+    output.is_gate, output.is_input = pair.is_gate, pair.is_input
     return keep_axes(pair, as_view(output, pair, lambda tensor: tensor.view(moved.shape)))
 
 
@@ -89,22 +154,27 @@ def unbind(pair, dim=0):
 split_form(torch.Tensor.__iter__)(lambda pair: iter(unbind(pair)))
 
 
-for name in ('to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'bool'):
+for name in (
+    'to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'short', 'char',
+    'byte', 'bool',
+):
     for function in overloads(name):
         @split_form(function)
         def conversion(pair, *args, function=function, **kwargs):
             args, kwargs = plain(args), plain(kwargs)
             if not isinstance(pair, SplitTensor):
                 return function(pair, *args, **kwargs)
-            converted = function(pair.difference, *args, **kwargs)
-            if not isinstance(converted, torch.Tensor):  # the name of a type
+            converted = function(pair.values[0], *args, **kwargs)
+            if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # a type's name, or a mask
                 return converted
             if not converted.is_floating_point():
-                return converted.detach().as_subclass(Comparison)
+                return known(converted.detach(), 'a cast to integers', (pair,))
             return to_dtype(pair, lambda tensor: function(tensor, *args, **kwargs))
 
 
-for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack'):
+for name in (
+    'cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack', 'column_stack', 'row_stack',
+):
     for function in overloads(name):
         @split_form(function)
         def joining(tensors, *args, function=function, name=name, **kwargs):

@@ -10,7 +10,7 @@ from zennit.canonizers import Canonizer
 
 from ..axes import Axis, joined
 from ..split import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
-from ..views import assign
+from ..views import assign, become_pair
 
 
 NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
@@ -100,10 +100,7 @@ def in_place(form, name=None):
     '''A split form that changes its first argument.'''
     def changed(target, *args, **kwargs):
         if not isinstance(target, SplitTensor):
-            raise unsupported(
-                f'{name} on a plain tensor', (args, kwargs), ', as it would have to become a split pair',
-                'make a new tensor of the parts, e.g. with torch.cat, torch.stack or torch.where'
-            )
+            return into_plain(form, name, target, *args, **kwargs)
         with overwriting(form, target):
             output = form(target, *args, **kwargs)
         is_new = output.is_unread and hasattr(form, 'may_overwrite')
@@ -112,6 +109,21 @@ def in_place(form, name=None):
             raise unsupported(name, (target,), ' where it changes the shape')
         return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)), is_new)
     return changed
+
+
+def into_plain(form, name, target, *args, **kwargs):
+    '''Change a plain tensor by pairs, with which it becomes a pair itself.'''
+    if not isinstance(target, torch.Tensor):
+        raise unsupported(f'{name} on {type(target).__name__}', (args, kwargs))
+    split_pass, shape = pass_of((args, kwargs)), target.shape
+    output = form(target.clone(), *args, **kwargs)
+    if output.values[0].shape != shape:
+        raise unsupported(name, (output,), ' where it changes the shape')
+    become_pair(target, split_pass, name)
+    assign(target, to_dtype(output, lambda tensor: tensor.to(target.values[0].dtype)))
+    if target.base is None:
+        target.batch, target.channels = output.batch, output.channels
+    return target
 
 
 def in_place_or_new(form):
@@ -155,7 +167,7 @@ def aside():
 def plain(obj):
     '''Replace split pairs in arguments by their difference, as values.'''
     if isinstance(obj, SplitTensor):
-        return obj.difference.detach()
+        return obj.values[0].detach()
     if type(obj) in (tuple, list):
         return type(obj)(map(plain, obj))
     return {key: plain(value) for key, value in obj.items()} if type(obj) is dict else obj
