@@ -367,7 +367,7 @@ def pairs_in(obj):
     found, left = [], [obj]
     while left:
         each = left.pop()
-        if type(each) is SplitTensor:
+        if isinstance(each, SplitTensor):
             found.append(each)
         elif type(each) in (tuple, list):
             left += each[::-1]

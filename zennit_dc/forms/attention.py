@@ -7,8 +7,9 @@ from torch.nn import functional as F
 from ..operations import linear
 from ..split import SplitTensor, pass_of, split_form
 from .arithmetic import Valued
+from .deferred import as_constants, constant
 from .linear import of_one_sample
-from .statistics import DetachedStatistics, as_constants, constant, needs_constants
+from .statistics import DetachedStatistics, needs_constants
 from .table import follow_axes, own_steps, plain, require_evaluation
 
 

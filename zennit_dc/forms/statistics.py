@@ -7,11 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from ..axes import joined
-from ..operations import Instead, Layer, affine, linear, magnitude
-from ..split import SplitTensor, called_in, pairs_in, split_form
-from .arithmetic import Valued, division, power, valued
+from ..operations import Layer, affine, linear, magnitude
+from ..split import called_in, split_form
+from .arithmetic import Valued, valued
+from .deferred import as_constants, constant
 from .linear import batch_norm, with_channels
-from .table import SplitOption, missing, overloads, own_steps, plain, require_batch, torch_form
+from .table import SplitOption, missing, own_steps, plain, require_batch, torch_form
 
 
 class DetachedStatistics(SplitOption):
@@ -29,32 +30,6 @@ class DetachedStatistics(SplitOption):
 
 
 detached_form = partial(torch_form, table=DetachedStatistics.forms)
-
-
-def constant(tensor, split_pass):
-    '''A tensor that depends on the input, as a constant of the map.'''
-    return Instead.apply(tensor, None, split_pass)
-
-
-def as_constants(obj):
-    '''Replace split pairs in arguments by their difference, as constants of the map.'''
-    if isinstance(obj, SplitTensor):
-        return constant(obj.difference, obj.split_pass)
-    return type(obj)(map(as_constants, obj)) if type(obj) in (tuple, list) else obj
-
-
-for name in (
-    'softmax', 'norm', 'std', 'var', 'std_mean', 'var_mean', 'sqrt', 'rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__'
-):
-    for function in overloads(name):
-        @split_form(function, table=DetachedStatistics.forms)
-        def constants(*args, function=function, **kwargs):
-            '''Attention weights and statistics, which are constants from here on.'''
-            return function(*as_constants(args), **kwargs)
-
-
-for function in (torch.linalg.norm, torch.linalg.vector_norm):
-    split_form(function, table=DetachedStatistics.forms)(partial(constants, function=function))
 
 
 DetachedAttention = DetachedStatistics  # its name when it had fewer functions
@@ -182,24 +157,6 @@ needs_constants = partial(
     ' normalization statistics as constants'
 )
 needs_constants(DetachedStatistics.forms)
-
-
-@detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
-                                                                       '__itruediv__'))
-def division_by_constant(first, other, *, rounding_mode=None):
-    '''A division of pairs or constants, by a pair as a constant.'''
-    if rounding_mode is not None or not pairs_in((other,)):
-        return division(first, other, rounding_mode=rounding_mode)
-    other = as_constants(other)
-    return division(first, other) if isinstance(first, SplitTensor) else first / other
-
-
-@detached_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
-def power_as_constant(pair, exponent):
-    '''A root or a reciprocal power is a constant, as a square root is; any other power is a product.'''
-    if isinstance(exponent, (int, float)) and exponent < 1:
-        return constants(pair, exponent, function=torch.pow)
-    return power(pair, exponent)
 
 
 for function in (F.normalize, F.softmin):
