@@ -9,6 +9,7 @@ from ..split import SplitTensor, pass_of, split_form
 from .arithmetic import Valued
 from .deferred import as_constants, constant
 from .linear import of_one_sample
+from .reading import reading
 from .statistics import DetachedStatistics, needs_constants
 from .table import follow_axes, own_steps, plain, require_evaluation
 
@@ -56,4 +57,14 @@ def masked(logits, mask, is_causal):
 
 
 needs_constants([F.scaled_dot_product_attention])
+
+
+@split_form(torch._nested_tensor_from_mask_left_aligned)
+@reading
+def is_left_aligned(pair, mask):
+    '''Whether padding comes last. torch.nn.TransformerEncoder asks for it, and then leaves out no tokens all the same
+    where a graph is needed.'''
+    return torch._nested_tensor_from_mask_left_aligned(plain(pair), mask)
+
+
 split_form(F.multi_head_attention_forward)(own_steps(F.multi_head_attention_forward))
