@@ -181,6 +181,8 @@ class SplitTensor(torch.Tensor):
     ValueError
         If the shapes differ.
     '''
+    is_probability = False  # whether this is the output of softmax itself
+
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
         if not difference.is_floating_point():
