@@ -9,7 +9,7 @@ import torch
 from ..nested import flatten
 from ..operations import Instead
 from ..split import SplitTensor, common_pass, pairs_in
-from .table import overloads
+from .table import overloads, plain
 
 
 DIVISIONS = overloads(
@@ -20,7 +20,8 @@ PRODUCTS = overloads('matmul', 'mm', 'bmm', 'mv', '__matmul__', '__rmatmul__', '
 LAYERS = overloads(
     'linear', 'addmm', *(f'conv{transposed}{axes}d' for transposed in ('', '_transpose') for axes in (1, 2, 3))
 )
-INVERSES = overloads('rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__', 'rsqrt_', 'reciprocal_')
+WEIGHTS = overloads('rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__', 'softmax', 'special_softmax')
+POWERS = overloads('pow', '__pow__', 'float_power')
 LIKE_OTHERS = overloads('expand_as', 'view_as', 'reshape_as', 'type_as')
 PLAIN = overloads('detach', 'numpy') | {torch.Tensor.data.__get__}
 IN_PLACE = {'__iadd__', '__isub__', '__imul__', '__itruediv__', '__idiv__', '__ipow__', '__setitem__'}
@@ -140,7 +141,9 @@ class Statistic(SplitTensor):
         return call(function, types, args, kwargs)
 
 
-OWN = ('value', 'carry', 'is_weight', 'size', 'state', 'relatives')
+OWN = (
+    'value', 'carry', 'is_weight', 'size', 'state', 'relatives'
+)
 
 
 def waits(obj):
@@ -190,8 +193,9 @@ def chained(split_pass, function, args, kwargs, sources):
             carried.extend(flatten(SplitTensor.__torch_function__(function, (), args, kwargs))[0])
         return carried[place]
 
-    is_weight = any(source.is_weight for source in sources) or function in INVERSES
-    is_weight |= function in DIVISIONS and isinstance(args[-1], Statistic) and not isinstance(args[0], Statistic)
+    is_weight = any(source.is_weight for source in sources) or function in WEIGHTS
+    is_weight |= function in DIVISIONS and not isinstance(args[0], Statistic)  # a constant, divided by a statistic
+    is_weight |= function in POWERS and bool((torch.as_tensor(plain((*args[1:], *kwargs.values()))[0]) < 0).all())
     repeats = function not in LAYERS | PRODUCTS
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():

@@ -20,7 +20,9 @@ def statistic(function, carry, *args, is_weight=False, **kwargs):
     and these arguments.'''
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
     args, kwargs = kept(args), kept(kwargs)
-    return Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight)
+    output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight)
+    output.is_probability = carry is softmax
+    return output
 
 
 def kept(obj):
