@@ -9,7 +9,7 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .needs import Choices
+from .needs import Choices, left_out
 from .nested import flatten, modules_of
 from .passes import Independent, MapPass
 from .recentering import Relative
@@ -269,7 +269,9 @@ class SplitForward(TemporaryForward):
                 if 'TorchScript' in str(error):
                     raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
                 raise
-        canonizer.choices.report(canonizer.root, output, lambda: original(call, inputs))
+        canonizer.choices.report(
+            canonizer.root, output, lambda: original(call, inputs), lambda: left_out(canonizer, call, inputs)
+        )
         return output
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ..operations import linear
 from ..split import SplitTensor, pass_of, split_form
 from .arithmetic import Valued
-from .deferred import as_constants, constant
+from .deferred import as_constants, constant, note
 from .linear import of_one_sample
 from .reading import reading
 from .statistics import DetachedStatistics, needs_constants
@@ -20,6 +20,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     split_pass = pass_of((query, key, value, attn_mask))
     require_evaluation(dropout_p > 0., 'the dropout of attention', (query, key, value))
     settings = {'scale': scale, 'enable_gqa': enable_gqa}
+    note(split_pass, 'scaled_dot_product_attention')
     if not isinstance(value, SplitTensor):
         constants = as_constants((query, key)), value, as_constants(attn_mask)
         return F.scaled_dot_product_attention(*constants[0], *constants[1:], 0., is_causal, **settings)

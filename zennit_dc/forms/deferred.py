@@ -32,6 +32,12 @@ def constant(tensor, split_pass):
     return Instead.apply(tensor, None, split_pass)
 
 
+def note(split_pass, name):
+    '''Note, in a pass that asks for it, that something is a constant of the map.'''
+    if hasattr(split_pass, 'constants'):
+        split_pass.constants[name] = None
+
+
 def as_constants(obj):
     '''Replace split pairs in arguments by their difference, as constants of the map.'''
     if isinstance(obj, Statistic):
@@ -59,10 +65,12 @@ class Statistic(SplitTensor):
     is_weight : bool, optional
         Whether this is a constant in each product with other pairs, as attention weights and reciprocals are. Other
         statistics are so if the product has more entries.
-    size : int, optional
+    entries : int, optional
         The number of entries before they were repeated. Default is that of the value.
     sources : list of :py:class:`Statistic`, optional
         What it is made of, if that are statistics.
+    title : str, optional
+        The function that it is the value of. Default is that of the first source.
     '''
     is_ordinary = False  # whether a map is read here, so that it is used as any other pair
 
@@ -70,11 +78,11 @@ class Statistic(SplitTensor):
     def __new__(cls, value, split_pass, *args, **kwargs):
         return SplitTensor.__new__(cls, value, value, split_pass)
 
-    def __init__(self, value, split_pass, carry, is_weight=False, size=None, sources=()):
+    def __init__(self, value, split_pass, carry, is_weight=False, entries=None, sources=(), title=None):
         super().__init__(value, value.detach(), split_pass)
         self.value, self.carry, self.is_weight = value, carry, is_weight
-        self.size = value.numel() if size is None else size
-        self.state = state_of(split_pass)
+        self.entries = value.numel() if entries is None else entries
+        self.state, self.title = state_of(split_pass), sources[0].title if title is None else title
         self.relatives = [relatives for source in sources for relatives in source.relatives] or [[]]
         for relatives in self.relatives:
             relatives.append(weakref.ref(self))
@@ -142,7 +150,7 @@ class Statistic(SplitTensor):
 
 
 OWN = (
-    'value', 'carry', 'is_weight', 'size', 'state', 'relatives'
+    'value', 'carry', 'is_weight', 'entries', 'state', 'relatives', 'title'
 )
 
 
@@ -199,9 +207,9 @@ def chained(split_pass, function, args, kwargs, sources):
     repeats = function not in LAYERS | PRODUCTS
     for place, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
-            size = min([leaf.numel()] + repeats * [max(source.size for source in sources)])
+            entries = min([leaf.numel()] + repeats * [max(source.entries for source in sources)])
             leaves[place] = known[id(leaf)] if id(leaf) in known else Statistic(
-                leaf, split_pass, lambda place=place: carry(place), is_weight, size, sources
+                leaf, split_pass, lambda place=place: carry(place), is_weight, entries, sources
             )
     return structure(leaves)
 
@@ -209,8 +217,10 @@ def chained(split_pass, function, args, kwargs, sources):
 def with_constants(function, args, kwargs):
     '''The arguments of a function of statistics and other pairs, with constants in place of those pairs that divide or
     scale, and of those of which only the shape matters.'''
-    if function in DIVISIONS or function in LIKE_OTHERS:
+    if function in LIKE_OTHERS:
         return (args[0], *as_constants(args[1:])), as_constants(kwargs)
+    if function in DIVISIONS:
+        return (args[0], *constants_of(args[1:], always)), constants_of(kwargs, always)
     if function in LAYERS:
         first = 1 if function in overloads('addmm') else 0  # the layer's input
         return tuple(each if place <= first else constants_of(each, waits) for place, each in enumerate(args)), {
@@ -219,16 +229,24 @@ def with_constants(function, args, kwargs):
     if function in SCALINGS:
         shapes = [each.shape for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
         entries = math.prod(torch.broadcast_shapes(*shapes))
-        return constants_of((args, kwargs), lambda each: waits(each) and (each.is_weight or entries > each.size))
+        return constants_of((args, kwargs), lambda each: waits(each) and (each.is_weight or entries > each.entries))
     if function in PRODUCTS:
         return constants_of((args, kwargs), lambda each: waits(each) and each.is_weight)
     return args, kwargs
 
 
+def always(pair):
+    '''The condition that each pair fulfils.'''
+    return True
+
+
 def constants_of(obj, condition):
     '''Replace the split pairs that fulfil a condition by constants of the map.'''
     if isinstance(obj, SplitTensor):
-        return as_constants(obj) if condition(obj) else obj
+        if not condition(obj):
+            return obj
+        note(obj.split_pass, obj.title if isinstance(obj, Statistic) else 'divisors')
+        return as_constants(obj)
     if type(obj) is dict:
         return {key: constants_of(value, condition) for key, value in obj.items()}
     return type(obj)(constants_of(each, condition) for each in obj) if type(obj) in (tuple, list) else obj

@@ -10,7 +10,7 @@ from ..axes import joined
 from ..operations import instead, linear
 from ..split import SplitTensor, pass_of, pairs_in, split_form, unsupported
 from .arithmetic import Valued, division, multiplication, power, valued
-from .deferred import Statistic, as_constants, constant
+from .deferred import Statistic, as_constants, constant, note
 from .statistics import DetachedStatistics, detached_form, needs_constants
 from .table import follow_axes, in_place, overloads
 
@@ -20,7 +20,7 @@ def statistic(function, carry, *args, is_weight=False, **kwargs):
     and these arguments.'''
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
     args, kwargs = kept(args), kept(kwargs)
-    output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight)
+    output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
     output.is_probability = carry is softmax
     return output
 
@@ -87,12 +87,12 @@ def tangent(pair, value, slope_of):
 
 
 @statistic_form('sqrt', inplace=('sqrt_',))
-def root(value, pair):
+def sqrt(value, pair):
     return tangent(pair, value, lambda x: .5 * x.rsqrt())
 
 
 @statistic_form('rsqrt', is_weight=True, inplace=('rsqrt_',))
-def inverse_root(value, pair):
+def rsqrt(value, pair):
     return tangent(pair, value, lambda x: -.5 * x ** -1.5)
 
 
@@ -121,6 +121,7 @@ def division_by_constant(first, other, *, rounding_mode=None):
     if rounding_mode is not None or not pairs_in((other,)):
         return division(first, other, rounding_mode=rounding_mode)
     if isinstance(first, SplitTensor):
+        note(other.split_pass, 'divisors')
         return division(first, as_constants(other))
     return statistic(torch.div, quotient, first, other, is_weight=True)
 

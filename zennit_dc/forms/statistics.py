@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from ..axes import joined
 from ..operations import Layer, affine, linear, magnitude
-from ..split import called_in, split_form
+from ..split import called_in, pass_of, split_form
 from .arithmetic import Valued, valued
-from .deferred import as_constants, constant
+from .deferred import as_constants, constant, note
 from .linear import batch_norm, with_channels
 from .table import SplitOption, missing, own_steps, plain, require_batch, torch_form
 
@@ -69,6 +69,7 @@ class Normalization(Layer):
 
 @detached_form('layer_norm')
 def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    note(pair.split_pass, 'layer_norm')
     axes = tuple(range(-len(normalized_shape), 0))
     layer = Normalization(
         lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps),
@@ -81,6 +82,7 @@ def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_e
 @detached_form('rms_norm')
 def rms_norm(pair, normalized_shape, weight=None, eps=None):
     axes, original = tuple(range(-len(normalized_shape), 0)), pair.difference
+    note(pair.split_pass, 'rms_norm')
     layer = Normalization(lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps))
     least = torch.finfo(original.dtype).eps if eps is None else eps
     scale = torch.rsqrt(original.square().mean(axes, keepdim=True) + least)
@@ -116,6 +118,7 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
 def grouped(pair, function, groups, weight, bias, eps):
     '''A normalization over groups of channels and over all axes after these.'''
     original, after = pair.difference, (1,) * (pair.values[0].ndim - 2)
+    note(pair.split_pass, 'group_norm' if groups < original.shape[1] else 'instance_norm')
     require_batch(pair, 3 if groups == original.shape[1] else 2, 'group_norm')
 
     def over_groups(statistic, tensor):
@@ -134,6 +137,7 @@ def grouped(pair, function, groups, weight, bias, eps):
 @split_form(F.local_response_norm, table=DetachedStatistics.forms)
 def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
     '''A division by means over neighbouring channels, of which torch takes as many before as after.'''
+    note(pair.split_pass, 'local_response_norm')
     original = pair.difference
     squares = F.pad(original.square().movedim(1, -1).flatten(1, -2), (size // 2, (size - 1) // 2))
     means = F.avg_pool1d(squares, size, 1).unflatten(1, original.shape[2:]).movedim(-1, 1)
@@ -146,6 +150,7 @@ def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
 
 @split_form(torch.cosine_similarity, F.cosine_similarity, table=DetachedStatistics.forms)
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    note(pass_of((x1, x2)), 'cosine_similarity')
     value = torch.cosine_similarity(*plain((x1, x2)), dim, eps)
     one, other = (each / as_constants(each).norm(dim=dim, keepdim=True).clamp_min(eps) for each in (x1, x2))
     return valued((one * other).sum(dim), value)
