@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ..axes import joined
-from ..operations import instead, linear
+from ..operations import Instead, instead, linear
 from ..split import SplitTensor, pass_of, pairs_in, split_form, unsupported
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
@@ -52,9 +52,9 @@ def statistic_form(*names, functions=(), is_weight=False, inplace=()):
 
 # elementwise functions
 
-def tangent(pair, value, slope_of):
-    '''The split form of an elementwise function as its tangent at the given input: sensitivities pass through its
-    slope, and relevance passes unchanged, to the other stream where the function falls.
+def tangent(pair, value, slope_of, function=None):
+    '''The split form of an elementwise function as its tangent at the given input, through whose slope sensitivities
+    pass.
 
     Parameters
     ----------
@@ -64,6 +64,10 @@ def tangent(pair, value, slope_of):
         The function's value, of a shape to which the input can be expanded.
     slope_of : callable
         The slope as a function of the input. Where it is not finite, zero is taken, as torch does for norms of zero.
+    function : callable, optional
+        The function itself if it is zero at zero and grows with the absolute value of its input. Then it makes the sum,
+        too, so that a stream that is zero stays so, and relevance passes unchanged. Without it, the tangent is an
+        affine function, whose constant takes relevance as a bias does.
 
     Returns
     -------
@@ -73,22 +77,39 @@ def tangent(pair, value, slope_of):
     source, split_pass = pair, pair.split_pass
     if pair.values[0].shape != value.shape:
         source = joined([pair], pair.like(*(tensor.expand(value.shape) for tensor in pair.tensors)))
-    original, total = source.tensors
+    original = source.difference
     regular = torch.isfinite(slope_of(original.detach()))
     slope = slope_of(torch.where(regular, original, torch.ones_like(original)))
     slope = constant(torch.where(regular, slope, torch.zeros_like(slope)), split_pass)
     offset = constant(value - slope * original, split_pass)
-    path = Valued.apply(original * slope + offset, value.detach())
-    output = source.replaced(path, total * slope.abs().to(total.dtype) + offset.abs().to(total.dtype))
+
+    def path(difference):
+        return Valued.apply(difference * slope + offset, value.detach())
+
+    def size(total):
+        return total * slope.abs().to(total.dtype) + offset.abs().to(total.dtype)
+
+    if function is None:
+        return joined([source], linear(source, path, size))
+    total = source.tensors[1]
+    stream_sum = Instead.apply(magnitude_of(function, total), size(total), split_pass) if split_pass.sums else size(
+        total)
+    output = source.replaced(path(original), stream_sum)
     if not split_pass.rule.passes_activations:
         return output
-    falls = slope.detach() < 0
+    falls = slope.detach() < 0  # as even powers do on the left of zero, where the streams change places
     return instead(output, (torch.where(falls, total, original), torch.where(falls, original, total)))
+
+
+def magnitude_of(function, total):
+    '''A function of a sum that is zero where the sum is, or where streams are shifted below.'''
+    is_positive = total > 0
+    return torch.where(is_positive, function(torch.where(is_positive, total, 1.)), 0.)
 
 
 @statistic_form('sqrt', inplace=('sqrt_',))
 def sqrt(value, pair):
-    return tangent(pair, value, lambda x: .5 * x.rsqrt())
+    return tangent(pair, value, lambda x: .5 * x.rsqrt(), torch.sqrt)
 
 
 @statistic_form('rsqrt', is_weight=True, inplace=('rsqrt_',))
@@ -138,7 +159,11 @@ def power_or_root(pair, exponent):
 
 def power_of(value, pair, exponent):
     '''A power as a feature.'''
-    return tangent(pair, value, lambda x: exponent * x ** (exponent - 1))
+    def function(x):
+        return x ** exponent
+
+    is_falling = bool((torch.as_tensor(exponent) < 0).any())
+    return tangent(pair, value, lambda x: exponent * x ** (exponent - 1), None if is_falling else function)
 
 
 @detached_form('sign', 'sgn')
@@ -233,7 +258,7 @@ def std(value, pair, *args, **kwargs):
 def var(value, pair, *args, **kwargs):
     '''The square of the standard deviation.'''
     deviation = deviation_of(pair, value.sqrt(), *deviation_arguments(pair, *args, **kwargs))
-    return tangent(deviation, value, lambda x: 2 * x)
+    return tangent(deviation, value, lambda x: 2 * x, torch.square)
 
 
 def with_mean(function, carry, pair, args, kwargs):
