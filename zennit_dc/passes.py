@@ -325,11 +325,11 @@ class MapPass(SplitPass):
         zero = [name for name, tensor in self.root.named_parameters()
                 if not tensor.any() and (tensor.ndim > 1 or not name.endswith('bias'))]  # norms may start at zero
         if zero:
-            where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
+            through = '' if self.layer is None else f' through module {self.layer!r}'
             others = f' and {len(zero) - 3} others' if len(zero) > 4 else ''
             raise ValueError(
-                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on {where}: all of'
-                f' {", ".join(zero[:3] if others else zero)}{others} is zero. Load trained weights'
+                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input{through}:'
+                f' all of {", ".join(zero[:3] if others else zero)}{others} is zero. Load trained weights'
             )
         if self.readout.vanishes:
             warnings.warn(f'the map of {self.readout.name} is zero: {self.readout.vanishes}', stacklevel=2)

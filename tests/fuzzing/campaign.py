@@ -87,7 +87,7 @@ def outcome(program, seed, name):
                 return 'inapplicable', ''
             return 'refused', re.split(r', called|, has| with a rounding', str(error))[0]
         except Exception as error:
-            if 'score does not depend on' in str(error):  # a map of zeros, of weights that are zero
+            if 'score does not depend on the input' in str(error):  # a map of zeros, of weights that are zero
                 return 'inapplicable', ''
             return type(error).__name__, str(error) or repr(error)
     return 'held', ''

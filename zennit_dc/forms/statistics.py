@@ -16,15 +16,23 @@ from .table import SplitOption, missing, own_steps, plain, require_batch, torch_
 
 
 class DetachedStatistics(SplitOption):
-    '''Treat what softmax returns, and statistics of the input, as constants in the split form of a model.
+    '''Treat what softmax returns, and statistics of the input, as constants where they scale, weight or divide
+    something in the split form of a model.
 
     Pass it to a composite among its ``canonizers``. Then attention is a positive linear map of its values; layer,
     group, instance and RMS norm are affine; and the denominator is a constant wherever something is divided by what
-    depends on the input, as are norms, standard deviations, square roots and reciprocals. The model's output stays
-    bit-identical. But the paper's network class does not have these functions: with their values at the given input as
-    constants, g and h are convex and monotone only as functions around this input, and the sensitivities leave out how
-    attention weights and statistics change with the input. SplitGrad at :math:`\\alpha = 0.5` is half of the gradient
-    that leaves this out.
+    depends on the input. Softmax and reciprocals are constants in all products with other pairs, and norms, standard
+    deviations and roots are in those that have more entries than they.
+
+    Where such a statistic is used in another way it is a feature, as the standard deviation is that is concatenated
+    with means. Features are linear around the given input: with :math:`c_i` for the derivatives there, a norm or a
+    standard deviation is :math:`\\sum_i c_i x_i`. Sensitivities pass through these coefficients, so that SplitGrad at
+    :math:`\\alpha = 0.5` is half of the original gradient. Relevance is conserved; roots, powers and softmax pass it
+    unchanged. Of reciprocals, a constant takes a part of the relevance, as a bias does.
+
+    The model's output stays bit-identical. But the paper's network class does not have these functions: g and h are
+    convex and monotone only as functions around the given input, and the sensitivities leave out how attention weights
+    and the statistics of normalizations change with the input.
     '''
     forms = {}
 
