@@ -25,7 +25,7 @@ from zennit.torchvision import (
     ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer, ResNetCanonizer, VGGCanonizer
 )
 
-from zennit_dc import Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc import DetachedStatistics, Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.nested import modules_of
 
@@ -203,6 +203,11 @@ def test_scores_that_do_not_depend_on_the_input(image):
     for make in (SplitGrad, SplitLRP, lambda: SplitCAM('0')):
         with pytest.raises(ValueError, match='score does not depend on the input'):
             explain(make(), zero, image)
+    norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)).double()
+    nn.init.zeros_(norm[1].weight)  # as norms of residual branches start
+    for make in (SplitGrad, SplitLRP, partial(SplitCAM, '0')):
+        with pytest.raises(ValueError, match=r'score does not depend on the input.*1\.weight is zero'):
+            explain(make(canonizers=[DetachedStatistics()]), norm, image)
     dark = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)).double()
     dark[0].weight.data.abs_()
     assert not explain(SplitGrad(.5), dark, -image.abs()).any()  # a gradient of zero, but not for other inputs

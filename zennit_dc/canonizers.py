@@ -10,7 +10,7 @@ from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
 from .forms.hooks import BackwardHooks
-from .needs import Choices
+from .needs import Choices, left_out
 from .nested import flatten, modules_of
 from .passes import Independent, MapPass
 from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
@@ -273,7 +273,9 @@ class SplitForward(TemporaryForward):
                 if 'TorchScript' in str(error):
                     raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
                 raise
-        canonizer.choices.report(canonizer.root, output, lambda: original(call, inputs))
+        canonizer.choices.report(
+            canonizer.root, output, lambda: original(call, inputs), lambda: left_out(canonizer, call, inputs)
+        )
         return output
 
 

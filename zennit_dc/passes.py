@@ -18,7 +18,7 @@ from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
 from .spatial import ACTIVATIONS, name_of, places_of, spread
 from .split import (
-    Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, describe, input_sum, pairs_in, same,
+    LEAVES, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, describe, input_sum, pairs_in, same,
     sum_dtype
 )
 from .views import become_plain
@@ -157,8 +157,8 @@ class SplitPass(Pass):
         self.activated = None  # whose graph holds this object
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
-        if not pairs:
-            raise Independent(f'no part of the output, {type(output).__name__}, depends on the input')
+        if all(pair.is_probability for pair in pairs.values()):
+            raise Independent(self.independence(output, leaves))
         common_pass('the end of the model', list(pairs.values()), {})
         if self.layer is not None and self.read is None:
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, or not on a split pair')
@@ -172,6 +172,22 @@ class SplitPass(Pass):
             seeds = partial(self.seeds_of, place, pair.tensors[1].dtype, pair.tensors[1].shape)
             leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
         return structure(leaves)
+
+    @staticmethod
+    def independence(output, leaves):
+        '''What the error says where no part of the output is a pair.'''
+        unknown = [leaf for leaf in leaves if type(leaf) not in LEAVES and not isinstance(leaf, torch.Tensor)]
+        if not unknown:
+            return (
+                f'no part of the output, {type(output).__name__}, depends on the input: the model has computed it from'
+                ' values that have left the graph, as .detach(), torch.no_grad() and new tensors make them'
+            )
+        where = '' if unknown[0] is output else f' in a {type(output).__name__}'
+        return (
+            f'the output of the model is an object of type {type(unknown[0]).__name__}{where}, in which no tensors are'
+            ' found: return tensors, or tuples, lists, dicts or dataclasses of them (a generator as list(generator)),'
+            ' or explain a module that returns the tensor of interest'
+        )
 
     def seeds_of(self, place, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
@@ -327,11 +343,14 @@ class MapPass(SplitPass):
         seeds = self.seeds[torch._C._current_graph_task_id()]
         if map.any() or not any(seed.any() for seed in seeds.values()):
             return
-        zero = [name for name, tensor in self.root.named_parameters() if tensor.ndim > 1 and not tensor.any()]
+        zero = [name for name, tensor in self.root.named_parameters()
+                if not tensor.any() and (tensor.ndim > 1 or not name.endswith('bias'))]  # norms may start at zero
         if zero:
+            through = '' if self.layer is None else f' through module {self.layer!r}'
+            others = f' and {len(zero) - 3} others' if len(zero) > 4 else ''
             raise ValueError(
-                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input: all of'
-                f' {", ".join(zero)} is zero. Load trained weights'
+                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input{through}:'
+                f' all of {", ".join(zero[:3] if others else zero)}{others} is zero. Load trained weights'
             )
         if self.readout.vanishes:
             warnings.warn(f'the map of {self.readout.name} is zero: {self.readout.vanishes}', stacklevel=2)

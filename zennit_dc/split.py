@@ -182,6 +182,8 @@ class SplitTensor(torch.Tensor):
     ValueError
         If the shapes differ.
     '''
+    is_probability = False  # whether this is the output of softmax itself
+
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
         if not difference.is_floating_point():
@@ -369,7 +371,7 @@ def pairs_in(obj):
     found, left = [], [obj]
     while left:
         each = left.pop()
-        if type(each) is SplitTensor:
+        if isinstance(each, SplitTensor):
             found.append(each)
         elif type(each) in (tuple, list):
             left += each[::-1]

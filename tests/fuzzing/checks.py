@@ -33,7 +33,7 @@ def check(function):
     return described
 
 
-DETACHED = 'attention', 'multi_head_attention', 'layer_norm', 'group_norm', 'rms_norm', 'quotient'
+DETACHED = 'attention', 'multi_head_attention', 'layer_norm', 'group_norm', 'rms_norm', 'quotient', 'statistic'
 
 
 def options(program):

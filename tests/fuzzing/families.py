@@ -1029,6 +1029,35 @@ def quotient(g):
     return g.add('quotient', code, x, literal=literal)
 
 
+@family(bare=False)
+def statistic(g):
+    '''A standard deviation or a norm as a feature beside means, or a root beside what it is of.'''
+    x = g.pick(lambda value: value.ndim > 1 and value.axis != value.ndim - 1 and value.shape[-1] > 1)
+    code = g.choice([
+        'torch.cat([x.mean(-1, True), x.std(-1, correction=0, keepdim=True)], -1)',
+        'torch.cat([x.mean(-1, True), x.norm(dim=-1, keepdim=True)], -1)',
+        'torch.cat([x, (x.square() + .1).sqrt()], -1)',
+    ])
+
+    def literal(interpreter, step, pair):
+        d = pair.difference.detach()
+        if 'sqrt' in code:
+            size = interpreter.multiply(pair, pair, torch.mul)
+            size = interpreter.linear(size, lambda a, w: a * w, 1., .1)
+            root = interpreter.tangent(size, torch.sqrt, .5 / (d.square() + .1).sqrt())
+            return interpreter.route(lambda *streams: torch.cat(streams, -1), pair, root)
+        centered = d - d.mean(-1, True) if 'std' in code else d
+        value = step.evaluate(d)[..., 1:]
+        weights = centered / (value * (d.shape[-1] if 'std' in code else 1))
+        weights = torch.where(value == 0, 0., weights)
+        mean = interpreter.linear(pair, lambda a: a.mean(-1, True))
+        return interpreter.route(lambda *streams: torch.cat(streams, -1), mean, interpreter.linear(
+            pair, lambda a, w: (a * w).sum(-1, True), weights
+        ))
+
+    return g.add('statistic', code, x, literal=literal)
+
+
 @family()
 def bicubic(g):
     # of sides of length one, torch's own antialiasing is wrong in some strides
