@@ -87,6 +87,8 @@ class Place(NamedTuple):
     def cut(self, axis, coordinates, total):
         '''This place where entries of its axis are left, which had a total number of them, or None if it is not known.
         The axis has another index then.'''
+        if not coordinates:
+            return None
         count, start, steps = len(coordinates), coordinates[0], {two - one for one, two in pairwise(coordinates)} or {1}
         place, step = self._replace(axis=axis), steps.pop()
         if steps or step == 0:
@@ -129,6 +131,28 @@ def input_places(index, shape):
     return {(index, axis): Place.of_input(axis, length) for axis, length in enumerate(shape)}
 
 
+def reshaped_places(places, old, new):
+    '''The places of inputs in another shape. Where an axis is taken apart, its finer part is kept under the index
+    -1 - axis, until it is summed over or both are one again.'''
+    found = {}
+    for (source, axis), place in places.items():
+        moved = place and place.reshaped(old, new)
+        found.setdefault((source, axis), moved)
+        if moved is None or moved.length == place.length:
+            continue
+        if axis < 0 or places.get((source, -1 - axis)) is not None:
+            found[source, axis] = None
+            continue
+        fine = place._replace(length=place.length // moved.length)
+        found[source, -1 - axis] = fine.reshaped(old, new) or moved
+    for source, axis in [key for key in found if key[1] < 0]:
+        coarse, fine = found.get((source, -1 - axis)), found[source, axis]
+        if coarse and fine and coarse.axis == fine.axis and coarse.step == fine.step * fine.length:
+            found[source, -1 - axis] = coarse._replace(length=coarse.length * fine.length, step=fine.step)
+            found[source, axis] = None
+    return found
+
+
 def joined_places(parts, shape):
     '''The places of inputs in what is made of several tensors, given by their places and shapes, with axes counted from
     the last one as broadcasting does. Where they differ, those count that know more.'''
@@ -143,6 +167,9 @@ def joined_places(parts, shape):
         options = [each for each in options if each.length == max(other.length for other in options)]
         agree = len({each[:5] for each in options}) == 1
         found[key] = min(options, key=Place.extent) if agree else None
+    for source, axis in [key for key in found if key[1] < 0]:
+        if any(places.get((source, -1 - axis)) and not places.get((source, axis)) for places, _ in parts):
+            found[source, axis] = None  # as the axis is whole elsewhere
     return found
 
 
@@ -153,7 +180,7 @@ def note_channels(pair, index):
         return
     index %= pair.values[0].ndim
     for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels):
-        own = {axis: place for (which, axis), place in pair.places.items() if which == source}
+        own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
         inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
         if len(inside) == 1 or not inside and None not in own.values():
             pair.split_pass.input_channels[source] = inside[0] if inside else None

@@ -306,7 +306,7 @@ class MapPass(SplitPass):
     def likely_places(self, index, shape, channels, is_known):
         '''The places of the layer's output for all that its shape says.'''
         found, axes = self.found, [axis for axis in range(1, len(shape)) if axis != channels]
-        arranged = (shape[0], 1 if channels is None else shape[channels], *(shape[axis] for axis in axes))
+        arranged = (shape[0], 1 if channels not in range(len(shape)) else shape[channels], *(shape[axis] for axis in axes))
         places = places_of(found.where, found.shape, arranged, found.channels, self.canonizer.grid)
         if not is_known:
             raise channels_unknown(found.where, shape)
@@ -446,6 +446,7 @@ class LayerOutput:
         '''The places of an input of a shape; where they are lost, those of the only axis that is as long as tokens were
         where they were known.'''
         own = {axis: self.places.get((index, axis)) for axis in range(len(shape))}
+        own = {axis: place if self.places.get((index, -1 - axis)) is None else None for axis, place in own.items()}
         lost = [axis for axis, place in own.items() if place is None]
         if not lost:
             return own

@@ -191,7 +191,7 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
 
 def require_channels(channels):
     '''The index of an input's axis of channels as it is given, or a ValueError if it cannot be one.'''
-    if channels is None or channels == () or isinstance(channels, int) and channels not in (0, False):
+    if channels is None or channels == () or type(channels) is int and channels != 0:
         return channels
     raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
 

@@ -14,8 +14,10 @@ from .split import SplitTensor, sum_dtype, unsupported
 
 FIRST_EMBEDDING = 'the embedding of the tokens'  # where the map is read if no layer is named
 MOVING = frozenset((
-    'T', 'cat', 'chunk', 'concat', 'expand', 'flatten', 'getitem', 'mT', 'movedim', 'narrow', 'permute', 'reshape',
-    'select', 'split', 'squeeze', 'stack', 't', 'transpose', 'unbind', 'unflatten', 'unsqueeze', 'view',
+    'T', 'cat', 'chunk', 'concat', 'expand', 'flatten', 'flip', 'gather', 'getitem', 'hstack', 'index_select', 'mT',
+    'moveaxis', 'movedim', 'narrow', 'permute', 'repeat', 'repeat_interleave', 'reshape', 'roll', 'select', 'split',
+    'squeeze', 'stack', 'swapaxes', 't', 'take_along_dim', 'tile', 'transpose', 'unbind', 'unflatten', 'unfold',
+    'unsqueeze', 'view', 'vstack',
 ))
 '''Functions that move token numbers.'''
 CHANGING = frozenset((

@@ -49,15 +49,14 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
 
 
 def with_channels(pair, output, index):
-    '''The output of a layer that keeps the first axes of a pair, and has channels at an index, where its input has
-    them, too.'''
-    note_channels(pair, index)
+    '''The output of a layer that keeps the first axes of a pair, and has channels at an index.'''
     joined([pair], output).channels = Axis.at(output.values[0].shape, index)
     return output
 
 
 def contracted(pair, output, index):
-    '''The same for a layer that makes channels of all others.'''
+    '''The same for a layer that makes each of its channels of all that its input has at this index.'''
+    note_channels(pair, index)
     mixed(with_channels(pair, output, index), index)
     return output
 
@@ -219,7 +218,6 @@ def batch_norm(
             ' of an image would depend on the others: call .eval() on the model (and track running statistics)'
         )
     require_batch(pair, 2, 'batch_norm')
-    note_channels(pair, 1)
     rule, before, axes = pair.split_pass.rule, pair.layer, (1, -1, *(1,) * (pair.values[0].ndim - 2))
     scale = torch.rsqrt(running_var + eps) if weight is None else weight * torch.rsqrt(running_var + eps)
     scale, shift = scale.reshape(axes), None

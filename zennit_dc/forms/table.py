@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..axes import Axis, joined, joined_places
+from ..axes import Axis, joined, joined_places, reshaped_places
 from ..split import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
 from ..views import assign
 
@@ -204,8 +204,7 @@ def keep_axes(pair, output):
     for name in ('batch', 'channels'):
         axis = getattr(pair, name)
         setattr(output, name, axis and axis.reshaped(output.values[0].shape))
-    old, new = pair.values[0].shape, output.values[0].shape
-    output.places = {key: place and place.reshaped(old, new) for key, place in pair.places.items()}
+    output.places = pair.places and reshaped_places(pair.places, pair.values[0].shape, output.values[0].shape)
     return note_tokens(output)
 
 
