@@ -94,6 +94,10 @@ class Pass:
         The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.sharing`.
     shares : bool
         Whether such an operation is running.
+    input_channels : dict
+        The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
+    tokens : dict
+        The places of inputs in the last axis of tokens of each length, where there are others before them.
     '''
     has_graph, without_graph, is_over, shares, first_shared = False, False, False, False, None
 
@@ -102,6 +106,7 @@ class Pass:
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
         self.rules, self.sums, self.depth = [TrueGradient() if rule is None else rule], True, 0
         self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
+        self.input_channels, self.tokens = {}, {}
 
     @property
     def rule(self):
@@ -111,6 +116,17 @@ class Pass:
     def makes_map(self):
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
         return False
+
+    def sum_of_input(self, input):
+        '''The sum of an input's streams.'''
+        return input.abs()
+
+    def embedded(self, difference, stream_sum):
+        '''The difference and the sum of an embedding of tokens.'''
+        return difference, stream_sum
+
+    def begin(self, pair):
+        '''Called with an embedding of tokens.'''
 
     def require_full(self):
         '''Called before what depends on the image, or may.'''
@@ -199,6 +215,7 @@ class SplitTensor(torch.Tensor):
         self.split_pass = Pass() if split_pass is None else split_pass
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
         self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
+        self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
         self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
@@ -278,12 +295,13 @@ class SplitTensor(torch.Tensor):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
         pair = SplitTensor(difference, stream_sum, self.split_pass)
         pair.depth = self.depth
+        pair.places = dict.fromkeys(self.places) if self.places else self.places
         return pair
 
     def replaced(self, difference, stream_sum):
         '''Return a pair of the same forward pass, depth and axes, as an elementwise function has it.'''
         pair = self.like(difference, stream_sum)
-        pair.batch, pair.channels = self.batch, self.channels
+        pair.batch, pair.channels, pair.places = self.batch, self.channels, self.places
         return pair
 
     @classmethod

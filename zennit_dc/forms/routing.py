@@ -1,15 +1,18 @@
 '''Routing: functions that only move values, for which the split form is the same for both tensors.'''
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 
-from ..axes import joined
+from ..axes import Place, joined, joined_places
 from ..operations import route
 from ..split import SplitTensor, pairs_in, split_form, unsupported
 from ..views import as_view, laid_out
 from .arithmetic import parts
 from .reading import known, whole
-from .table import follow_axes, keep_axes, keep_layer, overloads, plain, to_dtype, torch_form
+from .table import (
+    follow_axes, follow_places, keep_axes, keep_layer, note_tokens, overloads, plain, to_dtype, torch_form
+)
 
 
 def register_routing(names, note_axes):
@@ -36,16 +39,34 @@ register_routing(
     lambda pairs, output, _: joined(pairs, output)
 )
 register_routing(('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
-register_routing(  # of a part of an axis, the entries change their order
-    ('flip', 'fliplr', 'flipud', 'roll', 'narrow', 'gather', 'index_select', 'take_along_dim'),
-    lambda pairs, output, _: output if pairs[0].place('batch') is None else joined(pairs, output)
-)
+
+
+def reordered(pairs, output, function, reverses=False):
+    '''Note the axes where entries change their order, in which parts of axes are lost.'''
+    if pairs[0].places:
+        follow_places(pairs, output, function, reverses)
+    if pairs[0].place('batch') is not None:
+        places = output.places
+        joined(pairs, output).places = places
+    return output
+
+
+def turned(pairs, output, function):
+    '''Note the axes where they are swapped and reversed.'''
+    follow_axes(pairs, output, function)
+    if pairs[0].places:
+        follow_places(pairs, output, function, reverses=True)
+    return output
+
+
+register_routing(('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
+register_routing(('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
+register_routing(('rot90',), turned)
 register_routing(
     ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
      'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-     'native_channel_shuffle', '__getitem__', 'unfold', 'rot90', 'diagonal', 'masked_select', 'atleast_1d',
-     'atleast_2d', 'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'),
-    follow_axes
+     'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
+     'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'), follow_axes
 )
 
 
@@ -185,4 +206,49 @@ for name in (
             if 'stack' in name and len({pair.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
                 follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
                 output.depth = max(pair.depth for pair in pairs)
+            if any(pair.places for pair in pairs):
+                join_places(name, tensors, output, lambda tensors: function(tensors, *args, **kwargs))
             return output
+
+
+def join_places(name, tensors, output, function):
+    '''Note where the axes of inputs are in tensors that are joined: where an axis has others before it, as class tokens
+    are, behind these.'''
+    shape, dims = output.values[0].shape, [*range(output.values[0].ndim)]
+    if name == 'stack':
+        found = [(place_of_one(each, output, lambda tensor: function([tensor] * len(tensors))), shape)
+                 for each in pairs_in(tensors)]
+        output.places = joined_places(found, shape)
+        return
+    lengths = {index: [each.shape[index] if each.ndim == len(shape) else -1 for each in tensors] for index in dims}
+    along = [index for index in dims if sum(lengths[index]) == shape[index] != lengths[index][0]]
+    before = [0, *accumulate(lengths[along[0]])] if len(along) == 1 else None
+    output.places = {} if before is None else {
+        key: among_others(key, [*zip(tensors, before)], along[0], before[-1])
+        for key in {key: None for pair in pairs_in(tensors) for key in pair.places}
+    }
+    note_tokens(output)
+
+
+def place_of_one(pair, output, function):
+    '''The places of a pair in what a function of it alone would make.'''
+    alone = output.like(*output.values)
+    return follow_places([pair], alone, function).places
+
+
+def among_others(key, tensors, along, total):
+    '''The place of an input's axis in tensors that are joined along an axis, each with the length of those before, in a
+    total length.'''
+    known = [(place, pair.values[0].shape, before) for pair, before in tensors
+             if isinstance(pair, SplitTensor) and (place := pair.places.get(key)) is not None]
+    moved = [place if place.axis != along else place._replace(
+        first=place.first + before, behind=place.behind + total - before - shape[along]
+    ) for place, shape, before in known]
+    if len({place[:5] for place in moved}) <= 1:
+        return min(moved, key=Place.extent, default=None)
+    pieces = all(place.axis == along and place.is_whole(shape) for place, shape, _ in known)
+    if pieces and all(one.window[1] == two.window[0] and one.first + one.length == two.first
+                      for one, two in pairwise(moved)):
+        length, window = sum(place.length for place in moved), (moved[0].window[0], moved[-1].window[1])
+        return moved[0]._replace(length=length, window=window, behind=moved[-1].behind)
+    return None
