@@ -131,7 +131,7 @@ class Lent:
     def __call__(self, pair):
         if self.memory._version != self.version:
             raise unsupported(
-                'what detach() or data made of a split pair, and was written to,', (pair,),
+                'a tensor that detach() or data made of a split pair, and that was written to,', (pair,),
                 ', as the pair that shares its memory is used again', 'write to a copy, x.detach().clone()'
             )
         pair.settle = self
@@ -170,7 +170,7 @@ class Overwritten:
     def __call__(self, pair):
         pair.settle = self
         raise unsupported(
-            'a split pair into whose memory another one was written, through what detach() or data returned,', (pair,),
+            'a split pair into whose memory another one was written, through a tensor of detach() or data,', (pair,),
             remedy='write to a copy, x.detach().clone()'
         )
 
