@@ -251,7 +251,7 @@ def are_all(base, views, split_pass):
 
 
 def show_graph(pairs):
-    '''Let pairs that were plain tensors need a gradient where their values do, so that foreign functions are noticed.'''
+    '''Let pairs that were plain tensors need a gradient where values do, so that foreign functions are noticed.'''
     with torch._C.DisableTorchFunctionSubclass():
         for pair in pairs:
             if pair.is_leaf and any(tensor.requires_grad for tensor in pair.values):
