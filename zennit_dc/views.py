@@ -76,13 +76,16 @@ def assign(pair, value, is_new=False):
     if not torch.is_grad_enabled():  # then torch changes the value alone
         new = [with_graph_of(old, tensor) for old, tensor in zip(base.values, new)]
     for each in (base, *views):
-        each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
-                            for tensor, old in zip(new, each.values))
+        with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
+            each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
+                                for tensor, old in zip(new, each.values))
         each.layer, each.recipe, each.depth = None, value.recipe if whole else None, max(each.depth, value.depth)
         each.settle = None
     base.is_unread = whole and is_new and lent is None
     if lent is not None:
         lent.move(base, views)
+    if base.split_pass.adopted:
+        show_graph((base, *views))
     return pair
 
 
@@ -123,12 +126,12 @@ class Lent:
     '''What is done before the tensors of a pair are read, of whose difference there are plain tensors: to raise if one
     of them was written to, as the sum does not know of it.'''
     def __init__(self, tensor):
-        self.version, self.tensors = tensor._version, []
+        self.memory, self.version, self.tensors = tensor.detach(), tensor._version, []
 
     def __call__(self, pair):
-        if pair.values[0]._version != self.version:
+        if self.memory._version != self.version:
             raise unsupported(
-                'what detach() or data made of a split pair, and was written to,', (pair,),
+                'a tensor that detach() or data made of a split pair, and that was written to,', (pair,),
                 ', as the pair that shares its memory is used again', 'write to a copy, x.detach().clone()'
             )
         pair.settle = self
@@ -138,13 +141,14 @@ class Lent:
         left = [(reference, path) for reference, path in self.tensors if reference() is not None]
         if not left:
             return
-        self.tensors, self.version = left, base.values[0]._version
+        self.tensors = left
         for each in (base, *views):
             each.settle = self
         for reference, path in left:
             tensor, value = reference(), base.values[0].detach()
             with torch.no_grad():
                 tensor.set_(value if path is None else path(value))
+        self.version = self.memory._version  # which these tensors keep
 
 
 def lend(pair):
@@ -166,7 +170,7 @@ class Overwritten:
     def __call__(self, pair):
         pair.settle = self
         raise unsupported(
-            'a split pair into whose memory another one was written, through what detach() or data returned,', (pair,),
+            'a split pair into whose memory another one was written, through a tensor of detach() or data,', (pair,),
             remedy='write to a copy, x.detach().clone()'
         )
 
@@ -246,6 +250,14 @@ def are_all(base, views, split_pass):
     return torch._C._storage_Use_Count(storage._cdata) - 1 == known + len(views)
 
 
+def show_graph(pairs):
+    '''Let pairs that were plain tensors need a gradient where values do, so that foreign functions are noticed.'''
+    with torch._C.DisableTorchFunctionSubclass():
+        for pair in pairs:
+            if pair.is_leaf and any(tensor.requires_grad for tensor in pair.values):
+                pair.requires_grad_()
+
+
 def owner_of(tensor, split_pass):
     '''The pair in whose memory a plain tensor is, or None.'''
     owners = (reference() for reference in split_pass.lenders)
@@ -271,6 +283,7 @@ def become_plain(split_pass, is_done):
         value = tensor.values[0].detach()
         tensor.__dict__.clear()
         tensor.__class__ = torch.Tensor
+        tensor.requires_grad_(False)
         if is_done:
             tensor.data = value
     split_pass.adopted.clear()

@@ -156,20 +156,14 @@ for function in overloads(
 
 # what leaves the graph is a plain tensor
 
-for function in overloads('detach', 'numpy', '__array__', 'data_ptr', 'untyped_storage', '__dlpack__'):
-    @split_form(function)
-    @reading
-    def detached(pair, *args, function=function, **kwargs):
-        return function(lend(pair), *args, **kwargs)
-
-
-@split_form(torch.Tensor.data.__get__)
+@split_form(*overloads('detach'), torch.Tensor.data.__get__)
 @reading
-def data(pair, *args):
+def detached(pair, *args):
     return lend(pair)
 
 
-@split_form(torch.Tensor.__array__)
-@reading
-def array(pair, *args, **kwargs):
-    return lend(pair).__array__(*args, **kwargs)
+for function in overloads('numpy', '__array__', 'data_ptr', 'untyped_storage', '__dlpack__'):
+    @split_form(function)
+    @reading
+    def exported(pair, *args, function=function, **kwargs):
+        return function(lend(pair), *args, **kwargs)
