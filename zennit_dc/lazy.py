@@ -32,7 +32,7 @@ def lazily(package, homes, before=()):
     return find, names
 
 
-def import_with(other, name):
+def import_with(other, name, otherwise):
     '''Import a module as soon as another one is imported, or now if that is.
 
     Parameters
@@ -41,11 +41,22 @@ def import_with(other, name):
         The name of the other module, which does not import the module.
     name : str
         The name of the module.
+    otherwise : callable
+        What to do with the other module where it is imported in the midst of an import of the module's package, which
+        may need what is not there yet.
     '''
     if other in sys.modules:
         import_module(name)
     elif not any(isinstance(each, ImportedWith) and each.name == name for each in sys.meta_path):
-        sys.meta_path.insert(0, ImportedWith(other, name))
+        sys.meta_path.insert(0, ImportedWith(other, name, otherwise))
+
+
+def later(module, name):
+    '''A function that calls what has a name in a module, which is imported then.'''
+    def call(*args, **kwargs):
+        return getattr(import_module(module), name)(*args, **kwargs)
+    call.__name__ = call.__qualname__ = name
+    return call
 
 
 class ImportedWith:
@@ -57,9 +68,22 @@ class ImportedWith:
         The name of the module to find.
     name : str
         The name of the module that is imported after it.
+    otherwise : callable
+        See :py:func:`import_with`.
     '''
-    def __init__(self, other, name):
-        self.other, self.name = other, name
+    def __init__(self, other, name, otherwise):
+        self.other, self.name, self.otherwise = other, name, otherwise
+
+    def follow(self, module):
+        '''Import the other module, unless one beside it is in the midst of its own import.'''
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        package = f'{self.name.rpartition(".")[0]}.'
+        beside = (each for name, each in list(sys.modules.items()) if name.startswith(package))
+        if package != '.' and any(getattr(each.__spec__, '_initializing', False) for each in beside):
+            self.otherwise(module)
+        else:
+            import_module(self.name)
 
     def find_spec(self, fullname, path, target=None):
         '''The spec of the module, whose loader imports the other one at its end.'''
@@ -85,6 +109,4 @@ class ImportingLoader:
         '''As the module's own loader does, and import the other one.'''
         self.spec.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
-        if self.finder in sys.meta_path:
-            sys.meta_path.remove(self.finder)
-        import_module(self.finder.name)
+        self.finder.follow(module)
