@@ -306,7 +306,8 @@ class MapPass(SplitPass):
     def likely_places(self, index, shape, channels, is_known):
         '''The places of the layer's output for all that its shape says.'''
         found, axes = self.found, [axis for axis in range(1, len(shape)) if axis != channels]
-        arranged = (shape[0], 1 if channels not in range(len(shape)) else shape[channels], *(shape[axis] for axis in axes))
+        count = shape[channels] if channels in range(len(shape)) else 1
+        arranged = shape[0], count, *(shape[axis] for axis in axes)
         places = places_of(found.where, found.shape, arranged, found.channels, self.canonizer.grid)
         if not is_known:
             raise channels_unknown(found.where, shape)
