@@ -69,6 +69,7 @@ FEATURES = {
     'root of the variance': (lambda m, h: h.var(AXES).clamp(min=1e-8).pow(.5), 4),
     'norm': (lambda m, h: h.norm(dim=AXES), 4),
     'norm and mean': (both(lambda m, h: torch.linalg.vector_norm(h, dim=AXES)), 8),
+    'Frobenius norm': (lambda m, h: torch.linalg.norm(h, 'fro', AXES), 4),
     'square of a norm': (lambda m, h: h.norm(dim=AXES) ** 2, 4),
     'norm with p=1': (lambda m, h: h.norm(1, AXES), 4),
     'norm with p=3': (lambda m, h: torch.linalg.vector_norm(h, 3, AXES), 4),
@@ -271,6 +272,7 @@ def test_layer_whose_output_is_a_statistic():
 @pytest.mark.parametrize('function, name', [
     (lambda m, h: torch.linalg.vector_norm(h, 0, AXES), 'p=0'),
     (lambda m, h: torch.linalg.vector_norm(h, float('-inf'), AXES), 'p=-inf'),
+    (lambda m, h: torch.linalg.norm(h, 1, AXES), 'matrix norm with ord=1'),
     (lambda m, h: torch.log(h.std(AXES)), 'log'),
 ])
 def test_features_without_a_form(function, name):

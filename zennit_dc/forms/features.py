@@ -102,7 +102,7 @@ def tangent(pair, value, slope_of, function=None):
 
 
 def magnitude_of(function, total):
-    '''A function of a sum that is zero where the sum is, or where streams are shifted below.'''
+    '''A function of what is not negative, and zero where that is zero, as its gradient is.'''
     is_positive = total > 0
     return torch.where(is_positive, function(torch.where(is_positive, total, 1.)), 0.)
 
@@ -203,18 +203,26 @@ def over(numerator, denominator):
     return torch.where(is_zero, 0., numerator / torch.where(is_zero, 1., denominator))
 
 
-@statistic_form('norm', functions=(torch.linalg.norm, torch.linalg.vector_norm))
+@statistic_form('norm', functions=(torch.linalg.vector_norm,))
 def norm(value, pair, p=2, dim=None, keepdim=False, *, ord=None, dtype=None, out=None):
-    p = 2 if p in ('fro', None) and ord in ('fro', None) else p if ord is None else ord
+    p = p if ord is None else ord
+    return p_norm(value, pair, 2 if p in ('fro', None) else p, axes_of(pair, dim), keepdim)
+
+
+@statistic_form(functions=(torch.linalg.norm,))
+def linalg_norm(value, pair, ord=None, dim=None, keepdim=False, *, dtype=None, out=None):
+    '''A vector norm, or that of Frobenius.'''
     dims = axes_of(pair, dim)
-    return p_norm(value, pair, p, dims, keepdim)
+    if ord not in (None, 'fro') and len(dims) == 2:
+        raise unsupported(f'a matrix norm with ord={ord!r} that is a feature', (pair,))
+    return p_norm(value, pair, 2 if ord in (None, 'fro') else ord, dims, keepdim)
 
 
 def p_norm(value, pair, p, dims, keepdim=False):
     '''A norm as a feature, :math:`\\sum_i x_i \\, \\mathrm{sign}(x_i) (|x_i| / \\|x\\|_p)^{p - 1}`.'''
     if not isinstance(p, (int, float)) or not p > 0:
         raise unsupported(f'a norm with p={p!r} that is a feature', (pair,))
-    original, size = pair.difference, value if keepdim or not dims else value
+    original, size = pair.difference, value
     for axis in () if keepdim else dims:
         size = size.unsqueeze(axis)
     if p == math.inf:
@@ -257,7 +265,7 @@ def std(value, pair, *args, **kwargs):
 @statistic_form('var')
 def var(value, pair, *args, **kwargs):
     '''The square of the standard deviation.'''
-    deviation = deviation_of(pair, value.sqrt(), *deviation_arguments(pair, *args, **kwargs))
+    deviation = deviation_of(pair, magnitude_of(torch.sqrt, value), *deviation_arguments(pair, *args, **kwargs))
     return tangent(deviation, value, lambda x: 2 * x, torch.square)
 
 
