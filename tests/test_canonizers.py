@@ -161,8 +161,10 @@ def test_inputs_and_outputs_without_tensors():
     with SplitGrad().context(model := Constant()):
         with pytest.raises(NotImplementedError, match='output, dict, depends'):
             model(torch.randn(2, 3))
-        with pytest.raises(NotImplementedError, match='without a floating point tensor'):
+        with pytest.raises(NotImplementedError, match='output, dict, depends'):
             model(torch.ones(2, 3, dtype=torch.int64))
+        with pytest.raises(NotImplementedError, match='without a floating point tensor'):
+            model(None)
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def test_additions_in_the_readme():
 
     names = {}
     try:
-        exec(snippets()[3], names)
+        exec(snippets()[4], names)
         pair = SplitTensor.of(torch.tensor([[1., 2., 0.], [3., -4., 0.], [0., 0., 0.]]))
         assert torch.trace(pair).difference == -3 and torch.trace(pair).stream_sum == 5
         torch.manual_seed(0)

@@ -111,7 +111,7 @@ def test_attributors_of_other_inputs_are_as_they_were():
         Gradient(Text())(TOKENS, CLASSES)
 
 
-@pytest.mark.parametrize('layer', ['bert.embeddings.word_embeddings', 'bert.encoder.layer.1', None])
+@pytest.mark.parametrize('layer', ['bert.embeddings.word_embeddings', 'bert.encoder.layer.0', None])
 @pytest.mark.filterwarnings('ignore:.*canonizers')
 def test_bert(layer):
     transformers = pytest.importorskip('transformers')

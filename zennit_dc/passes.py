@@ -400,7 +400,8 @@ class MapPass(SplitPass):
 
     def saliency(self, *tensors):
         '''The map of a layer's output, from the gradients of its difference and sum, and these.'''
-        return self.readout.at_layer(*map(self.places.arranged, tensors))
+        shape = tensors[0].shape  # sums may have one sample for all
+        return self.readout.at_layer(*(self.places.arranged(tensor.expand(shape)) for tensor in tensors))
 
     def require_dependence(self, map):
         '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
