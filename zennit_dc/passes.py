@@ -180,7 +180,7 @@ class SplitPass(Pass):
         if self.layer is not None and self.read is None:
             how = 'or not on a split pair (but on what detach() returned, for one)'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
-        reached = any(pair.depth > -math.inf and pair.difference.requires_grad for pair in pairs.values())
+        reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs.values())
         if self.has_graph and not reached:
             where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
             raise ValueError(
