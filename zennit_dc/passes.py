@@ -177,6 +177,8 @@ class SplitPass(Pass):
         if all(pair.is_probability for pair in pairs.values()):
             raise Independent(self.independence(output, leaves))
         common_pass('the end of the model', list(pairs.values()), {})
+        if all(pair.foreign for pair in pairs.values()):
+            raise next(iter(pairs.values())).foreign
         if self.layer is not None and self.read is None:
             how = 'or not on a split pair (but on what detach() returned, for one)'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
@@ -188,6 +190,10 @@ class SplitPass(Pass):
             )
         for place, pair in pairs.items():
             seeds = partial(self.seeds_of, place, pair.tensors[1].dtype, pair.tensors[1].shape)
+            if pair.foreign:
+                values = [tensor.detach() for tensor in pair.tensors]
+                leaves[place] = Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
+                continue
             leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
         return structure(leaves)
 
@@ -531,6 +537,11 @@ class Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         return None, None, *ctx.function(*gradients)
+
+
+def refused(error, *gradients):
+    '''Raise the error for an output of which there is no map, where anything asks for one.'''
+    raise error
 
 
 def in_float64(root, call, inputs):
