@@ -176,7 +176,8 @@ class Branches(nn.Module):
 
 @pytest.mark.parametrize('make', [SplitGrad, SplitLRP])
 @pytest.mark.parametrize('kind, arguments, form, same', [
-    (Reverse, (), lambda pair: pair, lambda x: x), (Scaled, (2.,), lambda pair, factor: pair * factor, lambda x: x * 2.),
+    (Reverse, (), lambda pair: pair, lambda x: x),
+    (Scaled, (2.,), lambda pair, factor: pair * factor, lambda x: x * 2.),
 ])
 def test_autograd_functions_on_branches_and_with_forms(monkeypatch, make, kind, arguments, form, same):
     '''What does not lead to the explained output is left alone; and a form for the function, or its apply, holds.'''
