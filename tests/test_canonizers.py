@@ -8,17 +8,25 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import explain, gradient_of
+from helpers import assert_close, explain, gradient_of
 from literal import Network
 from small_models import METHODS, Calls
 from torch import nn
 from torch.nn import functional as F
-from zennit.canonizers import SequentialMergeBatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.vgg import VGG, make_layers
+from zennit.attribution import Gradient
+from zennit.canonizers import AttributeCanonizer, CompositeCanonizer, NamedMergeBatchNorm, SequentialMergeBatchNorm
 from zennit.composites import MixedComposite, NameMapComposite
 from zennit.core import Composite
+from zennit.layer import Sum
 from zennit.rules import Epsilon
+from zennit.torchvision import (
+    ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer, ResNetCanonizer, VGGCanonizer
+)
 
-from zennit_dc import Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc import DetachedStatistics, Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc.attribution import class_relevance
 from zennit_dc.nested import modules_of
 
 
@@ -37,6 +45,83 @@ def test_other_canonizers_are_applied_before(image):
         assert torch.equal(model(image), expected)
         assert torch.equal(model[1].weight, torch.ones(4, dtype=torch.float64))
     assert not torch.equal(model(image), expected)
+
+
+def with_statistics(model):
+    '''A model in float64 whose batch norms do something, and have no epsilon, which canonizers leave in them.'''
+    for module in model.double().eval().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 0.
+            for tensor, low, high in ((module.running_mean, -.2, .2), (module.running_var, .5, 2.),
+                                      (module.weight.data, .5, 1.5), (module.bias.data, -.2, .2)):
+                tensor.uniform_(low, high)
+    return model
+
+
+def resnet(block):
+    '''A residual network of torchvision, as small as its blocks allow.'''
+    return with_statistics(ResNet(block, [1, 1, 1, 1], num_classes=4))
+
+
+def vgg():
+    '''A small network of the kind of VGG, with batch norms.'''
+    features = make_layers([8, 'M', 16, 'M'], batch_norm=True)
+    model = VGG(features, num_classes=4)
+    model.avgpool, model.classifier = nn.AdaptiveAvgPool2d(2), nn.Linear(64, 4)
+    return with_statistics(model)
+
+
+def rewritten(name, module):
+    '''An attribute for each ReLU: its forward, written in another way.'''
+    return {'forward': lambda input: input.clamp(min=0.)} if isinstance(module, nn.ReLU) else None
+
+
+CANONIZERS = {
+    'SequentialMergeBatchNorm': (vgg, SequentialMergeBatchNorm), 'VGGCanonizer': (vgg, VGGCanonizer),
+    'NamedMergeBatchNorm': (vgg, lambda: NamedMergeBatchNorm([(['features.0'], 'features.1')])),
+    'AttributeCanonizer': (vgg, lambda: AttributeCanonizer(rewritten)),
+    'CompositeCanonizer': (vgg, lambda: CompositeCanonizer([VGGCanonizer(), AttributeCanonizer(rewritten)])),
+    'ResNetBasicBlockCanonizer': (partial(resnet, BasicBlock), ResNetBasicBlockCanonizer),
+    'ResNetBottleneckCanonizer': (partial(resnet, Bottleneck), ResNetBottleneckCanonizer),
+    'ResNetCanonizer': (partial(resnet, BasicBlock), ResNetCanonizer),
+    'ResNetCanonizer of bottlenecks': (partial(resnet, Bottleneck), ResNetCanonizer),
+}
+
+
+@pytest.mark.parametrize('name', CANONIZERS)
+def test_zennits_canonizers_change_no_map(name):
+    build, canonizer = CANONIZERS[name]
+    model, input = build(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    layer = 'layer2.0' if hasattr(model, 'layer2') else 'features.2'
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    for composite in (SplitLRP, SplitGrad, partial(SplitCAM, layer), partial(SplitLRP, layer=layer)):
+        maps = []
+        for chosen in ([canonizer()], []):
+            with Gradient(model, composite(canonizers=chosen)) as attributor:
+                maps.append(attributor(input, class_relevance(2))[1])
+        assert_close(*maps)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+class Summed(nn.Module):
+    '''A residual network whose addition of two branches and the input is one of Zennit's modules.'''
+    def __init__(self, dim):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.sum, self.end = Sum(dim), nn.Linear(3, 4)
+
+    def forward(self, input):
+        summands = [input, *(branch(input) for branch in self.branches)]
+        output = self.sum(torch.stack(summands, self.sum.dim))
+        return self.end(output.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize('dim', [-1, 0, 2])
+def test_the_sum_of_zennit_shares_evenly(dim, image):
+    model = Summed(dim).double().eval()
+    whole, *shares = (explain(SplitLRP(layer=layer), model, image) for layer in ('sum', 'branches.0', 'branches.1'))
+    for share in shares:
+        assert_close(3 * share, whole)
 
 
 def test_modules_in_pytorchs_order():
@@ -76,8 +161,10 @@ def test_inputs_and_outputs_without_tensors():
     with SplitGrad().context(model := Constant()):
         with pytest.raises(NotImplementedError, match='output, dict, depends'):
             model(torch.randn(2, 3))
-        with pytest.raises(NotImplementedError, match='without a floating point tensor'):
+        with pytest.raises(NotImplementedError, match='output, dict, depends'):
             model(torch.ones(2, 3, dtype=torch.int64))
+        with pytest.raises(NotImplementedError, match='without a floating point tensor'):
+            model(None)
 
 
 @dataclass(frozen=True)
@@ -118,6 +205,11 @@ def test_scores_that_do_not_depend_on_the_input(image):
     for make in (SplitGrad, SplitLRP, lambda: SplitCAM('0')):
         with pytest.raises(ValueError, match='score does not depend on the input'):
             explain(make(), zero, image)
+    norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)).double()
+    nn.init.zeros_(norm[1].weight)  # as norms of residual branches start
+    for make in (SplitGrad, SplitLRP, partial(SplitCAM, '0')):
+        with pytest.raises(ValueError, match=r'score does not depend on the input.*1\.weight is zero'):
+            explain(make(canonizers=[DetachedStatistics()]), norm, image)
     dark = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(784, 3)).double()
     dark[0].weight.data.abs_()
     assert not explain(SplitGrad(.5), dark, -image.abs()).any()  # a gradient of zero, but not for other inputs

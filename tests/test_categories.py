@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from zennit_dc.data.categories import find_class, load_categories, require_names
+from zennit_dc.data.categories import choice_of, find_class, load_categories, require_names
 
 NAMES = ['tench', 'Siamese cat', 'great white shark']
 
@@ -56,3 +56,41 @@ def test_classes_by_index_and_name():
         find_class('tench', 3)
     with pytest.raises(ValueError, match='one of the indices 0, 2'):
         find_class('crane', 3, ['crane', 'x', 'Crane'])
+
+
+NUMBERS = [
+    (['1', '2', '3', '4', '5'],
+     {'3': 2, '5': 4, ' 1 ': 0, '0': 0, '03': 2, '3.0': 2, 'index:3': 3, 'INDEX: 4': 4, 3: 3}),
+    (['0', '1', '10', '2'], {'10': 2, '2': 3, '3': 3, 'index:2': 2}),  # folders in the order of their names
+    (['-1', '0', '1'], {'-1': 0, '1': 2, '+1': 2, '2': 2}),
+    (['0.5', '1.0', '1.5'], {'1': 1, '.5': 0, '1.50': 2, '2': 2}),
+    (['01', '1', '001'], {'1': 1, '01': 0, '001': 2}),
+    (['18-24', '25', '100 m'], {'18 24': 0, '25': 1, '100 M': 2, '2': 2}),
+]
+
+
+@pytest.mark.parametrize('names, expected', NUMBERS, ids=lambda each: each[0] if isinstance(each, list) else '')
+def test_a_name_goes_before_an_index(names, expected):
+    assert {name: find_class(name, len(names), names) for name in expected} == expected
+    for index, name in enumerate(names):
+        assert find_class(name, len(names), names) == index
+        assert find_class(f'index:{index}', len(names), names) == find_class(index, len(names), names) == index
+
+
+def test_numbers_that_are_neither_name_nor_index():
+    for name, names, message in (
+        ('-2', ['1', '2'], 'no class -2'), ('7', ['1', '2'], 'no class 7'), ('index:2', ['1', '2'], 'no class 2'),
+        ('2.5', ['1', '2'], "no class named '2.5'"), ('index:x', ['1', '2'], "no class named 'index:x'"),
+        ('+1', ['1.0', '01'], r'several classes are named .* indices 0, 1, as in index:0'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            find_class(name, len(names), names)
+
+
+def test_what_a_number_was_taken_for():
+    names = ['1', '2', '3', '4', '5']
+    assert choice_of('3', 5, names) == "the class named '3', whose index is 2"
+    assert choice_of('0', 5, names) == "the class of index 0, named '1'"
+    assert choice_of('index:3', 5, names) == "the class of index 3, named '4'"
+    assert choice_of('1', 3, NAMES) == "the class of index 1, named 'Siamese cat'"
+    assert choice_of('tench', 3, NAMES) is choice_of('1', 3, None) is choice_of('likely', 3, NAMES) is None

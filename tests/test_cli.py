@@ -320,6 +320,22 @@ def test_names_the_other_way_round(explains, own):
     assert {path.name for path in (own / 'explanation_maps').glob('*.npy')} == {'0_0_Gradient.npy', '0_1_Gradient.npy'}
 
 
+@pytest.mark.parametrize('given, lines, chosen', [
+    (('--target', '3', '--target', '0'), ["--target 3: the class named '3', whose index is 2",
+                                          "--target 0: the class of index 0, named '1'"], {0, 2}),
+    (('--target', 'index:3', '--against', '5'), ["--target index:3: the class of index 3, named '4'",
+                                                 "--against 5: the class named '5', whose index is 4"], {None}),
+])
+def test_a_name_that_is_a_number_goes_before_an_index(explains, own, given, lines, chosen):
+    (own / 'names.txt').write_text('\n'.join(map(str, range(1, 6))))
+    result = explains('cnn', '--categories', 'names.txt', *given)
+    require_success(result)
+    assert result.stdout.splitlines()[:2] == lines
+    assert {path.name for path in (own / 'explanation_maps').glob('*.npy')} == {
+        '0_Gradient.npy' if index is None else f'0_{index}_Gradient.npy' for index in chosen
+    }
+
+
 def test_images_of_a_folder(tmp_path, drawings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / 'folder'

@@ -84,6 +84,82 @@ def test_classes_in_masks(folder):
         ImageNetS(CLASSIFIER, folder, {}, 'test')
 
 
+def masked(mask):
+    '''An image of a palette, in which white is before black.'''
+    image = Image.fromarray(np.uint8(~mask)).convert('P')
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    return image
+
+
+def colored(mask, mode, color):
+    '''An image of a mode, with a color where there is an object, and black elsewhere.'''
+    image = Image.new(mode, mask.shape[::-1])
+    image.paste(color, mask=Image.fromarray(np.uint8(255) * mask))
+    return image
+
+
+def with_alpha(mask):
+    '''A mask whose alpha channel is opaque everywhere.'''
+    return Image.fromarray(np.stack([np.uint8(255) * mask, np.full(mask.shape, 255, np.uint8)], -1))
+
+
+def cut_out(mask):
+    '''A mask of the color 7, which is transparent around the object.'''
+    image = np.zeros((*mask.shape, 4), np.uint8)
+    image[..., 1], image[mask] = 99, (7, 0, 0, 255)
+    return Image.fromarray(image)
+
+
+@pytest.mark.parametrize('save', [
+    lambda mask: masked(mask), lambda mask: Image.fromarray(mask), with_alpha, cut_out,
+    lambda mask: Image.fromarray(np.uint8(mask)), lambda mask: Image.fromarray(np.uint16(40000) * mask),
+    lambda mask: masked(mask).convert('RGB'), lambda mask: colored(mask, 'RGB', (2, 0, 0)).quantize(),
+    lambda mask: colored(mask, 'RGB', (44, 1, 0)).quantize(), lambda mask: masked(mask).convert('RGBA'),
+], ids=['white first', 'bits', 'alpha', 'transparent', 'one', '16 bits', 'RGB', 'palette of classes', '300', 'RGBA'])
+def test_masks_of_all_kinds(folder, save):
+    expected = ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9}).sample(1).mask
+    path = folder / 'validation-segmentation' / 'n02' / 'one.png'
+    mask = np.asarray(Image.open(path)) > 0
+    save(mask).save(path)
+    assert torch.equal(ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9}).sample(1).mask, expected)
+
+
+@pytest.mark.parametrize('ending', ['PNG', 'jpg', 'JPEG', 'bmp', 'tif', 'webp'])
+def test_masks_with_the_name_of_any_image(folder, ending):
+    before = ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9})
+    path = folder / 'validation-segmentation' / 'n02' / 'one.png'
+    image = Image.open(path)
+    image.load()
+    path.unlink()
+    image.save(path.with_suffix(f'.{ending}'))
+    after = ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9})
+    assert after.names == before.names and before.sample(0).mask.equal(after.sample(1).mask)
+    image.save(path)
+    with pytest.raises(ValueError, match='n02/one.JPEG has several masks'):
+        ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9})
+
+
+def test_images_without_a_mask_are_counted(folder):
+    (folder / 'validation-segmentation' / 'n02' / 'one.png').unlink()
+    with pytest.warns(UserWarning, match='1 of 2 images .* left out, n02/one.JPEG among them'):
+        assert ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9}).names == ['n01/one.JPEG']
+
+
+def test_masks_that_tell_no_object(folder):
+    images = ImageNetS(CLASSIFIER, folder, {'n01': 7, 'n02': 9})
+    path = folder / 'validation-segmentation' / 'n02' / 'one.png'
+    mask = np.asarray(Image.open(path)) > 0
+    for image, format, message in (
+        (colored(mask, 'RGB', (2, 200, 0)), 'jpeg', 'compression with loss'),
+        (Image.fromarray(np.uint8(100) * mask), 'jpeg', 'compression with loss'),
+        (Image.fromarray(np.stack([np.uint8(120) * mask] * 4, -1)), 'png', 'partly transparent'),
+        (Image.fromarray(mask.astype(np.float32)), 'tiff', 'not of mode F'),
+    ):
+        image.save(path, format)
+        with pytest.raises(UnreadableImage, match=message):
+            images.sample(1)
+
+
 def test_polygons(tmp_path):
     Image.new('RGB', (64, 64)).save(tmp_path / 'a.png')
     outlines = tmp_path / 'outlines.json'

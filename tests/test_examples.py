@@ -45,6 +45,15 @@ def test_explain_photo(tmp_path, weights):
     assert helped.returncode == 0 and 'photograph' in helped.stdout and maps == sorted(tmp_path.iterdir())
 
 
+def test_concepts(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('crp', reason='zennit-crp is not installed (pip install --no-deps zennit-crp)')
+    monkeypatch.setattr(sys, 'argv', ['concepts.py', '--channels', '2', '--out', str(tmp_path / 'concepts.png')])
+    runpy.run_path(str(EXAMPLES / 'concepts.py'), run_name='__main__')
+    assert Image.open(tmp_path / 'concepts.png').size[0] > 300
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all('channels' in line for line in lines)
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason=f'{DATA} is not there')
 def test_virelay_project(tmp_path, monkeypatch, capsys):
     model = pytest.importorskip('virelay.model', reason='the extra "virelay" is not installed')
@@ -106,7 +115,7 @@ def test_additions_in_the_readme():
 
     names = {}
     try:
-        exec(snippets()[3], names)
+        exec(snippets()[4], names)
         pair = SplitTensor.of(torch.tensor([[1., 2., 0.], [3., -4., 0.], [0., 0., 0.]]))
         assert torch.trace(pair).difference == -3 and torch.trace(pair).stream_sum == 5
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from zennit_dc.data import images
-from zennit_dc.data.images import ImageFolder, UnreadableImage, images_in, read_image
+from zennit_dc.data.images import ImageFolder, UnreadableImage, find_labels, images_in, label_map, read_image
 
 
 def test_images_of_all_kinds(tmp_path):
@@ -142,3 +142,12 @@ def test_huge_images_are_refused(times, tmp_path, monkeypatch):
 def test_a_url_is_no_file():
     with pytest.raises(ValueError, match='https://example.org/x.png is a URL: download it first'):
         read_image(Path('https://example.org/x.png'))
+
+
+@pytest.mark.parametrize('names, expected', [
+    (['1', '2', '3', '4', '5'], {'1': 0, '3': 2, '5': 4, '0': 0, '03': 2}),
+    (['0', '1', '10', '2'], {'0': 0, '1': 1, '10': 2, '2': 3, '3': 3}),
+    (['01', '02', '03', '10'], {'1': 0, '3': 2, '03': 2, '10': 3}),
+], ids=['grades', 'sorted', 'padded'])
+def test_a_folder_named_as_a_class_is_not_one_of_that_index(names, expected):
+    assert find_labels([f'{folder}/a.png' for folder in expected], label_map(names)) == [*expected.values()]

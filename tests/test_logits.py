@@ -8,7 +8,7 @@ from helpers import assert_close, explain, random_image
 from torch import nn
 from torch.nn import functional as F
 from zennit.attribution import Gradient
-from zennit.composites import EpsilonPlus
+from zennit.composites import EpsilonGammaBox, EpsilonPlus, GuidedBackprop
 
 from zennit_dc import DetachedStatistics, Logits, SplitCAM, SplitGrad, SplitLRP, split_form
 from zennit_dc.attribution import class_relevance
@@ -150,6 +150,42 @@ def test_softmax_at_the_end(end, wrap):
     for make in (SplitGrad, SplitLRP):
         expected = explain(make(canonizers=[DetachedStatistics()]), bare, tokens)
         assert_close(explain(make(canonizers=[DetachedStatistics()]), logits, tokens), expected)
+
+
+@pytest.mark.parametrize('end', [nn.Softmax(1), nn.LogSoftmax(1), lambda x: F.softmax(x, dim=1)])
+@pytest.mark.parametrize('composite', [EpsilonPlus, lambda: EpsilonGammaBox(low=-4., high=4.), GuidedBackprop])
+def test_softmax_at_the_end_inside_of_zennits_composites(end, composite):
+    '''At the first call, and at those that follow.'''
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5))
+    whole = Closed(body, end).double().eval()
+    image, maps = random_image(2, 3, 6, 6), []
+    for model in (body, Logits(whole, drop='softmax')):
+        with Gradient(model, composite()) as attributor:
+            maps.append([attributor(image, class_relevance(2)) for _ in range(2)])
+    for (logits, expected), (output, map) in zip(*maps, strict=True):
+        assert torch.equal(output, logits) and torch.equal(map, expected) and map.any()
+
+
+class Closed(nn.Module):
+    '''A model with a module or function at its end.'''
+    def __init__(self, body, end):
+        super().__init__()
+        self.body, self.end = body, end
+
+    def forward(self, input):
+        return self.end(self.body(input))
+
+
+class Overwriting(nn.Module):
+    '''A model that changes its input in place.'''
+    def forward(self, input):
+        return input.mul_(2.).flatten(1).softmax(1)
+
+
+def test_the_input_is_changed_once():
+    image = random_image(2, 3)
+    assert torch.equal(Logits(Overwriting(), drop='softmax')(image.clone()), 2 * image)
 
 
 def test_no_softmax_to_drop():

@@ -136,5 +136,56 @@ def test_options_by_name():
     assert [option.is_exact for option in OPTIONS.values()] == [True, True, False]
 
 
+class Box:
+    '''An object of which nobody knows that there is a tensor in it.'''
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize('canonizers', [None, 'auto'])
+@pytest.mark.parametrize('end, words', [
+    (Box, 'an object of type Box, in which no tensors are found: return tensors'),
+    (lambda logits: (each for each in [logits]), r'of type generator, .*list\(generator\)'),
+    (lambda logits: {'all': Box(logits)}, 'of type Box in a dict, '),
+    (lambda logits: torch.zeros(2, 3), r'no part of the output, Tensor, depends on the input.*\.detach\(\)'),
+])
+def test_outputs_without_a_pair(end, words, canonizers):
+    model = Mixed(lambda x: F.relu(x))
+    forward = model.forward
+    model.forward = lambda x: end(forward(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        options = canonizers or [DetachedStatistics(), DetachedActivations()]
+        with SplitGrad(canonizers=options).context(model), pytest.raises(NotImplementedError, match=words):
+            model(IMAGE)
+
+
+def said_of(function):
+    '''What is said of the options that are chosen for a function between convolutions.'''
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        run(SplitGrad(canonizers='auto'), Between(function), random_image(*SHAPE))
+    words, = (str(warning.message) for warning in said)
+    return words
+
+
+def test_what_constants_leave_out():
+    '''It is said by name, and how much of the gradient it is: that of the model without what constants get.'''
+    def scaled(h, scale=None):
+        return h * (h.std((2, 3), keepdim=True) if scale is None else scale)
+
+    image = random_image(*SHAPE).requires_grad_()
+    model = Between(scaled)
+    scores = model(image)
+    classes = scores.argmax(1)
+    whole, = torch.autograd.grad(scores.amax(1).sum(), image)
+    model.function = lambda h: scaled(h, h.std((2, 3), keepdim=True).detach())
+    constant, = torch.autograd.grad(model(image)[range(len(classes)), classes].sum(), image)
+    share = (whole - constant).norm() / whole.norm()
+    assert f'Constants are std: what the largest score gets through them is left out, {share:.0%} of' in said_of(scaled)
+    assert 'left out' not in said_of(lambda h: torch.cat([h, h.std(1, keepdim=True)], 1)[:, 1:])
+    assert 'Constants are group_norm, softmax' in said_of(lambda h: torch.softmax(F.group_norm(h, 2), 1) * h)
+
+
 def test_gradient_is_kept_for_exact_models(network, image):
     assert torch.equal(explain(SplitGrad(.5, canonizers='auto'), network, image), gradient_of(network, image) / 2)

@@ -1,13 +1,13 @@
 '''Layers as places: grids of tokens, and maps at them by all methods.'''
 import pytest
 import torch
-from helpers import assert_close, explain, random_image
+from helpers import assert_close, explain, gradient_of, random_image
 from small_models import Calling
 from torch import nn
 from torch.nn import functional as F
 
 from zennit.attribution import Gradient
-from zennit_dc import DetachedStatistics, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import DetachedActivations, DetachedStatistics, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM, class_relevance
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer, layers
 from zennit_dc.methods import attributor
@@ -183,3 +183,229 @@ def test_layers_have_a_grid():
     found = {name: shape for name, _, shape, _ in layers(classifier)}
     assert found == {'patch': (6, 8, 8), 'before': (6, 8, 8), 'layer': (6, 8, 8), 'after': (8, 8, 8)}
     assert last_layer(classifier) == 'before'
+
+
+# inputs whose axes are in another order
+
+class Classes(nn.Module):
+    '''A network of convolutions, and the same with its input arranged by a function.'''
+    def __init__(self, channels, axes, arrange=None, collect=None):
+        super().__init__()
+        torch.manual_seed(0)
+        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[axes]
+        self.conv, self.other = conv(channels, 5, 3, 2, 1), conv(5, 4, 3, padding=1)
+        self.arrange, self.collect = arrange, collect
+        self.double()
+
+    def forward(self, x):
+        x = x if self.arrange is None else self.arrange(x)
+        x = self.other(F.relu(self.conv(x))).relu().flatten(2).mean(2)
+        return x if self.collect is None else self.collect(x)
+
+
+SIGNAL, VOLUME = random_image(2, 3, 12), random_image(2, 1, 6, 8, 4)
+ARRANGED = {
+    'series': (SIGNAL, lambda x: x.mT, lambda x: x.mT),
+    'rows': (PHOTO, lambda x: x.permute(0, 2, 3, 1), lambda x: x.permute(0, 3, 1, 2)),
+    'columns first': (PHOTO, lambda x: x.permute(0, 3, 1, 2), lambda x: x.permute(0, 2, 3, 1)),
+    'audio': (SIGNAL[:, :1], lambda x: x[:, 0], lambda x: x[:, None]),
+    'spectrogram': (PHOTO[:, :1], lambda x: x[:, 0], lambda x: x.unsqueeze(1)),
+    'volume': (VOLUME, lambda x: x[:, 0], lambda x: x.reshape(-1, 1, 6, 8, 4)),
+    'gray': (PHOTO[:, :1], lambda x: x[:, 0], lambda x: torch.stack([x], 1)),
+}
+
+
+@pytest.mark.parametrize('name', ARRANGED)
+@pytest.mark.parametrize('layer', ['conv', 'other'])
+def test_maps_in_the_order_of_the_input(name, layer):
+    '''They are those of the network whose input has its channels first.'''
+    image, arrange, back = ARRANGED[name]
+    expected = explain(SplitCAM(layer, .3), Classes(image.shape[1], image.ndim - 2), image)
+    map = explain(SplitCAM(layer, .3), Classes(image.shape[1], image.ndim - 2, back), arrange(image))
+    assert map.shape == arrange(image).shape
+    assert_close(map, arrange(expected), 1e-12)
+
+
+def test_places_of_dense_layers():
+    '''Points of shape (batch, points, 3), and series, of which a dense layer makes features.'''
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), Calling(lambda x: x.amax(1)), nn.Linear(5, 4)).double()
+    composite = SplitGrad(.5, layer='0')
+    points = random_image(2, 7, 3)
+    map = explain(composite, model, points)
+    assert composite.saliency.shape == (2, 7)
+    assert_close(map, composite.saliency[..., None].expand(2, 7, 3) / 3)
+
+
+def test_channels_that_are_not_known():
+    '''A network that has no layer with weights before the axes are one.'''
+    model = nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(40, 3)).double()
+    series = random_image(2, 8, 5)
+    with pytest.raises(ValueError, match=r'channels=1 .*channels=-1'):
+        explain(SplitCAM('0', .5), model, series)
+    product = gradient_of(model, series) * series / 2
+    for channels, expected in ((-1, product.mean(2, keepdim=True)), (2, product.mean(2, keepdim=True)),
+                               (1, product.mean(1, keepdim=True)), ((), product)):
+        assert_close(explain(SplitCAM('0', .5, channels=channels), model, series), expected.expand_as(series), 1e-12)
+    for channels in (0, 1.5, True, 'last'):
+        with pytest.raises(ValueError, match='channels must be'):
+            SplitCAM('0', channels=channels)
+    with pytest.raises(ValueError, match='no axis 3'):
+        explain(SplitCAM('0', .5, channels=3), model, series)
+
+
+def test_channels_are_known_from_what_follows_the_layer():
+    model = nn.Sequential(nn.Identity(), Calling(lambda x: x.mT), nn.Conv1d(5, 3, 3), nn.Flatten(), nn.Linear(18, 3))
+    series = random_image(2, 8, 5)
+    product = gradient_of(model.double(), series) * series / 2
+    assert_close(explain(SplitCAM('0', .5), model, series), product.mean(2, keepdim=True).expand_as(series), 1e-12)
+
+
+def test_axis_of_the_input_that_becomes_two():
+    '''Pixels in a row, as tokens have them: the map is not read along the rows alone.'''
+    model = Classes(3, 2, lambda x: x.unflatten(1, (20, 32)).movedim(-1, 1))
+    with pytest.raises(ValueError, match='spatial axes'):
+        explain(SplitCAM('conv', .3), model, PHOTO.flatten(2).mT)
+
+
+def test_patches_of_audio():
+    '''Whose entries a dense layer puts together.'''
+    model = nn.Sequential(
+        Calling(lambda x: x.view(-1, 6, 4)), nn.Linear(4, 5), nn.ReLU(), Calling(lambda x: x.mean(1)), nn.Linear(5, 3)
+    ).double()
+    composite = SplitCAM('1', .5)
+    map = explain(composite, model, random_image(2, 24))
+    assert_close(map, F.interpolate(composite.saliency[:, None], 24, mode='linear')[:, 0], 1e-12)
+
+
+# views and parts
+
+def test_views_in_the_batch_axis():
+    '''The map of each view is that of the view alone.'''
+    views = random_image(2, 3, 3, 8, 8)
+    model = Classes(3, 2, lambda x: x.flatten(0, 1), lambda x: x.unflatten(0, (-1, 3)).sum(1))
+    map = explain(SplitCAM('conv', .3), model, views)
+    for view in range(3):
+        assert_close(map[:, view], explain(SplitCAM('conv', .3), Classes(3, 2), views[:, view]), 1e-12)
+
+
+def test_patches_in_the_batch_axis():
+    '''One axis of the input is then two, which is said.'''
+    def patches(x):
+        return x.unflatten(3, (3, 4)).permute(0, 3, 1, 2, 4).reshape(-1, 3, 8, 4)
+
+    model = Classes(3, 2, patches, lambda x: x.reshape(-1, 3, 4).sum(1))
+    with pytest.raises(ValueError, match='6 samples are not the 2 of the batch.*patches'):
+        explain(SplitCAM('conv', .3), model, random_image(2, 3, 8, 12))
+
+
+@pytest.mark.parametrize('cut, place', [
+    (lambda x: x[..., 2:-2, 4:], (2, 2, 4, 0)), (lambda x: x.narrow(2, 3, 17), (3, 0, 0, 0)),
+    (lambda x: x[:, :, :8].split(8, 2)[0], (0, 12, 0, 0)), (lambda x: x.chunk(2, 3)[1][..., 1:], (0, 0, 17, 0)),
+])
+def test_model_that_cuts_a_part_out_of_its_input(cut, place):
+    '''The map lies where the part does.'''
+    expected = explain(SplitCAM('conv', .3), Classes(3, 2), cut(PHOTO))
+    top, bottom, left, right = place
+    map = explain(SplitCAM('conv', .3), Classes(3, 2, cut), PHOTO)
+    assert_close(map, F.pad(expected, (left, right, top, bottom)), 1e-12)
+
+
+@pytest.mark.parametrize('turn', [lambda x: x.flip(-1), lambda x: x.rot90(1, (2, 3)), lambda x: x.flip((2, 3))])
+def test_model_that_turns_its_input(turn):
+    expected = explain(SplitCAM('conv', .3), Classes(3, 2), turn(PHOTO))
+    assert_close(turn(explain(SplitCAM('conv', .3), Classes(3, 2, turn), PHOTO)), expected, 1e-12)
+
+
+def test_padding_that_is_cut_off_moves_nothing():
+    '''As causal convolutions do.'''
+    model = nn.Sequential(
+        nn.Conv1d(3, 4, 3, padding=2), Calling(lambda x: x[..., :-2]), nn.ReLU(), nn.Identity(),
+        Calling(lambda x: x.sum(2))
+    ).double()
+    composite = SplitCAM('3', .3)
+    assert_close(explain(composite, model, SIGNAL).sum(1), composite.saliency, 1e-12)
+
+
+def test_axis_that_is_averaged():
+    '''The map does not vary along it.'''
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), Calling(lambda x: x.mean(2)), nn.Conv1d(4, 4, 1), nn.ReLU(),
+        Calling(lambda x: x.sum(2))
+    ).double()
+    composite, image = SplitCAM('3', .3), random_image(2, 1, 6, 9)
+    map = explain(composite, model, image)
+    assert composite.saliency.shape == (2, 9)
+    assert_close(map, composite.saliency[:, None, None].expand(2, 1, 6, 9) / 6, 1e-12)
+
+
+class SignalTransformer(nn.Module):
+    '''Patches of a signal as tokens, with others before and after them.'''
+    def __init__(self, series):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.mix, self.head, self.series = nn.Conv1d(3, 6, 4, 4), nn.Linear(6, 6), nn.Linear(6, 4), series
+        self.layer, self.others = nn.Identity(), nn.Parameter(torch.randn(1, 3, 6))
+        self.double().eval()
+
+    def forward(self, x):
+        tokens = self.patch(x.mT if self.series else x).mT
+        first, last = self.others.expand(len(x), -1, -1).split([2, 1], 1)
+        tokens = torch.cat([first, tokens, last], 1)
+        tokens = tokens + torch.softmax(tokens @ tokens.mT, -1) @ tokens
+        return self.head(F.relu(self.mix(self.layer(tokens)))).mean(1)
+
+
+@pytest.mark.parametrize('series', [True, False])
+def test_tokens_of_a_signal(series):
+    signal = random_image(2, 32, 3) if series else random_image(2, 3, 32)
+    composite = SplitCAM('layer', .3, canonizers=[DetachedStatistics()])
+    map = explain(composite, SignalTransformer(series), signal).sum(2 if series else 1)
+    assert composite.saliency.shape == (2, 8)
+    assert_close(map, F.interpolate(composite.saliency[:, None], 32, mode='linear')[:, 0], 1e-12)
+
+
+@pytest.mark.parametrize('kind', [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize('bidirectional', [False, True])
+def test_layer_of_a_recurrent_network(kind, bidirectional):
+    '''It returns a tuple, of which the map is read at the outputs of all steps.'''
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.steps = kind(3, 4, batch_first=True, bidirectional=bidirectional)
+            self.layer, self.head = nn.Identity(), nn.Linear(8 if bidirectional else 4, 3)
+            self.double().eval()
+
+        def forward(self, x):
+            return self.head(self.layer(self.steps(x)[0]).mean(1))
+
+    series, maps = random_image(2, 5, 3), []
+    for layer in ('steps', 'layer'):
+        composite = SplitCAM(layer, .3, canonizers=[DetachedActivations()])
+        maps.append(explain(composite, Recurrent(), series))
+        assert composite.saliency.shape == (2, 5)
+        assert_close(maps[-1].sum(2), composite.saliency, 1e-12)
+    assert_close(*maps, 1e-12)
+
+
+class TwoStreams(nn.Module):
+    '''A network of an image and a signal.'''
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.signal = Classes(3, 2), Classes(3, 1)
+
+    def forward(self, x, y):
+        return self.image(x) + self.signal(y)
+
+
+@pytest.mark.parametrize('layer', ['image.conv', 'signal.conv'])
+def test_layer_of_one_of_two_inputs(layer):
+    '''The map has the shape of the input that the layer is about.'''
+    model, inputs = TwoStreams(), (PHOTO, SIGNAL)
+    which = ('image', 'signal').index(layer.partition('.')[0])
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    with SplitCAM(layer, .3).context(model):
+        maps = torch.autograd.grad(model(*leaves)[:, 2].sum(), leaves, allow_unused=True)
+    assert maps[1 - which] is None or not maps[1 - which].any()
+    assert_close(maps[which], explain(SplitCAM('conv', .3), (model.image, model.signal)[which], inputs[which]), 1e-12)

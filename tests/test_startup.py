@@ -1,4 +1,6 @@
 '''What is there before PyTorch is: help, errors, and the public names.'''
+import importlib
+import inspect
 import json
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from zennit.image import CMAPS
 from zennit_dc import data, methods
 from zennit_dc.cli import evaluation, main, maps
 from zennit_dc.evaluation.settings import SELECTION
+from zennit_dc.lazy import import_with
 
 
 # what takes long to import
@@ -104,6 +107,76 @@ def test_split_forms_are_there_whatever_is_imported(module, name):
 def test_composites_alone_register_the_split_forms():
     code = 'import zennit_dc.composites, sys; assert len(sys.modules["zennit_dc.split"].FORMS) > 100'
     require_success(run_code(code))
+
+
+NAMES = "{'split_lrp': 'SplitLRP', 'split_grad': 'SplitGrad', 'split_cam': 'SplitCAM'}"
+
+
+@pytest.mark.parametrize('order', [
+    ('import zennit_dc', 'from zennit.composites import COMPOSITES'),
+    ('from zennit.composites import COMPOSITES', 'import zennit_dc'),
+    ('import zennit_dc.rules', 'from zennit.composites import COMPOSITES'),
+    ('from zennit_dc import SplitLRP', 'from zennit.composites import COMPOSITES'),
+    ('from zennit_dc.methods import attributor', 'attributor', 'from zennit.composites import COMPOSITES'),
+], ids=['first', 'last', 'module', 'composite', 'methods'])
+def test_zennit_finds_the_composites_by_their_names(order):
+    '''With nothing but the import of the package, before or after Zennit's.'''
+    require_success(run_code('\n'.join([
+        'import sys', *order, f'names = {NAMES}', 'import inspect, zennit.composites, zennit_dc',
+        'for name, composite in names.items():',
+        '    made = COMPOSITES[name](*["a layer"][:name == "split_cam"])',
+        '    assert type(made) is getattr(zennit_dc, composite) is COMPOSITES[name]',
+        'assert COMPOSITES is zennit.composites.COMPOSITES and "epsilon_plus" in COMPOSITES',
+        'assert "class EpsilonPlus" in inspect.getsource(zennit.composites)',
+        'assert zennit.composites.__spec__.loader is zennit.composites.__loader__',
+        'assert not any(type(each).__module__.startswith("zennit_dc") for each in sys.meta_path)',
+    ])))
+
+
+def test_a_composite_by_its_name_with_a_canonizer():
+    '''As in the examples that come with Zennit.'''
+    require_success(run_code('\n'.join([
+        'import zennit_dc, torch',
+        'from torchvision.models.resnet import BasicBlock, ResNet',
+        'from zennit.attribution import Gradient',
+        'from zennit.composites import COMPOSITES',
+        'from zennit.torchvision import ResNetCanonizer',
+        'model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval()',
+        'composite = COMPOSITES["split_lrp"](canonizers=[ResNetCanonizer()])',
+        'with Gradient(model, composite) as attributor:',
+        '    output, relevance = attributor(torch.randn(2, 3, 32, 32), lambda output: output * torch.eye(4)[[1, 2]])',
+        'assert relevance.shape == (2, 3, 32, 32) and relevance.abs().amax((1, 2, 3)).min() > 0',
+    ])))
+
+
+def test_a_module_is_imported_with_another(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'first_of_two.py').write_text('NAMES = []\n')
+    (tmp_path / 'with_first.py').write_text('import first_of_two\n\nfirst_of_two.NAMES.append("with")\n')
+    finders = list(sys.meta_path)
+    for _ in range(2):
+        import_with('first_of_two', 'with_first', pytest.fail)
+    assert len(sys.meta_path) == len(finders) + 1 and 'with_first' not in sys.modules
+    first = importlib.import_module('first_of_two')
+    assert first.NAMES == ['with'] and sys.meta_path == finders
+    assert first.__spec__.loader is first.__loader__ and inspect.getsource(first) == 'NAMES = []\n'
+    del sys.modules['with_first']
+    import_with('first_of_two', 'with_first', pytest.fail)  # which is there already
+    assert first.NAMES == ['with', 'with'] and sys.meta_path == finders
+    for name in ('first_of_two', 'with_first'):
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize('first', ['zennit_dc', 'zennit_dc.logits', 'zennit_dc.composites'])
+def test_zennit_may_come_last(first):
+    '''Or in the midst of an import.'''
+    code = (
+        f'import sys, {first}\n'
+        'from zennit.composites import COMPOSITES\n'
+        'assert COMPOSITES["split_cam"]("a layer").readout.name == "SplitCAM"\n'
+        'assert {"split_lrp", "split_grad"} <= {*COMPOSITES}'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 INTERRUPTED = """

@@ -5,7 +5,7 @@ from helpers import assert_close, divided, explain, gradient_of, random_image
 from jacobians import IMAGE, require_sensitivities, require_streams
 from torch.nn import functional as F
 
-from zennit_dc import SplitGrad, SplitLRP, SplitTensor
+from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
 
 def test_in_place_operation_through_a_view():
@@ -138,5 +138,155 @@ def test_entries_are_assigned():
     assert torch.equal(view.difference, expected[:, 1:])
     with pytest.raises(NotImplementedError, match='comparison'):
         x[x < 0] = 0.
-    with pytest.raises(NotImplementedError, match='plain tensor'):
-        torch.zeros(2, 4, dtype=torch.float64)[:, 0] = other[:, 1]
+
+
+class Written(torch.nn.Module):
+    '''A function of two layers of an image.'''
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other = torch.nn.Linear(4, 5), torch.nn.Linear(4, 5)
+        self.last, self.function = torch.nn.Linear(5, 3), function
+        self.register_buffer('buffer', torch.zeros(2, 5))
+        self.double().eval()
+
+    def forward(self, x):
+        return self.last(self.function(self, self.one(x), self.other(x)))
+
+
+def added_to_detached(model, v, w):
+    h = v.detach()
+    h += w
+    return h
+
+
+def added_to_data(model, v, w):
+    h = v.data
+    return h.add_(w.relu(), alpha=2.)
+
+
+def written_into_view(model, v, w):
+    output = torch.zeros(2, 5).double()
+    output[:, :2].copy_(v[:, :2])
+    output[:, 2:].add_(w[:, 2:])
+    return output.relu()
+
+
+def written_into_buffer(model, v, w):
+    model.buffer[:, 1:] = v[:, 1:]
+    return model.buffer + w.relu()
+
+
+def value_changed_without_graph(model, v, w):
+    with torch.no_grad():
+        v.mul_(3.)
+        w[:, 1:] = 0.
+    return v.relu() + w
+
+
+def detached_then_changed(model, v, w):
+    h = v.detach()
+    v.relu_()
+    return v + h * w
+
+
+@pytest.mark.parametrize('function', [
+    added_to_detached, added_to_data, written_into_view, written_into_buffer, value_changed_without_graph,
+    detached_then_changed,
+], ids=lambda function: function.__name__)
+def test_half_of_the_gradient_of_what_is_written(function):
+    model, image = Written(function), random_image(2, 4)
+    before = model.buffer
+    expected = gradient_of(model, image, 1)
+    model.buffer = torch.zeros(2, 5).double()
+    found = explain(SplitGrad(.5), model, image, 1)
+    assert_close(found, expected / 2)
+    assert type(model.buffer) is type(before.data) is torch.Tensor
+
+
+def test_memory_that_was_written_to_is_not_read_again():
+    def changed(model, v, w):
+        v.detach().mul_(2.)
+        return v + w
+
+    def overwritten(model, v, w):
+        v.detach().add_(w)
+        return v + w
+
+    def several(model, v, w):
+        one, other = v.detach(), v.detach()
+        one += w
+        return one + other
+
+    for function in (changed, overwritten, several):
+        with SplitGrad().context(model := Written(function)), pytest.raises(NotImplementedError, match='detach'):
+            model(random_image(2, 4).requires_grad_())
+
+
+def test_what_detach_returned_keeps_a_copy():
+    def copied(model, v, w):
+        h = v.detach().clone()
+        h.mul_(2.)
+        return h * w + v
+
+    model, image = Written(copied), random_image(2, 4)
+    assert_close(explain(SplitGrad(.5), model, image, 1), gradient_of(model, image, 1) / 2)
+
+
+def test_parameters_become_no_pairs():
+    def leaf(model, v, w):
+        model.last.bias[:] = v[0, :3]
+        return v
+
+    with SplitGrad().context(model := Written(leaf)), pytest.raises(NotImplementedError, match='Parameter'):
+        model(random_image(2, 4).requires_grad_())
+
+
+@pytest.mark.parametrize('make', [SplitGrad, lambda: SplitCAM('one'), lambda: SplitLRP(layer='other')])
+def test_an_output_that_depends_on_parameters_alone_is_an_error(make):
+    class Frozen(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other, self.last = (torch.nn.Conv2d(3, 3, 1).double() for _ in range(3))
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.one(x) + self.other(x)
+            return self.last(x.relu()).mean((2, 3))
+
+    with make().context(model := Frozen()), pytest.raises(ValueError, match='does not depend on .*no_grad'):
+        model(random_image(2, 3, 5, 5).requires_grad_())
+
+
+def test_a_plain_tensor_becomes_one_again():
+    kept = []
+
+    def function(model, v, w):
+        kept.append(torch.zeros(2, 5).double())
+        kept[0][:, 1:] = v[:, 1:]
+        return kept[0].relu()
+
+    with SplitLRP().context(model := Written(function)):
+        model(random_image(2, 4).requires_grad_())
+        assert type(kept[0]) is torch.Tensor and not kept[0].requires_grad
+        assert torch.equal(kept[0][:, 1:], model.one(random_image(2, 4))[:, 1:])
+        assert not kept[0].__dict__
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+def test_a_sample_has_one_map_where_tensors_are_filled(batch):
+    class Filled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.other = torch.nn.Conv2d(2, 3, 3), torch.nn.Conv2d(3, 3, 3)
+            self.double()
+
+        def forward(self, x):
+            output = x.new_zeros(len(x), 3, 6, 6)
+            output[:, :, 1:-1, 1:-1] = self.conv(x)
+            return self.other(output).relu().mean((2, 3))
+
+    image = random_image(3, 2, 6, 6)
+    image[1:] *= 1e3
+    assert_close(explain(SplitLRP(), Filled(), image[:batch])[:1], explain(SplitLRP(), Filled(), image[:1]), 1e-12)

@@ -1,5 +1,5 @@
 '''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from .lazy import lazily
+from .lazy import import_with, later, lazily
 
 
 __all__ = [
@@ -16,3 +16,12 @@ __getattr__, __dir__ = lazily(globals(), {
     'recentering': ('Relative', 'Scaling', 'Shifting'), 'sharing': (),
     'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
 }, before=['forms'])  # which registers the split forms
+
+
+def register_later(module):
+    '''Register the composites to Zennit's by their names, before they are imported.'''
+    for name, composite in (('split_lrp', 'SplitLRP'), ('split_grad', 'SplitGrad'), ('split_cam', 'SplitCAM')):
+        module.COMPOSITES.setdefault(name, later('zennit_dc.composites', composite))
+
+
+import_with('zennit.composites', 'zennit_dc.composites', register_later)

@@ -1,5 +1,7 @@
-'''The axes of samples and channels: where they are in what is made of a pair, and samples laid along the first one.'''
+'''The axes of samples and channels, and those of the input: where they are in what is made of a pair, and samples laid
+along the first one.'''
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -34,11 +36,172 @@ class Axis(NamedTuple):
         return self._replace(index=None) if len(old) == len(new) and whole else None
 
 
+class Place(NamedTuple):
+    '''Where an axis of an input is in what is made of it, as an axis or a part of one.
+
+    Parameters
+    ----------
+    axis : int
+        The index of the axis that it is, or is a part of.
+    length : int
+        Its length.
+    step : int
+        The number of entries of the axis for each step along this one, where several axes are one in row-major order.
+    first, behind : int
+        The numbers of entries of the axis that come before and after, such as class tokens.
+    window : tuple of float
+        The part of the input's axis that it is about, from start to end, in entries of the input. It runs backwards
+        where the start is the larger one.
+    surplus : int, optional
+        By how many entries convolutions with much padding have made it longer. Cutting these off changes no window.
+    '''
+    axis: int
+    length: int
+    step: int
+    first: int
+    behind: int
+    window: tuple
+    surplus: int = 0
+
+    @classmethod
+    def of_input(cls, axis, length):
+        '''That of an input itself.'''
+        return cls(axis, length, 1, 0, 0, (0., float(length)))
+
+    def extent(self):
+        '''How many entries of the input it is about.'''
+        return abs(self.window[1] - self.window[0])
+
+    def is_whole(self, shape):
+        '''Whether it is all of an axis.'''
+        return self.step == 1 and self.length == shape[self.axis]
+
+    def within(self, start, end, length):
+        '''This place where a part of it is left, from start to end, at a number of places.'''
+        if 0 < self.length - length <= self.surplus:
+            return self._replace(length=length, surplus=self.surplus - (self.length - length))
+        low, high = self.window
+        scale = (high - low) / self.length
+        return self._replace(length=length, window=(low + start * scale, low + end * scale))
+
+    def cut(self, axis, coordinates, total):
+        '''This place where entries of its axis are left, which had a total number of them, or None if it is not known.
+        The axis has another index then.'''
+        if not coordinates:
+            return None
+        count, start, steps = len(coordinates), coordinates[0], {two - one for one, two in pairwise(coordinates)} or {1}
+        place, step = self._replace(axis=axis), steps.pop()
+        if steps or step == 0:
+            return None
+        if self.step == 1 and self.length == total:
+            end = min(start + count * step, total) if step > 0 else max(start + 1 + count * step, 0)
+            return place.within(start if step > 0 else start + 1, end, count)
+        behind = self.behind - (total - start - count)
+        if step == 1 and start <= self.first and behind >= 0:
+            return place._replace(first=self.first - start, behind=behind)
+        return None
+
+    def resized(self, axis, length):
+        '''This place, which is all of an axis, where the axis has another length.'''
+        grown = length - self.length if self.length < length < 1.5 * self.length else 0
+        return self._replace(axis=axis, length=length, surplus=self.surplus + grown)
+
+    def reshaped(self, old, new):
+        '''This place where the entries are in another shape, or None if it is not known. Where its axis is taken
+        apart, it is the coarser part.'''
+        behind = math.prod(old[self.axis + 1:])
+        if self.first or self.behind:
+            found = [index for index, length in enumerate(new)
+                     if (length, math.prod(new[index + 1:])) == (old[self.axis], behind)]
+            return self._replace(axis=found[0]) if found else None
+        entries, exact, coarse = self.step * behind, [], []
+        for index, length in enumerate(new):
+            own = math.prod(new[index + 1:])
+            whole = own * length
+            if own and entries % own == 0 and whole % max(entries * self.length, 1) == 0:
+                exact.append(self._replace(axis=index, step=entries // own))
+            elif own > entries > 0 and own % entries == 0 and whole == entries * self.length:
+                coarse.append(self._replace(axis=index, length=length, step=1, surplus=0))
+        same = [place for place in exact if place.axis == self.axis]  # axes of length one cannot be told apart
+        return next(iter([*same, *exact, *coarse]), None)
+
+
+def input_places(index, shape):
+    '''The places of all axes of an input, by its index and theirs.'''
+    return {(index, axis): Place.of_input(axis, length) for axis, length in enumerate(shape)}
+
+
+def reshaped_places(places, old, new):
+    '''The places of inputs in another shape. Where an axis is taken apart, its finer part is kept under the index
+    -1 - axis, until it is summed over or both are one again.'''
+    found = {}
+    for (source, axis), place in places.items():
+        moved = place and place.reshaped(old, new)
+        found.setdefault((source, axis), moved)
+        if moved is None or moved.length == place.length:
+            continue
+        if axis < 0 or places.get((source, -1 - axis)) is not None:
+            found[source, axis] = None
+            continue
+        fine = place._replace(length=place.length // moved.length)
+        found[source, -1 - axis] = fine.reshaped(old, new) or moved
+    for source, axis in [key for key in found if key[1] < 0]:
+        coarse, fine = found.get((source, -1 - axis)), found[source, axis]
+        if coarse and fine and coarse.axis == fine.axis and coarse.step == fine.step * fine.length:
+            found[source, -1 - axis] = coarse._replace(length=coarse.length * fine.length, step=fine.step)
+            found[source, axis] = None
+    return found
+
+
+def joined_places(parts, shape):
+    '''The places of inputs in what is made of several tensors, given by their places and shapes, with axes counted from
+    the last one as broadcasting does. Where they differ, those count that know more.'''
+    found = {}
+    for key in {key: None for places, _ in parts for key in places}:
+        known = [(place, own) for places, own in parts if (place := places.get(key)) is not None]
+        moved = [(place, own, place.axis - len(own) + len(shape)) for place, own in known]
+        moved = [each for each in moved if each[2] >= 0]
+        same = [place._replace(axis=axis) for place, own, axis in moved if own[place.axis] == shape[axis]]
+        other = [place.resized(axis, shape[axis]) for place, own, axis in moved if place.is_whole(own)]
+        options = same or other
+        options = [each for each in options if each.length == max(other.length for other in options)]
+        agree = len({each[:5] for each in options}) == 1
+        found[key] = min(options, key=Place.extent) if agree else None
+    for source, axis in [key for key in found if key[1] < 0]:
+        if any(places.get((source, -1 - axis)) and not places.get((source, axis)) for places, _ in parts):
+            found[source, axis] = None  # as the axis is whole elsewhere
+    return found
+
+
+def note_channels(pair, index):
+    '''Note that weights are those of an axis of a pair, which tells which axis of an input has the channels: the only
+    one of it that is there, or none of them. The first such axis counts.'''
+    if not pair.places:
+        return
+    index %= pair.values[0].ndim
+    for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels):
+        own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
+        inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
+        if len(inside) == 1 or not inside and None not in own.values():
+            pair.split_pass.input_channels[source] = inside[0] if inside else None
+
+
+def mixed(pair, index):
+    '''Note that the places along an axis of a pair are mixed by weights.'''
+    if not pair.places:
+        return
+    index %= pair.values[0].ndim
+    pair.places = {key: None if place is not None and place.axis == index else place
+                   for key, place in pair.places.items()}
+
+
 def joined(pairs, output):
     '''An output that is made of several pairs, with their depth, and with the axes that they agree upon, counted from
     the last one as broadcasting does.'''
     output.depth, shape = max(pair.depth for pair in pairs), output.values[0].shape
     shapes = {pair.values[0].shape for pair in pairs}
+    if any(pair.places for pair in pairs):
+        output.places = joined_places([(pair.places, pair.values[0].shape) for pair in pairs], shape)
     for name in ('batch', 'channels'):
         axes, (place, *others) = {getattr(pair, name) for pair in pairs}, {pair.place(name) for pair in pairs}
         if not (place is None or others) and (name == 'channels' or shape[place] == pairs[0].batch.length):

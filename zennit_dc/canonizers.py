@@ -1,6 +1,7 @@
 '''Canonizers: a model into split form and back.'''
 import math
 import weakref
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -9,16 +10,21 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .needs import Choices
+from .forms.hooks import BackwardHooks
+from .needs import Choices, left_out
 from .nested import flatten, modules_of
-from .passes import Independent, MapPass
+from .passes import Independent, MapPass, sequence_of
+from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
 from .recentering import Relative
 from .rules import SplitRule
 from .sharing import ATTEMPTS
+from .spatial import require_channels
 from .split import (
-    MODULE_FORMS, NeedsSums, SeveralUses, TrueGradient, Unshared, Unsupported, describe, pass_of, require_choice
+    MODULE_FORMS, NeedsSums, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, describe, pass_of,
+    require_choice
 )
 from .streams import Difference
+from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 from .wording import similar
 
 
@@ -52,6 +58,9 @@ class SplitCanonizer(Canonizer):
     grid : tuple of int, optional
         The height and width of the grid of tokens at the layer, where they cannot be found from the input's, see
         :py:func:`~zennit_dc.spatial.places_of`.
+    channels : int or (), optional
+        The index of the input's axis of channels, or () if it has none, where this is not known from the first layer
+        with weights, see :py:class:`~zennit_dc.composites.SplitComposite`.
     automatic : bool, optional
         Whether to choose, at a model's first forward pass, the options that it needs, and to warn of them.
 
@@ -64,7 +73,7 @@ class SplitCanonizer(Canonizer):
     '''
     def __init__(
         self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Relative(), grid=None,
-        automatic=False
+        automatic=False, channels=None
     ):
         require_choice('pooling', pooling, ('wta', 'convex'))
         require_choice('input_split', input_split, ('relu', 'half'))
@@ -76,7 +85,7 @@ class SplitCanonizer(Canonizer):
         self.readout = Difference() if readout is None else readout
         self.rule = TrueGradient() if rule is None else rule
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
-        self.grid = grid
+        self.grid, self.channels = grid, require_channels(channels)
         self.root, self.restore, self.validate = None, [], None
         self.needs_sums = False  # whether a pass has met a product
         self.several_uses = weakref.WeakSet()  # the models whose layer has an output that is not used by one activation
@@ -86,7 +95,8 @@ class SplitCanonizer(Canonizer):
     def copy(self):
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
         copy = type(self)(
-            self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid
+            self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid,
+            channels=self.channels
         )
         copy.choices, copy.shared, copy.first_shared = self.choices, self.shared, self.first_shared
         copy.several_uses = self.several_uses
@@ -132,6 +142,8 @@ class SplitCanonizer(Canonizer):
         self.restore += [option.remove for option in self.choices.apply(root_module)]
         for module in root_module.modules():
             self.run_eagerly(module)
+            if module is not root_module and (module._backward_hooks or module._backward_pre_hooks):
+                self.restore.append(BackwardHooks(module).remove)
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
             if form is not None:
                 self.replace_forward(module, ModuleForward(form, module))
@@ -162,7 +174,7 @@ class SplitCanonizer(Canonizer):
         '''Forward hook of the layer.'''
         split_pass = pass_of(output)
         if split_pass is not None:
-            split_pass.at_layer(module, output)
+            split_pass.at_layer(describe(module, self.root), sequence_of(module, output))
 
 
 class NotInPlace(Canonizer):
@@ -229,16 +241,8 @@ class SplitForward(TemporaryForward):
         if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = flatten((args, kwargs))
-        places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
-        if not places:
-            raise NotImplementedError('a model in split form was called without a floating point tensor')
-
-        def call(inputs):
-            replaced = dict(zip(places, inputs))
-            args, kwargs = structure([replaced.get(place, leaf) for place, leaf in enumerate(leaves)])
-            return self.forward(*args, **kwargs)
-
-        inputs = [leaves[place] for place in places]
+        leaves, places = explained(leaves, root)
+        call, inputs = Call(self.forward, leaves, structure, places), [leaves[place] for place in places]
         before = None if training is None else random_state(inputs[0].device)
         output = self.run(call, inputs)
         if training is not None and not all(map(torch.equal, before, random_state(inputs[0].device))):
@@ -252,7 +256,7 @@ class SplitForward(TemporaryForward):
         canonizer, attempts = self.canonizer, 0
         while True:
             try:
-                output = MapPass(canonizer, call)(inputs)
+                output = MapPass(canonizer, call, call.layer)(inputs)
                 break
             except NeedsSums:
                 canonizer.needs_sums = True
@@ -269,8 +273,60 @@ class SplitForward(TemporaryForward):
                 if 'TorchScript' in str(error):
                     raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
                 raise
-        canonizer.choices.report(canonizer.root, output, lambda: original(call, inputs))
+        canonizer.choices.report(
+            canonizer.root, output, lambda: original(call, inputs), lambda: left_out(canonizer, call, inputs)
+        )
         return output
+
+
+class Call:
+    '''A model's forward as a function of the list of its inputs.
+
+    Parameters
+    ----------
+    forward : callable
+        The forward.
+    leaves : list
+        Its arguments.
+    structure : callable
+        What makes positional and keyword arguments of them.
+    places : list[int]
+        The indices of those that are inputs.
+
+    Attributes
+    ----------
+    tokens : :py:class:`torch.Tensor` or None
+        The token numbers for which the first input stands, if it does.
+    '''
+    def __init__(self, forward, leaves, structure, places):
+        self.forward, self.leaves, self.structure, self.places = forward, leaves, structure, places
+        self.tokens = getattr(leaves[places[0]], 'tokens', None)
+        self.layer = None if self.tokens is None else FIRST_EMBEDDING
+
+    def __call__(self, inputs):
+        replaced = dict(zip(self.places, inputs))
+        if self.tokens is not None:
+            replaced[self.places[0]] = self.tokens
+        args, kwargs = self.structure([replaced.get(place, leaf) for place, leaf in enumerate(self.leaves)])
+        splits = self.tokens is not None and isinstance(inputs[0], SplitTensor)
+        with Embedding(inputs[0], self.tokens) if splits else nullcontext():
+            return self.forward(*args, **kwargs)
+
+
+def explained(leaves, root):
+    '''The arguments of a model, and the indices of those that are its inputs: the floating point tensors, or, if there
+    are none, the first token numbers, for which their weights stand then.'''
+    places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+    tokens = [place for place, leaf in enumerate(leaves) if are_tokens(leaf)]
+    if not places and not tokens:
+        raise NotImplementedError(
+            'a model in split form was called without a floating point tensor, and without token numbers'
+        )
+    if not places:
+        dtype = next((each.dtype for each in root.parameters() if each.is_floating_point()), torch.float32)
+        weights = token_weights(leaves[tokens[0]], dtype)
+        return [weights if place == tokens[0] else leaf for place, leaf in enumerate(leaves)], tokens[:1]
+    return leaves, sorted(places, key=lambda place: getattr(leaves[place], 'tokens', None) is None)
 
 
 def original(call, inputs):

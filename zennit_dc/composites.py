@@ -2,6 +2,7 @@
 from collections.abc import Mapping
 
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
+from zennit.attribution import Gradient
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
@@ -10,6 +11,7 @@ from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon
 from .split import require_choice
 from .streams import ActivatedSensitivity, Relevance, Sensitivity
+from .tokens import explaining_tokens
 
 
 class SplitComposite(LayerMapComposite):
@@ -18,7 +20,12 @@ class SplitComposite(LayerMapComposite):
     The gradient of the model's output is the map at the input, in the input's shape; or, for a layer, the map at the
     output of the named module, reduced over channels: ``saliency`` holds it at the layer's resolution, and the gradient
     is its bilinear upsampling, divided evenly among the input's channels. The layer's output has spatial axes, or is
-    one of tokens, as in transformers; those that are no places (class token and registers) are left out.
+    one of tokens, as in transformers; those that are no places (class token and registers) are left out. The axes of
+    the input are followed to the layer, in whichever order they are: time before features, views or frames in the batch
+    axis, axes that the model adds, and parts that it cuts out of its input.
+
+    Of a model of token numbers, as of texts, the map is read at their embedding or a layer after it, and the gradient
+    is of shape (batch, tokens).
 
     A layer is a feature map. If the module's output goes straight into an activation, and nowhere else, the map is read
     after the activation, whether that is a module or a function. Before it, units that do not fire have negative values
@@ -50,6 +57,11 @@ class SplitComposite(LayerMapComposite):
         says which. Without, a function that needs one raises an error that names all of them.
     grid : tuple of int, optional
         The height and width of the grid of tokens at the layer, where they cannot be found from the input's.
+    channels : int or (), optional
+        The index of the axis of channels of the input in whose shape a layer's map is, such as 1 for (batch, channels,
+        height, width), and -1 for (batch, time, features); () if it has none, as raw audio of shape (batch, time). All
+        other axes but the first are places. By default, this is the axis that the first layer with weights sums over,
+        and an error asks for it where that does not tell.
 
     Raises
     ------
@@ -62,7 +74,7 @@ class SplitComposite(LayerMapComposite):
     '''
     def __init__(
         self, readout, rule, layer=None, pooling='wta', input_split='relu', recentering=Relative(), layer_map=None,
-        canonizers=None, grid=None
+        canonizers=None, grid=None, channels=None
     ):
         layer_map = list(layer_map or [])
         for types, hook in layer_map:
@@ -71,7 +83,7 @@ class SplitComposite(LayerMapComposite):
         if automatic:
             require_choice('canonizers', canonizers, ('auto',))
         self.readout = readout
-        split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering, grid, automatic)
+        split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering, grid, automatic, channels)
         own = [] if automatic or canonizers is None else canonizers
         super().__init__([*layer_map, ((Linear, BatchNorm), rule)], [*own, split])
 
@@ -261,3 +273,6 @@ class SplitCAM(SensitivityComposite):
         if layer is None:
             raise ValueError('SplitCAM needs the name of a layer')
         super().__init__(ActivatedSensitivity, alpha, stream, layer, *args, **kwargs)
+
+
+Gradient.grad = explaining_tokens(Gradient.grad, SplitCanonizer)  # which cannot have gradients by integers itself

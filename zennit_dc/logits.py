@@ -89,9 +89,12 @@ class Logits(torch.nn.Module):
         return output
 
     def last_softmax(self, args, kwargs):
-        '''The number of the softmax that is the end of the model, counted by running it.'''
+        '''The number of the softmax that is the end of the model, counted by running it without a graph, on copies that
+        need no gradient, as Zennit's hooks expect a graph of all that needs one.'''
         leaves, structure = flatten((args, kwargs))
-        args, kwargs = structure([plain(leaf) for leaf in leaves])
+        args, kwargs = structure([
+            leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in map(plain, leaves)
+        ])
         with torch.no_grad(), SoftmaxCalls() as calls:
             output = self.tensor_of(self.model(*args, **kwargs))
         if output is not calls.last:

@@ -13,7 +13,7 @@ from .forms.smooth import SmoothReplacement
 from .forms.statistics import DetachedStatistics
 from .forms.table import plain
 from .nested import flatten
-from .split import FORMS, OVERLAYS, Pass, SplitTensor, Unsupported
+from .split import FORMS, OVERLAYS, Pass, SplitTensor, TrueGradient, Unsupported
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
@@ -126,6 +126,82 @@ def needs_of(canonizer, call, inputs, error):
     return survey.needs if depends else []
 
 
+class Influence(Pass):
+    '''A forward pass whose gradients are those of the difference, with statistics as constants or without.
+
+    Parameters
+    ----------
+    canonizer : :py:class:`~zennit_dc.SplitCanonizer`
+        The canonizer of the model.
+
+    Attributes
+    ----------
+    constants : dict
+        The names of statistics that were used as constants, in their order.
+    '''
+    rule, is_constant = TrueGradient(), False
+
+    def __init__(self, canonizer):
+        super().__init__(canonizer.pooling, None, canonizer.rule, canonizer.root)
+        self.has_graph, self.constants = True, {}
+
+    def makes_map(self):
+        '''Whether statistics are constants in the running backward pass.'''
+        return self.is_constant
+
+    def at_layer(self, module, output):
+        '''The output of the layer at which a map is read, as it is.'''
+        return output
+
+    def __call__(self, call, inputs):
+        '''The part of the gradient of each sample's largest score that comes through constants: the norm of what is
+        left out, over that of the whole. None where the score has no gradient.'''
+        with torch.enable_grad():
+            leaves = [input.detach().clone().requires_grad_() for input in inputs]
+            pairs = [SplitTensor(leaf * 1, leaf.detach().abs(), self).as_input() for leaf in leaves]
+            scores = [leaf.difference for leaf in flatten(call(pairs))[0] if isinstance(leaf, SplitTensor)][:1]
+            if not scores or not scores[0].requires_grad:
+                return None
+            score = scores[0].reshape(len(scores[0]) if scores[0].ndim else 1, -1).amax(1).sum()
+        whole = torch.autograd.grad(score, leaves, retain_graph=True, allow_unused=True)
+        self.is_constant = True
+        constant = torch.autograd.grad(score, leaves, allow_unused=True)
+        squares = [0., 0.]
+        for one, other in zip(whole, constant):
+            one, other = (torch.zeros(()) if each is None else each.double() for each in (one, other))
+            squares = [squares[0] + (one - other).square().sum().item(), squares[1] + one.square().sum().item()]
+        return (squares[0] / squares[1]) ** .5 if squares[1] else None
+
+
+def left_out(canonizer, call, inputs):
+    '''What is said of the part of the score that constants leave out.
+
+    Parameters
+    ----------
+    canonizer : :py:class:`~zennit_dc.SplitCanonizer`
+        The canonizer of the model, whose options are applied.
+    call : callable
+        The model as a function of its inputs.
+    inputs : list of :py:class:`torch.Tensor`
+        The inputs.
+
+    Returns
+    -------
+    str
+        The statistics that are constants, and the size of what they leave out, as a part of the gradient; or nothing.
+    '''
+    if torch.is_inference_mode_enabled():
+        return ''
+    influence = Influence(canonizer)
+    share = influence(call, inputs)
+    if not influence.constants or share is None:
+        return ''
+    return (
+        f'. Constants are {", ".join(influence.constants)}: what the largest score gets through them is left out,'
+        f' {share:.0%} of its gradient'
+    )
+
+
 class Choices:
     '''Which canonizers a composite has chosen for which models by itself.
 
@@ -157,9 +233,9 @@ class Choices:
         self.reported.discard(root)
         return [instance for name in found for instance in OPTIONS[name]().apply(root)]
 
-    def report(self, root, output, original):
+    def report(self, root, output, original, left_out):
         '''Warn once of what was chosen for a model, and where its output deviates much from the original one, which is
-        the value of a function.'''
+        the value of a function, as is what is said of the part of the score that is left out.'''
         chosen = self.chosen.get(root, {})
         changed = not all(option.is_exact for option in OVERLAYS.get(root, ()))
         if root in self.reported or not (chosen or changed):
@@ -171,7 +247,7 @@ class Choices:
             taken = ', and '.join(f'{OPTIONS[name].__name__}() for {listed(needs)}' for name, needs in chosen.items())
             warnings.warn(
                 f'canonizers=\'auto\' takes {taken}: maps are about the model around the given input. Its output'
-                f' {amount}', stacklevel=2
+                f' {amount}{left_out() if "attention" in chosen else ""}', stacklevel=2
             )
         if not deviation <= LARGEST_DEVIATION:
             warnings.warn(

@@ -377,7 +377,7 @@ def route(pair, function):
     if moved is difference:
         return pair
     output = pair.like(moved, function(stream_sum))
-    output.is_gate = pair.is_gate
+    output.is_gate, output.is_input = pair.is_gate, pair.is_input
     return as_view(output, pair, function)
 
 

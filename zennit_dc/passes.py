@@ -12,13 +12,19 @@ from itertools import chain
 
 import torch
 
+from .axes import Place, input_places
+from .forms.reading import read_alone
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
-from .spatial import ACTIVATIONS, name_of, places_of, spread
-from .split import (
-    Pass, SeveralUses, SplitTensor, Unshared, common_pass, describe, input_sum, pairs_in, same, sum_dtype
+from .spatial import (
+    ACTIVATIONS, channels_unknown, followed, given_channels, laid_over, likely_channels, name_of, places_of
 )
+from .split import (
+    LEAVES, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, input_sum, pairs_in, same,
+    sum_dtype
+)
+from .views import become_plain
 
 
 class Independent(NotImplementedError):
@@ -37,6 +43,9 @@ class SplitPass(Pass):
         The original forward as a function of the list of its floating point inputs alone.
     place : int, optional
         The index of the input at which the map is read, if it is not read at a layer.
+    layer : str, optional
+        What the place is called at which the map is read, if it is the embedding of tokens. Default is the canonizer's
+        layer.
 
     Attributes
     ----------
@@ -45,12 +54,12 @@ class SplitPass(Pass):
     activated : :py:class:`~zennit_dc.split.SplitTensor` or None
         The layer's output, if the map is read after its activation, of which nothing else may be made then.
     '''
-    has_graph = True
+    has_graph, follows = True, False
 
-    def __init__(self, canonizer, call, place=0):
+    def __init__(self, canonizer, call, place=0, layer=None):
         super().__init__(canonizer.pooling, canonizer.recentering, canonizer.rule, canonizer.root)
         self.canonizer, self.call, self.place = canonizer, call, place
-        self.readout, self.layer = canonizer.readout, canonizer.layer
+        self.readout, self.layer = canonizer.readout, layer if canonizer.layer is None else canonizer.layer
         self.rules += rules_of(canonizer.root)
         self.sums_above = canonizer.needs_sums or canonizer.rule.quantity != 'sensitivity'
         self.sums = self.sums_above if self.layer is None else canonizer.needs_sums or self.readout.needs_sum
@@ -73,8 +82,12 @@ class SplitPass(Pass):
 
     def __call__(self, inputs):
         '''Run the model. The output has the difference in place of each split pair.'''
-        self.inputs = inputs
-        return self.leave(self.call([self.enter(index) for index in range(len(inputs))]))
+        self.inputs, output = inputs, None
+        try:
+            output = self.leave(self.call([self.enter(index) for index in range(len(inputs))]))
+        finally:
+            become_plain(self, output is not None)
+        return output
 
     def enter(self, index):
         '''Split an input.'''
@@ -82,6 +95,7 @@ class SplitPass(Pass):
         stream_sum = input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
         pair = SplitTensor(*self.split(index, input, stream_sum), self).as_input()
         pair.depth = 0 if self.layer is None else -math.inf
+        pair.places = input_places(index, input.shape) if self.follows else {}
         return pair
 
     def split(self, index, input, stream_sum):
@@ -90,8 +104,17 @@ class SplitPass(Pass):
         self.read = values if self.layer is None and index == self.place else self.read
         return values
 
-    def at_layer(self, module, output):
-        '''Called with the output of the layer at which the map is read.'''
+    def sum_of_input(self, input):
+        '''The sum of an input's streams.'''
+        return input_sum(input, self.canonizer.input_split)
+
+    def begin(self, pair):
+        '''Called with an embedding of tokens, at which the map is read if no layer is named.'''
+        if self.layer != self.canonizer.layer:
+            self.at_layer(self.layer, pair)
+
+    def at_layer(self, where, output):
+        '''Called with the output of the layer at which the map is read, and what it is called.'''
         self.awaited, self.awaited_graph = output, torch.is_grad_enabled()
 
     def apply(self, function, args, kwargs):
@@ -114,6 +137,18 @@ class SplitPass(Pass):
         self.read_at(output)
         return output
 
+    def evaluate(self, function, args, kwargs):
+        '''What a function is on pairs, by its form; without one, a value that may be read.'''
+        try:
+            output = super().evaluate(function, args, kwargs)
+        except Unsupported as error:
+            return read_alone(function, args, kwargs, error)
+        if not torch.is_grad_enabled() and self.has_graph and not self.without_graph:
+            for pair in pairs_in(output):
+                if not pair.values[0].requires_grad:
+                    pair.depth = -math.inf  # as it does not depend on where the map is read
+        return output
+
     def read_at(self, pair):
         '''Read the map at a pair.'''
         layer = pair.layer and pair.layer._replace(is_read=True)
@@ -125,6 +160,7 @@ class SplitPass(Pass):
     def continue_from(pair, values, layer):
         '''Go on with other tensors of a pair, which the model has already.'''
         pair.values, pair.layer, pair.depth, pair.recipe, pair.is_gate = values, layer, 0, None, False
+        pair.places = {}
         if any(tensor.requires_grad for tensor in values):
             with torch._C.DisableTorchFunctionSubclass():
                 pair.requires_grad_()
@@ -138,19 +174,44 @@ class SplitPass(Pass):
         self.activated = None  # whose graph holds this object
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
-        if not pairs:
-            raise Independent(f'no part of the output, {type(output).__name__}, depends on the input')
+        if all(pair.is_probability for pair in pairs.values()):
+            raise Independent(self.independence(output, leaves))
         common_pass('the end of the model', list(pairs.values()), {})
+        if all(pair.foreign for pair in pairs.values()):
+            raise next(iter(pairs.values())).foreign
         if self.layer is not None and self.read is None:
-            raise ValueError(f'module {self.layer!r} was not called in this forward pass, or not on a split pair')
-        reached = any(pair.depth > -math.inf and pair.difference.requires_grad for pair in pairs.values())
-        if self.layer is not None and self.has_graph and not reached:
-            where = f'module {self.layer!r}, or what follows that runs in torch.no_grad()'
-            raise ValueError(f'the model\'s output does not depend on the output of {where}')
+            how = 'or not on a split pair (but on what detach() returned, for one)'
+            raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
+        reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs.values())
+        if self.has_graph and not reached:
+            where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
+            raise ValueError(
+                f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'
+            )
         for place, pair in pairs.items():
             seeds = partial(self.seeds_of, place, pair.tensors[1].dtype, pair.tensors[1].shape)
+            if pair.foreign:
+                values = [tensor.detach() for tensor in pair.tensors]
+                leaves[place] = Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
+                continue
             leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
         return structure(leaves)
+
+    @staticmethod
+    def independence(output, leaves):
+        '''What the error says where no part of the output is a pair.'''
+        unknown = [leaf for leaf in leaves if type(leaf) not in LEAVES and not isinstance(leaf, torch.Tensor)]
+        if not unknown:
+            return (
+                f'no part of the output, {type(output).__name__}, depends on the input: the model has computed it from'
+                ' values that have left the graph, as .detach(), torch.no_grad() and new tensors make them'
+            )
+        where = '' if unknown[0] is output else f' in a {type(output).__name__}'
+        return (
+            f'the output of the model is an object of type {type(unknown[0]).__name__}{where}, in which no tensors are'
+            ' found: return tensors, or tuples, lists, dicts or dataclasses of them (a generator as list(generator)),'
+            ' or explain a module that returns the tensor of interest'
+        )
 
     def seeds_of(self, place, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
@@ -169,8 +230,9 @@ class SplitPass(Pass):
 class MapPass(SplitPass):
     '''One forward pass of a model whose backward passes return the map as the gradient of the input. Below a layer it
     has no graph.'''
-    def __init__(self, canonizer, call):
-        super().__init__(canonizer, call)
+    def __init__(self, canonizer, call, layer=None):
+        super().__init__(canonizer, call, layer=layer)
+        self.follows, self.places, self.explained = self.layer is not None, None, 0
         tensors, self.entrances, self.maps = tensors_of(self.root), [], []
         self.state, self.trained = state_of(tensors), [tensor for tensor in tensors if tensor.requires_grad]
         kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
@@ -219,7 +281,10 @@ class MapPass(SplitPass):
             if pair.values[1].shape != pair.values[0].shape and not is_shared(pair):
                 raise Unshared(self.calls)
         self.has_left = True
-        return super().leave(output)
+        output = super().leave(output)
+        if self.layer is not None and self.places is None:
+            self.places = self.found_places(is_last=True)
+        return output
 
     def begins_map(self):
         '''Whether a backward pass that comes from an output makes a map: it does if it gets to the place where one is
@@ -241,13 +306,21 @@ class MapPass(SplitPass):
         difference, stream_sum = values
         return difference, stream_sum if self.readout.reads_sum or self.sums_above else stream_sum.detach()
 
-    def at_layer(self, module, output):
-        '''Called with the output of the layer at which the map is read.'''
-        self.places = self.require_one_map(describe(module, self.root), output)
-        super().at_layer(module, output)
+    def embedded(self, difference, stream_sum):
+        '''The difference and the sum of an embedding of tokens.'''
+        return same(difference.detach()), stream_sum.detach()
+
+    def at_layer(self, where, output):
+        '''Called with the output of the layer at which the map is read, and what it is called.'''
+        self.require_one_map(where, output)
+        self.found = LayerOutput(where, output)
+        self.places = self.found_places()
+        super().at_layer(where, output)
 
     def read_at(self, pair):
-        '''Go on with a pair as if the input were all it depends on.'''
+        '''Go on with a pair as if the input were all it depends on. Its places are followed until it is known where the
+        input has its channels.'''
+        places = pair.places if self.places is None else {}
         super().read_at(pair)
         values, self.read, self.without_graph = self.read, True, not self.has_graph
         if self.has_graph:
@@ -256,9 +329,45 @@ class MapPass(SplitPass):
                 function = partial(self.layer_gradients, values)
                 values = self.read_off(Node.apply([], function, *values, *inputs, *self.trained))
         self.continue_from(pair, values, pair.layer)
+        pair.places = places
+
+    def found_places(self, is_last=False):
+        '''The places of the layer's output, and the input that has them, or None as long as it is not known where this
+        has its channels.'''
+        found, inputs = self.found, [(index, self.inputs[index].shape) for index in self.found.sources]
+        channels = {index: self.channels_of(index, is_last) for index, _ in inputs}
+        known = [(index, shape) for index, shape in inputs if channels[index] != ()]
+        for index, shape in known if self.canonizer.grid is None else ():
+            places = followed(found.shape, found.places_of(index, shape, self.tokens), channels[index], found.channels)
+            if places is not None:
+                self.explained, self.region = index, (places.axes, places.windows)
+                return places
+        if not is_last and len(known) < len(inputs):
+            return None
+        index, shape = (known or inputs)[0]
+        return self.likely_places(index, shape, channels[index] if known else 1, bool(known))
+
+    def likely_places(self, index, shape, channels, is_known):
+        '''The places of the layer's output for all that its shape says.'''
+        found, axes = self.found, [axis for axis in range(1, len(shape)) if axis != channels]
+        count = shape[channels] if channels in range(len(shape)) else 1
+        arranged = shape[0], count, *(shape[axis] for axis in axes)
+        places = places_of(found.where, found.shape, arranged, found.channels, self.canonizer.grid)
+        if not is_known:
+            raise channels_unknown(found.where, shape)
+        self.explained, self.region = index, (axes, [(0, shape[axis]) for axis in axes])
+        return places
+
+    def channels_of(self, index, is_last):
+        '''The index of an input's axis of channels, None if it has none, or () if it is not known.'''
+        given, shape = self.canonizer.channels, self.inputs[index].shape
+        if given is not None and index == self.found.sources[0]:
+            return given_channels(given, shape)
+        likely = likely_channels(shape) if is_last else None
+        return self.input_channels.get(index, () if likely is None else likely)
 
     def require_one_map(self, where, output):
-        '''The places of a layer's output, or an error if there is not one map at it.'''
+        '''Raise an error if there is not one map at a layer's output.'''
         if torch._C._current_graph_task_id() != -1:
             raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
         if not isinstance(output, SplitTensor):
@@ -266,9 +375,6 @@ class MapPass(SplitPass):
         if self.read is not None or self.awaited is not None:
             remedy = 'so that there is not one map at its output: choose a module that is called once'
             raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
-        place, shape = output.place('channels'), output.values[0].shape
-        channels = None if place is None else len(shape) + place
-        return places_of(where, shape, self.inputs[0].shape, channels, self.canonizer.grid)
 
     def input_gradients(self, index, *gradients):
         '''The gradients by an input, and by its sum: the map, or the true ones.'''
@@ -282,9 +388,9 @@ class MapPass(SplitPass):
         return self.marked(map, self.maps), None
 
     def layer_gradients(self, values, *gradients):
-        '''The gradients by the layer's output, the inputs and the parameters: the map for the first input, or the true
-        ones of what is below the layer, which is run again for them.'''
-        input, others = self.inputs[0], len(self.inputs) + len(self.trained) - 1
+        '''The gradients by the layer's output, the inputs and the parameters: the map for the input that has its
+        places, or the true ones of what is below the layer, which is run again for them.'''
+        input, maps = self.inputs[self.explained], [None] * (len(self.inputs) + len(self.trained))
         if not self.makes_map():
             return None, None, *self.below_layer(*gradients)
         saliency = self.saliency(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
@@ -294,23 +400,28 @@ class MapPass(SplitPass):
             self.places.require_reached(f'module {self.layer!r}', *gradients)
         self.require_dependence(saliency)
         self.readout.saliency = saliency.detach()
-        map = spread(saliency.unsqueeze(1), input).to(input.dtype)
-        return None, None, self.marked(map, self.maps), *(None,) * others
+        map = laid_over(saliency, input.shape, *self.region).to(input.dtype)
+        maps[self.explained] = self.marked(map, self.maps)
+        return None, None, *maps
 
     def saliency(self, *tensors):
         '''The map of a layer's output, from the gradients of its difference and sum, and these.'''
-        return self.readout.at_layer(*map(self.places.arranged, tensors))
+        shape = tensors[0].shape  # sums may have one sample for all
+        return self.readout.at_layer(*(self.places.arranged(tensor.expand(shape)) for tensor in tensors))
 
     def require_dependence(self, map):
         '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
         seeds = self.seeds[torch._C._current_graph_task_id()]
         if map.any() or not any(seed.any() for seed in seeds.values()):
             return
-        zero = [name for name, tensor in self.root.named_parameters() if tensor.ndim > 1 and not tensor.any()]
+        zero = [name for name, tensor in self.root.named_parameters()
+                if not tensor.any() and (tensor.ndim > 1 or not name.endswith('bias'))]  # norms may start at zero
         if zero:
+            through = '' if self.layer is None else f' through module {self.layer!r}'
+            others = f' and {len(zero) - 3} others' if len(zero) > 4 else ''
             raise ValueError(
-                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input: all of'
-                f' {", ".join(zero)} is zero. Load trained weights'
+                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input{through}:'
+                f' all of {", ".join(zero[:3] if others else zero)}{others} is zero. Load trained weights'
             )
         if self.readout.vanishes:
             warnings.warn(f'the map of {self.readout.name} is zero: {self.readout.vanishes}', stacklevel=2)
@@ -354,7 +465,7 @@ class MapPass(SplitPass):
         with torch.enable_grad(), torch.autocast(self.device_type, dtype, enabled=dtype is not None):
             inputs = [same(input) if graph else input.detach().requires_grad_() for input in self.inputs]
             call, inputs = in_float64(self.root, self.call, inputs) if exact else (self.call, inputs)
-            other = SplitPass(self.canonizer, call, index)
+            other = SplitPass(self.canonizer, call, index, self.layer)
             output = other(inputs)
             read, other.read = other.read, None  # as their graph holds the pass
         return other, output, read
@@ -363,6 +474,46 @@ class MapPass(SplitPass):
     def marked(tensor, nodes):
         '''A tensor such that it is noticed when it is differentiated.'''
         return Node.apply(nodes, lambda gradient: (gradient,), tensor)[0] if torch.is_grad_enabled() else tensor
+
+
+class LayerOutput:
+    '''What is known of the output of the layer at which the map is read.
+
+    Parameters
+    ----------
+    where : str
+        The layer, as it is called in errors.
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The output.
+    '''
+    def __init__(self, where, pair):
+        place = pair.place('channels')
+        self.where, self.shape, self.places = where, pair.values[0].shape, pair.places
+        self.channels = None if place is None else len(self.shape) + place
+        self.sources = sorted({source for source, _ in pair.places}) or [0]
+
+    def places_of(self, index, shape, tokens):
+        '''The places of an input of a shape; where they are lost, those of the only axis that is as long as tokens were
+        where they were known.'''
+        own = {axis: self.places.get((index, axis)) for axis in range(len(shape))}
+        own = {axis: place if self.places.get((index, -1 - axis)) is None else None for axis, place in own.items()}
+        lost = [axis for axis, place in own.items() if place is None]
+        if not lost:
+            return own
+        along = [axis for axis, length in enumerate(self.shape) if axis not in (0, self.channels) and length in tokens]
+        hints = tokens[self.shape[along[0]]] if len(along) == 1 and self.shape[0] == shape[0] else {}
+        own[0] = Place.of_input(0, shape[0]) if hints and own[0] is None else own[0]
+        return {axis: hints[index, axis]._replace(axis=along[0]) if place is None and (index, axis) in hints else place
+                for axis, place in own.items()}
+
+
+def sequence_of(module, output):
+    '''The tensor in a layer's output at which a map is read: of recurrent layers, the outputs of all steps; of a layer
+    that returns several values, the only one that depends on the input.'''
+    if isinstance(module, torch.nn.RNNBase):
+        return output[0]
+    pairs = pairs_in(output)
+    return pairs[0] if isinstance(output, (tuple, list)) and len(pairs) == 1 else output
 
 
 class Node(torch.autograd.Function):
@@ -386,6 +537,11 @@ class Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         return None, None, *ctx.function(*gradients)
+
+
+def refused(error, *gradients):
+    '''Raise the error for an output of which there is no map, where anything asks for one.'''
+    raise error
 
 
 def in_float64(root, call, inputs):

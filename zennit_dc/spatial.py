@@ -45,6 +45,93 @@ class Places(NamedTuple):
             )
 
 
+class Followed(NamedTuple):
+    '''The places of a layer's output where the axes of the input have been followed to it.
+
+    Parameters
+    ----------
+    parts : tuple
+        Of each axis of the output, the first entry and the number of entries that are samples, channels or places.
+    lengths : tuple of int
+        The axes that these consist of, in row-major order.
+    order : tuple of int
+        The indices of these axes: samples, channels, and places in the order of the input.
+    axes : tuple of int
+        The indices of the input's axes that are places.
+    windows : tuple
+        The parts of these that the layer's output is about, each from start to end.
+    '''
+    parts: tuple
+    lengths: tuple
+    order: tuple
+    axes: tuple
+    windows: tuple
+
+    @property
+    def grid(self):
+        '''The numbers of places.'''
+        return tuple(self.lengths[index] for index in self.order[len(self.order) - len(self.axes):])
+
+    def arranged(self, tensor):
+        '''A tensor of the output's shape as (batch, channels, *places).'''
+        for axis, (first, count) in enumerate(self.parts):
+            tensor = tensor.narrow(axis, first, count)
+        tensor = tensor.reshape(self.lengths).permute(self.order)
+        return tensor.reshape(tensor.shape[0], -1, *self.grid)
+
+    require_reached = Places.require_reached
+
+
+def followed(shape, places, input_channels=None, channels=None):
+    '''The places of a layer's output to which the axes of an input have been followed.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        The shape of the output.
+    places : dict
+        The :py:class:`~zennit_dc.axes.Place` of each axis of the input, or None where it is not known.
+    input_channels : int, optional
+        The index of the input's axis of channels, if it has one.
+    channels : int, optional
+        The index of the output's axis of channels, if it is known.
+
+    Returns
+    -------
+    :py:class:`Followed` or None
+        The places, or None where not enough is known.
+    '''
+    live = {axis: place for axis, place in places.items() if place is not None and axis != input_channels}
+    parts, lengths, kinds, others = [], [], [], []
+    for index, total in enumerate(shape):
+        own = ((place.step, place.length, axis, place) for axis, place in live.items() if place.axis == index)
+        inside = sorted(own, reverse=True)
+        first, behind = (inside[0][-1].first, inside[0][-1].behind) if inside else (0, 0)
+        left = total - first - behind
+        parts.append((first, left))
+        for step, _, axis, place in inside:
+            if (place.first, place.behind) != (first, behind) or left % (step * place.length):
+                return None
+            if left > step * place.length:
+                others.append(index)
+                lengths.append(left // (step * place.length))
+                kinds.append(None)
+            lengths.append(place.length)
+            kinds.append(axis)
+            left = step
+        if left > 1 or not inside:
+            others.append(index)
+            lengths.append(left)
+            kinds.append(None)
+    lost = [axis for axis, place in places.items() if place is None and axis != input_channels]
+    axes = tuple(sorted(axis for axis in live if axis))
+    if 0 not in live or not axes or lost and (len(others) > 1 or others != [channels] * len(others)):
+        return None
+    rest = [index for index, kind in enumerate(kinds) if kind is None]
+    order = kinds.index(0), *rest, *(kinds.index(axis) for axis in axes)
+    return Followed(tuple(parts), tuple(lengths), order, axes, tuple(live[axis].window for axis in axes))
+
+
 def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
     '''The places of a layer's output, which are the input's at another resolution: as spatial axes, before or after the
     channels, or as tokens in row-major order, before which there may be others, as a class token and registers.
@@ -75,9 +162,13 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
     shape, size = tuple(shape), tuple(input_shape[2:])
     what = f'the output of {name} has the shape {shape}'
     if len(shape) not in (3, len(input_shape)) or not size or shape[0] != input_shape[0]:
+        samples = '' if shape[:1] == tuple(input_shape[:1]) else (
+            f'; {shape[0]} samples are not the {input_shape[0]} of the batch, as where views, frames or patches are put'
+            ' into the batch axis'
+        )
         raise ValueError(
-            f'{what}, without spatial axes as the input of shape {tuple(input_shape)} has them, and without tokens:'
-            ' choose a layer before the spatial axes are reduced'
+            f'{what}, without spatial axes as the input of shape {tuple(input_shape)} has them, and without tokens'
+            f'{samples}: choose a layer before the spatial axes are reduced'
         )
     grid = require_grid(grid, size)
     if len(shape) < len(input_shape):
@@ -96,6 +187,36 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
         raise ValueError(f'{what}, of which it is not clear which axes are spatial: choose a layer whose output has the'
                          ' channels first or last, or pass grid=(height, width), the lengths of the spatial axes')
     return Places(channels, shape[2:] if channels == 1 else shape[1:-1])
+
+
+def require_channels(channels):
+    '''The index of an input's axis of channels as it is given, or a ValueError if it cannot be one.'''
+    if channels is None or channels == () or type(channels) is int and channels != 0:
+        return channels
+    raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
+
+
+def given_channels(channels, shape):
+    '''The index of an input's axis of channels as it is given for this shape, or None for ().'''
+    if channels == ():
+        return None
+    if not 0 < channels % len(shape) or not -len(shape) < channels < len(shape):
+        raise ValueError(f'the input of shape {tuple(shape)} has no axis {channels} for its channels')
+    return channels % len(shape)
+
+
+def likely_channels(shape):
+    '''The index of the axis of channels of what has the shape of images, as it cannot be mistaken; else None.'''
+    return 1 if len(shape) > 3 and shape[1] <= 4 < min(shape[2:]) else None
+
+
+def channels_unknown(name, shape):
+    '''The error for an input whose axis of channels is not known.'''
+    return ValueError(
+        f'it is not known which axis of the input of shape {tuple(shape)} has the channels, so that there is no map of'
+        f' {name} in its shape: pass channels=1 if these are the first after the batch, channels=-1 if they are the'
+        ' last, or channels=() if there are none'
+    )
 
 
 def require_grid(grid, size):
@@ -157,7 +278,54 @@ def spread(saliency, input):
     :py:class:`torch.Tensor`
         The attribution in the input's shape.
     '''
-    size, channels = input.shape[2:], input.shape[1]
-    mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[len(size)]
-    upsampled = torch.nn.functional.interpolate(saliency, size, mode=mode, align_corners=False)
-    return (upsampled / channels).expand(input.shape)
+    axes = range(2, input.ndim)
+    return laid_over(saliency.squeeze(1), input.shape, axes, [(0, input.shape[axis]) for axis in axes])
+
+
+def laid_over(saliency, shape, axes, windows):
+    '''The attribution of a map at some of an input's axes: its linear upsampling to the windows that it is about,
+    divided evenly among the channels, and among all else along which the map has no places.
+
+    Parameters
+    ----------
+    saliency : :py:class:`torch.Tensor`
+        The map of shape (batch, height, width), or for another number of axes, at any resolution.
+    shape : tuple of int
+        The shape of the input.
+    axes : sequence of int
+        The indices of the input's axes that are places, in their order.
+    windows : sequence of tuple
+        The parts of these axes that the map is about, each from start to end; backwards where the start is the larger
+        one. Outside of them, the attribution is zero.
+
+    Returns
+    -------
+    :py:class:`torch.Tensor`
+        The attribution in the input's shape.
+    '''
+    bounds = [(round(min(window)), max(round(max(window)), round(min(window)) + 1)) for window in windows]
+    upsampled = resized(saliency, [high - low for low, high in bounds])
+    backwards = [index for index, (start, end) in enumerate(windows, 1) if start > end]
+    upsampled = upsampled.flip(backwards) if backwards else upsampled
+    margins = [(low, shape[axis] - high) for axis, (low, high) in zip(axes, bounds)]
+    if any(map(any, margins)):
+        upsampled = torch.nn.functional.pad(upsampled, [each for margin in margins[::-1] for each in margin])
+    lengths = [length if index in (0, *axes) else 1 for index, length in enumerate(shape)]
+    others = math.prod(length for index, length in enumerate(shape) if index not in (0, *axes))
+    return (upsampled.reshape(lengths) / others).expand(shape)
+
+
+def resized(map, size):
+    '''A map of shape (batch, ...) in another size, by linear interpolation.'''
+    changed = [axis for axis, length in enumerate(size, 1) if map.shape[axis] != length]
+    while changed:
+        some, changed = changed[:3], changed[3:]
+        kept = [axis for axis in range(map.ndim) if axis not in some]
+        moved = map.permute(*kept, *some)
+        mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[len(some)]
+        new = [size[axis - 1] for axis in some]
+        rows = torch.nn.functional.interpolate(
+            moved.reshape(-1, 1, *moved.shape[len(kept):]), new, mode=mode, align_corners=False
+        ).reshape(*moved.shape[:len(kept)], *new)
+        map = rows.permute([(*kept, *some).index(axis) for axis in range(map.ndim)])
+    return map

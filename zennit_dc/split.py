@@ -1,5 +1,6 @@
 '''The split pair, a tensor that carries a difference of two streams and their sum through a model; the forward pass
 that it belongs to; and the table of forms, which say what a function is on pairs.'''
+import functools
 import sys
 import weakref
 
@@ -11,6 +12,7 @@ from .nested import entries_of
 
 FORMS = {}
 MODULE_FORMS = {}
+FUNCTION_FORMS = {}  # by subclasses of torch.autograd.Function
 OVERLAYS = weakref.WeakKeyDictionary()  # the options that are chosen for a model, each with a table of forms
 same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
 
@@ -24,7 +26,8 @@ def split_form(*functions, table=FORMS):
         Torch functions, methods or operators (anything that dispatches to ``__torch_function__``), which are replaced
         by the decorated function with the same arguments; or subclasses of :py:class:`torch.nn.Module`, whose
         instances have their forward replaced, inside of a composite's context, by the decorated function with the
-        module as its first argument. Later registrations replace earlier ones.
+        module as its first argument; or subclasses of :py:class:`torch.autograd.Function`, or their ``apply``. Later
+        registrations replace earlier ones.
     table : dict, optional
         The table of forms of functions to register to. Default is the common one.
 
@@ -37,10 +40,38 @@ def split_form(*functions, table=FORMS):
     '''
     def register(form):
         for function in functions:
+            kind = function.__self__ if getattr(function, '__name__', '') == 'apply' else function
+            if isinstance(kind, type) and issubclass(kind, torch.autograd.Function):
+                register_autograd_function(kind, form)
+                continue
             is_module = isinstance(function, type) and issubclass(function, torch.nn.Module)
             (MODULE_FORMS if is_module else table)[function] = form
         return form
     return register
+
+
+def register_autograd_function(kind, form):
+    '''Let a subclass of :py:class:`torch.autograd.Function` have a form on split pairs. Its forward is still what it
+    was on anything else.'''
+    if kind not in FUNCTION_FORMS:
+        original, with_context = kind.forward, kind.setup_context is torch.autograd.Function.setup_context
+
+        @functools.wraps(original)
+        def forward(*args, **kwargs):
+            own = args[1:] if with_context else args
+            split_pass = pass_of((own, kwargs))
+            if split_pass is None:
+                return original(*args, **kwargs)
+            graph = not split_pass.without_graph
+            with torch.set_grad_enabled(graph):  # which autograd functions leave to their backward
+                output = FUNCTION_FORMS[kind](*own, **kwargs)
+            given = pairs_in((own, kwargs))
+            if isinstance(output, SplitTensor):
+                return output.replaced(*output.tensors) if any(output is each for each in given) else output
+            return tuple(each.replaced(*each.tensors) if any(each is one for one in given) else each for each in output)
+
+        kind.forward = staticmethod(forward)
+    FUNCTION_FORMS[kind] = form
 
 
 class TrueGradient:
@@ -94,13 +125,20 @@ class Pass:
         The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.sharing`.
     shares : bool
         Whether such an operation is running.
+    input_channels : dict
+        The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
+    tokens : dict
+        The places of inputs in the last axis of tokens of each length, where there are others before them.
     '''
     has_graph, without_graph, is_over, shares, first_shared = False, False, False, False, None
+    has_foreign = False  # whether there are pairs that an autograd function without a form has made
 
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
         require_choice('pooling', pooling, ('wta', 'convex'))
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
         self.rules, self.sums, self.depth = [TrueGradient() if rule is None else rule], True, 0
+        self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
+        self.input_channels, self.tokens = {}, {}
 
     @property
     def rule(self):
@@ -110,6 +148,17 @@ class Pass:
     def makes_map(self):
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
         return False
+
+    def sum_of_input(self, input):
+        '''The sum of an input's streams.'''
+        return input.abs()
+
+    def embedded(self, difference, stream_sum):
+        '''The difference and the sum of an embedding of tokens.'''
+        return difference, stream_sum
+
+    def begin(self, pair):
+        '''Called with an embedding of tokens.'''
 
     def require_full(self):
         '''Called before what depends on the image, or may.'''
@@ -126,7 +175,15 @@ class Pass:
         form = self.forms.get(function)
         if form is None:
             raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
-        return form(*args, **kwargs)
+        if not self.has_foreign:
+            return form(*args, **kwargs)
+        causes = [pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign]
+        output = form(*args, **kwargs)
+        for pair in pairs_in(output) if causes else ():
+            pair.foreign = causes[0]
+            if pair.base is not None:
+                pair.base.foreign = causes[0]
+        return output
 
 
 class Unsupported(NotImplementedError):
@@ -181,6 +238,8 @@ class SplitTensor(torch.Tensor):
     ValueError
         If the shapes differ.
     '''
+    is_probability = False  # whether this is the output of softmax itself
+
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
         if not difference.is_floating_point():
@@ -196,11 +255,14 @@ class SplitTensor(torch.Tensor):
         self.split_pass = Pass() if split_pass is None else split_pass
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
         self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
+        self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
         self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
+        self.is_input = False  # whether its values are those of the input, in other places
         self.is_full = not self.split_pass.shares  # whether it was made where a sum has as many samples as there are
         self.base, self.path, self.views = None, None, []
+        self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is
         self.is_unread = False  # whether its memory is its own, and nothing has come of it yet
         self.is_spare = False  # whether the running operation, which is one in place, may write to this memory
 
@@ -226,7 +288,7 @@ class SplitTensor(torch.Tensor):
 
     def as_input(self):
         '''This pair with the axes that an input has: samples, and channels.'''
-        shape = self.values[0].shape
+        shape, self.is_input = self.values[0].shape, True
         self.batch, self.channels = (Axis.at(shape, index) if len(shape) > index else None for index in (0, 1))
         return self
 
@@ -274,12 +336,13 @@ class SplitTensor(torch.Tensor):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
         pair = SplitTensor(difference, stream_sum, self.split_pass)
         pair.depth = self.depth
+        pair.places = dict.fromkeys(self.places) if self.places else self.places
         return pair
 
     def replaced(self, difference, stream_sum):
         '''Return a pair of the same forward pass, depth and axes, as an elementwise function has it.'''
         pair = self.like(difference, stream_sum)
-        pair.batch, pair.channels = self.batch, self.channels
+        pair.batch, pair.channels, pair.places = self.batch, self.channels, self.places
         return pair
 
     @classmethod
@@ -313,8 +376,8 @@ def forms_of(root):
 
 def common_pass(function, args, kwargs):
     '''The pass to which all pairs among the arguments of a function belong, or an error if there are several, or if
-    one is over, or if a pair is the output of a :py:class:`torch.autograd.Function`, which has no graph of the pair's
-    own tensors.'''
+    one is over. It is noted where a pair is the output of a :py:class:`torch.autograd.Function` without a form, which
+    has no graph of the pair's own tensors.'''
     split_pass, name = None, getattr(function, '__name__', function)
     for pair in pairs_in((args, kwargs)):
         split_pass = split_pass or pair.split_pass
@@ -326,9 +389,10 @@ def common_pass(function, args, kwargs):
             )
         with torch._C.DisableTorchFunctionSubclass():
             node = pair.grad_fn
-        if node is not None:
+        if node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
             cause = f'{type(node).__name__.removesuffix("Backward")}.apply'
-            raise unsupported(f'{cause} (an autograd function or reentrant checkpoint) before {name}', (pair,))
+            pair.foreign = unsupported(f'{cause} (an autograd function or reentrant checkpoint) before {name}', (pair,))
+            split_pass.has_foreign = True
     return split_pass
 
 
@@ -367,7 +431,7 @@ def pairs_in(obj):
     found, left = [], [obj]
     while left:
         each = left.pop()
-        if type(each) is SplitTensor:
+        if isinstance(each, SplitTensor):
             found.append(each)
         elif type(each) in (tuple, list):
             left += each[::-1]

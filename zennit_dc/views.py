@@ -1,9 +1,18 @@
 '''In-place operations on split pairs, and the views through which others see them. A pair takes a new value, and so do
 the pair that it is a view of, and all other views of that one. Memory is written to where nothing has come of it yet,
-by additions and activations (``is_spare``).'''
+by additions and activations (``is_spare``).
+
+A plain tensor that a pair is written into becomes a pair itself, the same object, until the forward pass ends. What
+``detach()`` returns is a plain tensor in the memory of a pair's difference.'''
+import gc
+import math
 import weakref
+from functools import partial
 
 import torch
+
+from .axes import Axis
+from .split import SplitTensor, same, unsupported
 
 
 def as_view(output, source, function):
@@ -26,7 +35,14 @@ def as_view(output, source, function):
         output.base = source if source.base is None else source.base
         output.path = function if path is None else lambda tensor: function(path(tensor))
         output.base.views.append(weakref.ref(output))
+        output.settle = source.settle  # where memory was lent
     return output
+
+
+def seen_by(pair):
+    '''The pair that has memory of its own, and all pairs that are views of it.'''
+    base = pair if pair.base is None else pair.base
+    return base, [view for view in (reference() for reference in base.views) if view is not None]
 
 
 def memory(pair):
@@ -50,19 +66,26 @@ def assign(pair, value, is_new=False):
     :py:class:`~zennit_dc.split.SplitTensor`
         The changed pair.
     '''
-    base = pair if pair.base is None else pair.base
-    views = [view for view in (reference() for reference in base.views) if view is not None]
-    layout = base.difference
+    base, views = seen_by(pair)
+    layout, lent = base.difference, base.settle
     whole = pair is base and not views
     if whole:
         new = laid_out(value.difference, layout.stride()), value.tensors[1]
     else:
         new = [written(tensor, layout, pair.path, part) for tensor, part in zip(base.tensors, value.tensors)]
+    if not torch.is_grad_enabled():  # then torch changes the value alone
+        new = [with_graph_of(old, tensor) for old, tensor in zip(base.values, new)]
     for each in (base, *views):
-        each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
-                            for tensor, old in zip(new, each.values))
+        with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
+            each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
+                                for tensor, old in zip(new, each.values))
         each.layer, each.recipe, each.depth = None, value.recipe if whole else None, max(each.depth, value.depth)
-    base.is_unread = whole and is_new
+        each.settle = None
+    base.is_unread = whole and is_new and lent is None
+    if lent is not None:
+        lent.move(base, views)
+    if base.split_pass.adopted:
+        show_graph((base, *views))
     return pair
 
 
@@ -76,3 +99,207 @@ def written(tensor, layout, path, part):
     copy = torch.empty_strided(layout.shape, layout.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
     (copy if path is None else path(copy)).copy_(part)
     return copy
+
+
+class NewValue(torch.autograd.Function):
+    '''Another value for a tensor, whose gradient is not changed by it.'''
+    @staticmethod
+    def forward(ctx, tensor, value):
+        return same(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def with_graph_of(old, new):
+    '''A new value with the graph of an old tensor, if it has one.'''
+    if not old.requires_grad or new.requires_grad:
+        return new
+    with torch.enable_grad():
+        return NewValue.apply(old, new)
+
+
+# plain tensors in the memory of a pair
+
+class Lent:
+    '''What is done before the tensors of a pair are read, of whose difference there are plain tensors: to raise if one
+    of them was written to, as the sum does not know of it.'''
+    def __init__(self, tensor):
+        self.memory, self.version, self.tensors = tensor.detach(), tensor._version, []
+
+    def __call__(self, pair):
+        if self.memory._version != self.version:
+            raise unsupported(
+                'a tensor that detach() or data made of a split pair, and that was written to,', (pair,),
+                ', as the pair that shares its memory is used again', 'write to a copy, x.detach().clone()'
+            )
+        pair.settle = self
+
+    def move(self, base, views):
+        '''Let the plain tensors see the new value of the pairs, which is elsewhere in memory.'''
+        left = [(reference, path) for reference, path in self.tensors if reference() is not None]
+        if not left:
+            return
+        self.tensors = left
+        for each in (base, *views):
+            each.settle = self
+        for reference, path in left:
+            tensor, value = reference(), base.values[0].detach()
+            with torch.no_grad():
+                tensor.set_(value if path is None else path(value))
+        self.version = self.memory._version  # which these tensors keep
+
+
+def lend(pair):
+    '''The difference of a pair as a plain tensor without a graph, in the same memory.'''
+    difference, (base, views) = pair.difference, seen_by(pair)
+    if not isinstance(base.settle, Lent):
+        lent = Lent(base.difference)
+        pair.split_pass.lenders.append(weakref.ref(base))
+        for each in (base, *views):
+            each.settle = lent
+    output = difference.detach()
+    base.settle.tensors.append((weakref.ref(output), pair.path))
+    base.is_unread = pair.is_unread = False
+    return output
+
+
+class Overwritten:
+    '''What is done before the tensors of a pair are read, in whose memory another pair was written: to raise.'''
+    def __call__(self, pair):
+        pair.settle = self
+        raise unsupported(
+            'a split pair into whose memory another one was written, through a tensor of detach() or data,', (pair,),
+            remedy='write to a copy, x.detach().clone()'
+        )
+
+
+# plain tensors that become pairs
+
+REMEDY = 'write to a new tensor, e.g. x.clone(), or make one of its parts with torch.cat, torch.stack or torch.where'
+
+
+def become_pair(tensor, split_pass, name):
+    '''Make a plain tensor, into which a pair is to be written, a pair itself, and with it the tensor that it is a view
+    of, and the other views of that one. They are plain tensors again when the forward pass ends.
+
+    Parameters
+    ----------
+    tensor : :py:class:`torch.Tensor`
+        The plain tensor.
+    split_pass : :py:class:`~zennit_dc.split.Pass`
+        The pass of the pair that is written.
+    name : str
+        The operation in place.
+
+    Raises
+    ------
+    NotImplementedError
+        If it is no floating point tensor, or a parameter; or if tensors share its memory that would not see what is
+        written.
+    '''
+    with torch._C.DisableTorchFunctionSubclass():
+        base = tensor if tensor._base is None else tensor._base
+        for each in (tensor, base):
+            require_changeable(each, name)
+        owner = None if type(base) is SplitTensor else owner_of(base, split_pass)
+        if owner is not None:
+            overwrite(owner, base, name)
+        if type(base) is torch.Tensor:
+            adopt(base, laid_out(base.clone(), base.stride()), split_pass)
+        views = [] if base is tensor else [tensor]
+        if owner is None and not are_all(base, views, split_pass):
+            views = [each for each in gc.get_objects() if type(each) is torch.Tensor and each._base is base]
+            if not are_all(base, views, split_pass):
+                raise unsupported(f'{name} on a tensor', (base,), ' whose memory is kept elsewhere', REMEDY)
+        for view in views:
+            path = partial(at_strides, view.shape, view.stride(), view.storage_offset() - base.storage_offset())
+            adopt(view, path(base.values[0]), split_pass, path(base.values[1]))
+            as_view(view, base, path)
+
+
+def require_changeable(tensor, name):
+    '''Raise if a tensor cannot become a pair.'''
+    bound = tensor.requires_grad and (tensor.is_leaf or tensor._is_view())
+    if type(tensor) not in (torch.Tensor, SplitTensor) or not tensor.is_floating_point() or bound:
+        what = f'a plain tensor ({type(tensor).__name__}, {tensor.dtype}{", which needs a gradient" * bound})'
+        raise unsupported(f'{name} on {what}', (), ', as it would have to become a split pair', REMEDY)
+
+
+def at_strides(shape, stride, offset, tensor):
+    '''A view of the memory of a whole tensor.'''
+    return tensor.as_strided(shape, stride, tensor.storage_offset() + offset)
+
+
+def adopt(tensor, difference, split_pass, stream_sum=None):
+    '''Let a plain tensor be the pair of a constant.'''
+    if tensor.requires_grad:
+        tensor.detach_()
+    tensor.__class__ = SplitTensor
+    tensor.__init__(difference, difference.abs() if stream_sum is None else stream_sum, split_pass)
+    tensor.depth = -math.inf
+    split_pass.adopted.append(weakref.ref(tensor))
+
+
+def are_all(base, views, split_pass):
+    '''Whether a tensor, some views of it and those that are pairs already are all that share its memory.'''
+    storage = base.untyped_storage()
+    adopted = (reference() for reference in split_pass.adopted)
+    known = sum(each is not None and each.untyped_storage()._cdata == storage._cdata for each in adopted)
+    return torch._C._storage_Use_Count(storage._cdata) - 1 == known + len(views)
+
+
+def show_graph(pairs):
+    '''Let pairs that were plain tensors need a gradient where values do, so that foreign functions are noticed.'''
+    with torch._C.DisableTorchFunctionSubclass():
+        for pair in pairs:
+            if pair.is_leaf and any(tensor.requires_grad for tensor in pair.values):
+                pair.requires_grad_()
+
+
+def owner_of(tensor, split_pass):
+    '''The pair in whose memory a plain tensor is, or None.'''
+    owners = (reference() for reference in split_pass.lenders)
+    cdata = tensor.untyped_storage()._cdata
+    return next((pair for pair in owners if pair is not None and memory(pair) == cdata), None)
+
+
+def overwrite(owner, tensor, name):
+    '''Note that what is in the memory of a pair is that of another one, which a plain tensor becomes.'''
+    lent = [reference() for reference, _ in owner.settle.tensors] if isinstance(owner.settle, Lent) else []
+    if any(each is not None and each is not tensor for each in lent):
+        raise unsupported(f'{name} on one of several tensors that detach() or data made of a split pair', (owner,),
+                          remedy=REMEDY)
+    for each in (owner, *seen_by(owner)[1]):
+        each.settle = Overwritten()
+
+
+def become_plain(split_pass, is_done):
+    '''Let the pairs that were plain tensors be these again, with their new values if the forward pass is done.'''
+    for tensor in (reference() for reference in split_pass.adopted):
+        if tensor is None:
+            continue
+        value = tensor.values[0].detach()
+        tensor.__dict__.clear()
+        tensor.__class__ = torch.Tensor
+        tensor.requires_grad_(False)
+        if is_done:
+            tensor.data = value
+    split_pass.adopted.clear()
+
+
+def take_axes(target, part, view):
+    '''Note the axes of a pair that was a constant until another one was written into a part of it, which is a view of
+    its memory without values, or None if that is not known.'''
+    for name in ('batch', 'channels'):
+        place, found = part.place(name), None
+        if place is not None and view is not None and -place <= view.ndim:
+            shape, stride = target.values[0].shape, view.stride(place)
+            strides = torch.empty(shape, device='meta').stride()
+            same_axis = [index for index in range(len(shape)) if strides[index] == stride]
+            index = same_axis[0] if len(same_axis) == 1 else len(shape) + place
+            length = part.values[0].shape[place]
+            if index >= 0 and shape[index] == length == view.shape[place]:
+                found = Axis.at(shape, index)
+        setattr(target, name, found)

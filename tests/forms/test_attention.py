@@ -228,3 +228,25 @@ def test_attention_to_constants_is_a_constant():
     expected = torch.zeros_like(image)
     expected[:, 2] = .5
     assert torch.equal(explain(SplitGrad(.5, canonizers=detached()), Model(), image), expected)
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'enable_nested_tensor': False}, {'mask_check': False}])
+@pytest.mark.parametrize('mask', [[[0, 0, 0, 0], [0, 0, 1, 1]], [[0, 0, 0, 0], [1, 0, 0, 1]]])
+def test_encoder_with_padding(mask, kwargs):
+    '''Padding gets nothing, whichever arguments the encoder has. explain() asserts that the output is
+    bit-identical.'''
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, activation='relu')
+            self.encoder, self.head = nn.TransformerEncoder(layer, 1, **kwargs), nn.Linear(6, 3)
+
+        def forward(self, x):
+            tokens = self.encoder(x, src_key_padding_mask=padding)
+            return self.head((tokens * ~padding[..., None]).sum(1))
+
+    torch.manual_seed(0)
+    model, padding = Model().double().eval(), torch.tensor(mask).bool()
+    for make in (SplitGrad, SplitLRP):
+        map = explain(make(canonizers=detached()), model, random_image(2, 4, 6))
+        assert map[~padding].any(1).all() and not map[padding].any()

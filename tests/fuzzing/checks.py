@@ -2,6 +2,7 @@
 seed and the listing, or Inapplicable where the property says nothing about the program.'''
 import contextlib
 import copy
+import itertools
 import functools
 import random
 
@@ -33,7 +34,7 @@ def check(function):
     return described
 
 
-DETACHED = 'attention', 'multi_head_attention', 'layer_norm', 'group_norm', 'rms_norm', 'quotient'
+DETACHED = 'attention', 'multi_head_attention', 'layer_norm', 'group_norm', 'rms_norm', 'quotient', 'statistic'
 
 
 def options(program):
@@ -103,10 +104,13 @@ def plain_gradient(program, inputs, weights, layer=None):
 
 
 class MapOf:
-    '''A map of a layer's output, by a function that reduces channels. These are the first axis after the samples or the
-    last one: which of them, a program does not say.'''
+    '''A map of a layer's output, by a function that reduces channels, which are one of its axes; those of its places
+    are in the order of the input. Which they are, a program does not say.'''
     def __init__(self, tensor, reduce):
-        self.options = [reduce(tensor, axis) for axis in (1, -1)]
+        self.options = [
+            map.permute(0, *order) for map in (reduce(tensor, axis) for axis in range(1, tensor.ndim))
+            for order in itertools.permutations(range(1, map.ndim))
+        ]
 
     def like(self, actual):
         '''The map that is more like another one.'''
@@ -220,9 +224,22 @@ def read_at(program, layer, inputs):
     if layer is None:
         return None
     step = program.read_at(int(layer.removeprefix('steps.')), inputs)
-    if step is None:
+    # a value that another step changes has another gradient afterwards
+    if step is None or f'steps.{step}' not in program.layers(inputs) or not has_rows(program, inputs, step):
         raise Inapplicable
     return f'steps.{step}'
+
+
+def has_rows(program, inputs, step):
+    '''Whether the samples are the rows of a step's value, for all that a NaN in one of them tells.'''
+    for sample in range(program.batch):
+        marked = [input.clone() for input in inputs]
+        for input in marked:
+            input[sample] = torch.nan
+        value = program.trace(marked)[step][1].isnan()
+        if len(value) != program.batch or value[:sample].any() or value[sample + 1:].any():
+            return False
+    return True
 
 
 def quantized(program):
@@ -375,7 +392,9 @@ def by_rows(program):
     '''Whether the samples are the rows of all values, to be seen from the steps.'''
     inputs = program.inputs()
     # samples that are picked by a list have no axis of their own that could be proven
-    if any(step.family in ('multi_head_attention', 'ravel') or 'x[[' in step.code for step in program.steps):
+    lost = 'x[[', 'new_zeros'
+    if any(step.family in ('multi_head_attention', 'ravel') or any(each in step.code for each in lost)
+           for step in program.steps):
         return False
     traces = []
     for sample in range(program.batch):
@@ -507,7 +526,7 @@ def at_layer(function, *args, **kwargs):
     try:
         return function(*args, **kwargs)
     except ValueError as error:
-        if 'choose a' in str(error):
+        if 'choose a' in str(error) or 'pass channels=' in str(error):
             raise Inapplicable from error
         raise
 

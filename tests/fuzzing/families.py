@@ -1029,6 +1029,35 @@ def quotient(g):
     return g.add('quotient', code, x, literal=literal)
 
 
+@family(bare=False)
+def statistic(g):
+    '''A standard deviation or a norm as a feature beside means, or a root beside what it is of.'''
+    x = g.pick(lambda value: value.ndim > 1 and value.axis != value.ndim - 1 and value.shape[-1] > 1)
+    code = g.choice([
+        'torch.cat([x.mean(-1, True), x.std(-1, correction=0, keepdim=True)], -1)',
+        'torch.cat([x.mean(-1, True), x.norm(dim=-1, keepdim=True)], -1)',
+        'torch.cat([x, (x.square() + .1).sqrt()], -1)',
+    ])
+
+    def literal(interpreter, step, pair):
+        d = pair.difference.detach()
+        if 'sqrt' in code:
+            size = interpreter.multiply(pair, pair, torch.mul)
+            size = interpreter.linear(size, lambda a, w: a * w, 1., .1)
+            root = interpreter.tangent(size, torch.sqrt, .5 / (d.square() + .1).sqrt())
+            return interpreter.route(lambda *streams: torch.cat(streams, -1), pair, root)
+        centered = d - d.mean(-1, True) if 'std' in code else d
+        value = step.evaluate(d)[..., 1:]
+        weights = centered / (value * (d.shape[-1] if 'std' in code else 1))
+        weights = torch.where(value == 0, 0., weights)
+        mean = interpreter.linear(pair, lambda a: a.mean(-1, True))
+        return interpreter.route(lambda *streams: torch.cat(streams, -1), mean, interpreter.linear(
+            pair, lambda a, w: (a * w).sum(-1, True), weights
+        ))
+
+    return g.add('statistic', code, x, literal=literal)
+
+
 @family()
 def bicubic(g):
     # of sides of length one, torch's own antialiasing is wrong in some strides
@@ -1105,4 +1134,64 @@ def set_item(g):
     code = 'assign(x, (slice(None), 0), y[:, 0])'
     return g.add('setitem', code, x, y, changes=True, literal=lambda i, _, x, y: i.route(
         lambda a, b: torch.cat([b[:, :1], a[:, 1:]], 1), x, y
+    ))
+
+
+def index_along(g, count, size):
+    '''The code of random places along an axis.'''
+    return f'torch.tensor({[g.integer(0, size - 1) for _ in range(count)]}, device=x.device)'
+
+
+@family()
+def scatter(g):
+    '''Entries that are written to places of zeros.'''
+    x = g.pick(lambda value: value.ndim > 1)
+    dim = g.choice(axis for axis in range(x.ndim) if axis != x.axis)
+    size = x.shape[dim] + g.integer(0, 2)
+    shape = [size if axis == dim else length for axis, length in enumerate(x.shape)]
+    order = g.random.sample(range(size), x.shape[dim])
+    along = [-1 if axis == dim else 1 for axis in range(x.ndim)]
+    index, zeros = f'torch.tensor({order}, device=x.device)', f'x.new_zeros({shape})'
+    places = f'{index}.reshape({along}).expand(x.shape)'
+    name, code = g.choice([
+        ('index_copy', f'{zeros}.index_copy({dim}, {index}, x)'), ('scatter', f'{zeros}.scatter({dim}, {places}, x)'),
+        ('index_copy_', f'{zeros}.index_copy_({dim}, {index}, x)'), ('copy_', 'x.new_zeros(x.shape).copy_(x)'),
+        ('scatter_', f'{zeros}.scatter_({dim}, {places}, x)'),
+        *[('tril', 'x.tril()'), ('triu', 'torch.triu(x)')] * (x.axis is not None and x.axis < x.ndim - 2),
+        ('setitem', f'assign({zeros}, ({"slice(None), " * dim}slice(0, {x.shape[dim]}),), x)'),
+        ('setitem', f'assign({zeros}, ({"slice(None), " * dim}{index},), x)'),
+        ('index_fill', f'x.index_fill({dim}, {index}[:1] % {x.shape[dim]}, 0.)'),
+    ])
+    return g.add(name, code, x, literal=route)
+
+
+@family()
+def sum_at_places(g):
+    '''Entries that are added up at places, as messages of a graph are.'''
+    x = g.pick(lambda value: value.ndim > 1)
+    dim = g.choice(axis for axis in range(x.ndim) if axis != x.axis)
+    size = g.integer(1, 4)
+    shape = [size if axis == dim else length for axis, length in enumerate(x.shape)]
+    along = [-1 if axis == dim else 1 for axis in range(x.ndim)]
+    index, zeros = index_along(g, x.shape[dim], size), f'x.new_zeros({shape})'
+    places = f'{index}.reshape({along}).expand(x.shape)'
+    name, code = g.choice([
+        ('index_add', f'{zeros}.index_add({dim}, {index}, x)'),
+        ('index_add_', f'{zeros}.index_add_({dim}, {index}, x)'),
+        ('scatter_add', f'{zeros}.scatter_add({dim}, {places}, x)'),
+        ('scatter_add_', f'{zeros}.scatter_add_({dim}, {places}, x)'),
+        ('scatter_reduce', f'{zeros}.scatter_reduce({dim}, {places}, x, "mean", include_self=False)'),
+    ])
+    return g.add(name, code, x, literal=lambda interpreter, step, pair: interpreter.linear(pair, step.evaluate))
+
+
+@family(.5, bare=False)
+def own_mask(g):
+    '''Entries that are chosen by their own values, as a constant of the input.'''
+    x = g.pick(lambda value: value.ndim > 1)
+    code = g.choice([
+        'x * (x.detach() > -.2)', 'x * (x.data > -.2).to(x.dtype)', '(x.detach() > -.2) * x',
+    ])
+    return g.add('own_mask', code, x, literal=lambda interpreter, step, pair: interpreter.linear(
+        pair, lambda a, w: a * w, (pair.difference.detach() > -.2).double()
     ))

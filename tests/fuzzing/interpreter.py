@@ -379,6 +379,16 @@ class Interpreter:
             plus, minus = Passing.apply(pair.plus, plus), Passing.apply(pair.minus, minus)
         return self.activated(pair, plus, minus)
 
+    def tangent(self, pair, function, slope):
+        '''A smooth function that is zero at zero by its tangent at the given input, with the function of the streams'
+        sum as their sum, which no derivative sees. Relevance passes unchanged.'''
+        rising, falling = parts(slope)
+        total, value = (pair.plus + pair.minus).detach(), function(pair.difference.detach())
+        values = [(function(total) + sign * value) / 2 for sign in (1, -1)]
+        streams = pair.plus * rising + pair.minus * falling, pair.minus * rising + pair.plus * falling
+        streams = (pair.plus, pair.minus) if self.quantity == 'relevance' else streams
+        return pair.like(*(Passing.apply(*both) for both in zip(streams, values)))
+
     def maximum(self, pair, windows, inside=True, shares=True):
         '''The maximum over windows, which a function lays along the last axis, in both forms of section 3.4.'''
         plus, minus, d = windows(pair.plus), windows(pair.minus), windows(pair.difference.detach())

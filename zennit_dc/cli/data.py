@@ -9,7 +9,7 @@ from ..methods import METHODS
 from .options import (
     Name, Numbers, Shard, against_of, against_option, categories_option, classifier_of, compute_options, count_classes,
     hold, method_options, model_option, model_options, option, parameters_of, require_compute, require_output,
-    require_used,
+    require_used, tell_classes,
 )
 
 
@@ -24,7 +24,7 @@ ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attribut
 @model_option
 @model_options
 @method_options
-@option('--target', default='predicted', help='The class to explain: predicted, label, or its index or name.')
+@option('--target', default='predicted', help='The class to explain: predicted, label, or its name or index.')
 @against_option('none')
 @categories_option
 @option('--label-map', 'labels', type=file, help='A JSON file with the index, word_net_id and name of each class.')
@@ -61,8 +61,12 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
     count = count_classes(classifier, device, dtype, categories)
+    told = {'--against': against}
     if target not in ('predicted', 'label'):
+        told['--target'] = [target]
         target = find_class(target, count, classifier.categories)
+    for name, given_classes in told.items() if int(os.environ.get('RANK', 0)) == 0 else ():
+        tell_classes(name, given_classes, count, classifier)
     against = against_of(against, count, classifier)
     if METHODS[method].explains_loss and against != 'none':
         raise click.UsageError(f'{METHODS[method].title} takes no --against: the loss is a contrast by itself')

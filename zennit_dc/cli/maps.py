@@ -8,7 +8,7 @@ from ..wording import meant
 from .options import (
     Alpha, Name, against_of, against_option, categories_option, classifier_of, compute_options, count_classes, hold,
     image_files, method_options, model_option, model_options, option, possible_against, require_compute, require_format,
-    require_once, require_output, require_used, target_options,
+    require_once, require_output, require_used, target_options, tell_classes,
 )
 
 
@@ -86,7 +86,10 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         require_file(path)
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
-    against = possible_against(against, count_classes(classifier, device, dtype, categories))
+    number = count_classes(classifier, device, dtype, categories)
+    against = possible_against(against, number)
+    tell_classes('--target', targets, number, classifier)
+    tell_classes('--against', against, number, classifier)
     if MIDDLE in {own for _, own in chosen}:
         middle = middle_feature_map(classifier, device, dtype)
         if middle is not None:
@@ -142,7 +145,7 @@ def parse(method, layer):
 @model_option
 @model_options
 @categories_option
-@option('--target', required=True, help='The index or name of the class.')
+@option('--target', required=True, help='The name or index of the class.')
 @against_option('none')
 @option('--alpha', type=Alpha(), default='balanced', metavar='ALPHA|balanced[:KAPPA]', help='The shift of SplitGrad.')
 @option('--out', default='concepts.png', type=click.Path(path_type=Path), help='The figure.')
@@ -177,6 +180,8 @@ def gallery(images, model, weights, size, mean, std, output, input, categories, 
     inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
     inputs = inputs.to(device, dtype)
     count = count_classes(classifier, device, dtype, categories)
+    tell_classes('--target', [target], count, classifier)
+    tell_classes('--against', against, count, classifier)
     target, against = find_class(target, count, classifier.categories), against_of(against, count, classifier)
     save(concept_gallery(classifier, inputs, target, alpha, against), out)
     click.echo(out)

@@ -192,7 +192,8 @@ categories_option = option(
 target_options = together(
     option(
         '--target', 'targets', multiple=True, metavar='CLASS',
-        help='The index or name of a class to explain; can be given several times.  [default: the predicted class]'
+        help='The name or index of a class to explain; can be given several times. A name goes before an index, which'
+        ' can be written index:3.  [default: the predicted class]'
     ),
     option('--top', type=click.IntRange(1), help='Explain this many of the likeliest classes.'),
 )
@@ -342,6 +343,16 @@ def against_of(against, count, classifier):
     chosen = [find_class(each, count, classifier.categories) for each in against]
     require_once('--against', chosen)
     return chosen
+
+
+def tell_classes(name, given, count, classifier):
+    '''Say what the numbers that an option was given were taken for, where classes have names.'''
+    from ..data.categories import choice_of
+
+    for each in given:
+        choice = choice_of(each, count, classifier.categories)
+        if choice is not None:
+            click.echo(f'{name} {each}: {choice}')
 
 
 def possible_against(against, count):

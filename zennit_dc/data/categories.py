@@ -1,8 +1,14 @@
 '''The names of classes.'''
 import json
+import re
+from decimal import Decimal
 from pathlib import Path
 
 from ..wording import similar
+
+
+INDEX = re.compile(r'index:\s*([+-]?\d+)', re.IGNORECASE | re.ASCII)
+NUMBER = re.compile(r'[+-]?(\d+\.?\d*|\.\d+)', re.ASCII)
 
 
 def load_categories(path):
@@ -78,10 +84,13 @@ def require_names(categories, count, path):
 def find_class(name, count, categories=None):
     '''The index of a class.
 
+    Where classes are named by numbers, as grades from 1 to 5 are, a name goes before an index: ``'3'`` is the class
+    that is named 3. An index is what is no name, an integer in Python, or written as ``'index:3'``.
+
     Parameters
     ----------
     name : str or int
-        Its index or name. Upper and lower case, and what stands between words, do not matter.
+        Its name or index. Upper and lower case, and what stands between words, do not matter.
     count : int
         The number of classes.
     categories : list[str], optional
@@ -97,30 +106,65 @@ def find_class(name, count, categories=None):
     ValueError
         If there is no such class, or if there are several.
     '''
+    given = INDEX.fullmatch(name.strip()) if isinstance(name, str) else None
+    if isinstance(name, str) and given is None and (found := named_class(name, categories)) is not None:
+        return found
     try:
-        index = int(name)
+        index = int(name if given is None else given[1])
     except ValueError:
-        return named_class(name, categories)
+        raise ValueError(unknown_name(name, categories)) from None
     if not 0 <= index < count:
         raise ValueError(f'there is no class {index}, but those from 0 to {count - 1}')
     return index
 
 
 def named_class(name, categories):
-    '''The index of a class by its name.'''
+    '''The index of a class by its name, or None if no class is named like that. A number is a name by how it is
+    written, or else by its value: 3 is 03.'''
+    for plain in (str.strip, number_of) if number_of(name) is not None else (simple,):
+        found = [index for index, each in enumerate(categories or ()) if plain(each) == plain(name)]
+        if len(found) > 1:
+            indices = ', '.join(map(str, found))
+            raise ValueError(
+                f'several classes are named {name!r}: give one of the indices {indices}, as in index:{found[0]}'
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def unknown_name(name, categories):
+    '''What is said of a name that no class has.'''
     if categories is None:
-        raise ValueError(
-            f'no names of classes are known, so that {name!r} must be an index; --categories FILE names them'
-        )
-    plain = [simple(each) for each in categories]
-    found = [index for index, each in enumerate(plain) if each == simple(name)]
-    if len(found) > 1:
-        raise ValueError(f'several classes are named {name!r}: give one of the indices {", ".join(map(str, found))}')
-    if not found:
-        raise ValueError(f'there is no class named {name!r}{similar(name, categories)}')
-    return found[0]
+        return f'no names of classes are known, so that {name!r} must be an index; --categories FILE names them'
+    return f'there is no class named {name!r}{similar(name, categories)}'
+
+
+def choice_of(name, count, categories):
+    '''What a number was taken for, where classes have names, in words, or None where no number was given.
+
+    Parameters
+    ----------
+    name : str
+        What was given.
+    count : int
+        The number of classes.
+    categories : list[str] or None
+        Their names.
+    '''
+    if categories is None or number_of(name) is None and INDEX.fullmatch(name.strip()) is None:
+        return None
+    index = find_class(name, count, categories)
+    if INDEX.fullmatch(name.strip()) is None and named_class(name, categories) is not None:
+        return f'the class named {categories[index]!r}, whose index is {index}'
+    return f'the class of index {index}, named {categories[index]!r}'
 
 
 def simple(name):
     '''A name in lower case, with a space between words.'''
     return ' '.join(''.join(each if each.isalnum() else ' ' for each in name.lower()).split())
+
+
+def number_of(name):
+    '''The number that a name is, or None if it is none.'''
+    return Decimal(name.strip()) if NUMBER.fullmatch(name.strip()) else None

@@ -148,9 +148,9 @@ def on_white(image):
 class ImageFolder:
     '''The images below a folder, in the order of their paths.
 
-    An image's label is looked up in the label map: by its class index, WordNet ID or name. Looked up is what the first
-    group of ``label_regex`` matches in the image's path relative to the folder; or without one, the name of the folder
-    in which the image lies, the uppermost one. Images without a folder of their own have no label.
+    An image's label is looked up in the label map: by its class's name or WordNet ID, or else its index. Looked up is
+    what the first group of ``label_regex`` matches in the image's path relative to the folder; or without one, the name
+    of the folder in which the image lies, the uppermost one. Images without a folder of their own have no label.
 
     Parameters
     ----------
@@ -358,8 +358,14 @@ def find_labels(names, labels, regex=None):
         raise ValueError(f'{regex!r} has no group that would tell the label')
     known = {}
     for entry in labels:
-        for key in (entry['name'], plain(entry['name']), entry['word_net_id'], str(entry['index'])):
+        for key in (entry['name'], plain(entry['name']), entry['word_net_id']):
             known.setdefault(key, set()).add(entry['index'])
+    numbers = {}
+    for entry in labels:
+        if re.fullmatch(r'0\d+', entry['name']):
+            numbers.setdefault(entry['name'].lstrip('0') or '0', set()).add(entry['index'])
+    indices = {str(entry['index']): {entry['index']} for entry in labels}
+    known = {**indices, **numbers, **known}  # a name goes before an index
     return [label_of(name, pattern, known) for name in names]
 
 

@@ -1,12 +1,13 @@
 '''Images with masks of the explained object, and their division into a validation and a test split.'''
 import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
@@ -16,6 +17,8 @@ from ..demo.drawing import SIZE
 
 
 IGNORED = 1000
+LOSSY = ('JPEG', 'MPO', 'JPEG2000', 'WEBP')
+NOISE = 64  # the largest change of a value by compression
 
 
 class Sample(NamedTuple):
@@ -111,9 +114,12 @@ class MaskedImages:
 class ImageNetS(MaskedImages):
     '''A folder in the layout of ImageNet-S: ``SPLIT/CLASS/NAME.JPEG`` and ``SPLIT-segmentation/CLASS/NAME.png``.
 
+    A mask may have the name's ending of any image. Images without a mask are left out, and a warning counts them.
+
     A pixel's class in a mask is its red value plus 256 times its green one: 0 for none, 1000 for pixels to be ignored.
     The object is all that is of another class, or, where several classes are in one mask, of the class whose place in
-    the sorted list of folders it is, counted from one. Masks with one channel are the object where they are not zero.
+    the sorted list of folders it is, counted from one. Gray masks are the object where they are not black, see
+    :py:func:`read_mask`.
 
     Parameters
     ----------
@@ -136,9 +142,7 @@ class ImageNetS(MaskedImages):
         for each in (self.images, self.masks):
             if not each.is_dir():
                 raise ValueError(f'there is no folder {each}')
-        names = [name for name in sorted(image_names(self.images)) if self.mask_path(name).is_file()]
-        if not names:
-            raise ValueError(f'there is no image in {self.images} with a mask in {self.masks}')
+        names = self.find_masks()
         folders = [name.split('/')[0] for name in names]
         unknown = sorted(set(folders) - set(labels))
         if unknown:
@@ -154,9 +158,27 @@ class ImageNetS(MaskedImages):
         '''A hash of all that the samples depend on.'''
         return hashlib.sha256(json.dumps([super().fingerprint(), self.identities]).encode()).hexdigest()
 
+    def find_masks(self):
+        '''The names of the images that have a mask.'''
+        self.mask_names, images = {}, sorted(image_names(self.images))
+        for name in sorted(image_names(self.masks)):
+            self.mask_names.setdefault(stem(name), []).append(name)
+        names = [name for name in images if stem(name) in self.mask_names]
+        if not names:
+            raise ValueError(f'there is no image in {self.images} with a mask in {self.masks}')
+        for name in names:
+            if len(found := self.mask_names[stem(name)]) > 1:
+                raise ValueError(f'{name} has several masks in {self.masks}: {", ".join(found)}: leave one of them')
+        if left := [name for name in images if stem(name) not in self.mask_names]:
+            warnings.warn(
+                f'{len(left)} of {len(images)} images in {self.images} have no mask in {self.masks} and are left out,'
+                f' {left[0]} among them', stacklevel=3
+            )
+        return names
+
     def mask_path(self, name):
         '''The file of an image's mask.'''
-        return (self.masks / name).with_suffix('.png')
+        return self.masks / self.mask_names[stem(name)][0]
 
     def picture(self, index):
         return read_image(self.images / self.names[index], self.classifier.mode)
@@ -166,13 +188,8 @@ class ImageNetS(MaskedImages):
 
     def mask(self, index, size):
         name = self.names[index]
-        try:
-            with Image.open(self.mask_path(name)) as image:
-                values = np.asarray(image)
-        except Exception as error:
-            raise UnreadableImage(f'{self.mask_path(name)} cannot be read as an image: {error}') from error
-        if values.ndim == 3:
-            values = values[..., 0].astype(int) + 256 * values[..., 1].astype(int)
+        values = read_mask(self.mask_path(name))
+        if values.dtype != bool:
             present = set(np.unique(values).tolist()) - {0, IGNORED}
             identity = self.identities[name.split('/')[0]]
             if len(present) > 1 and identity not in present:
@@ -183,8 +200,73 @@ class ImageNetS(MaskedImages):
                 )
             object = values == identity if len(present) > 1 else (values != 0) & (values != IGNORED)
         else:
-            object = values != 0
+            object = values
         return self.cropped(Image.fromarray(np.uint8(255) * object), index, size)
+
+
+def stem(name):
+    '''A file's name, with its folders, without its ending.'''
+    return name.rpartition('.')[0]
+
+
+def read_mask(path):
+    '''Read a mask, the right way up, by its colors: those of a palette, not their places in it.
+
+    Parameters
+    ----------
+    path : path
+        The file of an image. Where it is wholly transparent, it is black.
+
+    Returns
+    -------
+    :py:class:`numpy.ndarray`
+        Of a gray mask of shape (height, width), where it is not black, as Boolean values; where it was compressed with
+        loss, as in JPEG, where it is brighter than half. Of a colored mask red plus 256 times green, as integers.
+
+    Raises
+    ------
+    UnreadableImage
+        If the file cannot be read as an image, or its colors tell no object.
+    '''
+    try:
+        with Image.open(path) as image:
+            lossy = image.format in LOSSY or image.info.get('compression') == 'jpeg'
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ('1', 'L', 'I', 'I;16', 'I;16B', 'I;16L') and 'transparency' not in image.info:
+                values = np.asarray(image)[..., None]
+            elif image.mode in ('L', 'P', 'RGB', 'LA', 'PA', 'RGBA'):
+                values = opaque(np.asarray(image.convert('RGBA')))
+            else:
+                raise ValueError(f'masks are gray, have a palette, or are of RGB, not of mode {image.mode}')
+            return without_noise(values) if lossy else by_color(values)
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise UnreadableImage(f'{path} cannot be read as an image of a mask: {error}') from error
+
+
+def opaque(values):
+    '''The colors of a mask with an alpha channel, black where it is transparent.'''
+    alpha = values[..., 3:]
+    if not np.isin(alpha, (0, 255)).all():
+        raise ValueError('it is partly transparent: save it without transparency')
+    return np.where(alpha == 0, 0, values[..., :3])
+
+
+def by_color(values):
+    '''Where a gray mask is not black, or the numbers of a colored one.'''
+    if (values == values[..., :1]).all():
+        return values[..., 0] != 0
+    return values[..., 0].astype(int) + 256 * values[..., 1].astype(int)
+
+
+def without_noise(values):
+    '''Where a mask that was compressed with loss is white.'''
+    values = values.astype(int)
+    light = values.mean(-1)
+    if (values.max(-1) - values.min(-1)).max() > NOISE or ((light > NOISE) & (light < 255 - NOISE)).mean() > .05:
+        raise ValueError('compression with loss changes numbers, so that such masks must be black and white: save PNG')
+    return light > 127.5
 
 
 class Polygons(MaskedImages):

@@ -1,10 +1,13 @@
 '''Additions, products and what is made of them, of pairs and with constants; and choices by constant masks.'''
+import math
+
 import torch
 from torch.nn import functional as F
 
 from ..axes import joined
 from ..operations import add, instead, linear, multiply
 from ..split import SplitTensor, pairs_in, same, split_form, unsupported
+from ..views import assign, become_pair, take_axes
 from .reading import refuse_comparison
 from .table import may_overwrite, plain, torch_form
 
@@ -15,8 +18,7 @@ def operands(first, other):
 
 
 def magnitude_of(constant):
-    '''The absolute value of a number or a tensor, which is no comparison of the pair itself.'''
-    refuse_comparison(constant)
+    '''The absolute value of a number or a tensor.'''
     if not isinstance(constant, torch.Tensor) or constant.is_floating_point():
         return abs(constant)
     return constant.to(torch.float64).abs()
@@ -48,6 +50,7 @@ def valued(pair, value):
 @may_overwrite
 def addition(first, other, *, alpha=1):
     pair, constant = operands(first, other)
+    refuse_comparison(constant, pair)
     if isinstance(constant, SplitTensor):
         if alpha == 1:
             return add((first, other), torch.add)
@@ -81,6 +84,7 @@ def negation(pair):
 @torch_form('mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'))
 def multiplication(first, other):
     pair, constant = operands(first, other)
+    refuse_comparison(constant, pair)
     if isinstance(constant, SplitTensor):
         return multiply(first, other, torch.mul)
     return joined([pair], linear(
@@ -105,6 +109,7 @@ def power(pair, exponent):
 def division(pair, other, *, rounding_mode=None):
     if isinstance(other, SplitTensor) or rounding_mode is not None:
         raise unsupported('division by a split pair or with a rounding mode', (pair, other))
+    refuse_comparison(other, pair)
     return joined([pair], linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other)))
 
 
@@ -134,9 +139,15 @@ def lerp(start, end, weight):
 # choices by constant masks
 
 @torch_form('where')
-def where(mask, first, other):
-    refuse_comparison(mask)
+def where(mask, *choices, **kwargs):
+    if not choices and not kwargs:
+        return torch.where(plain(mask))
+    first, other = (*choices, *(kwargs[key] for key in ('input', 'self', 'other') if key in kwargs))
+    mask = plain(mask)
+    refuse_comparison(mask, first, other)
     pairs = list(pairs_in((first, other)))
+    if not pairs:  # where the mask alone was a pair
+        return torch.where(mask, first, other)
     return joined(pairs, pairs[0].like(*(torch.where(mask, *both) for both in zip(parts(first), parts(other)))))
 
 
@@ -145,20 +156,50 @@ split_form(torch.Tensor.where)(lambda first, mask, other: where(mask, first, oth
 
 @torch_form('masked_fill', inplace=('masked_fill_',))
 def masked_fill(pair, mask, value):
-    refuse_comparison(mask)
-    both = zip(pair.tensors, parts(value))
-    return joined([pair], pair.like(*(tensor.masked_fill(mask, number) for tensor, number in both)))
+    mask = plain(mask)
+    refuse_comparison(mask, pair)
+    pairs = list(pairs_in((pair, value)))
+    both = zip(parts(pair), parts(value))
+    return joined(pairs, pairs[0].like(*(tensor.masked_fill(mask, number) for tensor, number in both)))
 
 
-@torch_form(inplace=('__setitem__',))
-def set_item(pair, index, value):
+@split_form(torch.Tensor.__setitem__)
+def set_item(target, index, value):
+    '''Write entries, which moves values; what they are written into becomes a pair, if it is none.'''
     for key in index if isinstance(index, tuple) else (index,):
-        refuse_comparison(key)
-    output = pair.replaced(*(tensor.clone() for tensor in pair.tensors))
+        refuse_comparison(key, target)
+    index = plain(index)
+    if not pairs_in((target, value)):  # where the index alone was a pair
+        target[index] = value
+        return
+    if not isinstance(target, SplitTensor):
+        become_pair(target, value.split_pass, '__setitem__')
+    depth = target.depth
+    output = target.replaced(*(tensor.clone() for tensor in target.tensors))
     for tensor, part in zip(output.values, parts(value)):
-        tensor[plain(index)] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
-    output.depth = max(each.depth for each in pairs_in((pair, value)))
-    return output
+        tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
+    output.depth = max(each.depth for each in pairs_in((target, value)))
+    assign(target, output)
+    if depth == -math.inf and isinstance(value, SplitTensor) and target.base is None:
+        take_axes(target, value, memory_at(output.values[0].shape, index))
+
+
+def memory_at(shape, index):
+    '''What an index selects of a tensor, without values, if it is a view.'''
+    try:
+        whole = torch.empty(shape, device='meta')
+        view = whole[index]
+    except (RuntimeError, IndexError, NotImplementedError):  # as masks, which only values tell
+        return None
+    return view if view.untyped_storage()._cdata == whole.untyped_storage()._cdata else None
+
+
+@torch_form('copy', inplace=('copy_',))
+def copy_of(target, source, non_blocking=False):
+    '''The values of another tensor, in the shape of the first.'''
+    both = zip(parts(target), parts(source))
+    pairs = list(pairs_in(source)) or [target]
+    return joined(pairs, pairs[0].like(*(torch.broadcast_to(new, old.shape) for old, new in both)))
 
 
 @split_form(F.pad)

@@ -7,8 +7,8 @@ from torch.nn import functional as F
 from ..operations import instead
 from ..split import SplitTensor, true_gradients
 from .arithmetic import Valued, multiplication
+from .deferred import constant
 from .smooth import POSITIONS, SMOOTH
-from .statistics import constant
 from .table import SplitOption, aside, in_place_or_new, torch_form
 
 

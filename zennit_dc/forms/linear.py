@@ -5,7 +5,7 @@ import re
 import torch
 from torch.nn import functional as F
 
-from ..axes import Axis, joined
+from ..axes import Axis, joined, mixed, note_channels
 from ..operations import Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
 from ..recentering import recenter
 from ..split import SplitTensor, called_in, pass_of, split_form, unsupported
@@ -45,12 +45,19 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
         # without what is padded, which for transposed convolutions may be as long as a step of the dilation
         return output[(..., *map(slice, shape[2:]))]
 
-    return with_channels(pair, affine(pair, Layer(apply, transpose, axes), weight, bias), 1)
+    return contracted(pair, affine(pair, Layer(apply, transpose, axes), weight, bias), 1)
 
 
 def with_channels(pair, output, index):
     '''The output of a layer that keeps the first axes of a pair, and has channels at an index.'''
     joined([pair], output).channels = Axis.at(output.values[0].shape, index)
+    return output
+
+
+def contracted(pair, output, index):
+    '''The same for a layer that makes each of its channels of all that its input has at this index.'''
+    note_channels(pair, index)
+    mixed(with_channels(pair, output, index), index)
     return output
 
 
@@ -93,17 +100,14 @@ for number in (1, 2, 3):
 def dense(pair, weight, bias=None):
     refuse_pairs('linear', weight, bias)
     require_batch(pair, 2, 'linear')
-    return with_channels(pair, affine(pair, DENSE, weight, bias), -1)
+    return contracted(pair, affine(pair, DENSE, weight, bias), -1)
 
 
 @torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__', '__rmatmul__')
 def matmul(left, right=None, *, other=None, mat2=None, vec=None):
     '''A constant on the right is a layer's weight; one on the left mixes tokens, as attention weights do.'''
     right = next(operand for operand in (right, other, mat2, vec) if operand is not None)
-    if isinstance(right, SplitTensor) and not isinstance(left, SplitTensor):
-        if right.place('batch') == (-2 if right.values[0].ndim > 1 else -1):
-            raise unsupported('a matrix product from the left', (right,), ', as it would mix the samples of the batch')
-    elif not isinstance(right, SplitTensor):
+    if not isinstance(right, SplitTensor):
         require_batch(left, 2, 'matmul')
     has_graph, constants = pass_of((left, right)).has_graph, (id(left), id(right))
 
@@ -113,6 +117,8 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
             tensors = [each if kept else each.detach().requires_grad_() for each, kept in zip(tensors, keep)]
         return torch.matmul(*tensors)
 
+    if isinstance(left, SplitTensor) and not isinstance(right, SplitTensor):
+        note_channels(left, -1)
     return bilinear(function, left, right)
 
 
@@ -134,13 +140,22 @@ def of_one_sample(matrices):
     return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
 
 
+for function in {torch.sparse.mm} | overloads(
+    'dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'
+):
+    @split_form(function)
+    def product(left, right, function=function):
+        '''Other products, and those of sparse matrices that are constant.'''
+        return bilinear(function, left, right)
+
+
 @torch_form('addmm')
 def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1):
     pair, weight = mat1 if pair is None else pair, mat2 if weight is None else weight
     if not isinstance(pair, SplitTensor) or pass_of((bias, weight)) is not None or beta != 1 or alpha != 1:
         return product_and(torch.addmm, bias, pair, weight, beta, alpha)
     layer = Layer(lambda input, weight, bias: input @ weight if bias is None else torch.addmm(bias, input, weight))
-    return joined([pair], affine(pair, layer, weight, bias))
+    return contracted(pair, affine(pair, layer, weight, bias), -1)
 
 
 @torch_form('baddbmm', inplace=('baddbmm_',))
@@ -264,7 +279,7 @@ for name in (
             return joined([pair], linear(pair, lambda tensor: function(tensor, *args, **kwargs)))
 
 
-for name in ('mean', 'sum'):
+for name in ('mean', 'sum', 'trace'):
     for function in overloads(name):
         @split_form(function)
         def reduction(pair, *args, function=function, **kwargs):

@@ -1,21 +1,87 @@
-'''What is read off a pair: shape and kind, and values for comparisons and control flow.'''
+'''What is read off a pair: shape and kind, the difference as a plain tensor, and values for comparisons and control
+flow.'''
+import weakref
+
 import torch
 
-from ..split import split_form, unsupported
+from ..nested import flatten
+from ..split import pairs_in, split_form, unsupported
+from ..views import lend
 from .table import overloads, plain
 
 
 class Comparison(torch.Tensor):
-    '''What a comparison of split pairs gives: for control flow and indexing, not for arithmetic with pairs.'''
+    '''What a comparison of split pairs gives, or a cast to integers: a constant of the input, as for torch. It knows
+    the pairs that it was made of, on which it is no constant: where a pair is chosen by its own comparison, a function
+    was written by hand that may have a split form.'''
+    origin, sources = 'a comparison', ()
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        output = super().__torch_function__(function, types, args, kwargs)
+        made_of = [each for each in flatten((args, kwargs))[0] if isinstance(each, Comparison)]
+        for each in flatten(output)[0]:
+            if isinstance(each, Comparison):
+                each.origin = made_of[0].origin
+                sources = {source for own in made_of for source in own.sources}
+                each.sources = sources if each.numel() in {own.numel() for own in made_of} else ()
+        return output
 
 
-def refuse_comparison(value):
-    '''Raise if arithmetic with pairs has a comparison of pairs for a constant.'''
-    if isinstance(value, Comparison):
+def known(value, origin, args):
+    '''A tensor that was read of pairs, with the pairs among some arguments that it may not be applied to.'''
+    value = value.as_subclass(Comparison)
+    value.origin = origin
+    value.sources = {weakref.ref(whole(pair)) for pair in pairs_in(args) if not pair.is_input}
+    return value
+
+
+def whole(pair):
+    '''The pair of which another is a view, or it itself.'''
+    return pair if pair.base is None else pair.base
+
+
+def refuse_comparison(value, *operands):
+    '''Raise if a value was read of one of the pairs with which it is to be combined.'''
+    if not isinstance(value, Comparison) or not value.sources:
+        return
+    sources = [source() for source in value.sources]
+    if any(whole(pair) is source for pair in pairs_in(operands) for source in sources):
         raise unsupported(
-            'arithmetic with a comparison of split pairs', (), ', as it is not continuous',
-            'use relu, clamp, maximum or minimum'
+            f'a product of, a sum with or a choice by {value.origin} of the same split pair', operands,
+            ', as it is not continuous',
+            'use relu, clamp, maximum or minimum; or read it off pair.detach(), with which it is a constant'
         )
+
+
+class Refused:
+    '''What is done before the tensors of a pair are read that has no split form: to raise the error of that.'''
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, pair):
+        pair.settle = self
+        raise self.error
+
+
+def read_alone(function, args, kwargs, error):
+    '''What a function without a split form returns for the differences, as pairs that may only be read; whatever else
+    is made of them raises the error.'''
+    name = getattr(function, '__name__', '')
+    in_place = name.endswith('_') and not name.endswith('__') or name.startswith('__i') or kwargs.get('inplace')
+    if in_place or name in ('__get__', '__set__', '__setitem__', 'backward'):
+        raise error
+    pair = pairs_in((args, kwargs))[0]
+    try:
+        with torch.no_grad():
+            leaves, structure = flatten(function(*plain(args), **plain(kwargs)))
+    except Exception as reason:  # whatever torch raises for values alone
+        raise error from reason
+    output = structure([pair.like(leaf, leaf.abs()) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
+                        for leaf in leaves])
+    for each in pairs_in(output):
+        each.settle = Refused(error)
+    return output
 
 
 def reading(form):
@@ -59,21 +125,45 @@ for function in overloads(
 
 
 for function in overloads(
-    'gt', 'ge', 'lt', 'le', 'eq', 'ne', 'greater', 'greater_equal', 'less', 'less_equal', 'not_equal', 'isclose',
-    'signbit', 'isnan', 'isinf', 'isfinite', 'sign', 'heaviside', 'logical_not', 'logical_and', 'logical_or',
+    'gt', 'ge', 'lt', 'le', 'greater', 'greater_equal', 'less', 'less_equal', 'signbit', 'sign', 'sgn', 'heaviside',
 ):
     @split_form(function)
     @reading
     def comparison(*args, function=function, **kwargs):
-        return function(*plain(args), **plain(kwargs)).as_subclass(Comparison)
+        return known(function(*plain(args), **plain(kwargs)), 'a comparison', (args, kwargs))
+
+
+for function in overloads('floor', 'ceil', 'round', 'trunc', 'fix', 'floor_divide', '__floordiv__', '__rfloordiv__'):
+    @split_form(function)
+    @reading
+    def rounded(*args, function=function, **kwargs):
+        return known(function(*plain(args), **plain(kwargs)), 'a rounding', (args, kwargs))
 
 
 for function in overloads(
-    'zeros_like', 'ones_like', 'full_like', 'empty_like', 'rand_like', 'randn_like', 'new_zeros', 'new_ones',
-    'new_full', 'new_empty', 'new_tensor', '__bool__', '__float__', '__int__', '__index__', 'item', 'tolist', 'equal',
-    'allclose', '__format__', 'argmax', 'argmin', 'argsort', 'any', 'all', 'count_nonzero', 'is_nonzero', 'isin',
+    'eq', 'ne', '__eq__', '__ne__', 'not_equal', 'isclose', 'isnan', 'isinf', 'isfinite', 'isposinf', 'isneginf',
+    'logical_not', 'logical_and', 'logical_or', 'logical_xor', 'zeros_like', 'ones_like', 'full_like', 'empty_like',
+    'rand_like', 'randn_like', 'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor', '__bool__', '__float__',
+    '__int__', '__index__', 'item', 'tolist', 'equal', 'allclose', '__format__', '__contains__', 'argmax', 'argmin',
+    'argsort', 'any', 'all', 'count_nonzero', 'is_nonzero', 'isin', 'nonzero', 'argwhere', 'bucketize', 'searchsorted',
+    'histc', 'aminmax', 'storage_offset', 'is_shared', 'is_pinned', 'is_inference', 'unique', 'bincount',
 ):
     @split_form(function)
     @reading
     def value(*args, function=function, **kwargs):
         return function(*plain(args), **plain(kwargs))
+
+
+# what leaves the graph is a plain tensor
+
+@split_form(*overloads('detach'), torch.Tensor.data.__get__)
+@reading
+def detached(pair, *args):
+    return lend(pair)
+
+
+for function in overloads('numpy', '__array__', 'data_ptr', 'untyped_storage', '__dlpack__'):
+    @split_form(function)
+    @reading
+    def exported(pair, *args, function=function, **kwargs):
+        return function(lend(pair), *args, **kwargs)

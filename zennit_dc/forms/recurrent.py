@@ -2,6 +2,7 @@
 import torch
 from torch.nn import functional as F
 
+from ..axes import joined_places, mixed
 from ..split import SplitTensor, split_form, unsupported
 from .arithmetic import valued
 from .table import plain, refuse_pairs, require_evaluation
@@ -95,7 +96,10 @@ def register_recurrent(name):
             output, *last = unrolled(step, tokens, states, list(weights), layers, 1 + bidirectional)
             return output.transpose(0, 1) if batch_first else output, *last
 
-        return as_computed(lambda *given: function(*given, weights, *settings), run, input, states)
+        output, *last = as_computed(lambda *given: function(*given, weights, *settings), run, input, states)
+        output.places = joined_places([(input.places, input.values[0].shape)], output.values[0].shape)
+        mixed(output, -1)
+        return output, *last
 
 
 def as_computed(function, run, input, states):

@@ -33,7 +33,8 @@ def interpolate(
 def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners=None):
     '''Sampling at the places of a grid.'''
     if isinstance(grid, SplitTensor):
-        raise unsupported('grid_sample', (pair, grid), ' for a grid that depends on the input')
+        raise unsupported('grid_sample', (pair, grid), ' for a grid that depends on the input',
+                          'detach what it is made of, e.g. affine_grid(theta.detach(), …), for a constant grid')
     if mode == 'bicubic':
         raise unsupported('grid_sample', (pair,), ' for negative coefficients (bicubic)', 'use mode=\'bilinear\'')
     return joined([pair], linear(

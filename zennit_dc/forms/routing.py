@@ -1,15 +1,18 @@
 '''Routing: functions that only move values, for which the split form is the same for both tensors.'''
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 
-from ..axes import joined
+from ..axes import Place, joined, joined_places
 from ..operations import route
 from ..split import SplitTensor, pairs_in, split_form, unsupported
-from ..views import as_view
+from ..views import as_view, laid_out
 from .arithmetic import parts
-from .reading import Comparison
-from .table import follow_axes, keep_axes, keep_layer, overloads, plain, to_dtype, torch_form
+from .reading import known, whole
+from .table import (
+    follow_axes, follow_places, keep_axes, keep_layer, note_tokens, overloads, plain, to_dtype, torch_form
+)
 
 
 def register_routing(names, note_axes):
@@ -32,20 +35,103 @@ register_routing(
     ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
 )
 register_routing(
-    ('clone', 'detach', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
+    ('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
     lambda pairs, output, _: joined(pairs, output)
 )
-register_routing(('contiguous',), keep_layer)
-register_routing(  # of a part of an axis, the entries change their order
-    ('flip', 'fliplr', 'flipud', 'roll', 'narrow', 'gather', 'index_select', 'take_along_dim'),
-    lambda pairs, output, _: output if pairs[0].place('batch') is None else joined(pairs, output)
-)
+register_routing(('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
+
+
+def reordered(pairs, output, function, reverses=False):
+    '''Note the axes where entries change their order, in which parts of axes are lost.'''
+    if pairs[0].places:
+        follow_places(pairs, output, function, reverses)
+    if pairs[0].place('batch') is not None:
+        places = output.places
+        joined(pairs, output).places = places
+    return output
+
+
+def turned(pairs, output, function):
+    '''Note the axes where they are swapped and reversed.'''
+    follow_axes(pairs, output, function)
+    if pairs[0].places:
+        follow_places(pairs, output, function, reverses=True)
+    return output
+
+
+register_routing(('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
+register_routing(('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
+register_routing(('rot90',), turned)
 register_routing(
     ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
      'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-     'native_channel_shuffle', '__getitem__', 'unfold', 'rot90', 'diagonal', 'masked_select', 'atleast_1d',
-     'atleast_2d', 'atleast_3d'), follow_axes
+     'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
+     'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'), follow_axes
 )
+
+
+@torch_form('tril', inplace=('tril_',))
+def tril(pair, diagonal=0):
+    return joined([pair], route(pair, lambda tensor: tensor.tril(diagonal)))
+
+
+@torch_form('triu', inplace=('triu_',))
+def triu(pair, diagonal=0):
+    return joined([pair], route(pair, lambda tensor: tensor.triu(diagonal)))
+
+
+@torch_form('nan_to_num', inplace=('nan_to_num_',))
+def nan_to_num(pair, nan=None, posinf=None, neginf=None):
+    '''Finite entries as they are, and constants in place of others.'''
+    difference, stream_sum = pair.tensors
+    output, kept = torch.nan_to_num(difference, nan, posinf, neginf), torch.isfinite(difference)
+    output = pair.replaced(output, torch.where(kept, stream_sum, output.detach().abs().to(stream_sum.dtype)))
+    output.is_input = pair.is_input
+    return output
+
+
+@torch_form('as_strided')
+def as_strided(pair, size, stride, storage_offset=None):
+    '''A view of the memory of the pair that this one is itself a view of.'''
+    root, difference = whole(pair), pair.difference
+    own = root.difference
+    if torch.empty_like(own).stride() != own.stride():
+        raise unsupported('as_strided', (pair,), ' of a part of memory', 'call .contiguous() before')
+    offset = difference.storage_offset() if storage_offset is None else storage_offset
+    strides, start = own.stride(), own.storage_offset()
+
+    def move(tensor):
+        return laid_out(tensor, strides).as_strided(size, stride, offset - start + (
+            tensor.storage_offset() if tensor.stride() == strides else 0
+        ))
+
+    output = pair.like(difference.as_strided(size, stride, storage_offset), move(root.tensors[1]))
+    return as_view(output, root, move)
+
+
+@split_form(torch.broadcast_tensors)
+def broadcast_tensors(*tensors):
+    tensors = tensors[0] if isinstance(tensors[0], (tuple, list)) else tensors
+    shape = torch.broadcast_shapes(*(each.shape for each in tensors))
+    return tuple(each.broadcast_to(shape) for each in tensors)
+
+
+@torch_form('diff')
+def diff(pair, n=1, dim=-1, prepend=None, append=None):
+    '''Differences of neighbours, n times.'''
+    around = [each for each in (prepend, pair, append) if each is not None]
+    pair = torch.cat(around, dim) if len(around) > 1 else pair
+    for _ in range(n):
+        length = pair.shape[dim] - 1
+        pair = pair.narrow(dim, 1, length) - pair.narrow(dim, 0, length)
+    return pair
+
+
+for name, axis in (('hsplit', 1), ('vsplit', 0), ('dsplit', 2)):
+    @torch_form(name)
+    def along_axis(pair, indices_or_sections=None, *, indices=None, sections=None, axis=axis, name=name):
+        parts = next(each for each in (indices_or_sections, indices, sections) if each is not None)
+        return torch.tensor_split(pair, parts, 0 if pair.ndim == 1 and name == 'hsplit' else axis)
 
 
 @split_form(torch.Tensor.view, torch.Tensor.view_as)
@@ -59,7 +145,7 @@ def view(pair, *shape, size=None, dtype=None):
     moved = pair.difference.view(*shape)
     # the sum may lie in memory in another order than the difference
     output = pair.like(moved, pair.tensors[1].reshape(moved.shape))
-    output.is_gate = pair.is_gate
+    output.is_gate, output.is_input = pair.is_gate, pair.is_input
     return keep_axes(pair, as_view(output, pair, lambda tensor: tensor.view(moved.shape)))
 
 
@@ -89,22 +175,27 @@ def unbind(pair, dim=0):
 split_form(torch.Tensor.__iter__)(lambda pair: iter(unbind(pair)))
 
 
-for name in ('to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'bool'):
+for name in (
+    'to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'short', 'char',
+    'byte', 'bool',
+):
     for function in overloads(name):
         @split_form(function)
         def conversion(pair, *args, function=function, **kwargs):
             args, kwargs = plain(args), plain(kwargs)
             if not isinstance(pair, SplitTensor):
                 return function(pair, *args, **kwargs)
-            converted = function(pair.difference, *args, **kwargs)
-            if not isinstance(converted, torch.Tensor):  # the name of a type
+            converted = function(pair.values[0], *args, **kwargs)
+            if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # a type's name, or a mask
                 return converted
             if not converted.is_floating_point():
-                return converted.detach().as_subclass(Comparison)
+                return known(converted.detach(), 'a cast to integers', (pair,))
             return to_dtype(pair, lambda tensor: function(tensor, *args, **kwargs))
 
 
-for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack'):
+for name in (
+    'cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack', 'column_stack', 'row_stack',
+):
     for function in overloads(name):
         @split_form(function)
         def joining(tensors, *args, function=function, name=name, **kwargs):
@@ -115,4 +206,49 @@ for name in ('cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstac
             if 'stack' in name and len({pair.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
                 follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
                 output.depth = max(pair.depth for pair in pairs)
+            if any(pair.places for pair in pairs):
+                join_places(name, tensors, output, lambda tensors: function(tensors, *args, **kwargs))
             return output
+
+
+def join_places(name, tensors, output, function):
+    '''Note where the axes of inputs are in tensors that are joined: where an axis has others before it, as class tokens
+    are, behind these.'''
+    shape, dims = output.values[0].shape, [*range(output.values[0].ndim)]
+    if name == 'stack':
+        found = [(place_of_one(each, output, lambda tensor: function([tensor] * len(tensors))), shape)
+                 for each in pairs_in(tensors)]
+        output.places = joined_places(found, shape)
+        return
+    lengths = {index: [each.shape[index] if each.ndim == len(shape) else -1 for each in tensors] for index in dims}
+    along = [index for index in dims if sum(lengths[index]) == shape[index] != lengths[index][0]]
+    before = [0, *accumulate(lengths[along[0]])] if len(along) == 1 else None
+    output.places = {} if before is None else {
+        key: among_others(key, [*zip(tensors, before)], along[0], before[-1])
+        for key in {key: None for pair in pairs_in(tensors) for key in pair.places}
+    }
+    note_tokens(output)
+
+
+def place_of_one(pair, output, function):
+    '''The places of a pair in what a function of it alone would make.'''
+    alone = output.like(*output.values)
+    return follow_places([pair], alone, function).places
+
+
+def among_others(key, tensors, along, total):
+    '''The place of an input's axis in tensors that are joined along an axis, each with the length of those before, in a
+    total length.'''
+    known = [(place, pair.values[0].shape, before) for pair, before in tensors
+             if isinstance(pair, SplitTensor) and (place := pair.places.get(key)) is not None]
+    moved = [place if place.axis != along else place._replace(
+        first=place.first + before, behind=place.behind + total - before - shape[along]
+    ) for place, shape, before in known]
+    if len({place[:5] for place in moved}) <= 1:
+        return min(moved, key=Place.extent, default=None)
+    pieces = all(place.axis == along and place.is_whole(shape) for place, shape, _ in known)
+    if pieces and all(one.window[1] == two.window[0] and one.first + one.length == two.first
+                      for one, two in pairwise(moved)):
+        length, window = sum(place.length for place in moved), (moved[0].window[0], moved[-1].window[1])
+        return moved[0]._replace(length=length, window=window, behind=moved[-1].behind)
+    return None

@@ -7,54 +7,37 @@ import torch
 from torch.nn import functional as F
 
 from ..axes import joined
-from ..operations import Instead, Layer, affine, linear, magnitude
-from ..split import SplitTensor, called_in, pairs_in, split_form
-from .arithmetic import Valued, division, power, valued
+from ..operations import Layer, affine, linear, magnitude
+from ..split import called_in, pass_of, split_form
+from .arithmetic import Valued, valued
+from .deferred import as_constants, constant, note
 from .linear import batch_norm, with_channels
-from .table import SplitOption, missing, overloads, own_steps, plain, require_batch, torch_form
+from .table import SplitOption, missing, own_steps, plain, require_batch, torch_form
 
 
 class DetachedStatistics(SplitOption):
-    '''Treat what softmax returns, and statistics of the input, as constants in the split form of a model.
+    '''Treat what softmax returns, and statistics of the input, as constants where they scale, weight or divide
+    something in the split form of a model.
 
     Pass it to a composite among its ``canonizers``. Then attention is a positive linear map of its values; layer,
     group, instance and RMS norm are affine; and the denominator is a constant wherever something is divided by what
-    depends on the input, as are norms, standard deviations, square roots and reciprocals. The model's output stays
-    bit-identical. But the paper's network class does not have these functions: with their values at the given input as
-    constants, g and h are convex and monotone only as functions around this input, and the sensitivities leave out how
-    attention weights and statistics change with the input. SplitGrad at :math:`\\alpha = 0.5` is half of the gradient
-    that leaves this out.
+    depends on the input. Softmax and reciprocals are constants in all products with other pairs, and norms, standard
+    deviations and roots are in those that have more entries than they.
+
+    Where such a statistic is used in another way it is a feature, as the standard deviation is that is concatenated
+    with means. Features are linear around the given input: with :math:`c_i` for the derivatives there, a norm or a
+    standard deviation is :math:`\\sum_i c_i x_i`. Sensitivities pass through these coefficients, so that SplitGrad at
+    :math:`\\alpha = 0.5` is half of the original gradient. Relevance is conserved; roots, powers and softmax pass it
+    unchanged. Of reciprocals, a constant takes a part of the relevance, as a bias does.
+
+    The model's output stays bit-identical. But the paper's network class does not have these functions: g and h are
+    convex and monotone only as functions around the given input, and the sensitivities leave out how attention weights
+    and the statistics of normalizations change with the input.
     '''
     forms = {}
 
 
 detached_form = partial(torch_form, table=DetachedStatistics.forms)
-
-
-def constant(tensor, split_pass):
-    '''A tensor that depends on the input, as a constant of the map.'''
-    return Instead.apply(tensor, None, split_pass)
-
-
-def as_constants(obj):
-    '''Replace split pairs in arguments by their difference, as constants of the map.'''
-    if isinstance(obj, SplitTensor):
-        return constant(obj.difference, obj.split_pass)
-    return type(obj)(map(as_constants, obj)) if type(obj) in (tuple, list) else obj
-
-
-for name in (
-    'softmax', 'norm', 'std', 'var', 'std_mean', 'var_mean', 'sqrt', 'rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__'
-):
-    for function in overloads(name):
-        @split_form(function, table=DetachedStatistics.forms)
-        def constants(*args, function=function, **kwargs):
-            '''Attention weights and statistics, which are constants from here on.'''
-            return function(*as_constants(args), **kwargs)
-
-
-for function in (torch.linalg.norm, torch.linalg.vector_norm):
-    split_form(function, table=DetachedStatistics.forms)(partial(constants, function=function))
 
 
 DetachedAttention = DetachedStatistics  # its name when it had fewer functions
@@ -94,6 +77,7 @@ class Normalization(Layer):
 
 @detached_form('layer_norm')
 def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    note(pair.split_pass, 'layer_norm')
     axes = tuple(range(-len(normalized_shape), 0))
     layer = Normalization(
         lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps),
@@ -106,6 +90,7 @@ def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_e
 @detached_form('rms_norm')
 def rms_norm(pair, normalized_shape, weight=None, eps=None):
     axes, original = tuple(range(-len(normalized_shape), 0)), pair.difference
+    note(pair.split_pass, 'rms_norm')
     layer = Normalization(lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps))
     least = torch.finfo(original.dtype).eps if eps is None else eps
     scale = torch.rsqrt(original.square().mean(axes, keepdim=True) + least)
@@ -141,6 +126,7 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
 def grouped(pair, function, groups, weight, bias, eps):
     '''A normalization over groups of channels and over all axes after these.'''
     original, after = pair.difference, (1,) * (pair.values[0].ndim - 2)
+    note(pair.split_pass, 'group_norm' if groups < original.shape[1] else 'instance_norm')
     require_batch(pair, 3 if groups == original.shape[1] else 2, 'group_norm')
 
     def over_groups(statistic, tensor):
@@ -159,6 +145,7 @@ def grouped(pair, function, groups, weight, bias, eps):
 @split_form(F.local_response_norm, table=DetachedStatistics.forms)
 def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
     '''A division by means over neighbouring channels, of which torch takes as many before as after.'''
+    note(pair.split_pass, 'local_response_norm')
     original = pair.difference
     squares = F.pad(original.square().movedim(1, -1).flatten(1, -2), (size // 2, (size - 1) // 2))
     means = F.avg_pool1d(squares, size, 1).unflatten(1, original.shape[2:]).movedim(-1, 1)
@@ -171,6 +158,7 @@ def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
 
 @split_form(torch.cosine_similarity, F.cosine_similarity, table=DetachedStatistics.forms)
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
+    note(pass_of((x1, x2)), 'cosine_similarity')
     value = torch.cosine_similarity(*plain((x1, x2)), dim, eps)
     one, other = (each / as_constants(each).norm(dim=dim, keepdim=True).clamp_min(eps) for each in (x1, x2))
     return valued((one * other).sum(dim), value)
@@ -182,24 +170,6 @@ needs_constants = partial(
     ' normalization statistics as constants'
 )
 needs_constants(DetachedStatistics.forms)
-
-
-@detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
-                                                                       '__itruediv__'))
-def division_by_constant(first, other, *, rounding_mode=None):
-    '''A division of pairs or constants, by a pair as a constant.'''
-    if rounding_mode is not None or not pairs_in((other,)):
-        return division(first, other, rounding_mode=rounding_mode)
-    other = as_constants(other)
-    return division(first, other) if isinstance(first, SplitTensor) else first / other
-
-
-@detached_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
-def power_as_constant(pair, exponent):
-    '''A root or a reciprocal power is a constant, as a square root is; any other power is a product.'''
-    if isinstance(exponent, (int, float)) and exponent < 1:
-        return constants(pair, exponent, function=torch.pow)
-    return power(pair, exponent)
 
 
 for function in (F.normalize, F.softmin):

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..axes import Axis, joined
+from ..axes import Axis, joined, joined_places, reshaped_places
 from ..split import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
-from ..views import assign
+from ..views import assign, become_pair
 
 
 NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
@@ -100,10 +100,7 @@ def in_place(form, name=None):
     '''A split form that changes its first argument.'''
     def changed(target, *args, **kwargs):
         if not isinstance(target, SplitTensor):
-            raise unsupported(
-                f'{name} on a plain tensor', (args, kwargs), ', as it would have to become a split pair',
-                'make a new tensor of the parts, e.g. with torch.cat, torch.stack or torch.where'
-            )
+            return into_plain(form, name, target, *args, **kwargs)
         with overwriting(form, target):
             output = form(target, *args, **kwargs)
         is_new = output.is_unread and hasattr(form, 'may_overwrite')
@@ -112,6 +109,21 @@ def in_place(form, name=None):
             raise unsupported(name, (target,), ' where it changes the shape')
         return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)), is_new)
     return changed
+
+
+def into_plain(form, name, target, *args, **kwargs):
+    '''Change a plain tensor by pairs, with which it becomes a pair itself.'''
+    if not isinstance(target, torch.Tensor):
+        raise unsupported(f'{name} on {type(target).__name__}', (args, kwargs))
+    split_pass, shape = pass_of((args, kwargs)), target.shape
+    output = form(target.clone(), *args, **kwargs)
+    if output.values[0].shape != shape:
+        raise unsupported(name, (output,), ' where it changes the shape')
+    become_pair(target, split_pass, name)
+    assign(target, to_dtype(output, lambda tensor: tensor.to(target.values[0].dtype)))
+    if target.base is None:
+        target.batch, target.channels = output.batch, output.channels
+    return target
 
 
 def in_place_or_new(form):
@@ -155,7 +167,7 @@ def aside():
 def plain(obj):
     '''Replace split pairs in arguments by their difference, as values.'''
     if isinstance(obj, SplitTensor):
-        return obj.difference.detach()
+        return obj.values[0].detach()
     if type(obj) in (tuple, list):
         return type(obj)(map(plain, obj))
     return {key: plain(value) for key, value in obj.items()} if type(obj) is dict else obj
@@ -204,7 +216,17 @@ def keep_axes(pair, output):
     for name in ('batch', 'channels'):
         axis = getattr(pair, name)
         setattr(output, name, axis and axis.reshaped(output.values[0].shape))
-    return output
+    output.places = pair.places and reshaped_places(pair.places, pair.values[0].shape, output.values[0].shape)
+    return note_tokens(output)
+
+
+def note_tokens(pair):
+    '''Note the places of a pair that are parts of one axis, in case that this axis is not followed all the way.'''
+    for index, length in enumerate(pair.values[0].shape) if pair.places else ():
+        inside = {key: place for key, place in pair.places.items() if place is not None and place.axis == index}
+        if index and inside and not all(place.is_whole(pair.values[0].shape) for place in inside.values()):
+            pair.split_pass.tokens[length] = inside
+    return pair
 
 
 def follow_axes(pairs, output, function):
@@ -219,22 +241,68 @@ def follow_axes(pairs, output, function):
         except (RuntimeError, IndexError, NotImplementedError, AssertionError):  # the last in torch 2.4
             found = []  # what cannot be asked is not proven
         setattr(output, name, Axis.at(output.values[0].shape, found[0]) if len(found) == 1 else None)
+    if any(pair.places for pair in pairs):
+        follow_places(pairs, output, function)
     return output
 
 
-def places_of(pairs, places, output, function):
-    '''The places in the output where the axis may be.'''
+def follow_places(pairs, output, function, reverses=False):
+    '''Note where the axes of inputs are in what a function made of pairs, and of which part of them; it may be one that
+    reverses axes.'''
+    shape, parts = output.values[0].shape, []
+    for pair in pairs:
+        old, axes, found = pair.values[0].shape, {}, {}
+        for key, place in pair.places.items():
+            if place is not None and place.axis not in axes:
+                axes[place.axis] = moved_axis(pairs, pair, place.axis, output, function)
+            axis = None if place is None else axes[place.axis]
+            if axis is None:
+                found[key] = None
+            elif shape[axis] == old[place.axis] and not reverses:
+                found[key] = place._replace(axis=axis)
+            else:
+                found[key] = place.cut(axis, coordinates(pair, place.axis, axis, function), old[place.axis])
+        parts.append((found, shape))
+    output.places = joined_places(parts, shape)
+    return note_tokens(output)
+
+
+def moved_axis(pairs, pair, axis, output, function):
+    '''The index that an axis of a pair has in what a function made of pairs, or None if it is not known.'''
+    place = axis - pair.values[0].ndim
+    for aligned in (False, True) if len(pairs) > 1 else (False,):  # others may have the same axis
+        places = [place if each is pair or aligned and -place <= each.values[0].ndim else None for each in pairs]
+        try:
+            found = places_of(pairs, places, output, function, coarse=True)
+        except (RuntimeError, IndexError, NotImplementedError, TypeError):
+            continue  # what cannot be asked is not known
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def coordinates(pair, axis, moved, function):
+    '''The entries along an axis of a pair that are left along an axis of what a function makes of it.'''
+    shape = pair.values[0].shape
+    lengths = [length if index == axis else 1 for index, length in enumerate(shape)]
+    entries = function(torch.arange(shape[axis], device=pair.device).reshape(lengths).expand(shape))
+    return entries[tuple(slice(None) if index == moved else 0 for index in range(entries.ndim))].tolist()
+
+
+def places_of(pairs, places, output, function, coarse=False):
+    '''The places in the output where the axis may be; of several views of it, the coarsest one if asked for.'''
     tensors, shape = [], output.values[0].shape
     for pair, place in zip(pairs, places):
         lengths = list(pair.values[0].shape)
-        length, lengths[place] = lengths[place], MARKER
+        if place is not None:
+            length, lengths[place] = lengths[place], MARKER
         tensors.append(torch.empty_strided(lengths, PRIMES[:len(lengths)], device='meta'))
-    probe, stride = function(*tensors), tensors[0].stride(places[0])
+    probe, stride = function(*tensors), tensors[0].stride(places[0] if places[0] is not None else 0)
     if probe.ndim != len(shape):
         return []
     if probe.untyped_storage()._cdata == tensors[0].untyped_storage()._cdata:
         strides = {axis: own for axis, own in enumerate(probe.stride()) if own and probe.shape[axis] > 1}
-        return [axis for axis, own in strides.items() if own == stride] or [
-            axis for axis, own in strides.items() if not own % stride
-        ]
+        parts = {axis: own for axis, own in strides.items() if not own % stride}
+        wanted = max(parts.values(), default=None) if coarse else stride
+        return [axis for axis, own in parts.items() if own == wanted] or [*parts]
     return [axis for axis, lengths in enumerate(zip(probe.shape, shape)) if lengths == (MARKER, length)]

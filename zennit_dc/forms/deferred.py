@@ -1,0 +1,252 @@
+'''Statistics that wait until it is known what they are used for: as constants where they scale or divide something, and
+as split pairs where they are features themselves.'''
+import math
+import weakref
+from contextlib import contextmanager
+
+import torch
+
+from ..nested import flatten
+from ..operations import Instead
+from ..split import SplitTensor, common_pass, pairs_in
+from .table import overloads, plain
+
+
+DIVISIONS = overloads(
+    'div', 'divide', 'true_divide', '__truediv__', 'div_', 'divide_', 'true_divide_', '__itruediv__', 'floor_divide'
+)
+SCALINGS = overloads('mul', 'multiply', '__mul__', '__rmul__', 'mul_', 'multiply_', '__imul__')
+PRODUCTS = overloads('matmul', 'mm', 'bmm', 'mv', '__matmul__', '__rmatmul__', 'einsum', 'tensordot')
+LAYERS = overloads(
+    'linear', 'addmm', *(f'conv{transposed}{axes}d' for transposed in ('', '_transpose') for axes in (1, 2, 3))
+)
+WEIGHTS = overloads('rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__', 'softmax', 'special_softmax')
+POWERS = overloads('pow', '__pow__', 'float_power')
+LIKE_OTHERS = overloads('expand_as', 'view_as', 'reshape_as', 'type_as')
+PLAIN = overloads('detach', 'numpy') | {torch.Tensor.data.__get__}
+IN_PLACE = {'__iadd__', '__isub__', '__imul__', '__itruediv__', '__idiv__', '__ipow__', '__setitem__'}
+
+
+def constant(tensor, split_pass):
+    '''A tensor that depends on the input, as a constant of the map.'''
+    return Instead.apply(tensor, None, split_pass)
+
+
+def note(split_pass, name):
+    '''Note, in a pass that asks for it, that something is a constant of the map.'''
+    if hasattr(split_pass, 'constants'):
+        split_pass.constants[name] = None
+
+
+def as_constants(obj):
+    '''Replace split pairs in arguments by their difference, as constants of the map.'''
+    if isinstance(obj, Statistic):
+        return obj.as_constant()
+    if isinstance(obj, SplitTensor):
+        return constant(obj.difference, obj.split_pass)
+    if type(obj) is dict:
+        return {key: as_constants(value) for key, value in obj.items()}
+    return type(obj)(map(as_constants, obj)) if type(obj) in (tuple, list) else obj
+
+
+class Statistic(SplitTensor):
+    '''A statistic of the input. It is a constant of the map where it scales or divides something, and what is made of
+    statistics and constants alone is a statistic as well. The split pair is made where something else is done with it,
+    which makes it a feature.
+
+    Parameters
+    ----------
+    value : :py:class:`torch.Tensor`
+        The statistic as a constant.
+    split_pass : :py:class:`~zennit_dc.split.Pass`
+        The forward pass.
+    carry : callable
+        A function without arguments that returns the split pair.
+    is_weight : bool, optional
+        Whether this is a constant in each product with other pairs, as attention weights and reciprocals are. Other
+        statistics are so if the product has more entries.
+    entries : int, optional
+        The number of entries before they were repeated. Default is that of the value.
+    sources : list of :py:class:`Statistic`, optional
+        What it is made of, if that are statistics.
+    title : str, optional
+        The function that it is the value of. Default is that of the first source.
+    '''
+    is_ordinary = False  # whether a map is read here, so that it is used as any other pair
+
+    @staticmethod
+    def __new__(cls, value, split_pass, *args, **kwargs):
+        return SplitTensor.__new__(cls, value, value, split_pass)
+
+    def __init__(self, value, split_pass, carry, is_weight=False, entries=None, sources=(), title=None):
+        super().__init__(value, value.detach(), split_pass)
+        self.value, self.carry, self.is_weight = value, carry, is_weight
+        self.entries = value.numel() if entries is None else entries
+        self.state, self.title = state_of(split_pass), sources[0].title if title is None else title
+        self.relatives = [relatives for source in sources for relatives in source.relatives] or [[]]
+        for relatives in self.relatives:
+            relatives.append(weakref.ref(self))
+
+    def resolve(self):
+        '''Become the split pair.'''
+        if self.carry is None:
+            return
+        carry, self.carry = self.carry, None
+        with in_state(self.split_pass, *self.state):
+            pair = carry()
+        if isinstance(pair, Statistic):
+            pair.resolve()
+        kept = {name: self.__dict__[name] for name in OWN}
+        self.__dict__.update({**pair.__dict__, **kept})
+        if self.base is not None:
+            self.base.views.append(weakref.ref(self))
+
+    @property
+    def tensors(self):
+        '''The difference and the sum of the split pair.'''
+        self.resolve()
+        return super().tensors
+
+    def place(self, name):
+        '''The negative index of an axis of the split pair, see :py:meth:`SplitTensor.place`.'''
+        self.resolve()
+        return super().place(name)
+
+    def as_constant(self):
+        '''The value as a constant of the map.'''
+        return constant(self.difference, self.split_pass) if self.value is None else self.value
+
+    def changed(self, is_statistic):
+        '''Be ready for an operation in place, after which this may be a statistic no longer.'''
+        found = {id(each): each for relatives in self.relatives for each in (known() for known in relatives)}
+        for each in found.values():
+            if each is not None:
+                each.resolve()
+                each.value, each.is_ordinary = None, each.is_ordinary or not is_statistic
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        kwargs, call = kwargs or {}, SplitTensor.__torch_function__
+        split_pass = common_pass(function, args, kwargs)
+        found = pairs_in((args, kwargs))
+        for pair in found:
+            if isinstance(pair, Statistic) and pair is getattr(split_pass, 'awaited', None):
+                pair.is_ordinary = True
+        statistics = [pair for pair in found if waits(pair)]
+        target = args[0] if args else None
+        if waits(target) and is_in_place(function, kwargs):
+            target.changed(len(statistics) == len(found))
+        elif len(statistics) == len(found):
+            return chained(split_pass, function, args, kwargs, statistics)
+        else:
+            args, kwargs = with_constants(function, args, kwargs)
+            left = pairs_in((args, kwargs))
+            if left and all(map(waits, left)):
+                return chained(split_pass, function, args, kwargs, left)
+        for pair in pairs_in((args, kwargs)):
+            if isinstance(pair, Statistic):
+                pair.resolve()
+        return call(function, types, args, kwargs)
+
+
+OWN = (
+    'value', 'carry', 'is_weight', 'entries', 'state', 'relatives', 'title'
+)
+
+
+def waits(obj):
+    '''Whether an object is a statistic of which it is not known what it is used for.'''
+    return isinstance(obj, Statistic) and not obj.is_ordinary
+
+
+def state_of(split_pass):
+    '''What an operation of a pass depends on besides its arguments.'''
+    return [*split_pass.rules], split_pass.sums, split_pass.without_graph, torch.is_grad_enabled()
+
+
+@contextmanager
+def in_state(split_pass, rules, sums, without_graph, graph):
+    '''A context for operations that were called before.'''
+    split_pass.require_full()
+    before = state_of(split_pass)
+    split_pass.rules, split_pass.sums, split_pass.without_graph = rules, sums, without_graph
+    try:
+        with torch.set_grad_enabled(graph and not without_graph):
+            yield
+    finally:
+        split_pass.rules, split_pass.sums, split_pass.without_graph = before[:3]
+
+
+def is_in_place(function, kwargs):
+    '''Whether a function changes its first argument.'''
+    name = getattr(function, '__name__', '')
+    return kwargs.get('inplace') is True or name in IN_PLACE or name.endswith('_') and not name.endswith('__')
+
+
+def chained(split_pass, function, args, kwargs, sources):
+    '''What a function makes of statistics and constants alone.'''
+    if function is torch.Tensor.__iter__:
+        return iter(chained(split_pass, torch.unbind, args, kwargs, sources))
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not split_pass.without_graph):
+        result = function(*as_constants(args), **as_constants(kwargs))
+    form = split_pass.forms.get(function)
+    if function in PLAIN or getattr(form, 'is_reading', False):
+        return result
+    known = {id(source.value): source for source in sources if source.value is not None}
+    leaves, structure = flatten(result)
+    carried = []
+
+    def carry(place):
+        if not carried:
+            carried.extend(flatten(SplitTensor.__torch_function__(function, (), args, kwargs))[0])
+        return carried[place]
+
+    is_weight = any(source.is_weight for source in sources) or function in WEIGHTS
+    is_weight |= function in DIVISIONS and not isinstance(args[0], Statistic)  # a constant, divided by a statistic
+    is_weight |= function in POWERS and bool((torch.as_tensor(plain((*args[1:], *kwargs.values()))[0]) < 0).all())
+    repeats = function not in LAYERS | PRODUCTS
+    for place, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
+            entries = min([leaf.numel()] + repeats * [max(source.entries for source in sources)])
+            leaves[place] = known[id(leaf)] if id(leaf) in known else Statistic(
+                leaf, split_pass, lambda place=place: carry(place), is_weight, entries, sources
+            )
+    return structure(leaves)
+
+
+def with_constants(function, args, kwargs):
+    '''The arguments of a function of statistics and other pairs, with constants in place of those pairs that divide or
+    scale, and of those of which only the shape matters.'''
+    if function in LIKE_OTHERS:
+        return (args[0], *as_constants(args[1:])), as_constants(kwargs)
+    if function in DIVISIONS:
+        return (args[0], *constants_of(args[1:], always)), constants_of(kwargs, always)
+    if function in LAYERS:
+        first = 1 if function in overloads('addmm') else 0  # the layer's input
+        return tuple(each if place <= first else constants_of(each, waits) for place, each in enumerate(args)), {
+            name: each if name in ('input', 'mat1') else constants_of(each, waits) for name, each in kwargs.items()
+        }
+    if function in SCALINGS:
+        shapes = [each.shape for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
+        entries = math.prod(torch.broadcast_shapes(*shapes))
+        return constants_of((args, kwargs), lambda each: waits(each) and (each.is_weight or entries > each.entries))
+    if function in PRODUCTS:
+        return constants_of((args, kwargs), lambda each: waits(each) and each.is_weight)
+    return args, kwargs
+
+
+def always(pair):
+    '''The condition that each pair fulfils.'''
+    return True
+
+
+def constants_of(obj, condition):
+    '''Replace the split pairs that fulfil a condition by constants of the map.'''
+    if isinstance(obj, SplitTensor):
+        if not condition(obj):
+            return obj
+        note(obj.split_pass, obj.title if isinstance(obj, Statistic) else 'divisors')
+        return as_constants(obj)
+    if type(obj) is dict:
+        return {key: constants_of(value, condition) for key, value in obj.items()}
+    return type(obj)(constants_of(each, condition) for each in obj) if type(obj) in (tuple, list) else obj

@@ -1,0 +1,359 @@
+'''Softmax, norms, deviations, roots and reciprocals: constants where they scale or divide something, and functions that
+are linear around the given input where they are features.'''
+import math
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+
+from ..axes import joined
+from ..operations import Instead, instead, linear
+from ..split import SplitTensor, pass_of, pairs_in, split_form, unsupported
+from .arithmetic import Valued, division, multiplication, power, valued
+from .deferred import Statistic, as_constants, constant, note
+from .statistics import DetachedStatistics, detached_form, needs_constants
+from .table import follow_axes, in_place, overloads
+
+
+def statistic(function, carry, *args, is_weight=False, **kwargs):
+    '''A statistic: the value of a function of its arguments, and another one that makes the split pair, of the value
+    and these arguments.'''
+    value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
+    args, kwargs = kept(args), kept(kwargs)
+    output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
+    output.is_probability = carry is softmax
+    return output
+
+
+def kept(obj):
+    '''Arguments with pairs that no operation in place changes any more.'''
+    if isinstance(obj, SplitTensor):
+        return obj.replaced(*obj.tensors)
+    if type(obj) is dict:
+        return {key: kept(value) for key, value in obj.items()}
+    return type(obj)(map(kept, obj)) if type(obj) in (tuple, list) else obj
+
+
+def statistic_form(*names, functions=(), is_weight=False, inplace=()):
+    '''Register what makes the split pair of a statistic, a function of its value and its arguments.'''
+    def register(carry):
+        for function in {*functions, *overloads(*names)}:
+            form = partial(statistic, function, carry, is_weight=is_weight)
+            split_form(function, table=DetachedStatistics.forms)(form)
+            needs_constants([function])
+        for name in inplace:
+            function = getattr(torch, name.removesuffix('_'))
+            form = partial(statistic, function, carry, is_weight=is_weight)
+            split_form(*overloads(name), table=DetachedStatistics.forms)(in_place(form, name))
+            needs_constants(overloads(name))
+        return carry
+    return register
+
+
+# elementwise functions
+
+def tangent(pair, value, slope_of, function=None):
+    '''The split form of an elementwise function as its tangent at the given input, through whose slope sensitivities
+    pass.
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.split.SplitTensor`
+        The input.
+    value : :py:class:`torch.Tensor`
+        The function's value, of a shape to which the input can be expanded.
+    slope_of : callable
+        The slope as a function of the input. Where it is not finite, zero is taken, as torch does for norms of zero.
+    function : callable, optional
+        The function itself if it is zero at zero and grows with the absolute value of its input. Then it makes the sum,
+        too, so that a stream that is zero stays so, and relevance passes unchanged. Without it, the tangent is an
+        affine function, whose constant takes relevance as a bias does.
+
+    Returns
+    -------
+    :py:class:`~zennit_dc.split.SplitTensor`
+        The output.
+    '''
+    source, split_pass = pair, pair.split_pass
+    if pair.values[0].shape != value.shape:
+        source = joined([pair], pair.like(*(tensor.expand(value.shape) for tensor in pair.tensors)))
+    original = source.difference
+    regular = torch.isfinite(slope_of(original.detach()))
+    slope = slope_of(torch.where(regular, original, torch.ones_like(original)))
+    slope = constant(torch.where(regular, slope, torch.zeros_like(slope)), split_pass)
+    offset = constant(value - slope * original, split_pass)
+
+    def path(difference):
+        return Valued.apply(difference * slope + offset, value.detach())
+
+    def size(total):
+        return total * slope.abs().to(total.dtype) + offset.abs().to(total.dtype)
+
+    if function is None:
+        return joined([source], linear(source, path, size))
+    total = source.tensors[1]
+    stream_sum = Instead.apply(magnitude_of(function, total), size(total), split_pass) if split_pass.sums else size(
+        total)
+    output = source.replaced(path(original), stream_sum)
+    if not split_pass.rule.passes_activations:
+        return output
+    falls = slope.detach() < 0  # as even powers do on the left of zero, where the streams change places
+    return instead(output, (torch.where(falls, total, original), torch.where(falls, original, total)))
+
+
+def magnitude_of(function, total):
+    '''A function of what is not negative, and zero where that is zero, as its gradient is.'''
+    is_positive = total > 0
+    return torch.where(is_positive, function(torch.where(is_positive, total, 1.)), 0.)
+
+
+@statistic_form('sqrt', inplace=('sqrt_',))
+def sqrt(value, pair):
+    return tangent(pair, value, lambda x: .5 * x.rsqrt(), torch.sqrt)
+
+
+@statistic_form('rsqrt', is_weight=True, inplace=('rsqrt_',))
+def rsqrt(value, pair):
+    return tangent(pair, value, lambda x: -.5 * x ** -1.5)
+
+
+@statistic_form('reciprocal', is_weight=True, inplace=('reciprocal_',))
+def reciprocal(value, pair):
+    return tangent(pair, value, lambda x: -x ** -2)
+
+
+def quotient(value, first, other):
+    '''What a number or a tensor is, divided by a pair.'''
+    return tangent(other, value, lambda x: -first * x ** -2)
+
+
+for function in overloads('__rtruediv__', '__rdiv__'):
+    @split_form(function, table=DetachedStatistics.forms)
+    def divided(pair, other):
+        return statistic(torch.div, quotient, other, pair, is_weight=True)
+
+    needs_constants([function])
+
+
+@detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
+                                                                       '__itruediv__'))
+def division_by_constant(first, other, *, rounding_mode=None):
+    '''A division by a pair as a constant. What is divided may be a constant, too: that is a reciprocal.'''
+    if rounding_mode is not None or not pairs_in((other,)):
+        return division(first, other, rounding_mode=rounding_mode)
+    if isinstance(first, SplitTensor):
+        note(other.split_pass, 'divisors')
+        return division(first, as_constants(other))
+    return statistic(torch.div, quotient, first, other, is_weight=True)
+
+
+@detached_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
+def power_or_root(pair, exponent):
+    '''A product for exponents from 1 to 8. Any other power is a statistic, as a square root is.'''
+    is_number = isinstance(exponent, (int, float))
+    if not isinstance(pair, SplitTensor) or is_number and exponent in range(1, 9) or pairs_in((exponent,)):
+        return power(pair, exponent)
+    is_weight = bool((torch.as_tensor(exponent) < 0).all())
+    return statistic(torch.pow, power_of, pair, exponent, is_weight=is_weight)
+
+
+def power_of(value, pair, exponent):
+    '''A power as a feature.'''
+    def function(x):
+        return x ** exponent
+
+    is_falling = bool((torch.as_tensor(exponent) < 0).any())
+    return tangent(pair, value, lambda x: exponent * x ** (exponent - 1), None if is_falling else function)
+
+
+@detached_form('sign', 'sgn')
+def sign(pair):
+    '''The sign, which is a constant wherever it has a derivative.'''
+    return torch.sign(as_constants(pair))
+
+
+# norms and deviations
+
+def weighted_sum(pair, value, coefficients, dims, keepdim):
+    '''The split form of a function that is homogeneous of degree one, :math:`\\sum_i c_i x_i` with its derivatives at
+    the given input as constant coefficients.'''
+    coefficients = constant(coefficients, pair.split_pass)
+    magnitude = coefficients.abs()
+
+    def summed(tensor):
+        return tensor.sum(dims, keepdim)
+
+    output = linear(
+        pair, lambda tensor: Valued.apply(summed(tensor * coefficients).to(value.dtype), value.detach()),
+        lambda total: summed(total * magnitude.to(total.dtype))
+    )
+    return follow_axes([pair], output, summed)
+
+
+def axes_of(pair, dim):
+    '''A parameter dim as a tuple of axes.'''
+    count = pair.values[0].ndim
+    axes = range(count) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
+    return tuple(sorted(axis % count for axis in axes))
+
+
+def over(numerator, denominator):
+    '''A quotient, which is zero where the denominator is.'''
+    is_zero = denominator == 0
+    return torch.where(is_zero, 0., numerator / torch.where(is_zero, 1., denominator))
+
+
+@statistic_form('norm', functions=(torch.linalg.vector_norm,))
+def norm(value, pair, p=2, dim=None, keepdim=False, *, ord=None, dtype=None, out=None):
+    p = p if ord is None else ord
+    return p_norm(value, pair, 2 if p in ('fro', None) else p, axes_of(pair, dim), keepdim)
+
+
+@statistic_form(functions=(torch.linalg.norm,))
+def linalg_norm(value, pair, ord=None, dim=None, keepdim=False, *, dtype=None, out=None):
+    '''A vector norm, or that of Frobenius.'''
+    dims = axes_of(pair, dim)
+    if ord not in (None, 'fro') and len(dims) == 2:
+        raise unsupported(f'a matrix norm with ord={ord!r} that is a feature', (pair,))
+    return p_norm(value, pair, 2 if ord in (None, 'fro') else ord, dims, keepdim)
+
+
+def p_norm(value, pair, p, dims, keepdim=False):
+    '''A norm as a feature, :math:`\\sum_i x_i \\, \\mathrm{sign}(x_i) (|x_i| / \\|x\\|_p)^{p - 1}`.'''
+    if not isinstance(p, (int, float)) or not p > 0:
+        raise unsupported(f'a norm with p={p!r} that is a feature', (pair,))
+    original, size = pair.difference, value
+    for axis in () if keepdim else dims:
+        size = size.unsqueeze(axis)
+    if p == math.inf:
+        winners = original.abs() == size
+        coefficients = original.sign() * winners / winners.sum(dims, True)
+    elif p == 2:
+        coefficients = over(original, size)
+    else:
+        ratio = over(original.abs(), size)
+        is_zero = ratio == 0
+        ratio = torch.where(is_zero, 0. if p > 1 else 1., torch.where(is_zero, 1., ratio) ** (p - 1))
+        coefficients = original.sign() * ratio
+    return weighted_sum(pair, value, coefficients, dims, keepdim)
+
+
+def deviation_of(pair, value, dims, keepdim, correction):
+    '''A standard deviation as a feature, :math:`\\sum_i x_i (x_i - \\bar x) / (n \\sigma)`.'''
+    original = pair.difference
+    centered = original - original.mean(dims, True)
+    count = math.prod(original.shape[axis] for axis in dims) - correction
+    size = value
+    for axis in () if keepdim else dims:
+        size = size.unsqueeze(axis)
+    return weighted_sum(pair, value, over(centered, size * count), dims, keepdim)
+
+
+def deviation_arguments(pair, dim=None, unbiased=True, keepdim=False, *, correction=1, axis=None):
+    '''The axes, whether they are kept, and what is taken from the number of entries, of a deviation.'''
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    correction = 1 if correction is None else correction
+    return axes_of(pair, axis if dim is None else dim), keepdim, correction if unbiased else 0
+
+
+@statistic_form('std')
+def std(value, pair, *args, **kwargs):
+    return deviation_of(pair, value, *deviation_arguments(pair, *args, **kwargs))
+
+
+@statistic_form('var')
+def var(value, pair, *args, **kwargs):
+    '''The square of the standard deviation.'''
+    deviation = deviation_of(pair, magnitude_of(torch.sqrt, value), *deviation_arguments(pair, *args, **kwargs))
+    return tangent(deviation, value, lambda x: 2 * x, torch.square)
+
+
+def with_mean(function, carry, pair, args, kwargs):
+    '''A deviation, and the mean.'''
+    dims, keepdim, _ = deviation_arguments(pair, *args, **kwargs)
+    mean = function(pair.difference.detach(), *args, **kwargs)[1]
+    return (
+        statistic(lambda *args, **kwargs: function(*args, **kwargs)[0], carry, pair, *args, **kwargs),
+        valued(pair.mean(dims, keepdim), mean)
+    )
+
+
+for function, carry in ((torch.std_mean, std), (torch.var_mean, var)):
+    @split_form(function, table=DetachedStatistics.forms)
+    def mean_too(pair, *args, function=function, carry=carry, **kwargs):
+        return with_mean(function, carry, pair, args, kwargs)
+
+    needs_constants([function])
+
+
+# distances
+
+@statistic_form('cdist')
+def cdist(value, x1, x2, p=2., compute_mode=None):
+    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
+    return valued(p_norm(value, difference, p, (difference.values[0].ndim - 1,)), value)
+
+
+@statistic_form('pairwise_distance')
+def pairwise_distance(value, x1, x2, p=2., eps=1e-6, keepdim=False):
+    difference = x1 - x2 + eps
+    return p_norm(value, difference, p, (difference.values[0].ndim - 1,), keepdim)
+
+
+@statistic_form('dist')
+def dist(value, first, other, p=2):
+    difference = first - other
+    return p_norm(value, difference, p, axes_of(difference, None))
+
+
+# pooling
+
+def register_lp_pooling(axes):
+    '''Register the pooling by a p-norm over a number of axes.'''
+    average = getattr(F, f'avg_pool{axes}d')
+
+    @statistic_form(f'lp_pool{axes}d')
+    def lp_pool(value, pair, norm_type, kernel_size, stride=None, ceil_mode=False):
+        kernel = (kernel_size,) * axes if isinstance(kernel_size, int) else tuple(kernel_size)
+        kernel = kernel * axes if len(kernel) == 1 else kernel
+        stride = kernel if stride is None else stride
+        powers = power_of(pair.difference ** norm_type, pair, norm_type)
+        total = multiplication(average(powers, kernel, stride, 0, ceil_mode), math.prod(kernel))
+        return power_of(value, total, 1. / norm_type)
+
+
+for number in (1, 2, 3):
+    register_lp_pooling(number)
+
+
+# softmax
+
+@statistic_form('softmax', is_weight=True)
+def softmax(value, pair, dim=None, *args, **kwargs):
+    '''Probabilities as features: sensitivities pass through the derivatives at the given input, and relevance passes
+    unchanged.'''
+    original, total = pair.tensors
+    dim = F._get_softmax_dim('softmax', original.ndim, 3) if dim is None else dim
+    split_pass = pair.split_pass
+
+    def slope(tensor):
+        weights = value.to(tensor.dtype)
+        return weights * (tensor - (weights * tensor).sum(dim, True))
+
+    weights = constant(value, split_pass)
+
+    def path(tensor):
+        share = weights.to(tensor.dtype)
+        return share * (tensor - (share * tensor).sum(dim, True))
+
+    def size(tensor):
+        share = weights.to(tensor.dtype)
+        return share * ((1 - 2 * share) * tensor + (share * tensor).sum(dim, True))
+
+    offset = constant(value - slope(original).to(value.dtype), split_pass)
+    output = pair.replaced(
+        Valued.apply(path(original).to(value.dtype) + offset, value.detach()),
+        size(total) + offset.abs().to(total.dtype)
+    )
+    return instead(output, pair.tensors) if split_pass.rule.passes_activations else output

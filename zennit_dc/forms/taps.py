@@ -1,0 +1,326 @@
+'''Gradients along the way: hooks of a split pair, and the relevance that it keeps, as zennit-crp asks of the outputs of
+layers.
+
+What a hook sees in a backward pass that makes a map is this map at the pair, for each entry: relevance in
+:py:class:`~zennit_dc.SplitLRP`, the sensitivity in the others. A hook that changes it changes both streams alike, which
+is defined for linear functions, such as masks of channels. Where a batch norm is part of the layer before it, the
+layer's output is that of the norm, as with Zennit's canonizers.
+'''
+import sys
+import weakref
+from collections import OrderedDict
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from ..nested import flatten
+from ..passes import Node
+from ..split import FORMS, SplitTensor, split_form, unsupported
+from .hooks import ChangedGradient
+from .reading import reading
+
+
+TOLERANCE = 1e-3  # of the largest entry, by which a hook may deviate from a linear function
+
+
+class Kept:
+    '''What is done with the gradients of a pair, and kept of them. The graph holds it, so that it holds no tensors of
+    the graph.
+
+    Parameters
+    ----------
+    split_pass : :py:class:`~zennit_dc.split.Pass`
+        The forward pass.
+    dtype : :py:class:`torch.dtype`
+        That of the pair.
+    '''
+    def __init__(self, split_pass, dtype):
+        self.split_pass, self.dtype = split_pass, dtype
+        self.hooks, self.retains, self.gradient = OrderedDict(), False, None
+
+    def seen(self, gradient, sum_gradient):
+        '''What hooks see of the gradients of difference and sum.'''
+        if self.split_pass.makes_map():
+            gradient = self.split_pass.readout.combine(gradient, sum_gradient)
+        return gradient.to(self.dtype)
+
+    def pass_on(self, *gradients):
+        '''The gradients as the hooks leave them.'''
+        seen = self.seen(*gradients)
+        for hook in list(self.hooks.values()):
+            changed = applied(hook, seen)
+            if torch.equal(changed, seen):
+                continue
+            if self.split_pass.makes_map():
+                gradients = [applied(hook, gradient) for gradient in gradients]
+                require_linear(changed, self.seen(*gradients), seen)
+            else:
+                gradients = changed, *gradients[1:]
+            seen = changed
+        if self.retains:
+            kept = seen.detach()
+            self.gradient = kept.clone() if self.gradient is None else self.gradient + kept
+        return gradients
+
+
+def applied(hook, gradient):
+    '''What a hook makes of a gradient, which it may change in place.'''
+    given = gradient.clone()
+    changed = hook(given)
+    return given if changed is None else changed
+
+
+def require_linear(changed, expected, seen):
+    '''Raise if a hook does not do the same to both streams.'''
+    tolerance = TOLERANCE * max(float(seen.abs().max()), float(changed.abs().max()))
+    if not (changed - expected).abs().max() <= tolerance:
+        raise ChangedGradient(
+            'a hook that was given to register_hook changes the gradient of a split pair by a function that is not'
+            ' linear, which is not defined for its two streams: let it multiply by a mask, or return None'
+        )
+
+
+class Tap:
+    '''The place in the graph where the gradients of a pair are seen.
+
+    Attributes
+    ----------
+    before : tuple of :py:class:`torch.Tensor` or None
+        The pair's tensors before that place, as soon as anything is made of the pair.
+    nodes : list
+        The node of the graph there.
+    '''
+    def __init__(self, pair):
+        self.kept, self.before, self.nodes = Kept(pair.split_pass, pair.values[0].dtype), None, []
+        self.attach(pair, weakref.ref(pair))
+
+    def attach(self, pair, reference):
+        '''Let the pair pass its gradients here, as soon as it is not about to become another layer's.'''
+        self.pair, settle = reference, pair.settle
+        if settle is None:
+            return self.insert(pair)
+
+        def settle_and_insert(pair):
+            settle(pair)
+            self.insert(pair)
+        pair.settle = settle_and_insert
+
+    def insert(self, pair):
+        '''Put the place behind the tensors that the pair has by now.'''
+        self.before, pair.is_unread = pair.values, False
+        if any(tensor.requires_grad for tensor in pair.values):
+            self.nodes.clear()
+            pair.values = Node.apply(self.nodes, self.kept.pass_on, *pair.values)
+
+    def start(self, streams):
+        '''The difference, for a backward pass that starts there: behind the hooks, with the gradients of both streams
+        that they have left; or at the pair as it is now, as if it were the output.'''
+        pair = self.pair()
+        tensors = pair.tensors if streams is None else self.before
+        return Node.apply([], partial(seeds_at, pair.split_pass, tensors[1].dtype, streams), *tensors)[0]
+
+
+def seeds_at(split_pass, sum_dtype, streams, gradient, _):
+    '''What enters the streams of a pair at which a backward pass starts.'''
+    seeds = split_pass.seeds_of(f'a pair of {split_pass.root}', sum_dtype, gradient.shape, gradient, None)
+    return streams if streams is not None and split_pass.makes_map() else seeds
+
+
+def tap_of(pair):
+    '''The tap of a pair, which is made when first asked for, or None if the pair has no graph, as where the map is read
+    at a layer above.'''
+    split_pass = pair.split_pass
+    split_pass.require_full()
+    if not any(tensor.requires_grad for tensor in pair.values):
+        return None
+    if (tap := vars(pair).get('tap')) is None:
+        tap = vars(pair)['tap'] = Tap(pair)
+        if (canonizer := getattr(split_pass, 'canonizer', None)) is not None:
+            canonizer.restore.append(partial(end, weakref.ref(pair)))
+    return tap
+
+
+def require_above(pair, name):
+    '''Raise if nothing is differentiated at a pair, since the map is read there or above.'''
+    layer = getattr(pair.split_pass, 'layer', None)
+    if layer is not None and pair.split_pass.has_graph and not any(each.requires_grad for each in pair.values):
+        raise unsupported(
+            name, (pair,), f' where the map is read at layer {layer!r}, as nothing is differentiated there or below',
+            'leave out layer, or ask for layers above it'
+        )
+
+
+@split_form(torch.Tensor.grad_fn.__get__)
+@reading
+def grad_fn(pair, *args):
+    '''That of the difference.'''
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get('__name__', '').startswith('torch._dynamo'):
+            raise unsupported(
+                'the graph of a split pair (read by torch.compile)', (pair,),
+                remedy='explain the module that is not compiled'
+            )
+        frame = frame.f_back
+    require_above(pair, 'grad_fn')
+    tap_of(pair)
+    return pair.values[0].grad_fn
+
+
+@split_form(torch.Tensor.register_hook)
+@reading
+def register_hook(pair, hook):
+    tap = tap_of(pair)
+    if tap is None:
+        return RemovableHandle({})
+    handle = RemovableHandle(tap.kept.hooks)
+    tap.kept.hooks[handle.id] = hook
+    return handle
+
+
+@split_form(torch.Tensor.retain_grad)
+@reading
+def retain_grad(pair):
+    if (tap := tap_of(pair)) is not None:
+        tap.kept.retains = True
+
+
+@split_form(torch.Tensor.grad.__get__)
+@reading
+def gradient_of(pair, *args):
+    require_above(pair, 'grad')
+    tap = vars(pair).get('tap')
+    return None if tap is None else tap.kept.gradient
+
+
+@split_form(torch.Tensor.grad.__set__)
+@reading
+def set_gradient(pair, value):
+    if (tap := vars(pair).get('tap')) is not None:
+        tap.kept.gradient = value
+
+
+# backward passes from and to pairs
+
+@split_form(torch.autograd.backward, torch.Tensor.backward)
+@reading
+def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, inputs=None, **kwargs):
+    grad_tensors = kwargs.pop('gradient', grad_tensors)
+    if any(isinstance(each, SplitTensor) for each in flatten(inputs)[0]):
+        raise unsupported('backward to split pairs', flatten(inputs)[0], remedy='call torch.autograd.grad')
+    starts, seeds = started(tensors, grad_tensors, 'backward')
+    torch.autograd.backward(starts, seeds, retain_graph, create_graph, inputs=inputs)
+
+
+@split_form(torch.autograd.grad)
+@reading
+def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, **kwargs):
+    kwargs.pop('only_inputs', None)
+    starts, seeds = started(outputs, grad_outputs, 'grad')
+    taps = {place: tap_at(each, 'grad') for place, each in enumerate(inputs) if isinstance(each, SplitTensor)}
+    wanted = [each for place, each in enumerate(inputs) if place not in taps]
+    count = len(wanted)
+    wanted += [tensor for tap in taps.values() for tensor in tap.before]
+    needed = [tensor for tensor in wanted if tensor.requires_grad]
+    with reaching(taps.values()):
+        found = iter(torch.autograd.grad(starts, needed, seeds, retain_graph, create_graph, **kwargs))
+        gradients = [next(found) if tensor.requires_grad else None for tensor in wanted]
+    plain, pairs = iter(gradients[:count]), iter(zip(gradients[count::2], gradients[count + 1::2]))
+    return tuple(
+        with_streams(taps[place].kept, *next(pairs)) if place in taps else next(plain) for place in range(len(inputs))
+    )
+
+
+class reaching:
+    '''A context in which backward passes that get to some taps make a map.'''
+    def __init__(self, taps):
+        self.passes = [(tap.kept.split_pass, list(tap.nodes)) for tap in taps]
+
+    def __enter__(self):
+        for split_pass, nodes in self.passes:
+            split_pass.entrances += nodes
+
+    def __exit__(self, *_):
+        for split_pass, nodes in self.passes:
+            split_pass.entrances = [node for node in split_pass.entrances if node not in nodes]
+
+
+def tap_at(pair, name):
+    '''The tap of a pair, which was asked to keep its gradient, or an error.'''
+    tap = vars(pair).get('tap')
+    if tap is None or tap.before is None:
+        raise unsupported(
+            f'torch.autograd.{name}', (pair,), ' of pairs that keep no gradient', 'call retain_grad() on the pair when'
+            ' the model makes it'
+        )
+    return tap
+
+
+def started(tensors, gradients, name):
+    '''The tensors from which a backward pass starts, and what enters there.'''
+    tensors = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+    single = gradients is None or isinstance(gradients, torch.Tensor)
+    gradients = [gradients] * len(tensors) if single else list(gradients)
+    starts = [
+        tap_at(each, name).start(streams_of(seed)) if isinstance(each, SplitTensor) else each
+        for each, seed in zip(tensors, gradients)
+    ]
+    return starts, gradients
+
+
+def with_streams(kept, gradient, sum_gradient):
+    '''What is seen of the gradients of a pair, which remembers them.'''
+    if gradient is None:
+        return None
+    sum_gradient = torch.zeros_like(gradient) if sum_gradient is None else sum_gradient
+    readout = getattr(kept.split_pass, 'readout', None)
+    seen = gradient if readout is None else readout.combine(gradient, sum_gradient)
+    seen = seen.to(kept.dtype).clone()
+    seen.streams = gradient, sum_gradient, seen._version
+    return seen
+
+
+def streams_of(gradient):
+    '''The gradients of both streams that a gradient of a pair remembers, or None.'''
+    *streams, version = getattr(gradient, 'streams', (None,))
+    if not streams:
+        return None
+    if version != gradient._version:
+        raise RuntimeError('the gradient of a split pair was changed in place: change a copy, or use a hook')
+    return tuple(streams)
+
+
+# batch norms that are part of a layer
+
+@split_form(F.batch_norm)
+def batch_norm(pair, *args, form=FORMS[F.batch_norm], **kwargs):
+    layer, tap = pair.layer, vars(pair).get('tap')
+    output = form(pair, *args, **kwargs)
+    if tap is not None and layer is not None and pair.split_pass.rule.passes_activations:
+        tap.attach(output, lambda: output)
+    return output
+
+
+# after the end
+
+class Ended(torch.Tensor):
+    '''What was a split pair before the context of its pass ended, and is its difference.'''
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        leaves, structure = flatten((args, kwargs or {}))
+        args, kwargs = structure([vars(leaf)['value'] if type(leaf) is Ended else leaf for leaf in leaves])
+        return function(*args, **kwargs)
+
+
+def end(reference):
+    '''Let a pair that was asked for its gradient be a plain tensor, as its context ends.'''
+    pair = reference()
+    if pair is None:
+        return
+    value, tap = pair.values[0].detach(), vars(pair)['tap']
+    value.grad = tap.kept.gradient
+    vars(pair).clear()
+    pair.__class__ = Ended
+    vars(pair)['value'] = value

@@ -1,0 +1,114 @@
+'''Models of token numbers, as texts are: the split begins at what an embedding makes of them, and the map has one entry
+for each token.'''
+from functools import wraps
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from .axes import Axis
+from .nested import flatten
+from .spatial import name_of
+from .split import SplitTensor, sum_dtype, unsupported
+
+
+FIRST_EMBEDDING = 'the embedding of the tokens'  # where the map is read if no layer is named
+MOVING = frozenset((
+    'T', 'cat', 'chunk', 'concat', 'expand', 'flatten', 'flip', 'gather', 'getitem', 'hstack', 'index_select', 'mT',
+    'moveaxis', 'movedim', 'narrow', 'permute', 'repeat', 'repeat_interleave', 'reshape', 'roll', 'select', 'split',
+    'squeeze', 'stack', 'swapaxes', 't', 'take_along_dim', 'tile', 'transpose', 'unbind', 'unflatten', 'unfold',
+    'unsqueeze', 'view', 'vstack',
+))
+'''Functions that move token numbers.'''
+CHANGING = frozenset((
+    'abs', 'add', 'clamp', 'clip', 'clone', 'contiguous', 'cpu', 'cuda', 'data', 'detach', 'int', 'long', 'masked_fill',
+    'mul', 'radd', 'remainder', 'rmul', 'sub', 'to', 'type', 'where',
+))
+'''Functions after which they are other numbers of the same tokens.'''
+
+
+def are_tokens(leaf):
+    '''Whether an argument of a model may be token numbers.'''
+    return torch.is_tensor(leaf) and not leaf.is_floating_point() and not leaf.is_complex() and leaf.ndim > 0 \
+        and leaf.dtype != torch.bool
+
+
+def token_weights(tokens, dtype):
+    '''What stands for tokens in a graph: a weight of one for each, whose gradient is the map of the tokens.'''
+    weights = torch.ones(tokens.shape, dtype=dtype, device=tokens.device).requires_grad_(torch.is_grad_enabled())
+    weights.tokens = tokens
+    return weights
+
+
+class Embedding(TorchFunctionMode):
+    '''A context in which a model is called on token numbers, and their embeddings are split pairs.
+
+    Parameters
+    ----------
+    weights : :py:class:`~zennit_dc.split.SplitTensor`
+        The pair that stands for the tokens.
+    tokens : :py:class:`torch.Tensor`
+        Their numbers.
+    '''
+    def __init__(self, weights, tokens):
+        super().__init__()
+        self.known = [(tokens, weights)]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        output = function(*args, **kwargs)
+        leaves = flatten((args, kwargs))[0]
+        own = [(tokens, pair) for tokens, pair in self.known if any(tokens is leaf for leaf in leaves)]
+        if not own:
+            return output
+        name = name_of(function)
+        if name == 'embedding_bag':
+            raise unsupported(name, (own[0][1],), remedy='sum what an nn.Embedding returns')
+        if torch.is_tensor(output) and output.is_floating_point() and not isinstance(output, SplitTensor):
+            is_embedding = function is F.embedding or name in ('getitem', 'index_select')
+            return embedded(output, own[0][1]) if is_embedding else output
+        if name in MOVING:
+            moved = function(*in_place_of(args, own), **in_place_of(kwargs, own))
+            self.known += zip(outputs_of(output), outputs_of(moved))
+        elif name in CHANGING and torch.is_tensor(output) and output.shape == own[0][0].shape:
+            self.known.append((output, own[0][1]))
+        return output
+
+
+def outputs_of(output):
+    '''What a function returns, one or several.'''
+    return list(output) if isinstance(output, (tuple, list)) else [output]
+
+
+def in_place_of(obj, known):
+    '''Arguments with the pairs that stand for tokens.'''
+    leaves, structure = flatten(obj)
+    return structure([next((pair for tokens, pair in known if tokens is leaf), leaf) for leaf in leaves])
+
+
+def embedded(output, weights):
+    '''The pair of what an embedding makes of tokens, for which another pair stands.'''
+    split_pass = weights.split_pass
+    stream_sum = split_pass.sum_of_input(output).to(sum_dtype(output.dtype))
+    pair = SplitTensor(*split_pass.embedded(output, stream_sum), split_pass).as_input()
+    pair.depth, pair.places = weights.depth, weights.places
+    if (place := weights.place('batch')) is not None:
+        pair.batch = Axis.at(output.shape, place + weights.values[0].ndim)
+    pair.channels = Axis.at(output.shape, -1)
+    split_pass.input_channels.setdefault(0, None)
+    split_pass.begin(pair)
+    return pair
+
+
+def explaining_tokens(grad, canonizers):
+    '''The gradient of an attributor of Zennit, which for token numbers is the map at their embedding, if its composite
+    has a canonizer of a type.'''
+    @wraps(grad)
+    def gradient(self, input, attr_output_fn):
+        splits = any(isinstance(each, canonizers) for each in getattr(self.composite, 'canonizers', ()))
+        if splits and are_tokens(input):
+            dtype = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
+            with torch.enable_grad():
+                input = token_weights(input, dtype)
+        return grad(self, input, attr_output_fn)
+    return gradient
