@@ -288,6 +288,16 @@ def test_views_in_the_batch_axis():
         assert_close(map[:, view], explain(SplitCAM('conv', .3), Classes(3, 2), views[:, view]), 1e-12)
 
 
+@pytest.mark.parametrize('size', [2, 3, 5])
+def test_parts_in_another_order_are_no_tokens(size):
+    '''Of parts of which one may have a single entry, none is taken for a token before the places.'''
+    model = nn.Sequential(Calling(lambda x: torch.cat(x.split(size, 3)[::-1], 3)), nn.Conv2d(3, 2, 3, padding=1))
+    model.append(nn.Flatten())
+    image, composite = random_image(2, 3, 6, 6), SplitCAM('0', .3)
+    explain(composite, model.double().eval(), image, 1)
+    assert composite.saliency.shape == (2, 6, 6)
+
+
 def test_patches_in_the_batch_axis():
     '''One axis of the input is then two, which is said.'''
     def patches(x):

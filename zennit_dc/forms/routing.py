@@ -238,7 +238,9 @@ def place_of_one(pair, output, function):
 
 def among_others(key, tensors, along, total):
     '''The place of an input's axis in tensors that are joined along an axis, each with the length of those before, in a
-    total length.'''
+    total length; or None where it is lost in one of them, as it is where one entry of it is left.'''
+    if any(key in pair.places and pair.places[key] is None for pair, _ in tensors if isinstance(pair, SplitTensor)):
+        return None
     known = [(place, pair.values[0].shape, before) for pair, before in tensors
              if isinstance(pair, SplitTensor) and (place := pair.places.get(key)) is not None]
     moved = [place if place.axis != along else place._replace(
