@@ -31,6 +31,17 @@ def random_image(*shape, seed=1, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + 10 ** 6 * SEED), dtype=dtype)
 
 
+def alive(model, *shape, seed=1):
+    '''A random image of which each output depends on each sample: small networks may be zero for others.'''
+    while True:
+        image = random_image(*shape, seed=seed).requires_grad_()
+        output = model(image)
+        gradients = [torch.autograd.grad(each, image, retain_graph=True)[0] for each in output.sum(0)]
+        if all(gradient.flatten(1).any(1).all() for gradient in gradients):
+            return image.detach()
+        seed += 1000
+
+
 def assert_close(actual, expected, tolerance=1e-10):
     '''Equality relative to the largest expected entry: the literal implementation sums up to some thousand float64
     products of like magnitude, so that both sides differ by some 1e-13 of it.'''

@@ -159,7 +159,7 @@ def test_recurrent_use_of_a_layer(make):
     (nn.DataParallel(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))), (2, 4)),
 ])
 def test_roots(model, shape):
-    model, image = model.double(), random_image(*shape)
+    model, image = model.double(), random_image(*shape).abs()
     assert_close(explain(SplitGrad(.5), model, image), gradient_of(model, image) / 2)
     for composite in (SplitGrad(), SplitLRP(), SplitGrad({name: .2 for name, _ in model.named_modules()})):
         assert explain(composite, model, image).shape == image.shape

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from helpers import assert_close, divided, explain, gradients, random_image
+from helpers import alive, assert_close, divided, explain, gradients, random_image
 from literal import Network
 from small_models import METHODS, Block, Small, UNet, with_layers
 from torch import nn
@@ -180,7 +180,7 @@ def test_channels_that_are_the_last_axis():
     SplitLRP(.1, input_split='half'), SplitLRP(.1, recentering=Scaling(.1, .5)), SplitLRP(.1, recentering=Shifting()),
 ])
 def test_maps_can_be_differentiated(composite):
-    model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
+    model, image = Small(), alive(Small(), 1, 2, 4, 4).requires_grad_()
     seed = random_image(1, 2, seed=9).abs().requires_grad_()
     with composite.context(model):
         assert torch.autograd.gradgradcheck(model, image, seed, atol=1e-6, rtol=1e-6, fast_mode=True)
@@ -190,7 +190,7 @@ def test_maps_can_be_differentiated(composite):
 
 
 def test_maps_can_be_differentiated_by_weights():
-    model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
+    model, image = Small(), alive(Small(), 1, 2, 4, 4).requires_grad_()
     for composite in (SplitGrad(.3), SplitCAM('conv2', .3, '+g'), SplitLRP(.1)):
         def total(weight, composite=composite):
             # the map is computed while the model has these weights
@@ -203,7 +203,7 @@ def test_maps_can_be_differentiated_by_weights():
 
 
 def test_map_that_needs_another_pass_needs_the_same_model():
-    model, image = Small(), random_image(1, 2, 4, 4).requires_grad_()
+    model, image = Small(), alive(Small(), 1, 2, 4, 4).requires_grad_()
     with SplitLRP(layer='conv2').context(model):
         output = model(image)
     with pytest.raises(RuntimeError, match='inside of the composite'):
@@ -387,7 +387,7 @@ def test_default_output_relevance_keeps_nothing_alive():
 ])
 def test_loss_of_output_and_map(make):
     '''Its gradient is the sum of both parts' gradients, each computed on its own, the output's outside of a context.'''
-    model, image = Small(), random_image(2, 2, 4, 4).requires_grad_()
+    model, image = Small(), alive(Small(), 2, 2, 4, 4).requires_grad_()
     inputs = [*model.parameters(), image]
 
     def parts():
@@ -407,7 +407,7 @@ def test_loss_of_output_and_map(make):
 
 
 def test_two_maps_and_a_gradient_of_one_forward_pass():
-    model, image = Small(), random_image(2, 2, 4, 4).requires_grad_()
+    model, image = Small(), alive(Small(), 2, 2, 4, 4).requires_grad_()
     alone = [explain(SplitLRP(.1), model, image, unit) for unit in (0, 1)]
     with SplitLRP(.1).context(model):
         output = model(image)

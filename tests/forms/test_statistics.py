@@ -107,7 +107,7 @@ def test_default_of_rms_norm_in_bfloat16():
 
 def test_similarity_of_pairs():
     '''Relevance is conserved, up to the stabilizer.'''
-    model, image = Calling(lambda x: F.cosine_similarity(x[:, :1], x[:, 1:], -1)), random_image(2, 3, 4, seed=2)
+    model, image = Calling(lambda x: F.cosine_similarity(x[:, :1], x[:, 1:], -1)), random_image(2, 3, 16, seed=2)
     total = sum(
         explain(SplitLRP(1e-12, stream, canonizers=[DetachedStatistics()]), model, image, 1).sum((1, 2))
         for stream in ('positive', 'negative')
