@@ -347,11 +347,12 @@ class SplitTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, function = kwargs or {}, public(function)
         split_pass = common_pass(function, args, kwargs)
-        if 'input' in kwargs or 'tensors' in kwargs:
+        first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
+        if first is not None:
             kwargs = dict(kwargs)
-            args = kwargs.pop('input' if 'input' in kwargs else 'tensors'), *args
+            args = kwargs.pop(first), *args
         return split_pass.apply(function, args, kwargs)
 
     @classmethod
@@ -366,6 +367,25 @@ class SplitTensor(torch.Tensor):
         raise unsupported('copy.deepcopy or pickle of a split pair', (self,))
 
     __deepcopy__ = __reduce_ex__
+
+
+OPERATORS = torch._ops.OpOverload, torch._ops.OpOverloadPacket
+SPACES = {'linalg_': torch.linalg, 'special_': torch.special, 'fft_': torch.fft}
+
+
+def public(function):
+    '''The function that has the form of an operator of aten, which graphs of torch.export call: one of torch with the
+    same name and parameters, unless the operator has a form itself.'''
+    if not isinstance(function, OPERATORS):
+        return function
+    packet = getattr(function, 'overloadpacket', function)
+    space, _, name = packet._qualified_op_name.rpartition('::')
+    if space != 'aten' or packet in FORMS:
+        return packet
+    found = [getattr(each, name, None) for each in (torch, torch.Tensor, torch._C._nn)]
+    found += [getattr(each, name.removeprefix(prefix), None) for prefix, each in SPACES.items()
+              if name.startswith(prefix)]
+    return next((each for each in found if each is not None and each in FORMS), packet)
 
 
 def forms_of(root):

@@ -19,7 +19,7 @@ else:
 def operator_form(name):
     '''Register a form for an operator of torchvision, if that is installed.'''
     packet = getattr(OPERATORS, name, None)
-    return split_form(*() if packet is None else (packet, packet.default))
+    return split_form(*() if packet is None else (packet,))
 
 
 @operator_form('nms')
