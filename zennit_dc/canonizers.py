@@ -1,5 +1,6 @@
 '''Canonizers: a model into split form and back.'''
 import math
+import re
 import weakref
 from contextlib import nullcontext
 from functools import partial
@@ -346,6 +347,11 @@ def refuse_other_forms(root):
             raise TypeError(
                 f'{where} is scripted or traced by torch.jit, whose operations split pairs do not see: explain the'
                 ' module that it was made of'
+            )
+        if re.match(r'torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.', type(module).__module__):
+            raise TypeError(
+                f'{describe(module, root)} is quantized ({type(module).__module__}), of whose integer weights no stream'
+                ' can be made: explain the float model that it was made of'
             )
 
 

@@ -181,6 +181,8 @@ class SplitPass(Pass):
             raise next(iter(pairs.values())).foreign
         if self.layer is not None and self.read is None:
             how = 'or not on a split pair (but on what detach() returned, for one)'
+            if isinstance(self.root, torch.fx.GraphModule):
+                how = 'as a graph does not call them: torch.export.unflatten(program) does'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
         reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs.values())
         if self.has_graph and not reached:
@@ -372,6 +374,8 @@ class MapPass(SplitPass):
             raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
         if not isinstance(output, SplitTensor):
             raise ValueError(f'the output of {where} is not one tensor but {type(output).__name__}')
+        if output.dtype.is_complex:
+            raise ValueError(f'the output of {where} is complex: choose the module that takes its absolute value')
         if self.read is not None or self.awaited is not None:
             remedy = 'so that there is not one map at its output: choose a module that is called once'
             raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
