@@ -31,14 +31,14 @@ class ComplexPair(SplitTensor):
     '''
     @staticmethod
     def __new__(cls, parts):
-        difference = torch.view_as_complex(parts.difference.contiguous())
+        difference = as_complex(parts.difference)
         return torch.Tensor._make_wrapper_subclass(
             cls, difference.shape, dtype=difference.dtype, device=difference.device,
             requires_grad=any(tensor.requires_grad for tensor in parts.values)
         )
 
     def __init__(self, parts):
-        super().__init__(*(torch.view_as_complex(each.contiguous()) for each in parts.tensors), parts.split_pass)
+        super().__init__(*map(as_complex, parts.tensors), parts.split_pass)
         self.parts, self.depth, self.places, self.foreign = parts, parts.depth, parts.places, parts.foreign
         copy_axes(parts, self)
 
@@ -57,6 +57,13 @@ class ComplexPair(SplitTensor):
             f'{name} of complex numbers', (pair,), remedy='take z.abs(), z.real and z.imag, or torch.view_as_real(z), and'
             ' go on with these'
         )
+
+
+def as_complex(parts):
+    '''Complex numbers of real and imaginary parts, in their memory where torch can do that.'''
+    *strides, last = parts.stride()
+    can = last == 1 and not any(step % 2 for step in (*strides, parts.storage_offset()))
+    return torch.view_as_complex(parts if can else parts.contiguous())
 
 
 def copy_axes(source, target):
@@ -78,7 +85,7 @@ def complex_form(*functions):
 def moved(function, pair, *args):
     '''A function that moves complex numbers.'''
     def move(tensor):
-        return torch.view_as_real(function(torch.view_as_complex(tensor.contiguous()), *plain(args)))
+        return torch.view_as_real(function(as_complex(tensor), *plain(args)))
 
     parts = pair.parts.like(*map(move, pair.parts.tensors))
     output = follow_axes([pair], ComplexPair(parts), lambda tensor: function(tensor, *plain(args)))
@@ -105,7 +112,7 @@ def modulus(parts):
     '''The absolute value of complex numbers, by their real and imaginary parts.'''
     if has_torch_function_unary(parts):
         return handle_torch_function(modulus, (parts,), parts)
-    return torch.view_as_complex(parts.contiguous()).abs()
+    return as_complex(parts).abs()
 
 
 @statistic_form(functions=(modulus,))
@@ -197,7 +204,7 @@ def transform(pair, function, dim):
     ends = rows.shape[1:]
 
     def of_parts(tensor):
-        return as_real(function(torch.view_as_complex(tensor.contiguous()) if is_complex else tensor, dim))
+        return as_real(function(as_complex(tensor) if is_complex else tensor, dim))
 
     def of_sums(total):
         total = total.movedim(dim, -2).flatten(-2) if is_complex else total.movedim(dim, -1)
