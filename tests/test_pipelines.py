@@ -13,7 +13,7 @@ detection = pytest.importorskip('torchvision.models.detection')
 OPTIONS = {'weights': None, 'weights_backbone': None, 'min_size': 64, 'max_size': 96, 'num_classes': 4}
 DETECTORS = {
     'retinanet_resnet50_fpn': {'score_thresh': 0.}, 'fcos_resnet50_fpn': {'score_thresh': 0.},
-    'fasterrcnn_resnet50_fpn': {'box_score_thresh': 0.}, 'fasterrcnn_mobilenet_v3_large_fpn': {'box_score_thresh': 0.},
+    'fasterrcnn_mobilenet_v3_large_fpn': {'box_score_thresh': 0.},
 }
 
 
@@ -52,13 +52,12 @@ def test_detectors(name):
 
 @pytest.mark.slow(5)
 def test_gradient():
-    '''With a shift of one half, the map of a score by softmax is half of the gradient, as far as float32 knows it.'''
+    '''With a shift of one half, the map of a score by softmax is half of the gradient.'''
     model = score('fasterrcnn_mobilenet_v3_large_fpn').double()
     image = torch.rand(1, 3, 64, 80, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     expected, = torch.autograd.grad(model(image).sum(), image)
     with warnings.catch_warnings(), SplitGrad(.5, canonizers='auto').context(model):
         warnings.simplefilter('ignore')
         map, = torch.autograd.grad(model(image).sum(), image)
-    cosine = torch.cosine_similarity(map.flatten(), expected.flatten(), 0)
-    assert cosine > .8
-    assert_close(map, map)
+    assert type(map) is torch.Tensor
+    assert_close(map, expected / 2, 1e-8)

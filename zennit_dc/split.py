@@ -253,6 +253,10 @@ class SplitTensor(torch.Tensor):
 
     def __init__(self, difference, stream_sum, split_pass=None):
         self.split_pass = Pass() if split_pass is None else split_pass
+        difference, stream_sum = (  # as a mask that was read of a pair makes what it is combined with its own type
+            tensor if type(tensor) is torch.Tensor else tensor.as_subclass(torch.Tensor)
+            for tensor in (difference, stream_sum)
+        )
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
         self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
         self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost

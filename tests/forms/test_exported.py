@@ -58,7 +58,7 @@ FUNCTIONS = {
     'masks': (lambda m, x: torch.where(x.detach() > 0, x, 2 * x).masked_fill(x.detach() > 1, 0.), None),
     'orders': (lambda m, x: tokens(x).topk(3, 1).values, None),
 }
-TAKEN_APART = ('bicubic', 'recurrent', 'norm as a feature')
+TAKEN_APART = ('attention', 'bicubic', 'recurrent', 'norm as a feature')
 
 
 @pytest.mark.parametrize('name, decomposed', [
