@@ -1,4 +1,6 @@
 '''Fourier transforms and complex numbers.'''
+from functools import partial
+
 import pytest
 import torch
 from helpers import assert_close, explain, gradient_of, random_image
@@ -17,6 +19,10 @@ def stft(x, **kwargs):
     return torch.stft(x, 8, 3, window=WINDOW[:6], win_length=6, return_complex=True, **kwargs)
 
 
+def numbers(x):
+    return torch.view_as_complex(x[..., 1:3].contiguous())
+
+
 # of one step each, so that the absolute matrix is that of the streams
 LINEAR = {
     'stft': (SIGNAL, lambda x: torch.view_as_real(stft(x, pad_mode='constant'))),
@@ -27,9 +33,9 @@ LINEAR = {
     'rfft': (IMAGE, lambda x: torch.view_as_real(torch.fft.rfft(x))),
     'rfft of some entries': (IMAGE, lambda x: torch.fft.rfft(x, 4, -2, 'ortho').imag),
     'fft': (IMAGE, lambda x: torch.fft.fft(x, dim=1).real),
-    'ifft': (IMAGE, lambda x: torch.view_as_real(torch.fft.ifft(torch.view_as_complex(x[..., :2].contiguous()), dim=2))),
-    'irfft': (IMAGE, lambda x: torch.fft.irfft(torch.view_as_complex(x[..., :2].contiguous()), 9, -1)),
-    'factors': (IMAGE, lambda x: torch.view_as_real(torch.view_as_complex(x[..., 1:3].contiguous())[..., None] * FACTORS)),
+    'ifft': (IMAGE, lambda x: torch.view_as_real(torch.fft.ifft(numbers(x), dim=2))),
+    'irfft': (IMAGE, lambda x: torch.fft.irfft(numbers(x), 9, -1)),
+    'factors': (IMAGE, lambda x: torch.view_as_real(numbers(x)[..., None] * FACTORS)),
     'real factors': (IMAGE, lambda x: torch.view_as_real(torch.complex(x, x) * random_image(5, seed=4)).flatten(1)),
     'offsets': (IMAGE, lambda x: torch.view_as_real(torch.complex(x, x) - FACTORS)),
 }
@@ -81,7 +87,8 @@ def test_networks(name):
     '''With a shift of one half the map is half of the gradient; and no map depends on other signals.'''
     model, signal, options = Listening(SPECTROGRAMS[name]), random_image(2, 24), [DetachedStatistics()]
     assert_close(explain(SplitGrad(.5, canonizers=options), model, signal), gradient_of(model, signal) / 2)
-    for composite in (SplitGrad(canonizers=options), SplitLRP(canonizers=options), SplitCAM('conv', canonizers=options)):
+    for make in (SplitGrad, SplitLRP, partial(SplitCAM, 'conv')):
+        composite = make(canonizers=options)
         map = explain(composite, model, signal)
         assert map.isfinite().all() and map.any(1).all()
         assert_close(map[:1], explain(composite, model, signal[:1]), 1e-7)

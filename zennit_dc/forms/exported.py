@@ -90,7 +90,7 @@ def group_norm(pair, weight, bias, samples, channels, places, groups, eps):
 def instance_statistics(pair, weight, bias, *settings):
     '''What an instance norm is in a graph: a batch norm of one sample by its own statistics.'''
     if len(settings) != 3 or pair.shape[0] != 1:
-        raise unsupported('a batch norm by the statistics of the batch', (pair,), remedy='export the model in eval mode')
+        raise unsupported('a batch norm by the statistics of the batch', (pair,), remedy='call .eval() before')
     return F.instance_norm(pair, None, None, weight, bias, True, *settings[1:]), None, None
 
 

@@ -1,5 +1,5 @@
-'''Fourier transforms, which are linear with constant coefficients, and complex numbers, which are pairs of their real and
-imaginary parts.'''
+'''Fourier transforms, which are linear with constant coefficients, and complex numbers, whose real and imaginary parts are
+pairs.'''
 from functools import partial
 
 import torch
@@ -54,8 +54,8 @@ class ComplexPair(SplitTensor):
             return super().__torch_function__(function, types, args, kwargs)
         name = resolve_name(function) or getattr(function, '__name__', function)
         raise unsupported(
-            f'{name} of complex numbers', (pair,), remedy='take z.abs(), z.real and z.imag, or torch.view_as_real(z), and'
-            ' go on with these'
+            f'{name} of complex numbers', (pair,), remedy='take z.abs(), z.real and z.imag, or'
+            ' torch.view_as_real(z), and go on with these'
         )
 
 
