@@ -1,5 +1,5 @@
-'''Fourier transforms, which are linear with constant coefficients, and complex numbers, whose real and imaginary parts are
-pairs.'''
+'''Fourier transforms, which are linear with constant coefficients, and complex numbers, whose real and imaginary parts
+are pairs.'''
 from functools import partial
 
 import torch
