@@ -5,10 +5,9 @@ import pytest
 import torch
 from helpers import assert_close
 from torch import nn
+from torchvision.models import detection
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
-
-detection = pytest.importorskip('torchvision.models.detection')
 
 OPTIONS = {'weights': None, 'weights_backbone': None, 'min_size': 64, 'max_size': 96, 'num_classes': 4}
 DETECTORS = {

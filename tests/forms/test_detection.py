@@ -4,10 +4,9 @@ import torch
 from helpers import assert_close, explain, gradient_of, random_image
 from jacobians import require_relevance, require_sensitivities, require_streams
 from torch import nn
+from torchvision import ops
 
 from zennit_dc import SplitGrad, SplitLRP
-
-ops = pytest.importorskip('torchvision.ops')
 
 IMAGE = (2, 4, 6, 6)
 BOXES = torch.tensor([[0, 0., 0., 5., 3.], [1, 1.2, .5, 4.7, 5.], [1, -1., 2., 3., 9.]], dtype=torch.float64)

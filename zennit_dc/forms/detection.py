@@ -1,5 +1,6 @@
 '''Operators of torchvision: regions of feature maps, and what is selected of boxes by its values.'''
 import torch
+import torchvision  # noqa: F401 (which registers its operators)
 
 from ..operations import linear
 from ..split import SplitTensor, split_form, unsupported
@@ -8,16 +9,11 @@ from .reading import reading
 from .table import plain
 
 
-try:
-    import torchvision  # noqa: F401 (which registers its operators)
-except ImportError:
-    OPERATORS = None
-else:
-    OPERATORS = torch.ops.torchvision
+OPERATORS = torch.ops.torchvision
 
 
 def operator_form(name):
-    '''Register a form for an operator of torchvision, if that is installed.'''
+    '''Register a form for an operator of torchvision, if it has any, which it may be built without.'''
     packet = getattr(OPERATORS, name, None)
     return split_form(*() if packet is None else (packet,))
 
