@@ -9,10 +9,11 @@ import warnings
 import weakref
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 
-from .axes import Place, input_places
+from .axes import Axis, Place, by_sample, input_places
 from .forms.reading import read_alone
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
@@ -29,6 +30,17 @@ from .views import become_plain
 
 class Independent(NotImplementedError):
     '''The error for a model whose output has no pair in it.'''
+
+
+class Seed(NamedTuple):
+    '''What enters at an output: its gradient, the number of activations before it, and its axis of samples.'''
+    gradient: torch.Tensor
+    depth: float
+    batch: Axis | None
+
+    def samples(self):
+        '''Whether each sample explains this output, which it does not if its gradient is zero.'''
+        return by_sample(self.gradient, self.batch).unsqueeze(-1).flatten(1).any(1)
 
 
 class SplitPass(Pass):
@@ -153,7 +165,7 @@ class SplitPass(Pass):
         '''Read the map at a pair.'''
         layer = pair.layer and pair.layer._replace(is_read=True)
         read = ruled(pair, lambda *gradients: gradients)  # whose sum is no function of the difference any more
-        self.read, self.sums, self.depth = read.values, self.sums_above, 0
+        self.read, self.sums = read.values, self.sums_above
         self.continue_from(pair, read.values, layer)
 
     @staticmethod
@@ -191,7 +203,8 @@ class SplitPass(Pass):
                 f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'
             )
         for place, pair in pairs.items():
-            seeds = partial(self.seeds_of, place, pair.tensors[1].dtype, pair.tensors[1].shape)
+            ends, stream_sum = (place, pair.depth, pair.batch), pair.tensors[1]
+            seeds = partial(self.seeds_of, *ends, stream_sum.dtype, stream_sum.shape)
             if pair.foreign:
                 values = [tensor.detach() for tensor in pair.tensors]
                 leaves[place] = Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
@@ -215,7 +228,7 @@ class SplitPass(Pass):
             ' or explain a module that returns the tensor of interest'
         )
 
-    def seeds_of(self, place, sum_dtype, sum_shape, gradient, _):
+    def seeds_of(self, place, depth, batch, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
         if not self.begins_map():
@@ -224,9 +237,25 @@ class SplitPass(Pass):
         if task not in self.seeds:
             # not longer than this pass, as the gradient may be made of the output whose graph holds this object
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self.seeds.pop(task))
-        self.seeds.setdefault(task, {})[place] = gradient
-        seed, sum_seed = self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(self))
+        self.seeds.setdefault(task, {})[place] = Seed(gradient, max(depth, 1), batch)
+        damping = self.canonizer.rule.output_damping(max(depth, 1))
+        seed, sum_seed = self.readout.seed(gradient, sum_dtype, damping)
         return seed, shared_seed(sum_seed, sum_shape)
+
+    def largest_depth(self):
+        '''The number of activations before the output that is explained, or the largest if there are several.'''
+        return max(seed.depth for seed in self.seeds[torch._C._current_graph_task_id()].values())
+
+    def explained_depth(self, rows):
+        '''The number of activations before the outputs that each of the samples in the rows of a tensor explains, the
+        largest of several.'''
+        seeds = self.seeds[torch._C._current_graph_task_id()].values()
+        if len({seed.depth for seed in seeds}) == 1:
+            return self.largest_depth()
+        explains = [(seed.samples(), seed.depth) for seed in seeds]
+        depths = [torch.where(own if len(own) == len(rows) else own.any(), depth, 1) for own, depth in explains]
+        largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
+        return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
 
 
 class MapPass(SplitPass):
@@ -416,7 +445,7 @@ class MapPass(SplitPass):
     def require_dependence(self, map):
         '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
         seeds = self.seeds[torch._C._current_graph_task_id()]
-        if map.any() or not any(seed.any() for seed in seeds.values()):
+        if map.any() or not any(seed.gradient.any() for seed in seeds.values()):
             return
         zero = [name for name, tensor in self.root.named_parameters()
                 if not tensor.any() and (tensor.ndim > 1 or not name.endswith('bias'))]  # norms may start at zero
@@ -448,7 +477,7 @@ class MapPass(SplitPass):
         seeds = self.seeds[torch._C._current_graph_task_id()]
         _, output, read = self.other_pass(index, exact)
         leaves = flatten(output)[0]
-        seeded = [(leaves[place], seed.to(leaves[place].dtype)) for place, seed in seeds.items()]
+        seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
         return *gradients(read, seeded, materialize_grads=True), *read
 
     def below_layer(self, *layer_gradients):

@@ -79,8 +79,8 @@ class TrueGradient:
     computes the true gradient of the split network.'''
     quantity, passes_activations = None, False  # the latter is whether activations pass on what arrives, unchanged
 
-    def output_damping(self, split_pass):
-        '''The factor of the sum's gradient at the model's output, after a forward pass.'''
+    def output_damping(self, depth):
+        '''The factor of the sum's gradient at an output after a number of activations, at least one.'''
         return 1.
 
     def before_affine(self, pair):
@@ -119,8 +119,6 @@ class Pass:
         which the map is read.
     is_over : bool
         Whether the context of the pass has ended.
-    depth : int
-        The largest number of activations on the way from the input, or from that layer, to any pair so far.
     first_shared : int or None
         The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.sharing`.
     shares : bool
@@ -136,7 +134,7 @@ class Pass:
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
         require_choice('pooling', pooling, ('wta', 'convex'))
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
-        self.rules, self.sums, self.depth = [TrueGradient() if rule is None else rule], True, 0
+        self.rules, self.sums = [TrueGradient() if rule is None else rule], True
         self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
         self.input_channels, self.tokens = {}, {}
 
