@@ -21,7 +21,7 @@ from .rules import SplitRule
 from .sharing import ATTEMPTS
 from .spatial import require_channels
 from .split import (
-    MODULE_FORMS, NeedsSums, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, describe, pass_of,
+    MODULE_FORMS, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, describe, pass_of,
     require_choice
 )
 from .streams import Difference
@@ -90,6 +90,7 @@ class SplitCanonizer(Canonizer):
         self.root, self.restore, self.validate = None, [], None
         self.needs_sums = False  # whether a pass has met a product
         self.several_uses = weakref.WeakSet()  # the models whose layer has an output that is not used by one activation
+        self.samples = weakref.WeakKeyDictionary()  # the axis of samples, for models where that was in question
         self.choices = Choices(automatic)
         self.shared, self.first_shared = False, weakref.WeakKeyDictionary()  # one sum for all images of a batch
 
@@ -100,7 +101,7 @@ class SplitCanonizer(Canonizer):
             channels=self.channels
         )
         copy.choices, copy.shared, copy.first_shared = self.choices, self.shared, self.first_shared
-        copy.several_uses = self.several_uses
+        copy.several_uses, copy.samples = self.several_uses, self.samples
         return copy
 
     def apply(self, root_module):
@@ -263,6 +264,8 @@ class SplitForward(TemporaryForward):
                 canonizer.needs_sums = True
             except SeveralUses:
                 canonizer.several_uses.add(canonizer.root)
+            except OtherSamples:  # the second one is taken to be the first again, if nothing follows it either
+                canonizer.samples[canonizer.root] = 1 - canonizer.samples.get(canonizer.root, 0)
             except Unshared as error:
                 attempts += 1
                 canonizer.first_shared[canonizer.root] = error.args[0] if attempts <= ATTEMPTS else math.inf

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from .axes import Axis, Place, by_sample, input_places
-from .forms.reading import read_alone
+from .forms.reading import Refused, read_alone
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
@@ -22,7 +22,7 @@ from .spatial import (
     ACTIVATIONS, channels_unknown, followed, given_channels, laid_over, likely_channels, name_of, places_of
 )
 from .split import (
-    LEAVES, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, input_sum, pairs_in, same,
+    LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, input_sum, pairs_in, same,
     sum_dtype
 )
 from .views import become_plain
@@ -105,10 +105,34 @@ class SplitPass(Pass):
         '''Split an input.'''
         input = self.inputs[index]
         stream_sum = input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
-        pair = SplitTensor(*self.split(index, input, stream_sum), self).as_input()
+        pair = SplitTensor(*self.split(index, input, stream_sum), self).as_input(self.samples_of(index))
         pair.depth = 0 if self.layer is None else -math.inf
         pair.places = input_places(index, input.shape) if self.follows else {}
         return pair
+
+    def samples_of(self, index):
+        '''The index of an input's axis of samples: the first one, or the second one if time comes first.'''
+        shape, first = self.inputs[index].shape, self.inputs[0].shape
+        second = self.canonizer.samples.get(self.root, 0) == 1 and len(shape) > 1 and shape[1] == first[1]
+        return int(second and (len(shape) > 2 or index == 0 or shape[0] != first[1]))
+
+    def require_samples(self, pair, axis):
+        '''Start over, once for each model, where the samples of the first input are taken to be along its first axis,
+        which is another one than that of a pair here, but may be along its second one.'''
+        is_first = pair.batch is not None and pair.batch.index == 0 != axis
+        may_be_second = self.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
+        if is_first and may_be_second and self.root not in self.canonizer.samples:
+            raise OtherSamples
+
+    def require_found_samples(self, pairs):
+        '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that
+        may be in them, once for each model, and with the first one again where neither is.'''
+        if any(pair.batch is not None and pair.batch.index is not None for pair in pairs):
+            return
+        length = self.inputs[0].shape[1:2]
+        may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
+        if self.canonizer.samples.get(self.root, may_be_second) == 1:
+            raise OtherSamples
 
     def split(self, index, input, stream_sum):
         '''The difference and the sum of an input.'''
@@ -197,6 +221,7 @@ class SplitPass(Pass):
                 how = 'as a graph does not call them: torch.export.unflatten(program) does'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
         reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs.values())
+        self.require_found_samples(pairs.values())
         if self.has_graph and not reached:
             where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
             raise ValueError(
@@ -365,11 +390,12 @@ class MapPass(SplitPass):
     def found_places(self, is_last=False):
         '''The places of the layer's output, and the input that has them, or None as long as it is not known where this
         has its channels.'''
-        found, inputs = self.found, [(index, self.inputs[index].shape) for index in self.found.sources]
+        found, inputs = self.found, [(index, self.shape_of(index)) for index in self.found.sources]
         channels = {index: self.channels_of(index, is_last) for index, _ in inputs}
         known = [(index, shape) for index, shape in inputs if channels[index] != ()]
         for index, shape in known if self.canonizer.grid is None else ():
-            places = followed(found.shape, found.places_of(index, shape, self.tokens), channels[index], found.channels)
+            own = found.places_of(index, shape, self.tokens, self.samples_of(index))
+            places = followed(found.shape, own, channels[index], found.channels)
             if places is not None:
                 self.explained, self.region = index, (places.axes, places.windows)
                 return places
@@ -393,9 +419,16 @@ class MapPass(SplitPass):
         '''The index of an input's axis of channels, None if it has none, or () if it is not known.'''
         given, shape = self.canonizer.channels, self.inputs[index].shape
         if given is not None and index == self.found.sources[0]:
-            return given_channels(given, shape)
-        likely = likely_channels(shape) if is_last else None
-        return self.input_channels.get(index, () if likely is None else likely)
+            found = given_channels(given, shape)
+        else:
+            likely = likely_channels(shape) if is_last else None
+            found = self.input_channels.get(index, () if likely is None else likely)
+        return 1 if found == 0 and self.samples_of(index) == 1 else found
+
+    def shape_of(self, index):
+        '''The shape of an input with its samples first.'''
+        shape, samples = self.inputs[index].shape, self.samples_of(index)
+        return torch.Size((shape[samples], *shape[:samples], *shape[samples + 1:]))
 
     def require_one_map(self, where, output):
         '''Raise an error if there is not one map at a layer's output.'''
@@ -403,6 +436,8 @@ class MapPass(SplitPass):
             raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
         if not isinstance(output, SplitTensor):
             raise ValueError(f'the output of {where} is not one tensor but {type(output).__name__}')
+        if isinstance(output.settle, Refused):
+            raise output.settle.error
         if output.dtype.is_complex:
             raise ValueError(f'the output of {where} is complex: choose the module that takes its absolute value')
         if self.read is not None or self.awaited is not None:
@@ -416,7 +451,8 @@ class MapPass(SplitPass):
         dtype = self.inputs[index].dtype
         map = self.readout.combine(*gradients).to(dtype)
         if not is_finite(map):
-            map = self.in_range(self.readout.combine(*self.again(index, exact=True)[:2]), dtype)
+            map = self.readout.combine(*self.again(index, exact=True)[:2])
+            map = self.in_range(map, dtype, self.samples_of(index))
         self.require_dependence(map)
         return self.marked(map, self.maps), None
 
@@ -433,7 +469,8 @@ class MapPass(SplitPass):
             self.places.require_reached(f'module {self.layer!r}', *gradients)
         self.require_dependence(saliency)
         self.readout.saliency = saliency.detach()
-        map = laid_over(saliency, input.shape, *self.region).to(input.dtype)
+        map = laid_over(saliency, self.shape_of(self.explained), *self.region).to(input.dtype)
+        map = map.movedim(0, self.samples_of(self.explained))
         maps[self.explained] = self.marked(map, self.maps)
         return None, None, *maps
 
@@ -459,17 +496,19 @@ class MapPass(SplitPass):
         if self.readout.vanishes:
             warnings.warn(f'the map of {self.readout.name} is zero: {self.readout.vanishes}', stacklevel=2)
 
-    def in_range(self, map, dtype):
+    def in_range(self, map, dtype, samples=0):
         '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
         if not is_finite(map):
             raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
-        largest = map.detach().abs().reshape(len(map), -1).amax(1)
+        others = [axis for axis in range(map.ndim) if axis != samples]
+        largest = map.detach().abs().amax(others, keepdim=True) if others else map.detach().abs()
         power = (math.frexp(torch.finfo(dtype).max)[1] - 2 - torch.frexp(largest)[1]).clamp(max=0)
-        factors = map.new_tensor([math.ldexp(1., each) for each in power.tolist()])  # torch.ldexp may take float32
+        powers = power.flatten().tolist()
+        factors = map.new_tensor([math.ldexp(1., each) for each in powers])  # torch.ldexp may take float32
         if power.any():
-            how = f'image by image, by two to the power of {power.tolist()}; a larger alpha avoids this'
+            how = f'image by image, by two to the power of {powers}; a larger alpha avoids this'
             warnings.warn(f'the map of {self.readout.name} is too large for {dtype}: it is scaled, {how}', stacklevel=2)
-        return (map * factors.reshape(-1, *(1,) * (map.ndim - 1))).to(dtype)
+        return (map * factors.reshape(power.shape)).to(dtype)
 
     def again(self, index=0, exact=False):
         '''The gradients of difference and sum at the place where the map is read, and these tensors, from another pass
@@ -525,11 +564,13 @@ class LayerOutput:
         self.channels = None if place is None else len(self.shape) + place
         self.sources = sorted({source for source, _ in pair.places}) or [0]
 
-    def places_of(self, index, shape, tokens):
-        '''The places of an input of a shape; where they are lost, those of the only axis that is as long as tokens were
-        where they were known.'''
-        own = {axis: self.places.get((index, axis)) for axis in range(len(shape))}
-        own = {axis: place if self.places.get((index, -1 - axis)) is None else None for axis, place in own.items()}
+    def places_of(self, index, shape, tokens, samples=0):
+        '''The places of an input of a shape, which has its samples first; where they are lost, those of the only axis
+        that is as long as tokens were where they were known.'''
+        places = samples_first(self.places, samples)
+        tokens = {length: samples_first(hints, samples) for length, hints in tokens.items()}
+        own = {axis: places.get((index, axis)) for axis in range(len(shape))}
+        own = {axis: place if places.get((index, -1 - axis)) is None else None for axis, place in own.items()}
         lost = [axis for axis, place in own.items() if place is None]
         if not lost:
             return own
@@ -538,6 +579,12 @@ class LayerOutput:
         own[0] = Place.of_input(0, shape[0]) if hints and own[0] is None else own[0]
         return {axis: hints[index, axis]._replace(axis=along[0]) if place is None and (index, axis) in hints else place
                 for axis, place in own.items()}
+
+
+def samples_first(places, samples):
+    '''The places of inputs whose samples are along an axis, the first one or the second one, with that as the first.'''
+    other = {0: 1, 1: 0, -1: -2, -2: -1} if samples else {}
+    return {(source, other.get(axis, axis)): place for (source, axis), place in places.items()}
 
 
 def sequence_of(module, output):

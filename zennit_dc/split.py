@@ -158,6 +158,9 @@ class Pass:
     def begin(self, pair):
         '''Called with an embedding of tokens.'''
 
+    def require_samples(self, pair, axis):
+        '''Called where a function tells which axis of a pair has the samples.'''
+
     def require_full(self):
         '''Called before what depends on the image, or may.'''
 
@@ -204,6 +207,11 @@ class NeedsSums(BaseException):
 class SeveralUses(BaseException):
     '''Raised where a layer's output is used again after an activation, behind which its map was read. The pass starts
     over and reads it at the output itself.'''
+
+
+class OtherSamples(BaseException):
+    '''Raised where an input turns out to have its samples along another axis than it was taken to have. The pass starts
+    over and takes that one.'''
 
 
 class Unshared(BaseException):
@@ -288,10 +296,12 @@ class SplitTensor(torch.Tensor):
         '''
         return cls(input, input_sum(input, input_split), Pass(**kwargs)).as_input()
 
-    def as_input(self):
-        '''This pair with the axes that an input has: samples, and channels.'''
+    def as_input(self, samples=0):
+        '''This pair with the axes that an input has: samples, along an axis of an index, and channels after them if
+        that is the first.'''
         shape, self.is_input = self.values[0].shape, True
-        self.batch, self.channels = (Axis.at(shape, index) if len(shape) > index else None for index in (0, 1))
+        self.batch = Axis.at(shape, samples) if shape else None
+        self.channels = Axis.at(shape, 1) if len(shape) > 1 and samples == 0 else None
         return self
 
     @property

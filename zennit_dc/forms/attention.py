@@ -4,6 +4,7 @@ import math
 import torch
 from torch.nn import functional as F
 
+from ..axes import Axis
 from ..operations import linear
 from ..split import SplitTensor, pass_of, split_form
 from .arithmetic import Valued
@@ -68,4 +69,13 @@ def is_left_aligned(pair, mask):
     return torch._nested_tensor_from_mask_left_aligned(plain(pair), mask)
 
 
-split_form(F.multi_head_attention_forward)(own_steps(F.multi_head_attention_forward))
+@split_form(F.multi_head_attention_forward)
+def multi_head_attention(query, *args, **kwargs):
+    '''The attention of several heads, of queries of shape (tokens, batch, channels).'''
+    is_batch = isinstance(query, SplitTensor) and query.values[0].ndim == 3
+    if is_batch:
+        query.split_pass.require_samples(query, 1)
+    output, weights = own_steps(F.multi_head_attention_forward)(query, *args, **kwargs)
+    if is_batch and isinstance(output, SplitTensor) and query.place('batch') == -2:
+        output.batch = Axis.at(output.values[0].shape, -2)  # which was one with the heads
+    return output, weights

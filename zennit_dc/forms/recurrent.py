@@ -101,6 +101,8 @@ def register_recurrent(name):
         if not isinstance(input, SplitTensor):
             raise unsupported(name, (states,), ' for a constant input with states that depend on the input')
 
+        input.split_pass.require_samples(input, int(not batch_first))
+
         def run(input, states):
             tokens = input.transpose(0, 1) if batch_first else input
             output, *last = unrolled(step, tokens, states, list(weights), layers, 1 + bidirectional)
