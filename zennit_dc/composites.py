@@ -32,6 +32,12 @@ class SplitComposite(LayerMapComposite):
     and sensitivities that are not zero. In any other case the map is read at the output itself. Where a module's output
     turns out to be used again after its activation, the model is run once more from the start.
 
+    Samples are along the first axis of the input. Where time comes first, as recurrent layers and attention have it by
+    default, they are along the second one: that is noticed at such a layer, or where the model's output has no samples
+    of the first axis left, but may have those of the second one. The model is run once more from the start then, the
+    first time that it is called. A model that leaves both axes as they are, (time, batch, features) to (time, batch,
+    classes), without such a layer, does not tell: transpose its input and output.
+
     Parameters
     ----------
     readout : :py:class:`zennit_dc.streams.Difference`

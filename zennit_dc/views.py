@@ -75,18 +75,26 @@ def assign(pair, value, is_new=False):
         new = [written(tensor, layout, pair.path, part) for tensor, part in zip(base.tensors, value.tensors)]
     if not torch.is_grad_enabled():  # then torch changes the value alone
         new = [with_graph_of(old, tensor) for old, tensor in zip(base.values, new)]
+    changed = [pair] if whole else overlapping(layout, pair, (base, *views))
     for each in (base, *views):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
             each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
                                 for tensor, old in zip(new, each.values))
-        each.layer, each.recipe, each.depth = None, value.recipe if whole else None, max(each.depth, value.depth)
-        each.settle = None
+        each.layer, each.recipe, each.settle = None, value.recipe if whole else None, None
+        each.depth = max(each.depth, value.depth) if any(each is one for one in changed) else each.depth
     base.is_unread = whole and is_new and lent is None
     if lent is not None:
         lent.move(base, views)
     if base.split_pass.adopted:
         show_graph((base, *views))
     return pair
+
+
+def overlapping(layout, pair, others):
+    '''Those of some pairs with the memory of one layout that see what is written to a pair.'''
+    mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool).zero_()
+    (mask if pair.path is None else pair.path(mask)).fill_(True)
+    return [each for each in others if (mask if each.path is None else each.path(mask)).any()]
 
 
 def laid_out(tensor, strides):

@@ -1,0 +1,149 @@
+'''Inputs with time before samples: the map of a sample is the same alone and in a batch.'''
+import pytest
+import torch
+from helpers import assert_close, random_image
+from torch import nn
+
+from zennit_dc import Balanced, Scaling, SplitCAM, SplitGrad, SplitLRP
+
+TIME, BATCH, FEATURES = 7, 4, 5
+
+
+class Sequence(nn.Module):
+    '''A model of sequences of shape (time, batch, features).'''
+    def __init__(self, body, end):
+        super().__init__()
+        self.first, self.body, self.last, self.end = nn.Linear(FEATURES, 8), body, nn.Linear(8, 3), end
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        hidden = hidden.permute(1, 2, 0) if isinstance(self.body, nn.Conv1d) else hidden
+        hidden = self.body(hidden)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        hidden = torch.relu(hidden.permute(2, 0, 1) if isinstance(self.body, nn.Conv1d) else hidden)
+        scores = self.last(hidden)
+        return {'last': scores[-1], 'mean': scores.mean(0), 'all': scores}[self.end]
+
+
+class Attended(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x):
+        return x + self.attention(x, x, x, need_weights=False)[0]
+
+
+BODIES = {
+    'rnn': lambda: nn.RNN(8, 8, nonlinearity='relu'), 'gru': lambda: nn.GRU(8, 8), 'lstm': lambda: nn.LSTM(8, 8),
+    'attention': Attended, 'encoder': lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, 0.), 2, enable_nested_tensor=False
+    ), 'convolution': lambda: nn.Conv1d(8, 8, 3, padding=1), 'dense': lambda: nn.Linear(8, 8),
+}
+COMPOSITES = {
+    'balanced': lambda: SplitGrad(stream='+g', canonizers='auto'),
+    'lrp': lambda: SplitLRP(1e-2, canonizers='auto'),
+    'scaled': lambda: SplitLRP(1e-2, recentering=Scaling(threshold=.1), canonizers='auto'),
+    'cam': lambda: SplitCAM('first', canonizers='auto'),
+    'cam of a stream': lambda: SplitCAM('first', Balanced(), '+g', canonizers='auto'),
+}
+
+
+def maps(composite, model, input, step=2):
+    '''The map of an input, and that of the layer.'''
+    leaf = input.clone().requires_grad_()
+    with composite.context(model):
+        output = model(leaf)
+        seed = torch.zeros_like(output)
+        seed[(step, slice(None), 1) if model.end == 'all' else (slice(None), 1)] = 1.
+        map, = torch.autograd.grad(output, leaf, seed)
+    return map, composite.saliency
+
+
+@pytest.mark.filterwarnings('ignore:canonizers')
+@pytest.mark.parametrize('composite', COMPOSITES)
+@pytest.mark.parametrize('body, end', [
+    (body, end) for body in BODIES for end in ('last', 'mean', 'all')
+    if end != 'all' or body not in ('convolution', 'dense')  # of which nothing tells time from samples
+])
+def test_a_sample_alone_and_in_a_batch(body, end, composite):
+    torch.manual_seed(0)
+    model, input = Sequence(BODIES[body](), end).double().eval(), random_image(TIME, BATCH, FEATURES)
+    whole, saliency = maps(COMPOSITES[composite](), model, input)
+    assert whole.any() and torch.equal(model(input), model(input))
+    for sample in range(BATCH):
+        alone, own = maps(COMPOSITES[composite](), model, input[:, sample:sample + 1])
+        assert_close(alone[:, 0], whole[:, sample], 1e-9)
+        if saliency is not None:
+            assert saliency.shape == (BATCH, TIME)
+            assert_close(own[0], saliency[sample], 1e-9)
+            # the map in the input's shape has the layer's times
+            assert_close(whole[:, sample].sum(1), saliency[sample], 1e-9)
+
+
+@pytest.mark.filterwarnings('ignore:canonizers')
+@pytest.mark.parametrize('body', ['rnn', 'convolution'])
+@pytest.mark.parametrize('composite', ['balanced', 'lrp', 'cam'])
+def test_time_first_is_samples_first_transposed(body, composite):
+    class Transposed(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.first, self.end = model, model.first, model.end
+
+        def forward(self, x):
+            return self.model(x.transpose(0, 1))
+
+    torch.manual_seed(0)
+    model, input = Sequence(BODIES[body](), 'mean').double().eval(), random_image(TIME, BATCH, FEATURES)
+    expected, layer = maps(COMPOSITES[composite](), Transposed(model), input.transpose(0, 1))
+    found, own = maps(COMPOSITES[composite](), model, input)
+    assert_close(found.transpose(0, 1), expected, 1e-9)
+    if own is not None:
+        assert_close(own, layer, 1e-9)
+
+
+def test_the_axis_is_found_once_for_a_model():
+    calls, model = [], Sequence(nn.Linear(8, 8), 'mean').double().eval()
+    model.last.register_forward_hook(lambda *_: calls.append(1))
+    composite, input = SplitGrad(), random_image(TIME, BATCH, FEATURES)
+    maps(composite, model, input)
+    first = len(calls)
+    maps(composite, model, input)
+    assert (first, len(calls)) == (2, 3)
+
+
+def test_images_whose_samples_are_lost_are_run_with_the_first_axis():
+    '''Three images of three channels: the second axis might be that of the output, but is not.'''
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.end = nn.Linear(48, 2), 'mean'
+
+        def forward(self, x):
+            return torch.stack([self.last(torch.relu(each).flatten()[None])[0] for each in x.unbind()])
+
+    model, input = Apart().double().eval(), random_image(3, 3, 4, 4)
+    whole, _ = maps(SplitLRP(1e-2), model, input)
+    for sample in range(3):
+        assert_close(maps(SplitLRP(1e-2), model, input[sample:sample + 1])[0][0], whole[sample], 1e-10)
+
+
+def test_balanced_does_not_count_what_is_written_elsewhere():
+    '''ReLUs in place of one half of a tensor are not activations of the other half.'''
+    class Halves(nn.Module):
+        def __init__(self, writes):
+            super().__init__()
+            self.first, self.last, self.writes, self.end = nn.Linear(5, 8), nn.Linear(4, 3), writes, 'mean'
+
+        def forward(self, x):
+            hidden = torch.relu(self.first(x)) * 1.
+            kept = hidden[:, 4:]
+            if self.writes:
+                for _ in range(3):
+                    hidden[:, :4].relu_()
+            return self.last(kept)
+
+    models = [Halves(writes).double().eval() for writes in (False, True)]
+    models[1].load_state_dict(models[0].state_dict())
+    expected, found = (maps(SplitGrad(stream='+g'), model, random_image(3, 5))[0] for model in models)
+    assert torch.equal(found, expected)
