@@ -21,8 +21,8 @@ from .rules import SplitRule
 from .sharing import ATTEMPTS
 from .spatial import require_channels
 from .split import (
-    MODULE_FORMS, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, describe, pass_of,
-    require_choice
+    MODULE_FORMS, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, common_pass,
+    describe, pass_of, require_choice
 )
 from .streams import Difference
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
@@ -225,11 +225,11 @@ class ModuleForward(TemporaryForward):
         self.form, self.module, self.forward = form, module, module.forward
 
     def __call__(self, *args, **kwargs):
-        split_pass = pass_of((args, kwargs))
+        split_pass = common_pass(self.module.forward, args, kwargs)
         if split_pass is None:
             return self.forward(*args, **kwargs)
         split_pass.require_full()
-        return self.form(self.module, *args, **kwargs)
+        return split_pass.noted(self.form, (self.module, *args), kwargs)
 
 
 class SplitForward(TemporaryForward):

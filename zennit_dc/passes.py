@@ -5,6 +5,7 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
+import sys
 import warnings
 import weakref
 from functools import partial
@@ -22,8 +23,8 @@ from .spatial import (
     ACTIVATIONS, channels_unknown, followed, given_channels, laid_over, likely_channels, name_of, places_of
 )
 from .split import (
-    LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, input_sum, pairs_in, same,
-    sum_dtype
+    LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, foreign, input_sum,
+    pairs_in, same, sum_dtype, unsupported
 )
 from .views import become_plain
 
@@ -178,12 +179,26 @@ class SplitPass(Pass):
         try:
             output = super().evaluate(function, args, kwargs)
         except Unsupported as error:
-            return read_alone(function, args, kwargs, error)
+            return self.value_alone(function, args, kwargs, error)
         if not torch.is_grad_enabled() and self.has_graph and not self.without_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:
                     pair.depth = -math.inf  # as it does not depend on where the map is read
         return output
+
+    def value_alone(self, function, args, kwargs, error):
+        '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
+        function without a form, that goes on as one of which there is no map.'''
+        cause = self.foreign_cause(args, kwargs)
+        if cause is None and (kind := running_function()) is not None and not self.without_graph:
+            cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
+        output = read_alone(function, args, kwargs, error)
+        if cause is None:
+            return output
+        self.has_foreign = True
+        for pair in pairs_in(output):
+            pair.settle, pair.depth = None, -math.inf
+        return foreign(output, cause)
 
     def read_at(self, pair):
         '''Read the map at a pair.'''
@@ -617,6 +632,16 @@ class Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         return None, None, *ctx.function(*gradients)
+
+
+def running_function():
+    '''The autograd function in whose forward this is called, or None.'''
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == 'apply' and frame.f_globals.get('__name__') == 'torch.autograd.function':
+            return frame.f_locals['cls']
+        frame = frame.f_back
+    return None
 
 
 def refused(error, *gradients):

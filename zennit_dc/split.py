@@ -1,6 +1,7 @@
 '''The split pair, a tensor that carries a difference of two streams and their sum through a model; the forward pass
 that it belongs to; and the table of forms, which say what a function is on pairs.'''
 import functools
+import math
 import sys
 import weakref
 
@@ -59,19 +60,28 @@ def register_autograd_function(kind, form):
         @functools.wraps(original)
         def forward(*args, **kwargs):
             own = args[1:] if with_context else args
-            split_pass = pass_of((own, kwargs))
+            split_pass = common_pass(kind.apply, own, kwargs)
             if split_pass is None:
                 return original(*args, **kwargs)
-            graph = not split_pass.without_graph
-            with torch.set_grad_enabled(graph):  # which autograd functions leave to their backward
-                output = FUNCTION_FORMS[kind](*own, **kwargs)
+            with torch.set_grad_enabled(not split_pass.without_graph):  # which autograd functions leave to backward
+                output = split_pass.noted(FUNCTION_FORMS[kind], own, kwargs)
             given = pairs_in((own, kwargs))
-            if isinstance(output, SplitTensor):
-                return output.replaced(*output.tensors) if any(output is each for each in given) else output
-            return tuple(each.replaced(*each.tensors) if any(each is one for one in given) else each for each in output)
+            return tuple(each_by_function(each, given) for each in output) if isinstance(output, (tuple, list)) else \
+                each_by_function(output, given)
 
         kind.forward = staticmethod(forward)
     FUNCTION_FORMS[kind] = form
+
+
+def each_by_function(output, given):
+    '''An output of the form of an autograd function, which is not one of the pairs that it was given.'''
+    if not isinstance(output, SplitTensor):
+        return output
+    if any(output is each for each in given):
+        foreign, output = output.foreign, output.replaced(*output.tensors)
+        output.foreign = foreign
+    output.is_by_function = True
+    return output
 
 
 class TrueGradient:
@@ -176,15 +186,30 @@ class Pass:
         form = self.forms.get(function)
         if form is None:
             raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
-        if not self.has_foreign:
-            return form(*args, **kwargs)
-        causes = [pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign]
+        return self.noted(form, args, kwargs)
+
+    def noted(self, form, args, kwargs):
+        '''What a form returns, with a note where that depends on an autograd function that has no form.'''
+        cause = self.foreign_cause(args, kwargs)
         output = form(*args, **kwargs)
-        for pair in pairs_in(output) if causes else ():
-            pair.foreign = causes[0]
-            if pair.base is not None:
-                pair.base.foreign = causes[0]
-        return output
+        return output if cause is None else foreign(output, cause)
+
+    def foreign_cause(self, args, kwargs):
+        '''The error for a pair among arguments that depends on an autograd function without a form, or None.'''
+        if not self.has_foreign:
+            return None
+        return next((pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign is not None), None)
+
+
+def foreign(output, cause):
+    '''Note for all pairs in an output, and those in whose memory they are, that there is no map of them.'''
+    for pair in pairs_in(output):
+        base = pair if pair.base is None else pair.base
+        views = [view() for view in base.views] if pair is base or pair.foreign is None else []
+        for each in (pair, base, *views):
+            if each is not None and each.foreign is None:
+                each.foreign = cause
+    return output
 
 
 class Unsupported(NotImplementedError):
@@ -245,6 +270,7 @@ class SplitTensor(torch.Tensor):
         If the shapes differ.
     '''
     is_probability = False  # whether this is the output of softmax itself
+    is_by_function = False  # whether this was made by the form of an autograd function, and is not used yet
 
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
@@ -421,9 +447,14 @@ def common_pass(function, args, kwargs):
             )
         with torch._C.DisableTorchFunctionSubclass():
             node = pair.grad_fn
-        if node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
+        if pair.is_by_function:
+            pair.is_by_function = False
+            if node is None:  # in torch.no_grad(), which the form did not see
+                pair.values, pair.depth = tuple(tensor.detach() for tensor in pair.tensors), -math.inf
+        elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
             cause = f'{type(node).__name__.removesuffix("Backward")}.apply'
-            pair.foreign = unsupported(f'{cause} (an autograd function or reentrant checkpoint) before {name}', (pair,))
+            cause = f'{cause} (an autograd function or reentrant checkpoint) before {name}'
+            foreign(pair, unsupported(cause, (pair,)))
             split_pass.has_foreign = True
     return split_pass
 
