@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import lock_descriptor
 from tqdm import tqdm
 from zennit.attribution import Gradient
 
@@ -22,12 +23,6 @@ from ..methods import METHODS, attributor, saliency_map
 from .metrics import METRICS, Explained
 from .mosaics import Mosaics
 from .randomisation import randomised
-
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # there is none on Windows
-    fcntl = None
 
 
 COLUMNS = ['image', 'method', 'setting', 'metric', 'score']
@@ -136,11 +131,8 @@ def evaluate(
 def appended(path):
     '''Open a file to append lines, for this process alone.'''
     with open(path, 'a', encoding='utf-8') as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f'another process writes to {path}: wait for it, or choose another --out') from None
+        if not lock_descriptor(file.fileno(), blocking=False):
+            raise ValueError(f'another process writes to {path}: wait for it, or choose another --out')
         yield file
 
 
