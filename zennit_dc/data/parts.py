@@ -67,7 +67,7 @@ def owner_of(lock):
 
 
 @contextmanager
-def written(path, size=0, folder=None):
+def atomic_write(path, size=0, folder=None):
     '''Write a file as a whole or not at all.
 
     Parameters
@@ -163,7 +163,7 @@ class Parts:
             return
         for part in parts:  # of a run that was being removed
             part.unlink()
-        with written(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.run, indent=1))
 
     def require_same_run(self):
@@ -225,7 +225,7 @@ class Parts:
 
     def save(self, number, /, **arrays):
         '''Save a part.'''
-        with written(self.path(number)) as temporary, open(temporary, 'wb') as file:
+        with atomic_write(self.path(number)) as temporary, open(temporary, 'wb') as file:
             np.savez(file, **arrays)
 
     def load(self, number, *keys):

@@ -17,7 +17,7 @@ from zennit.attribution import Gradient
 from ..attribution import relevance_of
 from ..composites import SplitCAM
 from ..data.fingerprints import description
-from ..data.parts import differences, written
+from ..data.parts import atomic_write, differences
 from ..data.processes import local_device, process_group
 from ..methods import METHODS, attributor, saliency_map
 from .metrics import METRICS, Explained
@@ -246,7 +246,7 @@ def require_folder(out, run):
                 f'{out} holds results of another run, which differs in {", ".join(different)}: choose another --out'
             )
     else:
-        with written(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(run, indent=1), encoding='utf-8')
 
 

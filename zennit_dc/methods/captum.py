@@ -2,8 +2,8 @@
 
 Captum is needed when an attributor is made, and is part of the extra ``evaluation``. All of its methods run in Captum's
 default settings, with a reference of zeros (the mean color of normalized images) where one is needed, unless the class
-says otherwise. Zennit's Integrated Gradients are a Riemann sum, which needs many more steps for the same accuracy, and
-its Occlusion is the score of what a window leaves, so that both are Captum's here.
+says otherwise. Zennit has Integrated Gradients and Occlusion as well, but computes something else: a Riemann sum, which
+is less accurate with as many steps, and sums of the scores that are left, not of by how much they fall.
 '''
 import warnings
 from contextlib import contextmanager
