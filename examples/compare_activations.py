@@ -20,7 +20,7 @@ from zennit.attribution import Gradient
 
 from zennit_dc import DetachedActivations, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_agreement, class_relevance
-from zennit_dc.data.parts import written
+from zennit_dc.data.parts import atomic_write
 from zennit_dc.demo import CLASSES, demo_preprocessing, draw_batch
 from zennit_dc.evaluation.localisation import pointing_game
 
@@ -150,7 +150,7 @@ def main(out, kinds, networks, epochs, samples, count):
         heading = f'{networks} networks with {kind}, accuracy {mean_and_error(accuracies)}'
         lines += [f'**{heading}**', '', *table(kind, found, deviations), '']
         print('\n'.join(lines))
-    with written(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text('\n'.join(lines), encoding='utf-8')
 
 

@@ -25,7 +25,7 @@ import click
 import numpy as np
 import torch
 
-from zennit_dc.data.parts import differences, written
+from zennit_dc.data.parts import atomic_write, differences
 from zennit_dc.data.processes import local_device
 from zennit_dc.networks import VARIANTS, accuracy, cnn_maxout, mlp_maxout, train
 
@@ -130,10 +130,10 @@ def main(folder, out, networks, variants, seeds, bfloat16, device, epochs, weigh
             )
         except (ValueError, FloatingPointError) as error:
             raise click.ClickException(f'{name}: {error}') from error
-        with written(out / f'{name}.pt') as temporary:
+        with atomic_write(out / f'{name}.pt') as temporary:
             torch.save({key: tensor.cpu() for key, tensor in model.state_dict().items()}, temporary)
         run['accuracy'] = accuracy(model, *test)
-        with written(out / f'{name}.json') as temporary:
+        with atomic_write(out / f'{name}.json') as temporary:
             temporary.write_text(json.dumps(run, indent=1))
         checkpoint.unlink()
     click.echo(table(finished(out).values()))

@@ -26,7 +26,7 @@ from zennit_dc.attribution import (
     CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, cross_entropy, shown
 )
 from zennit_dc.data.classifiers import load_classifier
-from zennit_dc.data.parts import written
+from zennit_dc.data.parts import atomic_write
 from zennit_dc.evaluation.data import Polygons
 from zennit_dc.evaluation.metrics import attribution_localisation, pointing_game
 from zennit_dc.figures import save
@@ -311,7 +311,7 @@ def main(photographs, weights, outlines, out, count):
     text = '\n\n'.join(
         f'## {title}\n\n{markdown(each)}' for title, each in tables.items()
     )
-    with written(out / 'second_order.md') as temporary:
+    with atomic_write(out / 'second_order.md') as temporary:
         temporary.write_text(text + '\n', encoding='utf-8')
     click.echo(text)
 

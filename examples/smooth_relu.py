@@ -25,7 +25,7 @@ from tqdm import tqdm
 from zennit.attribution import Gradient, SmoothGrad
 
 from zennit_dc.attribution import class_relevance
-from zennit_dc.data.parts import differences, written
+from zennit_dc.data.parts import atomic_write, differences
 from zennit_dc.evaluation.spectra import expected_frequency, frequency_gap, gradient_gap
 from zennit_dc.figures import save
 from zennit_dc.methods.captum import GradCAM
@@ -104,9 +104,9 @@ def run(beta, seed, settings, data, out, progress):
     accuracy = train(network, images, labels, held_out, settings['until'], settings['epochs'], seed, progress)
     network.eval()
     result = {**settings, 'accuracy': accuracy, **measure(network, shown, seed)}
-    with written(path.with_suffix('.pt')) as temporary:
+    with atomic_write(path.with_suffix('.pt')) as temporary:
         torch.save(network.state_dict(), temporary)
-    with written(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1), encoding='utf-8')
     return result
 
@@ -159,7 +159,7 @@ def main(folder, out, betas, seeds, count, until, epochs, shown):
     with tqdm(unit='step', disable=None) as progress:
         results = pd.DataFrame([run(*each, settings, data, out, progress) for each in runs])
     save(figure(results), out / 'smooth_relu.png')
-    with written(out / 'smooth_relu.md') as temporary:
+    with atomic_write(out / 'smooth_relu.md') as temporary:
         temporary.write_text(f'{table(results)}\n', encoding='utf-8')
     click.echo(table(results))
 

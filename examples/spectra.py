@@ -22,7 +22,7 @@ from zennit.composites import BetaSmooth
 from zennit_dc import Balanced, NotInPlace, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.data.images import read_image
-from zennit_dc.data.parts import written
+from zennit_dc.data.parts import atomic_write
 from zennit_dc.evaluation.metrics import pixel_flipping
 from zennit_dc.evaluation.spectra import (
     expected_frequency, frequency_gap, gradient_gap, published_expected_frequency,
@@ -158,7 +158,7 @@ def main(photographs, weights, out, count):
     text = '\n\n'.join(
         f'## {title}\n\n{table.to_markdown(index=False, floatfmt=".4f")}' for title, table in tables.items()
     )
-    with written(out / 'spectra.md') as temporary:
+    with atomic_write(out / 'spectra.md') as temporary:
         temporary.write_text(text + '\n', encoding='utf-8')
     click.echo(text)
 

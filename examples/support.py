@@ -21,7 +21,7 @@ from zennit_dc import Scaling
 from zennit_dc.attribution import support
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.data.images import read_image
-from zennit_dc.data.parts import written
+from zennit_dc.data.parts import atomic_write
 from zennit_dc.methods import attributor, saliency_map
 
 
@@ -129,7 +129,7 @@ def main():
     told = table.groupby(['network', 'kind'])['passes'].mean().unstack()
     tables = table.to_markdown(index=False, floatfmt='.2f'), told.to_markdown(floatfmt='.2f')
     text = '\n\n'.join((f'{len(paths)} photographs', *tables, ''))
-    with written(arguments.out) as temporary:
+    with atomic_write(arguments.out) as temporary:
         temporary.write_text(text, encoding='utf-8')
     print(text)
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from zennit_dc.data.parts import written
+from zennit_dc.data.parts import atomic_write
 from zennit_dc.data.processes import local_device
 from zennit_dc.demo.drawing import draw_batch
 from zennit_dc.demo.network import DemoNetwork, demo_preprocessing
@@ -114,7 +114,7 @@ def main(out, epochs, samples, held_out, seed, device):
     network = train(*drawings(samples, TRAINING_SERIES), epochs, seed, device)
     share = accuracy(network, *drawings(held_out, HELD_OUT_SERIES))
     try:
-        with written(out) as temporary:
+        with atomic_write(out) as temporary:
             torch.save({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}, temporary)
     except (OSError, RuntimeError) as error:
         raise click.ClickException(f'{out} cannot be written: {error}') from error

@@ -344,10 +344,10 @@ def test_settings_take_no_parameters_beside(tmp_path):
 
 
 def test_more_images_contain_fewer():
-    from zennit_dc.evaluation.comparison import Comparison
+    from zennit_dc.evaluation.comparison import MethodComparison
 
     classifier = load_classifier('demo')
-    comparison = Comparison(classifier, Drawings(classifier, 20), '', [], (), None, 0, .25, {'seed': 0}, print)
+    comparison = MethodComparison(classifier, Drawings(classifier, 20), '', [], (), None, 0, .25, {'seed': 0}, print)
     chosen = [comparison.sample(count) for count in (3, 7, None)]
     assert {*chosen[0]} < {*chosen[1]} < {*chosen[2]} == {*comparison.test}
 

@@ -1,6 +1,7 @@
 '''One forward pass of a model and its map: where the map is read, what it depends on, and what becomes of it.'''
 import contextlib
 import gc
+import re
 import warnings
 import weakref
 
@@ -31,16 +32,19 @@ class TwoInputs(nn.Module):
         return self.dense(F.relu(self.first(x[0]) + self.other(other['y'])))
 
 
+class InARow(nn.Module):
+    '''The same model with both inputs in one tensor.'''
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model([x[:, :4]], torch.arange(3), other={'y': x[:, 4:]})
+
+
 @pytest.mark.parametrize('make', [lambda: SplitGrad(.5), lambda: SplitGrad(.3), lambda: SplitLRP(1e-3)])
 def test_several_nested_inputs(make):
-    '''The maps are those of a model whose one input is both, in a row.'''
     model = TwoInputs()
-    joined = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), model.dense).double()
-    joined[0].weight.data = torch.cat([model.first.weight.data, model.other.weight.data], 1)
-    joined[0].bias.data = model.first.bias.data + model.other.bias.data
-    if isinstance(make(), SplitLRP):
-        # one layer shares relevance by contribution, an addition evenly
-        joined = None
     x, y = random_image(2, 4).requires_grad_(), random_image(2, 3, seed=2).requires_grad_()
     numbers = torch.arange(3)
     plain = model([x], numbers, other={'y': y})
@@ -48,9 +52,19 @@ def test_several_nested_inputs(make):
         output = model([x], numbers, other={'y': y})
         maps = torch.autograd.grad(output[:, 1].sum(), (x, y))
     assert torch.equal(output, plain)
-    if joined is not None:
-        assert_close(torch.cat(maps, 1), explain(make(), joined, torch.cat([x, y], 1), 1))
-    assert maps[0].shape == x.shape and maps[1].shape == y.shape
+    assert maps[0].shape == x.shape and maps[1].shape == y.shape and all(map.abs().max() > 0. for map in maps)
+    assert_close(torch.cat(maps, 1), explain(make(), InARow(model), torch.cat([x, y], 1), 1))
+
+
+@pytest.mark.parametrize('alpha', [.5, .3])
+def test_two_layers_whose_outputs_are_added_are_one(alpha):
+    '''For gradients; one layer shares relevance by contribution, and an addition evenly.'''
+    model = TwoInputs()
+    joined = nn.Sequential(nn.Linear(7, 5), nn.ReLU(), model.dense).double()
+    joined[0].weight.data = torch.cat([model.first.weight.data, model.other.weight.data], 1)
+    joined[0].bias.data = model.first.bias.data + model.other.bias.data
+    both = random_image(2, 7)
+    assert_close(explain(SplitGrad(alpha), InARow(model), both, 1), explain(SplitGrad(alpha), joined, both, 1))
 
 
 class TwoOutputs(nn.Module):
@@ -288,18 +302,17 @@ def test_image_that_is_not_explained_beside_one_whose_gradients_are_scaled():
 
 
 def test_map_that_is_not_finite_in_float16():
+    '''It is scaled by the power of two that the warning names.'''
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).half()
     model[0].weight.data.fill_(6e4)
     model[1].weight.data.copy_(torch.tensor([[10., -10.], [10., -10.]]))
-    image = torch.full((1, 2), .01, dtype=torch.float16).requires_grad_()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        with SplitGrad(0., '+g').context(model):
-            try:
-                map, = torch.autograd.grad(model(image)[:, 0].sum(), image)
-            except FloatingPointError:
-                return
-    assert torch.isfinite(map).all()
+    image = torch.full((1, 2), .01, dtype=torch.float16)
+    with pytest.warns(UserWarning, match='too large for torch.float16') as caught:
+        map = explain(SplitGrad(0., '+g'), model, image, 0)
+    power, = (int(each) for each in re.findall(r'power of \[(-?\d+)\]', str(caught[0].message)))
+    expected = 2. ** power * explain(SplitGrad(0., '+g'), model.double(), image.double(), 0)
+    assert expected.abs().max() <= torch.finfo(torch.float16).max < 2. ** -power * expected.abs().max()
+    assert_close(map.double(), expected, torch.finfo(torch.float16).eps)
 
 
 @pytest.mark.parametrize('method', METHODS)

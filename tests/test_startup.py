@@ -1,6 +1,4 @@
 '''What is there before PyTorch is: help, errors, and the public names.'''
-import importlib
-import inspect
 import json
 import signal
 import subprocess
@@ -15,7 +13,6 @@ from zennit.image import CMAPS
 from zennit_dc import data, methods
 from zennit_dc.cli import evaluation, main, maps
 from zennit_dc.evaluation.settings import SELECTION
-from zennit_dc.lazy import import_with
 
 
 # what takes long to import
@@ -147,24 +144,6 @@ def test_a_composite_by_its_name_with_a_canonizer():
         '    output, relevance = attributor(torch.randn(2, 3, 32, 32), lambda output: output * torch.eye(4)[[1, 2]])',
         'assert relevance.shape == (2, 3, 32, 32) and relevance.abs().amax((1, 2, 3)).min() > 0',
     ])))
-
-
-def test_a_module_is_imported_with_another(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / 'first_of_two.py').write_text('NAMES = []\n')
-    (tmp_path / 'with_first.py').write_text('import first_of_two\n\nfirst_of_two.NAMES.append("with")\n')
-    finders = list(sys.meta_path)
-    for _ in range(2):
-        import_with('first_of_two', 'with_first', pytest.fail)
-    assert len(sys.meta_path) == len(finders) + 1 and 'with_first' not in sys.modules
-    first = importlib.import_module('first_of_two')
-    assert first.NAMES == ['with'] and sys.meta_path == finders
-    assert first.__spec__.loader is first.__loader__ and inspect.getsource(first) == 'NAMES = []\n'
-    del sys.modules['with_first']
-    import_with('first_of_two', 'with_first', pytest.fail)  # which is there already
-    assert first.NAMES == ['with', 'with'] and sys.meta_path == finders
-    for name in ('first_of_two', 'with_first'):
-        del sys.modules[name]
 
 
 @pytest.mark.parametrize('first', ['zennit_dc', 'zennit_dc.logits', 'zennit_dc.composites'])

@@ -1,27 +1,29 @@
-'''Explanations from the DC decomposition of ReLU networks, for Zennit.'''
-from .lazy import import_with, later, lazily
+'''Explanations from the DC decomposition of ReLU networks, for Zennit. The public names, which ``__init__.pyi`` lists,
+are imported when they are first asked for: PyTorch takes seconds, for which help need not wait.'''
+from importlib import import_module
+
+from lazy_loader import attach_stub
+from wrapt import when_imported
 
 
-__all__ = [
-    'Balanced', 'DetachedActivations', 'DetachedAttention', 'DetachedStatistics', 'Logits', 'NotInPlace', 'Relative',
-    'Scaling', 'Shifting', 'SmoothReplacement', 'SplitCAM', 'SplitCanonizer', 'SplitGrad', 'SplitLRP', 'SplitTensor',
-    'class_agreement', 'contrast', 'split_form',
-]
 __version__ = '0.1.0'
-__getattr__, __dir__ = lazily(globals(), {
-    'attribution': ('class_agreement', 'contrast'), 'canonizers': ('NotInPlace', 'SplitCanonizer'),
-    'composites': ('SplitCAM', 'SplitGrad', 'SplitLRP'), 'forms': (), 'forms.detached': ('DetachedActivations',),
-    'forms.smooth': ('SmoothReplacement',), 'forms.statistics': ('DetachedAttention', 'DetachedStatistics'),
-    'logits': ('Logits',), 'needs': (), 'nested': (), 'operations': (), 'passes': (),
-    'recentering': ('Relative', 'Scaling', 'Shifting'), 'sharing': (),
-    'rules': ('Balanced',), 'spatial': (), 'split': ('SplitTensor', 'split_form'), 'streams': (), 'views': (),
-}, before=['forms'])  # which registers the split forms
+attribute_named, __dir__, __all__ = attach_stub(__name__, __file__)
 
 
-def register_later(module):
-    '''Register the composites to Zennit's by their names, before they are imported.'''
+def __getattr__(name):
+    '''The public name, once the split forms are registered.'''
+    if name in __all__:
+        import_module(f'{__name__}.forms')
+    return attribute_named(name)
+
+
+def named(composite):
+    '''The composite of a name, which is imported when it is made.'''
+    return lambda *args, **kwargs: getattr(import_module(f'{__name__}.composites'), composite)(*args, **kwargs)
+
+
+@when_imported('zennit.composites')
+def register_names(module):
+    '''Register the composites to Zennit's by their names. Their own module does so again when it is imported.'''
     for name, composite in (('split_lrp', 'SplitLRP'), ('split_grad', 'SplitGrad'), ('split_cam', 'SplitCAM')):
-        module.COMPOSITES.setdefault(name, later('zennit_dc.composites', composite))
-
-
-import_with('zennit.composites', 'zennit_dc.composites', register_later)
+        module.COMPOSITES.setdefault(name, named(composite))

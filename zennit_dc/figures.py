@@ -12,7 +12,7 @@ from zennit.image import imgify
 
 from .attribution import map_cosine, relevance_of, runner_up
 from .composites import SplitGrad
-from .data.parts import written
+from .data.parts import atomic_write
 from .rules import Balanced
 
 
@@ -270,5 +270,5 @@ def concept_gallery(classifier, inputs, target, alpha=Balanced(), against=None):
 def save(figure, path):
     '''Save a figure in the format by which the path ends.'''
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=110, bbox_inches='tight')

@@ -163,7 +163,7 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     if outlines is not None and not outlines.is_file():
         raise click.UsageError(f'there is no file of outlines {outlines}')
 
-    from ..evaluation.comparison import SENSITIVITY, Comparison
+    from ..evaluation.comparison import SENSITIVITY, MethodComparison
     from ..evaluation.figures import map_figure
     from ..evaluation.settings import grid
 
@@ -184,7 +184,7 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
         'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch, 'flipping_step': flipping_step,
         'sensitivity_samples': sensitivity_samples
     }
-    comparison = Comparison(classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo)
+    comparison = MethodComparison(classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo)
     comparison.require_all()
     if own:
         shown = comparison.report_settings(settings)

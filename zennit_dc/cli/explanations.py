@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..attribution import map_cosine, require_scores, runner_up, support
 from ..data.categories import find_class
 from ..data.images import read_image
-from ..data.parts import written
+from ..data.parts import atomic_write
 from ..figures import SAME, blend, caption, color, save, side_by_side
 from ..methods import METHODS, saliency_map
 from .options import against_of, attributor_of, parameters_of, require_once
@@ -81,7 +81,7 @@ def save_supports(path, explanations):
     if not explanations.asks:
         path.unlink(missing_ok=True)
         return
-    with written(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
+    with atomic_write(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
         json.dump(explanations.supports, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
@@ -89,10 +89,10 @@ def save_map(path, photo, saliency, cmap, as_array, over_photo):
     '''Save a map as an image, over the photograph if asked, and as an array if asked; return what is to be shown.'''
     images = {'': color(saliency, cmap), **({'_overlay': blend(photo, saliency, cmap)} if over_photo else {})}
     for ending, image in images.items():
-        with written(path.with_name(f'{path.name}{ending}.png')) as temporary:
+        with atomic_write(path.with_name(f'{path.name}{ending}.png')) as temporary:
             image.save(temporary, 'png')
     if as_array:
-        with written(path.with_name(f'{path.name}.npy')) as temporary, open(temporary, 'wb') as file:
+        with atomic_write(path.with_name(f'{path.name}.npy')) as temporary, open(temporary, 'wb') as file:
             np.save(file, saliency.detach().float().cpu().numpy(), allow_pickle=False)
     return images['_overlay' if over_photo else '']
 

@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..data.classifiers import load_classifier
-from ..data.parts import written
+from ..data.parts import atomic_write
 from ..demo.drawing import CLASSES, draw_batch
 from ..evaluation.localisation import attribution_localisation, pointing_game
 from ..figures import caption, color, side_by_side
@@ -94,7 +94,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
          {title: color(maps[place]) for title, maps in figure_maps.items()})
         for place, row in enumerate(ROWS)
     ]
-    with written(out / 'demo.png') as temporary:
+    with atomic_write(out / 'demo.png') as temporary:
         side_by_side(rows, HEADING).savefig(temporary, format='png', dpi=70)
     right = np.mean([int(output.argmax()) == label for output, label in zip(outputs, labels)])
     chance = float(masks.double().mean())
@@ -115,7 +115,7 @@ def save_drawings(out, images, masks, labels):
         name = Path(CLASSES[label].replace(' ', '_'), f'{index:05d}.png')
         for kind, array in (('images', image), ('masks', np.uint8(255) * mask)):
             (out / kind / name).parent.mkdir(parents=True, exist_ok=True)
-            with written(out / kind / name) as temporary:
+            with atomic_write(out / kind / name) as temporary:
                 Image.fromarray(array).save(temporary, 'png')
 
 

@@ -32,7 +32,7 @@ def fingerprint_of(tensors):
     return digest.hexdigest()
 
 
-def describe(value):
+def as_json(value):
     '''A parameter as JSON can tell it. An object is its type with the parameters that it was made with.'''
     if value is None or isinstance(value, (bool, str)):
         return value
@@ -41,10 +41,10 @@ def describe(value):
     if isinstance(value, Real):
         return float(value)
     if isinstance(value, (list, tuple)):
-        return [describe(each) for each in value]
+        return [as_json(each) for each in value]
     if isinstance(value, Mapping):
-        return {str(key): describe(each) for key, each in value.items()}
+        return {str(key): as_json(each) for key, each in value.items()}
     if isinstance(value, (types.FunctionType, types.BuiltinFunctionType, types.MethodType, partial, torch.nn.Module)):
         raise ValueError(f'{value!r} cannot be stored with the attributions, by which an interrupted run is resumed')
     names = [name for name in inspect.signature(type(value)).parameters if hasattr(value, name)]
-    return [type(value).__name__, {name: describe(getattr(value, name)) for name in names}]
+    return [type(value).__name__, {name: as_json(getattr(value, name)) for name in names}]

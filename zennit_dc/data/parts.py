@@ -10,15 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 
-try:
-    import fcntl
-except ModuleNotFoundError:  # there is none on Windows
-    fcntl = None
-
-
-LOCKS = set()  # the files that this process holds
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}  # errors of the disk, which name no file
 
 
@@ -40,66 +34,40 @@ def held(out, lock=None):
         If another run holds it.
     '''
     out = Path(out)
-    if fcntl is None or int(os.environ.get('RANK', 0)) > 0:
+    if os.name == 'nt' or int(os.environ.get('RANK', 0)) > 0:  # Windows removes no file that is open
         yield
         return
     lock = Path(lock or out.absolute().with_name(f'.{out.absolute().name}.lock'))
+    holder = FileLock(lock, blocking=False)
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        file = locked(out, lock)
+        lock.touch()  # or FileLock takes a folder that refuses files for one whose file is held
+        holder.acquire()
+    except Timeout:
+        raise ValueError(
+            f'another run{owner_of(lock)} writes to {out}: wait for it, or choose another --out'
+        ) from None
     except OSError as error:
         raise unwritable(out, error) from error
-    LOCKS.add(file)
     try:
+        lock.write_text(str(os.getpid()))
         yield
     finally:
-        LOCKS.discard(file)
         lock.unlink(missing_ok=True)  # while it is held, so that it is no other run's
-        file.close()
+        holder.release()
 
 
-def release():
-    '''Close what the parent process holds, which a process that reads images would else hold on when it is killed.'''
-    while LOCKS:
-        LOCKS.pop().close()
-
-
-if hasattr(os, 'register_at_fork'):
-    os.register_at_fork(after_in_child=release)
-
-
-def locked(out, lock):
-    '''An open file that is locked, and is still in its place.'''
-    while True:
-        file = open(lock, 'a+', encoding='utf-8')
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read().strip()
-            file.close()
-            raise ValueError(
-                f'another run{f" (process {owner})" if owner else ""} writes to {out}: wait for it, or choose another'
-                ' --out'
-            ) from None
-        if is_at(file, lock):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            return file
-        file.close()  # another run removed it when it ended
-
-
-def is_at(file, path):
-    '''Whether an open file is the one at this path.'''
+def owner_of(lock):
+    '''The process that holds a lock, for people, if it is known.'''
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
+        owner = lock.read_text()
+    except FileNotFoundError:  # it has just ended
+        owner = ''
+    return f' (process {owner})' if owner else ''
 
 
 @contextmanager
-def written(path, size=0, folder=None):
+def atomic_write(path, size=0, folder=None):
     '''Write a file as a whole or not at all.
 
     Parameters
@@ -195,7 +163,7 @@ class Parts:
             return
         for part in parts:  # of a run that was being removed
             part.unlink()
-        with written(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(self.run, indent=1))
 
     def require_same_run(self):
@@ -257,7 +225,7 @@ class Parts:
 
     def save(self, number, /, **arrays):
         '''Save a part.'''
-        with written(self.path(number)) as temporary, open(temporary, 'wb') as file:
+        with atomic_write(self.path(number)) as temporary, open(temporary, 'wb') as file:
             np.savez(file, **arrays)
 
     def load(self, number, *keys):

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.classifiers import layers
-from ..data.parts import written
+from ..data.parts import atomic_write
 from ..data.processes import local_device
 from ..figures import save
 from .data import split
@@ -25,7 +25,7 @@ CHEAP = 'attribution_localisation', 'negative_localisation', 'object_auc', 'poin
 LOCALISING = 'grid_pointing_game', 'object_auc', 'attribution_localisation', 'pointing_game'
 
 
-class Comparison:
+class MethodComparison:
     '''Methods on images: settings are chosen on one split of the images, and reported on the other.
 
     Parameters
@@ -225,5 +225,5 @@ def wide(scores):
 
 def save_text(file, content):
     '''Write a text as a whole or not at all.'''
-    with written(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(content, encoding='utf-8')

@@ -1,6 +1,7 @@
 '''Localisation: Attribution Localisation, the Pointing Game (section 5.2), the AUC on the object, and the Grid Pointing
 Game.'''
 import numpy as np
+import quantus
 import torch
 from sklearn.metrics import roc_auc_score
 
@@ -18,7 +19,8 @@ def attribution_localisation(maps, masks, positive=False):
     [1]_, in [0, 1]. The score of a map of zeros is zero, as it is with ``positive=True`` for a map without positive
     values.
 
-    Quantus adds 1e-9 to the whole sum, which matters for small maps; here nothing is added.
+    It is not Quantus' function that is called: this adds 1e-9 to the whole sum, so that the score depends on the map's
+    scale, and prints a line for each score above one.
 
     Parameters
     ----------
@@ -121,7 +123,7 @@ def object_auc(maps, masks):
 def pointing_game(maps, masks):
     '''Whether the map's largest value is inside the mask: 1 or 0.
 
-    The score is the one that Quantus computes. If several pixels have the largest value, one of them inside is enough,
+    The hits are Quantus'. If several pixels have the largest value, one of them inside is enough,
     be it negative or not. A constant map points nowhere: it scores 0, where Quantus raises for a batch of such
     maps, and else counts them as hits. For an empty mask, Quantus' score is a hit, too, as its NaN is written to an
     array of type bool.
@@ -146,9 +148,8 @@ def pointing_game(maps, masks):
         If a map is not finite.
     '''
     maps, masks = finite_maps(maps, masks.shape), filled_masks(masks)
-    largest = maps.max((1, 2), keepdims=True)
-    hits = ((maps == largest) & masks).any((1, 2))
-    return (hits & (largest[:, 0, 0] > maps.min((1, 2)))).astype(np.float64)
+    hits = quantus.PointingGame(disable_warnings=True).evaluate_batch(a_batch=maps, s_batch=masks)
+    return (hits & (np.ptp(maps, axis=(1, 2)) > 0.)).astype(np.float64)
 
 
 def grid_pointing_game(maps, quadrants):

@@ -10,24 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import lock_descriptor
 from tqdm import tqdm
 from zennit.attribution import Gradient
 
 from ..attribution import relevance_of
 from ..composites import SplitCAM
 from ..data.fingerprints import description
-from ..data.parts import differences, written
+from ..data.parts import atomic_write, differences
 from ..data.processes import local_device, process_group
 from ..methods import METHODS, attributor, saliency_map
 from .metrics import METRICS, Explained
 from .mosaics import Mosaics
 from .randomisation import randomised
-
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # there is none on Windows
-    fcntl = None
 
 
 COLUMNS = ['image', 'method', 'setting', 'metric', 'score']
@@ -136,11 +131,8 @@ def evaluate(
 def appended(path):
     '''Open a file to append lines, for this process alone.'''
     with open(path, 'a', encoding='utf-8') as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f'another process writes to {path}: wait for it, or choose another --out') from None
+        if not lock_descriptor(file.fileno(), blocking=False):
+            raise ValueError(f'another process writes to {path}: wait for it, or choose another --out')
         yield file
 
 
@@ -254,7 +246,7 @@ def require_folder(out, run):
                 f'{out} holds results of another run, which differs in {", ".join(different)}: choose another --out'
             )
     else:
-        with written(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(run, indent=1), encoding='utf-8')
 
 

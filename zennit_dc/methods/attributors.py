@@ -6,7 +6,8 @@ from ..attribution import CAFO, CASO, GradCAMPlusPlus, LayerCAM, SmoothCAFO, Smo
 from ..composites import SplitCAM, SplitGrad, SplitLRP
 from .captum import FeatureAblation, GradCAM, GradientSHAP, InputXGradient, IntegratedGradients, Occlusion, Saliency
 from .controls import BinaryMask, ImageCenter, OriginalImage, Random
-from .hooked import Deconvolution, DeepLift, GuidedBackprop, GuidedGradCAM
+from .deeplift import DeepLift
+from .hooked import Deconvolution, GuidedBackprop, GuidedGradCAM
 from .lrp import LRPEpsilonPlus, LRPGamma
 
 

@@ -1,14 +1,6 @@
-'''Baselines of Captum that hook modules: Guided Backprop, Deconvolution, Guided GradCAM and DeepLift.
+'''Methods that hook modules: Guided Backprop, Deconvolution and Guided GradCAM, by Zennit's rules.
 
-What Captum 0.9 computes without a warning and what is not the method is put right here, or refused:
-
-- A hooked module's input that other modules read as well, or that is the output of another hooked module, as with a
-  ReLU before a max-pooling: Captum hooks the tensor, and so alters the gradient of the others, or reads the one from
-  before its own change. Each hooked module gets a copy of its input here.
-- Functions outside of modules, such as ``torch.nn.functional.relu``, which Captum does not see: a :py:exc:`ValueError`
-  names them.
-- DeepLift's rule for max-pooling with overlapping windows, and what depends on other images of a batch: see
-  :py:class:`DeepLift`.
+A hook sees no function outside of modules, such as ``torch.nn.functional.relu``: a :py:exc:`ValueError` names them.
 '''
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -17,28 +9,22 @@ import torch
 import zennit.composites
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from zennit.attribution import Gradient
+from zennit.rules import ReLUDeconvNet
 
 from ..attribution import class_relevance, gradient_at, require_layer
 from ..spatial import name_of, spread
-from .captum import CaptumAttributor, GradCAM, Isolated
+from .captum import GradCAM
+from .scores import Isolated, ScoreAttributor
 
 
 RELUS = frozenset(('relu', 'relu_', 'relu6', 'hardtanh', 'hardtanh_', 'threshold', 'threshold_'))
-NONLINEAR = RELUS | frozenset((
-    'celu', 'celu_', 'elu', 'elu_', 'gelu', 'glu', 'hardshrink', 'hardsigmoid', 'hardswish', 'leaky_relu',
-    'leaky_relu_', 'log_softmax', 'logsigmoid', 'mish', 'prelu', 'rrelu', 'rrelu_', 'selu', 'selu_', 'sigmoid',
-    'sigmoid_', 'silu', 'softmax', 'softmin', 'softplus', 'softshrink', 'softsign', 'tanh', 'tanh_', 'tanhshrink',
-    *(f'{kind}max_pool{axes}d{end}' for kind in ('', 'adaptive_', 'fractional_') for axes in (1, 2, 3)
-      for end in ('', '_with_indices')),
-    'group_norm', 'instance_norm', 'layer_norm', 'local_response_norm', 'normalize', 'rms_norm',
-    'multi_head_attention_forward', 'scaled_dot_product_attention',
-))
 
 
-class HookingAttributor(CaptumAttributor):
-    '''Base class of the methods for which Captum hooks modules.
+class HookingAttributor(ScoreAttributor):
+    '''Base class of the methods that hook modules.
 
-    See :py:class:`CaptumAttributor` for the parameters.
+    See :py:class:`ScoreAttributor` for the parameters.
 
     Raises
     ------
@@ -53,7 +39,7 @@ class HookingAttributor(CaptumAttributor):
     '''What is hooked, for people.'''
 
     def hooked(self):
-        '''The modules that Captum hooks, by their names.'''
+        '''The hooked modules by their names.'''
         return {name: module for name, module in self.model.named_modules() if isinstance(module, torch.nn.ReLU)}
 
     def require_calls(self, calls):
@@ -62,40 +48,20 @@ class HookingAttributor(CaptumAttributor):
             raise ValueError(f'{self.title} acts on {self.modules} alone, but the model calls none')
 
     def predict(self, input):
-        '''The model's output, see :py:meth:`CaptumAttributor.predict`.'''
+        '''The model's output, see :py:meth:`ScoreAttributor.predict`.'''
         with watched(self.hooked(), self.functions) as watch:
             output = super().predict(input)
         if watch.outside:
             raise ValueError(
                 f'{self.title} acts on {self.modules} alone, but the model calls {", ".join(sorted(watch.outside))}'
-                ' outside of them, where Captum would take the gradient'
+                ' outside of them'
             )
         self.require_calls(watch.calls)
         return output
 
     def isolated(self, output, relevance):
-        '''The model as Captum shall call it, see :py:meth:`CaptumAttributor.isolated`.'''
+        '''The model as Captum shall call it, see :py:meth:`ScoreAttributor.isolated`.'''
         return Isolated(self.model, output.dtype, relevance, output)
-
-    @contextmanager
-    def prepared(self):
-        '''A context in which each hooked module gets a copy of its input.'''
-        modules = self.hooked().values()
-        handles = [module.register_forward_pre_hook(copied) for module in modules]
-        try:
-            with super().prepared():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            for module in modules:
-                for name in ('input', 'output'):
-                    vars(module).pop(name, None)  # DeepLift leaves them where no gradient arrives, or an error does
-
-
-def copied(module, args):
-    '''Copies of a module's inputs, as a hook.'''
-    return tuple(each.clone() if isinstance(each, torch.Tensor) else each for each in args)
 
 
 class Watch(TorchFunctionMode):
@@ -145,14 +111,13 @@ def watched(modules, functions):
 
 
 class GuidedBackprop(HookingAttributor):
-    '''Guided Backprop: the gradient, rectified after each ReLU, see :py:class:`HookingAttributor`.
-
-    Captum has it at the input. At a layer, it equals Zennit's composite of the same name.
+    '''Guided Backprop: the gradient, rectified after each ReLU, by Zennit's composite, see
+    :py:class:`HookingAttributor`.
 
     Parameters
     ----------
     model, attr_output
-        See :py:class:`CaptumAttributor`.
+        See :py:class:`ScoreAttributor`.
     layer : str, optional
         The name of the module at whose output, with spatial axes or a grid of tokens, the gradient is read and summed
         over channels: after an activation, if the output goes straight into one and nowhere else. The attribution is
@@ -167,6 +132,7 @@ class GuidedBackprop(HookingAttributor):
         If the model has no such module, or in a call, if its output is not one tensor with places in the input.
     '''
     title = 'Guided Backprop'
+    rules = zennit.composites.GuidedBackprop
 
     def __init__(self, model, layer=None, attr_output=None, grid=None):
         super().__init__(model, attr_output)
@@ -174,22 +140,26 @@ class GuidedBackprop(HookingAttributor):
             require_layer(model, layer)
         self.layer, self.grid = layer, grid
 
-    def attribute(self, captum, model, input, targets):
-        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+    def attribute(self, model, input, targets):
+        '''The attribution, see :py:meth:`ScoreAttributor.attribute`.'''
         if self.layer is None:
-            return captum.GuidedBackprop(model).attribute(input, targets)
-        with zennit.composites.GuidedBackprop().context(model):
+            return Gradient(model, self.rules())(input, class_relevance(targets))[1]
+        with self.rules().context(model):
             _, gradient, _ = gradient_at(model, f'model.{self.layer}', input, class_relevance(targets), self.grid)
         return spread(gradient.sum(1, keepdim=True), input)
 
 
-class Deconvolution(HookingAttributor):
-    '''Deconvolution: each ReLU passes on the rectified gradient of its output, see :py:class:`HookingAttributor`.'''
-    title = 'Deconvolution'
+class DeconvNet(zennit.composites.LayerMapComposite):
+    '''The composite of Zennit's rule for Deconvolution.'''
+    def __init__(self):
+        super().__init__([((torch.nn.ReLU,), ReLUDeconvNet())])
 
-    def attribute(self, captum, model, input, targets):
-        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
-        return captum.Deconvolution(model).attribute(input, targets)
+
+class Deconvolution(GuidedBackprop):
+    '''Deconvolution: each ReLU passes on the rectified gradient of its output, by Zennit's rule, see
+    :py:class:`GuidedBackprop` for the parameters and errors.'''
+    title = 'Deconvolution'
+    rules = DeconvNet
 
 
 class GuidedGradCAM(HookingAttributor, GradCAM):
@@ -200,98 +170,8 @@ class GuidedGradCAM(HookingAttributor, GradCAM):
     '''
     title = 'Guided GradCAM'
 
-    def attribute(self, captum, model, input, targets):
-        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
+    def attribute(self, model, input, targets):
+        '''The attribution, see :py:meth:`ScoreAttributor.attribute`.'''
         cam = self.saliency(model, input, targets).relu()
-        return captum.GuidedBackprop(model).attribute(input, targets) * F.interpolate(cam, input.shape[2:])
-
-
-class DeepLift(HookingAttributor):
-    '''DeepLift with the rescale rule and zeros as the reference, see :py:class:`HookingAttributor`.
-
-    It takes models of ReLU, ELU, LeakyReLU, Sigmoid, Tanh, Softplus, Softmax and MaxPool as modules of PyTorch, each
-    called once, and operations that are linear in evaluation mode. (The product of two activations is not linear, and
-    cannot be detected here.)
-
-    Images are given to Captum one at a time, as it takes the gradients of the first image of a batch for pixels in
-    which a max-pooling's input does not differ from the reference's, and subtracts a mean over the batch in Softmax.
-    Captum's rule for max-pooling is replaced by one that adds up what overlapping windows give to the same pixel, of
-    which Captum keeps one, so that the attributions sum up to the difference of the scores.
-
-    Raises
-    ------
-    ValueError
-        In a call, if a module is called more than once, as in torchvision's ResNet, or there are other non-linear
-        functions.
-    '''
-    title = 'DeepLift'
-    functions = NONLINEAR
-    modules = 'torch.nn.ReLU and the like'
-    one_by_one = True
-
-    def hooked(self):
-        '''The modules that Captum hooks, by their names.'''
-        from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
-
-        return {name: module for name, module in self.model.named_modules() if type(module) in SUPPORTED_NON_LINEAR}
-
-    def require_calls(self, calls):
-        '''Raise if a module is called more than once.'''
-        for name, number in calls.items():
-            if number > 1:
-                raise ValueError(
-                    f'DeepLift needs a module of its own for each call, but the model calls {name!r} {number} times'
-                )
-
-    @contextmanager
-    def prepared(self):
-        '''A context in which max-pooling has a rule that sums up.'''
-        from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
-
-        poolings = (torch.nn.MaxPool1d, torch.nn.MaxPool2d, torch.nn.MaxPool3d)
-        rules = {kind: SUPPORTED_NON_LINEAR[kind] for kind in poolings}
-        SUPPORTED_NON_LINEAR.update(dict.fromkeys(poolings, rescaled_pooling))
-        try:
-            with super().prepared():
-                yield
-        finally:
-            SUPPORTED_NON_LINEAR.update(rules)
-
-    def attribute(self, captum, model, input, targets):
-        '''The attribution, see :py:meth:`CaptumAttributor.attribute`.'''
-        return captum.DeepLift(model).attribute(input, target=targets)
-
-
-def rescaled_pooling(module, inputs, outputs, grad_input, grad_output, eps=1e-10):
-    '''DeepLift's multipliers of a max-pooling, as Captum calls for them.
-
-    What the larger one of the two outputs is above the reference's goes to the winner of the input, and what the output
-    is below it to the winner of the reference, summed over all windows.
-
-    Parameters
-    ----------
-    module : :py:class:`torch.nn.Module`
-        The max-pooling.
-    inputs, outputs : :py:class:`torch.Tensor`
-        Its input and output, each for the image and then for the reference.
-    grad_input, grad_output : :py:class:`torch.Tensor`
-        The gradient of its input, and the multipliers of its output.
-    eps : float, optional
-        The difference of inputs below which the gradient is taken.
-
-    Returns
-    -------
-    :py:class:`torch.Tensor`
-        The multipliers of the input.
-    '''
-    output, reference = outputs.chunk(2)
-    larger = torch.maximum(output, reference)
-    with torch.enable_grad():
-        leaf = inputs.detach().requires_grad_()
-        contributions, = torch.autograd.grad(
-            type(module).forward(module, leaf), leaf, grad_output * torch.cat([larger - reference, output - larger])
-        )
-    contribution = sum(contributions.chunk(2))
-    difference = torch.sub(*inputs.chunk(2))
-    multipliers = contribution / torch.where(difference.abs() < eps, 1., difference)
-    return torch.where(torch.cat([difference, difference]).abs() < eps, grad_input, torch.cat([multipliers] * 2))
+        guided = Gradient(model, zennit.composites.GuidedBackprop())(input, class_relevance(targets))[1]
+        return guided * F.interpolate(cam, input.shape[2:])

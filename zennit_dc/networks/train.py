@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..data.fingerprints import fingerprint, fingerprint_of
-from ..data.parts import differences, written
+from ..data.parts import atomic_write, differences
 
 
 def train(
@@ -120,7 +120,7 @@ class Checkpoint:
         if self.device() is not None:
             random['cuda'] = torch.cuda.get_rng_state(self.device())
         state = {name: part.state_dict() for name, part in self.parts.items()}
-        with written(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             torch.save({**state, 'random': random, 'epoch': epoch, 'settings': self.settings}, temporary)
 
     def load(self):

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..data.images import load_label_map
-from ..data.parts import Parts, written
+from ..data.parts import Parts, atomic_write
 from .databases import beside, require_same_run
 
 
@@ -257,7 +257,7 @@ def write_analyses(path, parts, names):
     clusters = parts.run['clusters']
     keys = [f'kmeans-{each:02d}' for each in clusters]
     try:
-        with written(path, folder=parts.folder) as temporary, h5py.File(temporary, 'w') as file:
+        with atomic_write(path, folder=parts.folder) as temporary, h5py.File(temporary, 'w') as file:
             for number, name in enumerate(names):
                 group = file.create_group(name)
                 group['index'], = parts.load(number, 'index')

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from ..attribution import relevance_of, require_scores
 from ..data.classifiers import black_input
-from ..data.fingerprints import describe, description
+from ..data.fingerprints import as_json, description
 from ..data.images import UnreadableImage, class_folders, label_map
 from ..data.parts import Parts, held
 from ..data.processes import local_device, process_group
@@ -116,7 +116,7 @@ def attribute(
     run = {
         **description(classifier, images, device, dtype, seed), 'method': METHODS[method].title, 'target': target,
         'against': against or 'none', 'batch size': batch_size,
-        **{name: describe(value) for name, value in parameters.items()}
+        **{name: as_json(value) for name, value in parameters.items()}
     }
     by_class = parameters.get('shared', False) and target == 'label'
     batches = batches_of(images.labels if by_class else [None] * len(images), batch_size)

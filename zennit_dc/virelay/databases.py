@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 
-from ..data.parts import differences, written
+from ..data.parts import atomic_write, differences
 
 
 def merge(parts, images, out, labels):
@@ -24,7 +24,7 @@ def merge(parts, images, out, labels):
     indices = sorted(prediction)
     label = [prediction[index] if images.labels[index] is None else images.labels[index] for index in indices]
     rows = {number: np.searchsorted(indices, index) for number, index in filled.items()}
-    with written(beside(out, '_labels.json'), folder=parts.folder) as temporary:
+    with atomic_write(beside(out, '_labels.json'), folder=parts.folder) as temporary:
         temporary.write_text(json.dumps(labels, indent=1, ensure_ascii=False), encoding='utf-8')
     write_database(beside(out, '_data.h5'), parts, rows, {'image': 'data'}, label)
     write_database(
@@ -47,7 +47,7 @@ def write_database(path, parts, rows, keys, label, name=None, **attributes):
     try:
         arrays = parts.load(next(iter(rows)), *keys)
         size = sum(array.nbytes // len(array) for array in arrays) * len(label) + 2 ** 16
-        with written(path, size, parts.folder) as temporary, h5py.File(temporary, 'w') as file:
+        with atomic_write(path, size, parts.folder) as temporary, h5py.File(temporary, 'w') as file:
             for key, array in zip(keys.values(), arrays):
                 file.create_dataset(key, (len(label), *array.shape[1:]), array.dtype)
             for number, places in rows.items():

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import load_label_map
-from ..data.parts import written
+from ..data.parts import atomic_write
 from .databases import attribute_of, beside
 
 
@@ -77,7 +77,7 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
         },
         'analyses': [{'analysis_method': 'Spectral', 'sources': list(map(relative, analyses))}],
     }
-    with written(out) as temporary:
+    with atomic_write(out) as temporary:
         temporary.write_text(yaml.safe_dump({'project': content}, sort_keys=False), encoding='utf-8')
 
 
@@ -126,7 +126,7 @@ def image_directory(folder, names, labels, entries, attribution, out):
     height, width, _ = seen.shape
     listing = out.with_name(f'{out.stem}_images')  # ViRelAy reads the paths from a file of this name and _paths.txt
     paths = [os.path.relpath((folder / name).resolve(), out.resolve().parent) for name in names]
-    with written(f'{listing}_paths.txt') as temporary:
+    with atomic_write(f'{listing}_paths.txt') as temporary:
         temporary.write_text('\n'.join(paths), encoding='utf-8')
     return {
         'name': folder.name, 'type': 'image_directory', 'path': listing.name,

@@ -1,0 +1,17 @@
+from . import (
+    attribution as attribution, canonizers as canonizers, composites as composites, forms as forms, logits as logits,
+    needs as needs, nested as nested, operations as operations, passes as passes, recentering as recentering,
+    rules as rules, sharing as sharing, spatial as spatial, split as split, streams as streams, views as views,
+)
+from .attribution import class_agreement as class_agreement, contrast as contrast
+from .canonizers import NotInPlace as NotInPlace, SplitCanonizer as SplitCanonizer
+from .composites import SplitCAM as SplitCAM, SplitGrad as SplitGrad, SplitLRP as SplitLRP
+from .forms.detached import DetachedActivations as DetachedActivations
+from .forms.smooth import SmoothReplacement as SmoothReplacement
+from .forms.statistics import DetachedAttention as DetachedAttention, DetachedStatistics as DetachedStatistics
+from .logits import Logits as Logits
+from .recentering import Relative as Relative, Scaling as Scaling, Shifting as Shifting
+from .rules import Balanced as Balanced
+from .split import SplitTensor as SplitTensor, split_form as split_form
+
+__version__: str

@@ -1,0 +1,8 @@
+from .classifiers import (
+    IMAGENET_PREPROCESSING as IMAGENET_PREPROCESSING, Classifier as Classifier, layers as layers,
+    load_classifier as load_classifier,
+)
+from .images import (
+    ImageArray as ImageArray, ImageFolder as ImageFolder, UnreadableImage as UnreadableImage, label_map as label_map,
+    load_label_map as load_label_map, read_image as read_image,
+)

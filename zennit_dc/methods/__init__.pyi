@@ -1,0 +1,5 @@
+from .lrp import LRPEpsilonPlus as LRPEpsilonPlus, LRPGamma as LRPGamma
+from .table import (
+    BASELINES as BASELINES, CONTROLS as CONTROLS, METHODS as METHODS, RECENTERINGS as RECENTERINGS, Method as Method,
+    attributor as attributor, recentering_named as recentering_named, saliency_map as saliency_map,
+)
