@@ -136,6 +136,41 @@ def test_balanced_maps_do_not_depend_on_the_batch():
             assert_close(explain(composite, network, image[None]), together[index:index + 1])
 
 
+class Heads(nn.Module):
+    '''Two outputs after two and five activations, or the first of them, with or without a branch for the other.'''
+    def __init__(self, outputs, computes=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.more, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.outputs, self.computes = outputs, computes
+
+    def forward(self, x):
+        x = torch.relu(self.more(torch.relu(self.body(x))))
+        first, other = self.last(x), x
+        for _ in range(3 if self.computes else 0):
+            other = torch.relu(self.more(other))
+        return (first, self.last(other))[:self.outputs] if self.outputs > 1 else first
+
+
+def seeded_map(model, input, score):
+    input = input.clone().requires_grad_()
+    with SplitGrad().context(model):
+        return torch.autograd.grad(score(model(input)), input)[0]
+
+
+def test_balanced_counts_activations_that_lead_to_what_is_explained():
+    input, (plain, branch, both) = random_image(2, 4), (
+        each.double() for each in (Heads(1, False), Heads(1), Heads(2))
+    )
+    expected = seeded_map(plain, input, lambda output: output[:, 0].sum())
+    assert torch.equal(seeded_map(branch, input, lambda output: output[:, 0].sum()), expected)
+    for score in (lambda output: output[0][:, 0].sum(), lambda output: output[0][:, 0].sum() + 0. * output[1].sum()):
+        assert_close(seeded_map(both, input, score), expected)
+    deep = seeded_map(both, input, lambda output: output[1][:, 0].sum())
+    mixed = seeded_map(both, input, lambda output: output[0][0, 0] + output[1][1, 0])
+    assert_close(mixed, torch.stack([expected[0], deep[1]]))
+
+
 def test_balanced_maps_are_homogeneous_in_the_relevance_and_differentiable():
     network, image = Network(), random_image(2, 3, 16, 16)
     relevance = class_relevance(UNIT)

@@ -61,7 +61,7 @@ def test_functions_whose_names_have_two_signatures():
     (lambda x: F.conv2d(torch.ones(1, 4, 9, 9), x), 'conv2d'), (lambda x: F.linear(x, x[0, 0]), 'linear'),
     (lambda x: F.relu(x[0, 0, 0]).fill_(1.), 'fill_'), (lambda x: x.amax(0), 'batch'),
     (copy.deepcopy, 'deepcopy'), (lambda x: F.conv2d(x[0], torch.ones(1, 4, 3, 3)), 'batch axis'),
-    (lambda x: torch.ops.aten.relu(x), 'relu'),
+    (lambda x: torch.ops.aten.lgamma(x), 'lgamma'),
     (lambda x: F.linear(x.flatten(), torch.ones(1, 144)), 'batch axis'), (lambda x: x.kthvalue(1)[0], 'kthvalue'),
 ])
 def test_unsupported_functions_are_named(function, named):
@@ -171,10 +171,10 @@ class Branches(nn.Module):
 
     def forward(self, x):
         x = F.relu(self.body(x))
-        return self.label(x), F.relu(self.domain(self.function(x)))
+        return self.label(x), self.domain(self.function(x))
 
 
-@pytest.mark.parametrize('make', [lambda: SplitGrad(.3), SplitLRP])
+@pytest.mark.parametrize('make', [SplitGrad, SplitLRP])
 @pytest.mark.parametrize('kind, arguments, form, same', [
     (Reverse, (), lambda pair: pair, lambda x: x),
     (Scaled, (2.,), lambda pair, factor: pair * factor, lambda x: x * 2.),
@@ -197,3 +197,72 @@ def test_autograd_functions_on_branches_and_with_forms(monkeypatch, make, kind, 
         map_of(model, 1)
     split_form(kind.apply)(form)
     assert map_of(other, 1).any() and torch.equal(map_of(model, 1), map_of(other, 1))
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Foreign(nn.Module):
+    '''Two outputs, of which the second depends on an autograd function without a form by what a test gives it.'''
+    def __init__(self, branch):
+        super().__init__()
+        self.branch, self.body, self.label = branch, nn.Linear(4, 8), nn.Linear(8, 3)
+        self.recurrent, self.domain = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = F.relu(self.body(x))
+        return self.label(x), self.branch(self, x)
+
+
+def written_to(model, x):
+    x = x.clone()
+    first, second = x[:, :6], x[:, 4:]
+    first += Reverse.apply(first)
+    return second * 2
+
+
+@pytest.mark.parametrize('branch', [
+    lambda model, x: model.domain(Swish.apply(x)), lambda model, x: torch.exp(Reverse.apply(x)).softmax(1),
+    lambda model, x: model.recurrent(Reverse.apply(x)[:, None])[0][:, 0], written_to,
+    lambda model, x: x + model.domain(Reverse.apply(x)), lambda model, x: Reverse.apply(x),
+])
+def test_no_map_of_what_depends_on_an_autograd_function(branch):
+    '''It is refused however the output depends on it; outputs are as they are, and others have their maps.'''
+    torch.manual_seed(0)
+    model, image = Foreign(branch), torch.rand(2, 4).requires_grad_()
+    with SplitGrad(.4).context(alone := nn.Sequential(model.body, nn.ReLU(), model.label)):
+        expected, = torch.autograd.grad(alone(image).sum(), image)
+    plain = model(image)
+    with SplitGrad(.4).context(model):
+        output = model(image)
+        assert all(map(torch.equal, output, plain))
+        assert torch.equal(torch.autograd.grad(output[0].sum(), image, retain_graph=True)[0], expected)
+        with pytest.raises(NotImplementedError, match='(Reverse|Swish).apply.*split_form'):
+            torch.autograd.grad(output[0].sum() + output[1].sum(), image)
+
+
+def test_form_of_an_autograd_function_without_a_gradient(monkeypatch):
+    '''What torch.no_grad() cuts off is cut off with a form, too.'''
+    monkeypatch.setattr(Reverse, 'forward', Reverse.__dict__['forward'])
+    monkeypatch.setattr('zennit_dc.split.FUNCTION_FORMS', {})
+    split_form(Reverse)(lambda pair: pair)
+
+    def branch(model, x):
+        with torch.no_grad():
+            cut = Reverse.apply(x)
+        return x + cut
+
+    model, image = Foreign(branch), torch.rand(2, 4).requires_grad_()
+    with SplitGrad(.5).context(model):
+        map, = torch.autograd.grad(model(image)[1].sum(), image)
+    image = image.detach().requires_grad_()
+    gradient, = torch.autograd.grad(F.relu(model.body(image)).sum(), image)
+    torch.testing.assert_close(map, gradient / 2)

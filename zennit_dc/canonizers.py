@@ -1,5 +1,6 @@
 '''Canonizers: a model into split form and back.'''
 import math
+import re
 import weakref
 from contextlib import nullcontext
 from functools import partial
@@ -20,8 +21,8 @@ from .rules import SplitRule
 from .sharing import ATTEMPTS
 from .spatial import require_channels
 from .split import (
-    MODULE_FORMS, NeedsSums, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, describe, pass_of,
-    require_choice
+    MODULE_FORMS, NeedsSums, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, common_pass, describe,
+    pass_of, require_choice
 )
 from .streams import Difference
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
@@ -223,11 +224,11 @@ class ModuleForward(TemporaryForward):
         self.form, self.module, self.forward = form, module, module.forward
 
     def __call__(self, *args, **kwargs):
-        split_pass = pass_of((args, kwargs))
+        split_pass = common_pass(self.module.forward, args, kwargs)
         if split_pass is None:
             return self.forward(*args, **kwargs)
         split_pass.require_full()
-        return self.form(self.module, *args, **kwargs)
+        return split_pass.noted(self.form, (self.module, *args), kwargs)
 
 
 class SplitForward(TemporaryForward):
@@ -346,6 +347,11 @@ def refuse_other_forms(root):
             raise TypeError(
                 f'{where} is scripted or traced by torch.jit, whose operations split pairs do not see: explain the'
                 ' module that it was made of'
+            )
+        if re.match(r'torch\.(ao\.)?nn\.(intrinsic\.)?quantized\.', type(module).__module__):
+            raise TypeError(
+                f'{describe(module, root)} is quantized ({type(module).__module__}), of whose integer weights no stream'
+                ' can be made: explain the float model that it was made of'
             )
 
 

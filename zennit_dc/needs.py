@@ -13,7 +13,7 @@ from .forms.smooth import SmoothReplacement
 from .forms.statistics import DetachedStatistics
 from .forms.table import plain
 from .nested import flatten
-from .split import FORMS, OVERLAYS, Pass, SplitTensor, TrueGradient, Unsupported
+from .split import FORMS, OVERLAYS, Pass, SplitTensor, TrueGradient, Unsupported, pairs_in
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
@@ -67,6 +67,8 @@ class Survey(Pass):
         with torch.no_grad():
             copies = [input.detach().clone() for input in inputs]
             output = call([SplitTensor(copy, copy.abs(), self).as_input() for copy in copies])
+            for pair in pairs_in(output):
+                assert pair.tensors  # which features that are statistics make only now
         tensors = [leaf for leaf in flatten(output)[0] if isinstance(leaf, torch.Tensor)]
         return bool(tensors) and all(tensor is self.softmax for tensor in tensors)
 

@@ -264,7 +264,6 @@ def activated(output, pair=None, function=None):
     '''The output of an activation: counted, and re-centered where the re-centering asks for that. It is made of a pair
     by a function of the pair's tensors, if these are given.'''
     output.depth += 1
-    output.split_pass.depth = max(output.split_pass.depth, output.depth)
     if not getattr(output.split_pass.recentering, 'after_activations', False):
         return output
     with keeping_input(pair, output, function):

@@ -5,14 +5,16 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
+import sys
 import warnings
 import weakref
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 
-from .axes import Place, input_places
+from .axes import Axis, Place, by_sample, input_places
 from .forms.reading import read_alone
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
@@ -21,8 +23,8 @@ from .spatial import (
     ACTIVATIONS, channels_unknown, followed, given_channels, laid_over, likely_channels, name_of, places_of
 )
 from .split import (
-    LEAVES, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, input_sum, pairs_in, same,
-    sum_dtype
+    LEAVES, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, foreign, input_sum, pairs_in, same,
+    sum_dtype, unsupported
 )
 from .views import become_plain
 
@@ -31,6 +33,17 @@ EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
 
 class Independent(NotImplementedError):
     '''The error for a model whose output has no pair in it.'''
+
+
+class Seed(NamedTuple):
+    '''What enters at an output: its gradient, the number of activations before it, and its axis of samples.'''
+    gradient: torch.Tensor
+    depth: float
+    batch: Axis | None
+
+    def samples(self):
+        '''Whether each sample explains this output, which it does not if its gradient is zero.'''
+        return by_sample(self.gradient, self.batch).unsqueeze(-1).flatten(1).any(1)
 
 
 class SplitPass(Pass):
@@ -144,18 +157,32 @@ class SplitPass(Pass):
         try:
             output = super().evaluate(function, args, kwargs)
         except Unsupported as error:
-            return read_alone(function, args, kwargs, error)
+            return self.value_alone(function, args, kwargs, error)
         if not torch.is_grad_enabled() and self.has_graph and not self.without_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:
                     pair.depth = -math.inf  # as it does not depend on where the map is read
         return output
 
+    def value_alone(self, function, args, kwargs, error):
+        '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
+        function without a form, that goes on as one of which there is no map.'''
+        cause = self.foreign_cause(args, kwargs)
+        if cause is None and (kind := running_function()) is not None and not self.without_graph:
+            cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
+        output = read_alone(function, args, kwargs, error)
+        if cause is None:
+            return output
+        self.has_foreign = True
+        for pair in pairs_in(output):
+            pair.settle, pair.depth = None, -math.inf
+        return foreign(output, cause)
+
     def read_at(self, pair):
         '''Read the map at a pair.'''
         layer = pair.layer and pair.layer._replace(is_read=True)
         read = ruled(pair, lambda *gradients: gradients)  # whose sum is no function of the difference any more
-        self.read, self.sums, self.depth = read.values, self.sums_above, 0
+        self.read, self.sums = read.values, self.sums_above
         self.continue_from(pair, read.values, layer)
 
     @staticmethod
@@ -183,6 +210,8 @@ class SplitPass(Pass):
             raise next(iter(pairs.values())).foreign
         if self.layer is not None and self.read is None:
             how = 'or not on a split pair (but on what detach() returned, for one)'
+            if isinstance(self.root, torch.fx.GraphModule):
+                how = 'as a graph does not call them: torch.export.unflatten(program) does'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
         reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs.values())
         if self.has_graph and not reached:
@@ -191,7 +220,8 @@ class SplitPass(Pass):
                 f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'
             )
         for place, pair in pairs.items():
-            seeds = partial(self.seeds_of, place, pair.tensors[1].dtype, pair.tensors[1].shape)
+            ends, stream_sum = (place, pair.depth, pair.batch), pair.tensors[1]
+            seeds = partial(self.seeds_of, *ends, stream_sum.dtype, stream_sum.shape)
             if pair.foreign:
                 values = [tensor.detach() for tensor in pair.tensors]
                 leaves[place] = Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
@@ -215,7 +245,7 @@ class SplitPass(Pass):
             ' or explain a module that returns the tensor of interest'
         )
 
-    def seeds_of(self, place, sum_dtype, sum_shape, gradient, _):
+    def seeds_of(self, place, depth, batch, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
         if not self.begins_map():
@@ -224,14 +254,30 @@ class SplitPass(Pass):
         if task not in self.seeds:
             # not longer than this pass, as the gradient may be made of the output whose graph holds this object
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self.forget(task))
-        self.seeds.setdefault(task, {})[place] = gradient
-        seed, sum_seed = self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(self))
+        self.seeds.setdefault(task, {})[place] = Seed(gradient, max(depth, 1), batch)
+        damping = self.canonizer.rule.output_damping(max(depth, 1))
+        seed, sum_seed = self.readout.seed(gradient, sum_dtype, damping)
         return seed, shared_seed(sum_seed, sum_shape)
 
     def forget(self, task):
         '''Keep nothing of a backward pass that is over.'''
         self.seeds.pop(task)
         self.losses.pop(task, None)
+
+    def largest_depth(self):
+        '''The number of activations before the output that is explained, or the largest if there are several.'''
+        return max(seed.depth for seed in self.seeds[torch._C._current_graph_task_id()].values())
+
+    def explained_depth(self, rows):
+        '''The number of activations before the outputs that each of the samples in the rows of a tensor explains, the
+        largest of several.'''
+        seeds = self.seeds[torch._C._current_graph_task_id()].values()
+        if len({seed.depth for seed in seeds}) == 1:
+            return self.largest_depth()
+        explains = [(seed.samples(), seed.depth) for seed in seeds]
+        depths = [torch.where(own if len(own) == len(rows) else own.any(), depth, 1) for own, depth in explains]
+        largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
+        return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
 
 
 class MapPass(SplitPass):
@@ -379,6 +425,8 @@ class MapPass(SplitPass):
             raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
         if not isinstance(output, SplitTensor):
             raise ValueError(f'the output of {where} is not one tensor but {type(output).__name__}')
+        if output.dtype.is_complex:
+            raise ValueError(f'the output of {where} is complex: choose the module that takes its absolute value')
         if self.read is not None or self.awaited is not None:
             remedy = 'so that there is not one map at its output: choose a module that is called once'
             raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
@@ -444,7 +492,7 @@ class MapPass(SplitPass):
     def require_dependence(self, map):
         '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
         seeds = self.seeds[torch._C._current_graph_task_id()]
-        if map.any() or not any(seed.any() for seed in seeds.values()):
+        if map.any() or not any(seed.gradient.any() for seed in seeds.values()):
             return
         zero = [name for name, tensor in self.root.named_parameters()
                 if not tensor.any() and (tensor.ndim > 1 or not name.endswith('bias'))]  # norms may start at zero
@@ -476,7 +524,7 @@ class MapPass(SplitPass):
         seeds = self.seeds[torch._C._current_graph_task_id()]
         _, output, read = self.other_pass(index, exact)
         leaves = flatten(output)[0]
-        seeded = [(leaves[place], seed.to(leaves[place].dtype)) for place, seed in seeds.items()]
+        seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
         return *gradients(read, seeded, materialize_grads=True), *read
 
     def below_layer(self, *layer_gradients):
@@ -569,6 +617,16 @@ class Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         return None, None, *ctx.function(*gradients)
+
+
+def running_function():
+    '''The autograd function in whose forward this is called, or None.'''
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == 'apply' and frame.f_globals.get('__name__') == 'torch.autograd.function':
+            return frame.f_locals['cls']
+        frame = frame.f_back
+    return None
 
 
 def refused(error, *gradients):

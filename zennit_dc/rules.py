@@ -127,7 +127,7 @@ class ShiftedSensitivity(SplitRule):
         if not is_number(self.alpha) or not 0. <= self.alpha <= .5:
             raise ValueError(f'alpha must be a number in [0, 0.5], not {self.alpha!r}')
 
-    def output_damping(self, split_pass):
+    def output_damping(self, depth):
         '''The factor of the sum's gradient, at the output and at each affine layer.'''
         return 1. - 2. * self.alpha
 
@@ -135,7 +135,7 @@ class ShiftedSensitivity(SplitRule):
         '''Shift the local sensitivities of the layer's input, if anything is made of those.'''
         if not pair.tensors[1].requires_grad:
             return pair
-        damping = self.output_damping(pair.split_pass)
+        damping = self.output_damping(None)
         return ruled(pair, lambda gradient, sum_gradient: (gradient, sum_gradient * damping))
 
 
@@ -148,7 +148,8 @@ class Balanced:
     the depth of the network above the layer; what it adds to the difference's gradient at each activation is the part
     of the map that is the same for all classes. With this, the mean absolute value of the sum's gradient is
     :math:`\\kappa / n` times the difference's, for n activations one after the other between the layer (or the
-    input) and the output, so that all of them together add about as much in a deep network as in a shallow one. For
+    input) and the output, so that all of them together add about as much in a deep network as in a shallow one. Of
+    several outputs those count that the sample explains; activations that do not lead there do not. For
     :math:`\\kappa = 0` the map equals the map for :math:`\\alpha = 0.5`.
 
     Parameters
@@ -181,9 +182,9 @@ class BalancedSensitivity(SplitRule):
     quantity = 'sensitivity'
     __post_init__ = SplitRule.__init__
 
-    def output_damping(self, split_pass):
+    def output_damping(self, depth):
         '''The part of the sum's gradient, at the output and at each affine layer.'''
-        return self.kappa / max(split_pass.depth, 1)
+        return self.kappa / depth
 
     def before_affine(self, pair):
         '''Balance the gradients of the layer's input, sample by sample; entry by entry where the samples have no axis
@@ -197,7 +198,7 @@ class BalancedSensitivity(SplitRule):
             rows = by_sample(sum_gradient, batch)
             present, other = mean_size(rows), mean_size(by_sample(gradient.to(rows.dtype), batch))
             # zero times a mean that overflows is not a number, so that this does not pass unnoticed
-            target = self.output_damping(split_pass) * other + 0. * present
+            target = self.output_damping(split_pass.explained_depth(rows)) * other + 0. * present
             rows = rows * (target / present.clamp(min=torch.finfo(rows.dtype).tiny))
             return gradient, in_shape(rows, batch, gradient.shape)
 

@@ -1,6 +1,7 @@
 '''The split pair, a tensor that carries a difference of two streams and their sum through a model; the forward pass
 that it belongs to; and the table of forms, which say what a function is on pairs.'''
 import functools
+import math
 import sys
 import weakref
 
@@ -59,19 +60,28 @@ def register_autograd_function(kind, form):
         @functools.wraps(original)
         def forward(*args, **kwargs):
             own = args[1:] if with_context else args
-            split_pass = pass_of((own, kwargs))
+            split_pass = common_pass(kind.apply, own, kwargs)
             if split_pass is None:
                 return original(*args, **kwargs)
-            graph = not split_pass.without_graph
-            with torch.set_grad_enabled(graph):  # which autograd functions leave to their backward
-                output = FUNCTION_FORMS[kind](*own, **kwargs)
+            with torch.set_grad_enabled(not split_pass.without_graph):  # which autograd functions leave to backward
+                output = split_pass.noted(FUNCTION_FORMS[kind], own, kwargs)
             given = pairs_in((own, kwargs))
-            if isinstance(output, SplitTensor):
-                return output.replaced(*output.tensors) if any(output is each for each in given) else output
-            return tuple(each.replaced(*each.tensors) if any(each is one for one in given) else each for each in output)
+            return tuple(each_by_function(each, given) for each in output) if isinstance(output, (tuple, list)) else \
+                each_by_function(output, given)
 
         kind.forward = staticmethod(forward)
     FUNCTION_FORMS[kind] = form
+
+
+def each_by_function(output, given):
+    '''An output of the form of an autograd function, which is not one of the pairs that it was given.'''
+    if not isinstance(output, SplitTensor):
+        return output
+    if any(output is each for each in given):
+        foreign, output = output.foreign, output.replaced(*output.tensors)
+        output.foreign = foreign
+    output.is_by_function = True
+    return output
 
 
 class TrueGradient:
@@ -79,8 +89,8 @@ class TrueGradient:
     computes the true gradient of the split network.'''
     quantity, passes_activations = None, False  # the latter is whether activations pass on what arrives, unchanged
 
-    def output_damping(self, split_pass):
-        '''The factor of the sum's gradient at the model's output, after a forward pass.'''
+    def output_damping(self, depth):
+        '''The factor of the sum's gradient at an output after a number of activations, at least one.'''
         return 1.
 
     def before_affine(self, pair):
@@ -119,8 +129,6 @@ class Pass:
         which the map is read.
     is_over : bool
         Whether the context of the pass has ended.
-    depth : int
-        The largest number of activations on the way from the input, or from that layer, to any pair so far.
     first_shared : int or None
         The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.sharing`.
     shares : bool
@@ -136,7 +144,7 @@ class Pass:
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
         require_choice('pooling', pooling, ('wta', 'convex'))
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
-        self.rules, self.sums, self.depth = [TrueGradient() if rule is None else rule], True, 0
+        self.rules, self.sums = [TrueGradient() if rule is None else rule], True
         self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
         self.input_channels, self.tokens = {}, {}
 
@@ -178,15 +186,30 @@ class Pass:
         form = self.forms.get(function)
         if form is None:
             raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
-        if not self.has_foreign:
-            return form(*args, **kwargs)
-        causes = [pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign]
+        return self.noted(form, args, kwargs)
+
+    def noted(self, form, args, kwargs):
+        '''What a form returns, with a note where that depends on an autograd function that has no form.'''
+        cause = self.foreign_cause(args, kwargs)
         output = form(*args, **kwargs)
-        for pair in pairs_in(output) if causes else ():
-            pair.foreign = causes[0]
-            if pair.base is not None:
-                pair.base.foreign = causes[0]
-        return output
+        return output if cause is None else foreign(output, cause)
+
+    def foreign_cause(self, args, kwargs):
+        '''The error for a pair among arguments that depends on an autograd function without a form, or None.'''
+        if not self.has_foreign:
+            return None
+        return next((pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign is not None), None)
+
+
+def foreign(output, cause):
+    '''Note for all pairs in an output, and those in whose memory they are, that there is no map of them.'''
+    for pair in pairs_in(output):
+        base = pair if pair.base is None else pair.base
+        views = [view() for view in base.views] if pair is base or pair.foreign is None else []
+        for each in (pair, base, *views):
+            if each is not None and each.foreign is None:
+                each.foreign = cause
+    return output
 
 
 class Unsupported(NotImplementedError):
@@ -242,6 +265,7 @@ class SplitTensor(torch.Tensor):
         If the shapes differ.
     '''
     is_probability = False  # whether this is the output of softmax itself
+    is_by_function = False  # whether this was made by the form of an autograd function, and is not used yet
 
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
@@ -256,6 +280,10 @@ class SplitTensor(torch.Tensor):
 
     def __init__(self, difference, stream_sum, split_pass=None):
         self.split_pass = Pass() if split_pass is None else split_pass
+        difference, stream_sum = (  # as a mask that was read of a pair makes what it is combined with its own type
+            tensor if type(tensor) is torch.Tensor else tensor.as_subclass(torch.Tensor)
+            for tensor in (difference, stream_sum)
+        )
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
         self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
         self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
@@ -350,11 +378,12 @@ class SplitTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+        kwargs, function = kwargs or {}, public(function)
         split_pass = common_pass(function, args, kwargs)
-        if 'input' in kwargs or 'tensors' in kwargs:
+        first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
+        if first is not None:
             kwargs = dict(kwargs)
-            args = kwargs.pop('input' if 'input' in kwargs else 'tensors'), *args
+            args = kwargs.pop(first), *args
         return split_pass.apply(function, args, kwargs)
 
     @classmethod
@@ -369,6 +398,25 @@ class SplitTensor(torch.Tensor):
         raise unsupported('copy.deepcopy or pickle of a split pair', (self,))
 
     __deepcopy__ = __reduce_ex__
+
+
+OPERATORS = torch._ops.OpOverload, torch._ops.OpOverloadPacket
+SPACES = {'linalg_': torch.linalg, 'special_': torch.special, 'fft_': torch.fft}
+
+
+def public(function):
+    '''The function that has the form of an operator of aten, which graphs of torch.export call: one of torch with the
+    same name and parameters, unless the operator has a form itself.'''
+    if not isinstance(function, OPERATORS):
+        return function
+    packet = getattr(function, 'overloadpacket', function)
+    space, _, name = packet._qualified_op_name.rpartition('::')
+    if space != 'aten' or packet in FORMS:
+        return packet
+    found = [getattr(each, name, None) for each in (torch, torch.Tensor, torch._C._nn)]
+    found += [getattr(each, name.removeprefix(prefix), None) for prefix, each in SPACES.items()
+              if name.startswith(prefix)]
+    return next((each for each in found if each is not None and each in FORMS), packet)
 
 
 def forms_of(root):
@@ -392,9 +440,14 @@ def common_pass(function, args, kwargs):
             )
         with torch._C.DisableTorchFunctionSubclass():
             node = pair.grad_fn
-        if node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
+        if pair.is_by_function:
+            pair.is_by_function = False
+            if node is None:  # in torch.no_grad(), which the form did not see
+                pair.values, pair.depth = tuple(tensor.detach() for tensor in pair.tensors), -math.inf
+        elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
             cause = f'{type(node).__name__.removesuffix("Backward")}.apply'
-            pair.foreign = unsupported(f'{cause} (an autograd function or reentrant checkpoint) before {name}', (pair,))
+            cause = f'{cause} (an autograd function or reentrant checkpoint) before {name}'
+            foreign(pair, unsupported(cause, (pair,)))
             split_pass.has_foreign = True
     return split_pass
 

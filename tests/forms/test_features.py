@@ -80,6 +80,7 @@ FEATURES = {
     'GeM beside means': (both(lambda m, h: generalized_mean(h, 3).flatten(1)), 8),
     'GeM with a parameter': (lambda m, h: generalized_mean(h, m.exponent), 4),
     'GeM with parameters': (both(lambda m, h: generalized_mean(h, m.exponents).flatten(1)), 8),
+    'log1p': (lambda m, h: torch.log1p(h.mean(AXES)), 4),
     'power 2.5': (lambda m, h: h.pow(2.5).mean(AXES), 4),
     'L2 pooling': (lambda m, h: F.lp_pool2d(h, 2, 6), 4),
     'L3 pooling of windows': (lambda m, h: nn.LPPool2d(3, 2, stride=1)(h).mean(AXES), 4),
@@ -107,6 +108,11 @@ DISTANCES = {
     'kernel of distances': (lambda m, h: 1 / (1 + (h.mean(AXES)[:, None] - CENTERS).square().sum(-1)), 0),
     'reciprocal': (lambda m, h: h.mean(AXES).reciprocal(), 4),
     'power -1': (lambda m, h: (1 + h).pow(-1).mean(AXES), 4),
+    'exponential': (lambda m, h: (-h.mean(AXES)).exp_(), 4),
+    'expm1': (lambda m, h: torch.expm1(h.mean(AXES)), 4),
+    'logarithm': (lambda m, h: torch.log(h.std(AXES) + .1), 4),
+    'decibels': (lambda m, h: 10 * torch.log10(h.square().mean(AXES).clamp(min=1e-10)), 4),
+    'log2': (lambda m, h: (h + 1).log2().mean(AXES), 4),
     'std in place': (lambda m, h: (h.std(AXES) + 0).clamp_(min=.01).add_(1), 4),
 }
 ALL = {**FEATURES, **DISTANCES}
@@ -273,7 +279,7 @@ def test_layer_whose_output_is_a_statistic():
     (lambda m, h: torch.linalg.vector_norm(h, 0, AXES), 'p=0'),
     (lambda m, h: torch.linalg.vector_norm(h, float('-inf'), AXES), 'p=-inf'),
     (lambda m, h: torch.linalg.norm(h, 1, AXES), 'matrix norm with ord=1'),
-    (lambda m, h: torch.log(h.std(AXES)), 'log'),
+    (lambda m, h: torch.lgamma(h.std(AXES)), 'lgamma'),
 ])
 def test_features_without_a_form(function, name):
     '''An error names what has none, rather than to leave it out.'''

@@ -5,6 +5,7 @@ from helpers import assert_close, divided, explain, random_image
 from small_models import Calling, pair_of
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from zennit_dc import DetachedActivations, SmoothReplacement, SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.forms.smooth import interpolation
@@ -117,6 +118,67 @@ def test_cells(kind):
     cell = kind(5, 4).double()
     model = Calling(lambda x: (cell(x, cell(2 * x))[0] if kind is nn.LSTMCell else cell(x, cell(2 * x))))
     assert explain(SplitGrad(canonizers=[DetachedActivations()]), model, random_image(2, 5)).any()
+
+
+# packed sequences
+
+LENGTHS = torch.tensor([3, 6, 4])
+
+
+class Packed(nn.Module):
+    '''Recurrent layers of sequences of several lengths, packed or one by one.'''
+    def __init__(self, kind, **kwargs):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([kind(5, 4, 2, batch_first=True, **kwargs).double()])
+        size = kwargs.get('proj_size', 4) * (1 + kwargs.get('bidirectional', False))
+        self.layers.append(kind(size, 4, batch_first=True).double())
+        self.last = nn.Linear(4, 3).double()
+        self.eval()
+
+    def forward(self, x, lengths=LENGTHS):
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        for layer in self.layers:
+            packed, states = layer(packed)
+        output, counts = pad_packed_sequence(packed, batch_first=True)
+        states = states[0] if isinstance(states, tuple) else states
+        return self.last(output.sum(1) + states[-1])
+
+
+@pytest.mark.parametrize('kind, kwargs', [
+    (nn.LSTM, {'bidirectional': True}), (nn.GRU, {'bidirectional': True}), (nn.RNN, {'nonlinearity': 'relu'}),
+    (nn.LSTM, {'proj_size': 3}),
+])
+def test_packed(kind, kwargs):
+    '''The output is torch's; padding has no part in the map, and no sequence depends on the others.'''
+    model, sequences = Packed(kind, **kwargs), random_image(3, 6, 5)
+    for composite in (SplitGrad(.3, canonizers='auto'), SplitLRP(1e-3, canonizers='auto')):
+        map = explain(composite, model, sequences)
+        for index, length in enumerate(LENGTHS.tolist()):
+            image = sequences[index:index + 1, :length].clone().requires_grad_()
+            with composite.context(model):
+                alone, = torch.autograd.grad(model(image, LENGTHS[index:index + 1])[:, 2].sum(), image)
+            assert_close(map[index:index + 1, :length], alone, divided(1e-3))
+            assert map[index, :length].any(1).all() and not map[index, length:].any()
+
+
+def test_gradients_of_packed_sequences():
+    model, sequences = Packed(nn.RNN, nonlinearity='relu', bidirectional=True), random_image(3, 6, 5).requires_grad_()
+    model.layers[1] = nn.RNN(8, 4, nonlinearity='relu', batch_first=True).double()
+    expected, = torch.autograd.grad(model(sequences)[:, 2].sum(), sequences)
+    assert_close(explain(SplitGrad(.5), model, sequences), expected / 2)
+
+
+def test_padding_value():
+    pair = pair_of((2, 3, 4))
+
+    def both(tensor, value):
+        packed = pack_padded_sequence(tensor, [3, 1], batch_first=True)
+        return pad_packed_sequence(packed, True, value, 4)[0]
+
+    output = both(pair, -2.)
+    assert torch.equal(output.difference, both(pair.difference, -2.))
+    assert torch.equal(output.stream_sum, both(pair.stream_sum, 2.))
 
 
 def test_refused():

@@ -1195,3 +1195,19 @@ def own_mask(g):
     return g.add('own_mask', code, x, literal=lambda interpreter, step, pair: interpreter.linear(
         pair, lambda a, w: a * w, (pair.difference.detach() > -.2).double()
     ))
+
+
+# transforms
+
+@family()
+def fourier(g):
+    '''The real or imaginary part of a spectrum along the last axis.'''
+    x = g.pick(lambda value: value.ndim > 1 and value.axis is not None and value.axis != value.ndim - 1)
+    part = g.choice(['real', 'imag'])
+    rows = getattr(torch.fft.rfft(torch.eye(x.shape[-1], dtype=torch.float64)), part)
+    return g.add('fourier', f'torch.fft.rfft(x).{part}', x, literal=spectrum, c=rows)
+
+
+def spectrum(interpreter, step, pair):
+    '''The literal form of a linear operation with a constant matrix.'''
+    return interpreter.linear(pair, torch.matmul, step.c)

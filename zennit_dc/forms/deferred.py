@@ -8,7 +8,7 @@ import torch
 
 from ..nested import flatten
 from ..operations import Instead
-from ..split import SplitTensor, common_pass, pairs_in
+from ..split import SplitTensor, common_pass, pairs_in, public
 from .table import overloads, plain
 
 
@@ -126,7 +126,7 @@ class Statistic(SplitTensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs, call = kwargs or {}, SplitTensor.__torch_function__
+        kwargs, call, function = kwargs or {}, SplitTensor.__torch_function__, public(function)
         split_pass = common_pass(function, args, kwargs)
         found = pairs_in((args, kwargs))
         for pair in found:

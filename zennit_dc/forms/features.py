@@ -122,6 +122,27 @@ def reciprocal(value, pair):
     return tangent(pair, value, lambda x: -x ** -2)
 
 
+@statistic_form('exp', inplace=('exp_',))
+def exp(value, pair):
+    return tangent(pair, value, torch.exp)
+
+
+@statistic_form('expm1', inplace=('expm1_',))
+def expm1(value, pair):
+    return tangent(pair, value, torch.exp)
+
+
+for name, base in (('log', math.e), ('log2', 2), ('log10', 10)):
+    @statistic_form(name, inplace=(f'{name}_',))
+    def logarithm(value, pair, base=base):
+        return tangent(pair, value, lambda x: 1 / (x * math.log(base)))
+
+
+@statistic_form('log1p', inplace=('log1p_',))
+def log1p(value, pair):
+    return tangent(pair, value, lambda x: 1 / (1 + x), torch.log1p)
+
+
 def quotient(value, first, other):
     '''What a number or a tensor is, divided by a pair.'''
     return tangent(other, value, lambda x: -first * x ** -2)

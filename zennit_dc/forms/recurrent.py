@@ -2,7 +2,8 @@
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined_places, mixed
+from ..axes import Axis, joined_places, mixed
+from ..operations import route
 from ..split import SplitTensor, split_form, unsupported
 from .arithmetic import valued
 from .table import plain, refuse_pairs, require_evaluation
@@ -30,7 +31,7 @@ def rnn_step(function):
 STEPS = {'lstm': lstm_step, 'gru': gru_step, 'rnn_tanh': rnn_step(torch.tanh), 'rnn_relu': rnn_step(torch.relu)}
 
 
-def direction(step, tokens, states, weights, backward):
+def direction(step, tokens, states, weights, backward, active=None):
     '''Run a cell over tokens, from the last one on if backward.
 
     Parameters
@@ -46,6 +47,8 @@ def direction(step, tokens, states, weights, backward):
         projection of the hidden state where there is one.
     backward : bool
         Whether to begin with the last token.
+    active : :py:class:`torch.Tensor`, optional
+        A mask of shape (tokens, batch, 1): where it is not set, a sequence has no token, and its states stay.
 
     Returns
     -------
@@ -55,22 +58,29 @@ def direction(step, tokens, states, weights, backward):
     (inward, hidden), biases, projection = weights[:2], weights[2:4], weights[4:]
     biases, projection = ((None, None), biases) if len(biases) < 2 else (biases, projection)
     found = []
-    for gates in F.linear(tokens, inward, biases[0]).unbind()[::-1 if backward else 1]:
-        states = step(gates, states, lambda state: F.linear(state, hidden, biases[1]))
+    if active is None:
+        gates = F.linear(tokens, inward, biases[0]).unbind()
+    else:  # token by token, as a sample would be re-centered with its padding otherwise
+        gates = [F.linear(token, inward, biases[0]) for token in tokens.unbind()]
+    for place in range(len(gates))[::-1 if backward else 1]:
+        before, states = states, step(gates[place], states, lambda state: F.linear(state, hidden, biases[1]))
         if projection:
             states = F.linear(states[0], *projection), *states[1:]
+        if active is not None and not active[place].all():
+            states = tuple(torch.where(active[place], new, old) for new, old in zip(states, before))
         found.append(states[0])
     return torch.stack(found[::-1] if backward else found), states
 
 
-def unrolled(step, tokens, states, weights, layers, directions):
+def unrolled(step, tokens, states, weights, layers, directions, active=None):
     '''Run layers of cells over tokens, see :py:func:`direction`; with the weights of each layer and direction.'''
     each, last = len(weights) // (layers * directions), []
     for layer in range(layers):
         outputs = []
         for place in range(layer * directions, (layer + 1) * directions):
             own = weights[place * each:(place + 1) * each]
-            output, after = direction(step, tokens, [state[place] for state in states], own, place % directions == 1)
+            first = [state[place] for state in states]
+            output, after = direction(step, tokens, first, own, place % directions == 1, active)
             outputs.append(output)
             last.append(after)
         tokens = torch.cat(outputs, -1) if directions == 2 else outputs[0]
@@ -83,8 +93,8 @@ def register_recurrent(name):
 
     @split_form(function)
     def recurrent(input, states, weights, *settings):
-        if isinstance(weights, torch.Tensor) or isinstance(settings[0], (tuple, list)):
-            raise unsupported(name, (input, states), ' for packed sequences', 'pass a tensor')
+        if isinstance(settings[0], (tuple, list)):
+            return packed(function, step, input, states, weights, *settings)
         refuse_pairs(name, weights)
         _, layers, dropout, training, bidirectional, batch_first = settings
         require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
@@ -100,6 +110,58 @@ def register_recurrent(name):
         output.places = joined_places([(input.places, input.values[0].shape)], output.values[0].shape)
         mixed(output, -1)
         return output, *last
+
+
+def packed(function, step, data, sizes, states, weights, *settings):
+    '''A recurrent layer of packed sequences: of padded ones, whose states stay where they have ended.'''
+    refuse_pairs(function.__name__, weights)
+    _, layers, dropout, training, bidirectional = settings
+    require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {function.__name__}', (data, states))
+    if not isinstance(data, SplitTensor):
+        raise unsupported(function.__name__, (states,), ' for constant sequences with states that depend on the input')
+    active = (torch.arange(int(sizes[0])) < sizes[:, None]).unsqueeze(-1).to(data.device)
+
+    def run(data, states):
+        tokens, lengths = PADS(data, sizes, False, 0., len(sizes))
+        if isinstance(tokens, SplitTensor):  # as sequences that begin after others have states that are pairs
+            states = [constant_pair(tokens, state) for state in states]
+        output, *last = unrolled(step, tokens, states, list(weights), layers, 1 + bidirectional, active)
+        return PACKS(output, lengths, False)[0], *last
+
+    return as_computed(lambda data, states: function(data, sizes, states, weights, *settings), run, data, states)
+
+
+def constant_pair(pair, tensor):
+    '''A tensor of shape (…, batch, channels), as a pair if it is none.'''
+    if isinstance(tensor, SplitTensor):
+        return tensor
+    output = pair.like(tensor, tensor.abs())
+    output.batch = Axis.at(tensor.shape, -2)
+    return output
+
+
+# packed sequences: the tokens of all sequences in one axis, the first ones of all, then the second ones, and so on
+
+PACKS, PADS = torch._C._VariableFunctions._pack_padded_sequence, torch._C._VariableFunctions._pad_packed_sequence
+
+
+@split_form(PACKS)
+def pack(pair, lengths, batch_first):
+    def move(tensor):
+        return PACKS(tensor, plain(lengths), batch_first)[0]
+
+    return route(pair, move), PACKS(pair.difference.detach(), plain(lengths), batch_first)[1]
+
+
+@split_form(PADS)
+def pad(pair, sizes, batch_first, padding_value, total_length):
+    def move(tensor, value):
+        return PADS(tensor, sizes, batch_first, value, total_length)[0]
+
+    difference, stream_sum = pair.tensors
+    output = pair.like(move(difference, padding_value), move(stream_sum, abs(padding_value)))
+    output.batch = Axis.at(output.values[0].shape, int(not batch_first))
+    return output, PADS(difference.detach(), sizes, batch_first, padding_value, total_length)[1]
 
 
 def as_computed(function, run, input, states):

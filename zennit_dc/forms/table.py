@@ -10,7 +10,7 @@ from zennit.canonizers import Canonizer
 
 from ..axes import Axis, joined, joined_places, reshaped_places
 from ..split import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
-from ..views import assign, become_pair
+from ..views import assign, become_pair, take_axes
 
 
 NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
@@ -119,10 +119,14 @@ def into_plain(form, name, target, *args, **kwargs):
     output = form(target.clone(), *args, **kwargs)
     if output.values[0].shape != shape:
         raise unsupported(name, (output,), ' where it changes the shape')
+    view = target if target._base is not None and target._base.is_contiguous() else None
+    view = None if view is None else torch.empty_strided(shape, view.stride(), device='meta')
     become_pair(target, split_pass, name)
     assign(target, to_dtype(output, lambda tensor: tensor.to(target.values[0].dtype)))
     if target.base is None:
         target.batch, target.channels = output.batch, output.channels
+    else:
+        take_axes(target.base, output, view)
     return target
 
 

@@ -39,6 +39,7 @@ class Kept:
     def __init__(self, split_pass, dtype):
         self.split_pass, self.dtype = split_pass, dtype
         self.hooks, self.retains, self.gradient = OrderedDict(), False, None
+        self.depth = 0  # of the output that was explained last
 
     def seen(self, gradient, sum_gradient):
         '''What hooks see of the gradients of difference and sum.'''
@@ -48,6 +49,8 @@ class Kept:
 
     def pass_on(self, *gradients):
         '''The gradients as the hooks leave them.'''
+        if self.split_pass.makes_map():
+            self.depth = self.split_pass.largest_depth()
         seen = self.seen(*gradients)
         for hook in list(self.hooks.values()):
             changed = applied(hook, seen)
@@ -118,13 +121,17 @@ class Tap:
         '''The difference, for a backward pass that starts there: behind the hooks, with the gradients of both streams
         that they have left; or at the pair as it is now, as if it were the output.'''
         pair = self.pair()
+        if pair.foreign is not None:
+            raise pair.foreign
         tensors = pair.tensors if streams is None else self.before
-        return Node.apply([], partial(seeds_at, pair.split_pass, tensors[1].dtype, streams), *tensors)[0]
+        end = pair.depth if streams is None else self.kept.depth, pair.batch
+        return Node.apply([], partial(seeds_at, pair.split_pass, end, tensors[1].dtype, streams), *tensors)[0]
 
 
-def seeds_at(split_pass, sum_dtype, streams, gradient, _):
+def seeds_at(split_pass, end, sum_dtype, streams, gradient, _):
     '''What enters the streams of a pair at which a backward pass starts.'''
-    seeds = split_pass.seeds_of(f'a pair of {split_pass.root}', sum_dtype, gradient.shape, gradient, None)
+    place = f'a pair of {split_pass.root}', end
+    seeds = split_pass.seeds_of(place, *end, sum_dtype, gradient.shape, gradient, None)
     return streams if streams is not None and split_pass.makes_map() else seeds
 
 
