@@ -419,3 +419,22 @@ def test_layer_of_one_of_two_inputs(layer):
         maps = torch.autograd.grad(model(*leaves)[:, 2].sum(), leaves, allow_unused=True)
     assert maps[1 - which] is None or not maps[1 - which].any()
     assert_close(maps[which], explain(SplitCAM('conv', .3), (model.image, model.signal)[which], inputs[which]), 1e-12)
+
+
+@pytest.mark.parametrize('function', [
+    lambda x: x.sort(-1).values, lambda x: x.topk(3).values, lambda x: torch.topk(x, 1, dim=-1).values,
+    lambda x: x.amax(-1, keepdim=True),
+])
+def test_an_order_has_no_places(function):
+    '''What comes first is anywhere: a map of it has no places along this axis, however many are left.'''
+    class Ordered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Identity(), nn.Linear(1, 3)
+            self.double().eval()
+
+        def forward(self, x):
+            return self.head(self.layer(function(2 * x)).reshape(-1).unsqueeze(1))
+
+    with pytest.raises(ValueError, match='not known which axis.*channels'):
+        explain(SplitCAM('layer', .3), Ordered(), random_image(3, 1, 5))

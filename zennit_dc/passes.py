@@ -28,6 +28,8 @@ from .split import (
 )
 from .views import become_plain
 
+EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
+
 
 class Independent(NotImplementedError):
     '''The error for a model whose output has no pair in it.'''
@@ -76,7 +78,7 @@ class SplitPass(Pass):
         self.rules += rules_of(canonizer.root)
         self.sums_above = canonizer.needs_sums or canonizer.rule.quantity != 'sensitivity'
         self.sums = self.sums_above if self.layer is None else canonizer.needs_sums or self.readout.needs_sum
-        self.inputs, self.read, self.seeds = None, None, {}
+        self.inputs, self.read, self.seeds, self.losses = None, None, {}, {}
         self.awaited = self.activated = None
         self.awaited_graph = True  # whether operations had a graph when the layer ended
 
@@ -276,11 +278,16 @@ class SplitPass(Pass):
         task = torch._C._current_graph_task_id()
         if task not in self.seeds:
             # not longer than this pass, as the gradient may be made of the output whose graph holds this object
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.seeds.pop(task))
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.forget(task))
         self.seeds.setdefault(task, {})[place] = Seed(gradient, max(depth, 1), batch)
         damping = self.canonizer.rule.output_damping(max(depth, 1))
         seed, sum_seed = self.readout.seed(gradient, sum_dtype, damping)
         return seed, shared_seed(sum_seed, sum_shape)
+
+    def forget(self, task):
+        '''Keep nothing of a backward pass that is over.'''
+        self.seeds.pop(task)
+        self.losses.pop(task, None)
 
     def largest_depth(self):
         '''The number of activations before the output that is explained, or the largest if there are several.'''
@@ -464,10 +471,7 @@ class MapPass(SplitPass):
         if not self.makes_map():
             return gradients
         dtype = self.inputs[index].dtype
-        map = self.readout.combine(*gradients).to(dtype)
-        if not is_finite(map):
-            map = self.readout.combine(*self.again(index, exact=True)[:2])
-            map = self.in_range(map, dtype, self.samples_of(index))
+        map = self.exact(self.readout.combine(*gradients).to(dtype), self.combined, dtype, index, self.samples_of(index))
         self.require_dependence(map)
         return self.marked(map, self.maps), None
 
@@ -478,8 +482,7 @@ class MapPass(SplitPass):
         if not self.makes_map():
             return None, None, *self.below_layer(*gradients)
         saliency = self.saliency(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
-        if not is_finite(saliency):
-            saliency = self.in_range(self.saliency(*self.again(exact=True)), input.dtype)
+        saliency = self.exact(saliency, self.saliency, input.dtype)
         if not saliency.any():
             self.places.require_reached(f'module {self.layer!r}', *gradients)
         self.require_dependence(saliency)
@@ -489,10 +492,38 @@ class MapPass(SplitPass):
         maps[self.explained] = self.marked(map, self.maps)
         return None, None, *maps
 
+    def combined(self, gradient, sum_gradient, *_):
+        '''The map of an input, from the gradients of its difference and sum.'''
+        return self.readout.combine(gradient, sum_gradient)
+
     def saliency(self, *tensors):
         '''The map of a layer's output, from the gradients of its difference and sum, and these.'''
         shape = tensors[0].shape  # sums may have one sample for all
         return self.readout.at_layer(*(self.places.arranged(tensor.expand(shape)) for tensor in tensors))
+
+    def note_loss(self, loss):
+        '''Keep how much rounding changes a map, for the time of this backward pass; but not with autocast, in which
+        that is far more.'''
+        if self.autocast_dtype is None:
+            self.losses.setdefault(torch._C._current_graph_task_id(), []).append(loss())
+
+    def exact(self, map, read, dtype, index=0, samples=0):
+        '''A map; or what is read off another pass in float64, where it is not finite, or rounding changes it.'''
+        finite, losses = is_finite(map), self.losses.get(torch._C._current_graph_task_id())
+        part = part_of(map, losses) if losses and map.numel() else 0.
+        if finite and part <= EXACT:
+            return map
+        try:
+            tensors = self.again(index, exact=True)
+        except RuntimeError as error:
+            if not finite:
+                raise
+            warnings.warn(
+                f'rounding may change the map of {self.readout.name} by {min(part, 1.):.1g} of its largest value,'
+                f' and it cannot be computed in float64: {error}', stacklevel=2
+            )
+            return map
+        return self.in_range(read(*tensors), dtype, samples)
 
     def require_dependence(self, map):
         '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
@@ -679,6 +710,12 @@ def tensors_of(root):
 def state_of(tensors):
     '''What tells whether tensors are others than before.'''
     return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors]
+
+
+def part_of(map, losses):
+    '''The largest of some losses, as a part of the largest entry of a map of any sample that is not zero.'''
+    largest = map.detach().abs().reshape(len(map), -1).amax(1)
+    return (torch.stack(losses).amax() / largest.masked_fill(largest == 0., math.inf).amin()).item()
 
 
 def is_finite(map):

@@ -242,11 +242,14 @@ class SplitEpsilon(SplitRule):
     def after(self, pair):
         '''Divide by the outputs.'''
         stabilize = self.epsilon if callable(self.epsilon) else partial(stabilized, self.epsilon)
-        return ruled(pair, partial(over_output, stabilize), *pair.tensors)
+        return ruled(pair, partial(over_output, stabilize, pair.split_pass), *pair.tensors)
 
     def shared(self, pair, count):
         '''Share relevance evenly.'''
         return ruled(pair, lambda *relevances: [relevance / count for relevance in relevances])
+
+
+SMALL = 2. ** -6  # the part of the sum of which a stream has enough bits
 
 
 def is_number(value):
@@ -272,12 +275,27 @@ def stabilized(epsilon, denominator):
     return denominator + torch.copysign(denominator.new_full((), epsilon), denominator + 0.)  # which makes zero of -0
 
 
-def over_output(stabilize, positive, negative, difference, stream_sum):
+def over_output(stabilize, split_pass, positive, negative, difference, stream_sum):
     '''The relevances of a layer's output over this output, :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\,
-    \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`.'''
-    positive = positive / stabilize(plus(difference, stream_sum))
-    negative = negative / stabilize(minus(difference, stream_sum))
-    return (positive - negative).to(difference.dtype), positive.add_(negative)
+    \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`. Zero
+    where the output is, but for rounding, as all that it is made of is zero, too.'''
+    rounding = stream_sum * torch.finfo(difference.dtype).eps
+    positive, negative = (
+        relevance / stabilize(stream).masked_fill(stream.abs() <= rounding, math.inf)
+        for relevance, stream in ((positive, plus(difference, stream_sum)), (negative, minus(difference, stream_sum)))
+    )
+    quotient = (positive - negative).to(difference.dtype)
+    if quotient.dtype == torch.float32 and quotient.numel():
+        split_pass.note_loss(partial(loss, quotient, difference, stream_sum))
+    return quotient, positive.add_(negative)
+
+
+@torch.no_grad()
+def loss(quotient, difference, stream_sum):
+    '''The largest error of a layer's relevance: a stream has the rounding of the sum, by which relevance is multiplied
+    as it is divided by a stream. Only that counts which is less than a part of the sum.'''
+    excess = difference.abs().sub_(stream_sum, alpha=1. - 2. * SMALL).relu_().mul_(quotient).abs_()
+    return excess.amax() * (torch.finfo(difference.dtype).eps / (2. * SMALL))
 
 
 def plus(difference, stream_sum):

@@ -157,6 +157,9 @@ class Pass:
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
         return False
 
+    def note_loss(self, loss):
+        '''Called in a backward pass that makes a map, with a function that returns how much rounding changes it.'''
+
     def sum_of_input(self, input):
         '''The sum of an input's streams.'''
         return input.abs()

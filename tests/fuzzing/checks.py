@@ -657,6 +657,23 @@ def check_joint_loss(program, rng):
 
 
 @check
+def check_precision(program, rng):
+    '''SplitLRP in float32 is that in float64, of inputs of which most are zero as of others.'''
+    inputs = [input.float().double() for input in program.inputs(rng.random())]
+    if rng.random() < .5:
+        inputs = [input.relu() * (input > 1.) for input in inputs]
+    if not any(input.any() for input in inputs) or is_close(program, inputs):
+        raise Inapplicable
+    single = copy.deepcopy(program).float()
+    double, stream = copy.deepcopy(single).double(), rng.choice(['positive', 'negative', 'combined'])
+    weights = relevance_like(output_of(double, inputs), rng).float()
+    composite = SplitLRP(stream=stream, **options(program))
+    expected = maps(composite, double, inputs, weights.double())[1]
+    actual = maps(composite, single, [input.float() for input in inputs], weights)[1]
+    close(program, [map.double() for map in actual], expected, f'{describe(composite)}, stream {stream}, float32', 1e-4)
+
+
+@check
 def check_unchanged(program, rng):
     '''The model is left as it was.'''
     before = state(program)

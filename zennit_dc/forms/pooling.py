@@ -4,7 +4,7 @@ import inspect
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined
+from ..axes import joined, mixed
 from ..operations import activated, instead, keeping_recipe
 from ..split import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
 from .arithmetic import negation, parts
@@ -208,5 +208,6 @@ for name in ('sort', 'topk'):
                 raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
             found = function(pair.difference, *args, **kwargs)
             dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
-            output = pair.like(found.values, pair.tensors[1].gather(dim, found.indices))
-            return type(found)((joined([pair], output), found.indices))
+            output = joined([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
+            mixed(output, dim)
+            return type(found)((output, found.indices))
