@@ -11,6 +11,7 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
+from .batches import refuse_transforms
 from .forms.hooks import BackwardHooks
 from .needs import Choices, left_out
 from .nested import flatten, modules_of
@@ -242,6 +243,7 @@ class SplitForward(TemporaryForward):
         if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = flatten((args, kwargs))
+        refuse_transforms(*(leaf for leaf in leaves if torch.is_tensor(leaf)))
         leaves, places = explained(leaves, root)
         call, inputs = Call(self.forward, leaves, structure, places), [leaves[place] for place in places]
         before = None if training is None else random_state(inputs[0].device)

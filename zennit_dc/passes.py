@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .axes import Axis, Place, by_sample, input_places
+from .batches import refuse_batched
 from .forms.reading import read_alone
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
@@ -246,6 +247,7 @@ class SplitPass(Pass):
     def seeds_of(self, place, depth, batch, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
+        refuse_batched(gradient)
         if not self.begins_map():
             return gradient, None
         task = torch._C._current_graph_task_id()
