@@ -22,8 +22,8 @@ from .rules import SplitRule
 from .sharing import ATTEMPTS
 from .spatial import require_channels
 from .split import (
-    MODULE_FORMS, NeedsSums, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, common_pass, describe,
-    pass_of, require_choice
+    MODULE_FORMS, NeedsGraph, NeedsSums, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, common_pass,
+    describe, pass_of, require_choice, same
 )
 from .streams import Difference
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
@@ -263,6 +263,8 @@ class SplitForward(TemporaryForward):
                 break
             except NeedsSums:
                 canonizer.needs_sums = True
+            except NeedsGraph:
+                inputs = [input if input.requires_grad else same(input.detach()).requires_grad_() for input in inputs]
             except SeveralUses:
                 canonizer.several_uses.add(canonizer.root)
             except Unshared as error:
