@@ -11,6 +11,7 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
+from .batches import refuse_transforms
 from .forms.hooks import BackwardHooks
 from .needs import Choices, left_out
 from .nested import flatten, modules_of
@@ -21,8 +22,8 @@ from .rules import SplitRule
 from .sharing import ATTEMPTS
 from .spatial import require_channels
 from .split import (
-    MODULE_FORMS, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported, common_pass,
-    describe, pass_of, require_choice
+    MODULE_FORMS, NeedsGraph, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported,
+    common_pass, describe, pass_of, require_choice, same
 )
 from .streams import Difference
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
@@ -243,6 +244,7 @@ class SplitForward(TemporaryForward):
         if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = flatten((args, kwargs))
+        refuse_transforms(*(leaf for leaf in leaves if torch.is_tensor(leaf)))
         leaves, places = explained(leaves, root)
         call, inputs = Call(self.forward, leaves, structure, places), [leaves[place] for place in places]
         before = None if training is None else random_state(inputs[0].device)
@@ -262,6 +264,8 @@ class SplitForward(TemporaryForward):
                 break
             except NeedsSums:
                 canonizer.needs_sums = True
+            except NeedsGraph:
+                inputs = [input if input.requires_grad else same(input.detach()).requires_grad_() for input in inputs]
             except SeveralUses:
                 canonizer.several_uses.add(canonizer.root)
             except OtherSamples:  # the second one is taken to be the first again, if nothing follows it either

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import torch
 
 from .axes import Axis, Place, by_sample, input_places
+from .batches import refuse_batched
 from .forms.reading import Refused, read_alone
+from .forms.table import plain
 from .nested import flatten, modules_of
 from .rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
@@ -273,6 +275,7 @@ class SplitPass(Pass):
     def seeds_of(self, place, depth, batch, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
+        refuse_batched(gradient)
         if not self.begins_map():
             return gradient, None
         task = torch._C._current_graph_task_id()
@@ -317,6 +320,7 @@ class MapPass(SplitPass):
         self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.calls, self.is_inside = 0, False  # of functions on pairs, and within one
         self.has_left = False  # whether the forward pass is at its end
+        self.may_differentiate = False  # whether the caller of the running function has a graph
 
     def __call__(self, inputs):
         '''Run the model. The output has the difference in place of each split pair.'''
@@ -325,6 +329,16 @@ class MapPass(SplitPass):
         if self.canonizer.shared and self.has_graph and len(inputs[0]) > 1:
             self.first_shared = self.canonizer.first_shared.get(self.root, 0)
         return super().__call__(inputs)
+
+    def apply(self, function, args, kwargs):
+        '''What the model gets for a function of pairs, or, after the end of the model, what it is for the values of
+        those that were asked for their gradient.'''
+        if self.has_left and torch._C._current_graph_task_id() == -1:
+            is_reading = getattr(self.forms.get(function), 'is_reading', False)
+            if not is_reading and any('tap' in vars(pair) for pair in pairs_in((args, kwargs))):
+                return function(*plain(args), **plain(kwargs))
+        self.may_differentiate = torch.is_grad_enabled()
+        return super().apply(function, args, kwargs)
 
     def evaluate(self, function, args, kwargs):
         '''What a function is on pairs, by its form.'''

@@ -242,6 +242,10 @@ class OtherSamples(BaseException):
     over and takes that one.'''
 
 
+class NeedsGraph(BaseException):
+    '''Raised where a gradient by a pair is asked for in a pass of inputs that need none.'''
+
+
 class Unshared(BaseException):
     '''Raised at the number of an operation that depends on the image, where the sums are to have one sample for all.
     The pass starts over with full sums up to there.'''
@@ -446,7 +450,9 @@ def common_pass(function, args, kwargs):
         if split_pass.is_over or other:
             raise RuntimeError(
                 f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
-                ' has seen; clear it, or give the module a form with zennit_dc.split_form'
+                ' has seen; clear it, or give the module a form with zennit_dc.split_form. Methods that put values of'
+                ' their own at a layer, as Captum\'s LayerIntegratedGradients does, are not defined for split pairs:'
+                ' name the layer in the composite (layer=...), and call the method for the input'
             )
         with torch._C.DisableTorchFunctionSubclass():
             node = pair.grad_fn

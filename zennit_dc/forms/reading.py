@@ -100,12 +100,6 @@ for getter in (
         return getattr(pair.values[0], getter)
 
 
-@split_form(torch.Tensor.requires_grad.__get__)
-@reading
-def requires_grad(pair, *args):
-    return any(tensor.requires_grad for tensor in pair.values)
-
-
 @split_form(torch.Tensor.grad_fn.__get__)
 def grad_fn(pair, *args):
     raise unsupported(

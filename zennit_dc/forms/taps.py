@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..nested import flatten
 from ..passes import Node
-from ..split import FORMS, SplitTensor, split_form, unsupported
+from ..split import FORMS, NeedsGraph, SplitTensor, split_form, unsupported
 from .hooks import ChangedGradient
 from .reading import reading
 
@@ -157,6 +157,40 @@ def require_above(pair, name):
             name, (pair,), f' where the map is read at layer {layer!r}, as nothing is differentiated there or below',
             'leave out layer, or ask for layers above it'
         )
+
+
+@split_form(torch.Tensor.requires_grad.__get__)
+@reading
+def requires_grad(pair, *args):
+    '''Whether a pair has a graph. A hook of a module that asks for it, as Captum's do, may differentiate by it.'''
+    if not any(tensor.requires_grad for tensor in pair.values):
+        return False
+    if is_in_hook():
+        tap_of(pair)
+    return True
+
+
+@split_form(torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)
+@reading
+def require_grad(pair, requires_grad=True):
+    has_graph = any(tensor.requires_grad for tensor in pair.values)
+    if not requires_grad and has_graph:
+        raise unsupported('requires_grad = False', (pair,), remedy='call detach(), which returns a plain tensor')
+    if requires_grad and not has_graph:
+        require_above(pair, 'requires_grad_')
+        if getattr(pair.split_pass, 'may_differentiate', False) and not pair.split_pass.has_graph:
+            raise NeedsGraph
+    if requires_grad:
+        tap_of(pair)
+    return pair
+
+
+def is_in_hook():
+    '''Whether a hook of a module runs.'''
+    frame, name = sys._getframe(1), None
+    while frame is not None and frame.f_globals.get('__name__') != 'torch.nn.modules.module':
+        frame, name = frame.f_back, frame.f_code.co_name
+    return frame is not None and name not in ('forward', '__call__')
 
 
 @split_form(torch.Tensor.grad_fn.__get__)
