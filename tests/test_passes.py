@@ -524,6 +524,30 @@ def test_maps_of_checkpoints_can_be_differentiated(make):
         assert_close(one, other, divided() if make is SplitLRP else 1e-12)
 
 
+@pytest.mark.parametrize('make', [SplitLRP, lambda: SplitLRP(stream='positive')])
+def test_checkpoint_after_the_context_names_the_way_out(make):
+    class Again(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+
+        def forward(self, x):
+            return checkpoint(self.block, x, use_reentrant=False)
+
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Again(), nn.Flatten(), nn.Linear(108, 3)
+    ).double().eval()
+    image = random_image(2, 2, 6, 6).requires_grad_()
+    for is_inside in (True, False):
+        with make().context(model):
+            map, = torch.autograd.grad(model(image)[:, 1].sum(), image, create_graph=True)
+            if is_inside:
+                map.square().sum().backward()
+        if not is_inside:
+            with pytest.raises(RuntimeError, match='call the backward pass inside of the context'):
+                map.square().sum().backward()
+
+
 @pytest.mark.parametrize('make', [
     lambda: SplitCAM('2.function.0', .3), lambda: SplitCAM('2.function.0', .3, '+g'),
     lambda: SplitGrad(layer='2.function.0')

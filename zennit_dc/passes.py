@@ -485,7 +485,8 @@ class MapPass(SplitPass):
         if not self.makes_map():
             return gradients
         dtype = self.inputs[index].dtype
-        map = self.exact(self.readout.combine(*gradients).to(dtype), self.combined, dtype, index, self.samples_of(index))
+        map = self.readout.combine(*gradients).to(dtype)
+        map = self.exact(map, self.combined, dtype, index, self.samples_of(index))
         self.require_dependence(map)
         return self.marked(map, self.maps), None
 

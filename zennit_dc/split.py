@@ -447,6 +447,11 @@ def common_pass(function, args, kwargs):
     for pair in pairs_in((args, kwargs)):
         split_pass = split_pass or pair.split_pass
         other = pair.split_pass is not split_pass and (pair.split_pass.root, split_pass.root) != (None, None)
+        if split_pass.is_over and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f'{name}, called in {called_in(None)}, is run again by a checkpoint after the end of the composite\'s'
+                ' context: call the backward pass inside of the context'
+            )
         if split_pass.is_over or other:
             raise RuntimeError(
                 f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
