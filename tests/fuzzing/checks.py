@@ -104,18 +104,32 @@ def plain_gradient(program, inputs, weights, layer=None):
 
 
 class MapOf:
-    '''A map of a layer's output, by a function that reduces channels, which are one of its axes; those of its places
-    are in the order of the input. Which they are, a program does not say.'''
+    '''A map of a layer's output, by a function that reduces channels, which are one of its axes, or several, or none;
+    those of its places are in the order of the input, and constants before or after these may be left out. Which they
+    are, a program does not say.'''
     def __init__(self, tensor, reduce):
+        axes = range(1, tensor.ndim)
+        reduced = [reduce(tensor, axis) for axis in axes]
+        reduced += [tensor, *(reduce(tensor, both) for both in itertools.combinations(axes, 2))]
         self.options = [
-            map.permute(0, *order) for map in (reduce(tensor, axis) for axis in range(1, tensor.ndim))
-            for order in itertools.permutations(range(1, map.ndim))
+            map.permute(0, *order) for map in reduced for order in itertools.permutations(range(1, map.ndim))
         ]
 
     def like(self, actual):
-        '''The map that is more like another one.'''
-        fitting = [option for option in self.options if option.shape == actual.shape] or self.options
+        '''The map that is most like another one.'''
+        fitting = [part for option in self.options for part in parts(option, actual.shape)] or self.options[:1]
         return min(fitting, key=lambda option: (option - actual).abs().max() if option.shape == actual.shape else 0)
+
+
+def parts(tensor, shape):
+    '''A tensor if it has a shape, and else what is left of it if entries are cut off at an end of one axis.'''
+    longer = [axis for axis in range(tensor.ndim) if len(shape) == tensor.ndim and tensor.shape[axis] != shape[axis]]
+    if len(shape) != tensor.ndim or len(longer) > 1 or any(tensor.shape[axis] < shape[axis] for axis in longer):
+        return []
+    if not longer:
+        return [tensor]
+    axis, = longer
+    return [tensor.narrow(axis, start, shape[axis]) for start in range(tensor.shape[axis] - shape[axis] + 1)]
 
 
 class Exact(TorchFunctionMode):

@@ -248,6 +248,8 @@ class Interpreter:
         if isinstance(self.recentering, float):
             for first, second, shared in zip(p, m, common):
                 most = self.recentering * (first - second).abs().mean()
+                if self.recentering == 0. and shared.abs().mean() > 0:  # whether there is an excess, rounding may say
+                    self.noise = min(self.noise, (shared.mean().abs() / shared.abs().mean()).item())
                 part = shared * min(1., most / (2 * shared).mean()) if shared.mean() > 0 else shared
                 news.append((first - shared + part, second - shared + part))
             return tuple(Passing.apply(stream, torch.stack(new)) for stream, new in zip((plus, minus), zip(*news)))
