@@ -141,7 +141,7 @@ class Program(nn.Module):
     def trace(self, inputs):
         '''Run it on plain tensors. Each step comes with the value of its result, with the result itself, with the
         input whose memory the result shares, or None, and with whether the result is this very input.'''
-        values = dict(zip(self.names, [input.detach() for input in inputs]))
+        values = dict(zip(self.names, [input.detach().requires_grad_().clone() for input in inputs]))
         traced = []
         for step in self.steps:  # with a graph, as attention has another layout without
             operands = [values[name] for name in step.inputs]
