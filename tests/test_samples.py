@@ -4,7 +4,7 @@ import torch
 from helpers import assert_close, random_image
 from torch import nn
 
-from zennit_dc import Balanced, Scaling, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Balanced, Relative, Scaling, SplitCAM, SplitGrad, SplitLRP
 
 TIME, BATCH, FEATURES = 7, 4, 5
 
@@ -147,3 +147,27 @@ def test_balanced_does_not_count_what_is_written_elsewhere():
     models[1].load_state_dict(models[0].state_dict())
     expected, found = (maps(SplitGrad(stream='+g'), model, random_image(3, 5))[0] for model in models)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize('write', [
+    lambda v: v.__setitem__((slice(None), 0), v[:, 0].clone()), lambda v: v.__setitem__((slice(None), slice(1)), v * 1.),
+])
+def test_writing_below_a_layer_keeps_the_samples(write):
+    '''Of a single channel, whose axis has the strides of the samples' one.'''
+    class Written(nn.Module):
+        def __init__(self, write):
+            super().__init__()
+            self.first, self.second, self.last = (nn.Conv1d(1, 1, 3, padding=1) for _ in range(3))
+            self.write, self.end = write, 'mean'
+
+        def forward(self, x):
+            hidden = torch.relu(self.first(x))
+            self.write(hidden)
+            return self.last(torch.relu(self.second(hidden))).flatten(1)
+
+    models = [Written(each).double().eval() for each in (lambda v: None, write)]
+    models[1].load_state_dict(models[0].state_dict())
+    composites = [SplitCAM('second', .3, '+h', recentering=Relative(.1)) for _ in models]
+    for model, composite in zip(models, composites):
+        maps(composite, model, random_image(3, 1, 6))
+    assert_close(composites[1].saliency, composites[0].saliency, 1e-12)

@@ -305,9 +305,9 @@ def take_axes(target, part, view):
         if place is not None and view is not None and -place <= view.ndim:
             shape, stride = target.values[0].shape, view.stride(place)
             strides = torch.empty(shape, device='meta').stride()
-            same_axis = [index for index in range(len(shape)) if strides[index] == stride]
-            index = same_axis[0] if len(same_axis) == 1 else len(shape) + place
             length = part.values[0].shape[place]
+            same_axis = [index for index in range(len(shape)) if (strides[index], shape[index]) == (stride, length)]
+            index = same_axis[0] if len(same_axis) == 1 else len(shape) + place
             if index >= 0 and shape[index] == length == view.shape[place]:
                 found = Axis.at(shape, index)
         setattr(target, name, found)

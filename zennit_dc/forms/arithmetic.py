@@ -180,7 +180,8 @@ def set_item(target, index, value):
         tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
     output.depth = max(each.depth for each in pairs_in((target, value)))
     assign(target, output)
-    if depth == -math.inf and isinstance(value, SplitTensor) and target.base is None:
+    was_constant = depth == -math.inf and target.batch is None
+    if was_constant and isinstance(value, SplitTensor) and target.base is None:
         take_axes(target, value, memory_at(output.values[0].shape, index))
 
 
