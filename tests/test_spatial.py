@@ -1,7 +1,7 @@
 '''Layers as places: grids of tokens, and maps at them by all methods.'''
 import pytest
 import torch
-from helpers import assert_close, explain, gradient_of, random_image
+from helpers import alive, assert_close, explain, gradient_of, random_image
 from small_models import Calling
 from torch import nn
 from torch.nn import functional as F
@@ -220,7 +220,9 @@ ARRANGED = {
 def test_maps_in_the_order_of_the_input(name, layer):
     '''They are those of the network whose input has its channels first.'''
     image, arrange, back = ARRANGED[name]
-    expected = explain(SplitCAM(layer, .3), Classes(image.shape[1], image.ndim - 2), image)
+    model = Classes(image.shape[1], image.ndim - 2)
+    image = alive(model, *image.shape)
+    expected = explain(SplitCAM(layer, .3), model, image)
     map = explain(SplitCAM(layer, .3), Classes(image.shape[1], image.ndim - 2, back), arrange(image))
     assert map.shape == arrange(image).shape
     assert_close(map, arrange(expected), 1e-12)
