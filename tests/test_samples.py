@@ -150,7 +150,8 @@ def test_balanced_does_not_count_what_is_written_elsewhere():
 
 
 @pytest.mark.parametrize('write', [
-    lambda v: v.__setitem__((slice(None), 0), v[:, 0].clone()), lambda v: v.__setitem__((slice(None), slice(1)), v * 1.),
+    lambda v: v.__setitem__((slice(None), 0), v[:, 0].clone()),
+    lambda v: v.__setitem__((slice(None), slice(1)), v * 1.),
 ])
 def test_writing_below_a_layer_keeps_the_samples(write):
     '''Of a single channel, whose axis has the strides of the samples' one.'''
