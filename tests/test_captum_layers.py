@@ -72,9 +72,9 @@ def test_noise_tunnel_of_layer_methods(composite, method):
     assert_close(found, attributed(method, model, composite(), 0), 1e-12)
 
 
-@pytest.mark.parametrize('layer', [0, 3])
-def test_relevance_is_that_of_the_layer(layer):
-    model, composite = network(), SplitLRP(layer=str(layer))
+@pytest.mark.parametrize('layer, norm', [(0, False), (3, False), (0, True)])
+def test_relevance_is_that_of_the_layer(layer, norm):
+    model, composite = network(norm), SplitLRP(layer=str(layer))
     explain(composite, model, image(), 1)
     found = attributed('LayerGradientXActivation', model, SplitLRP(), layer) / kept(model, SplitLRP(), layer)[1]
     assert_close(found.sum(1), composite.saliency.reshape(found.sum(1).shape), divided())

@@ -344,6 +344,15 @@ def batch_norm(pair, *args, form=FORMS[F.batch_norm], **kwargs):
     return output
 
 
+@split_form(torch.clone, torch.Tensor.clone)
+def clone(pair, *args, form=FORMS[torch.clone], **kwargs):
+    '''A copy, which a batch norm takes for the layer's output all the same, as a hook that keeps it may return one.'''
+    output = form(pair, *args, **kwargs)
+    if vars(pair).get('tap') is not None and pair.layer is not None:
+        output.layer, vars(output)['tap'] = pair.layer, pair.tap
+    return output
+
+
 # after the end
 
 class Ended(torch.Tensor):
