@@ -440,3 +440,24 @@ def test_an_order_has_no_places(function):
 
     with pytest.raises(ValueError, match='not known which axis.*channels'):
         explain(SplitCAM('layer', .3), Ordered(), random_image(3, 1, 5))
+
+
+def test_an_axis_as_long_as_tokens_by_chance():
+    '''Rows that are there twice are as many as pixels, which another branch lines up and nobody reads.'''
+    class Twice(nn.Module):
+        def __init__(self, lines_up):
+            super().__init__()
+            self.twice, self.last, self.lines_up = nn.Identity(), nn.Linear(40, 3), lines_up
+
+        def forward(self, x):
+            if self.lines_up:
+                x.flatten(2)
+            return self.last(self.twice(torch.concat((x, x), 2)).flatten(1))
+
+    image, maps = random_image(2, 2, 5, 2), []
+    for lines_up in (False, True):
+        torch.manual_seed(0)
+        composite = SplitGrad(.3, layer='twice', channels=1)
+        explain(composite, Twice(lines_up).double().eval(), image)
+        maps.append(composite.saliency)
+    assert maps[0].shape == (2, 10, 2) and torch.equal(*maps)

@@ -1,17 +1,23 @@
 '''Composites: SplitLRP, SplitGrad and SplitCAM.'''
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from torch.nn import Module
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from zennit.attribution import Gradient
+from zennit.canonizers import Canonizer
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
 from .canonizers import SplitCanonizer, require_split_rule
 from .recentering import Relative
-from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon
+from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
 from .split import require_choice
-from .streams import ActivatedSensitivity, Relevance, Sensitivity
+from .streams import ActivatedSensitivity, Difference, Relevance, Sensitivity
 from .tokens import explaining_tokens
+
+
+LayerMap = list[tuple[tuple[type[Module], ...], SplitRule]]
+Alpha = float | Balanced | Mapping | Callable
 
 
 class SplitComposite(LayerMapComposite):
@@ -79,8 +85,11 @@ class SplitComposite(LayerMapComposite):
         In the backward pass, if the map is not finite.
     '''
     def __init__(
-        self, readout, rule, layer=None, pooling='wta', input_split='relu', recentering=Relative(), layer_map=None,
-        canonizers=None, grid=None, channels=None
+        self, readout: Difference, rule: SplitRule, layer: str | None = None,
+        pooling: str = 'wta', input_split: str = 'relu',
+        recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
+        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        channels: int | tuple[()] | None = None,
     ):
         layer_map = list(layer_map or [])
         for types, hook in layer_map:
@@ -144,12 +153,21 @@ class SplitLRP(SplitComposite):
         The stabilizer of the epsilon rule (equation 9), see :py:class:`~zennit_dc.rules.SplitEpsilon`.
     stream : {'positive', 'negative', 'combined'}, optional
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
-    layer, *args, **kwargs
+    layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels
         See :py:class:`SplitComposite`. With ``pooling='convex'``, relevance goes to the winner all the same.
     '''
-    def __init__(self, epsilon=1e-6, stream='combined', layer=None, *args, **kwargs):
+    def __init__(
+        self, epsilon: float | Callable = 1e-6, stream: str = 'combined', layer: str | None = None,
+        pooling: str = 'wta', input_split: str = 'relu',
+        recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
+        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        channels: int | tuple[()] | None = None,
+    ):
         require_choice('stream', stream, Relevance.streams)
-        super().__init__(Relevance(stream), SplitEpsilon(epsilon), layer, *args, **kwargs)
+        super().__init__(
+            Relevance(stream), SplitEpsilon(epsilon), layer, pooling, input_split, recentering, layer_map, canonizers,
+            grid, channels
+        )
 
 
 class SensitivityComposite(SplitComposite):
@@ -251,11 +269,23 @@ class SplitGrad(SensitivityComposite):
         name; the output, and affine operations outside of modules with parameters, have the name ``''``.
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
-    layer, *args, **kwargs
-        See :py:class:`SplitComposite`; and :py:class:`SensitivityComposite` for ``shared``.
+    layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels
+        See :py:class:`SplitComposite`.
+    shared : bool, optional
+        Whether all images explain the same relevance, see :py:class:`SensitivityComposite`.
     '''
-    def __init__(self, alpha=Balanced(), stream='g', layer=None, *args, **kwargs):
-        super().__init__(Sensitivity, alpha, stream, layer, *args, **kwargs)
+    def __init__(
+        self, alpha: Alpha = Balanced(), stream: str = 'g', layer: str | None = None,
+        pooling: str = 'wta', input_split: str = 'relu',
+        recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
+        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        channels: int | tuple[()] | None = None,
+        *, shared: bool = False,
+    ):
+        super().__init__(
+            Sensitivity, alpha, stream, layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels,
+            shared=shared
+        )
 
 
 @register_composite('split_cam')
@@ -272,13 +302,25 @@ class SplitCAM(SensitivityComposite):
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}, optional
         The sensitivity of g or h to the positive or the negative stream, times this stream's activation, which depends
         on the re-centering; or the sensitivity to the difference of both, times the original activation.
-    *args, **kwargs
-        See :py:class:`SplitComposite`, from ``pooling`` on; and :py:class:`SensitivityComposite` for ``shared``.
+    pooling, input_split, recentering, layer_map, canonizers, grid, channels
+        See :py:class:`SplitComposite`.
+    shared : bool, optional
+        Whether all images explain the same relevance, see :py:class:`SensitivityComposite`.
     '''
-    def __init__(self, layer, alpha=Balanced(), stream='g', *args, **kwargs):
+    def __init__(
+        self, layer: str, alpha: Alpha = Balanced(), stream: str = 'g',
+        pooling: str = 'wta', input_split: str = 'relu',
+        recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
+        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        channels: int | tuple[()] | None = None,
+        *, shared: bool = False,
+    ):
         if layer is None:
             raise ValueError('SplitCAM needs the name of a layer')
-        super().__init__(ActivatedSensitivity, alpha, stream, layer, *args, **kwargs)
+        super().__init__(
+            ActivatedSensitivity, alpha, stream, layer, pooling, input_split, recentering, layer_map, canonizers, grid,
+            channels, shared=shared
+        )
 
 
 Gradient.grad = explaining_tokens(Gradient.grad, SplitCanonizer)  # which cannot have gradients by integers itself

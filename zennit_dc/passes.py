@@ -637,6 +637,8 @@ class LayerOutput:
             return own
         along = [axis for axis, length in enumerate(self.shape) if axis not in (0, self.channels) and length in tokens]
         hints = tokens[self.shape[along[0]]] if len(along) == 1 and self.shape[0] == shape[0] else {}
+        if any(axis > 0 and source == index and own.get(axis) is not None for source, axis in hints):
+            return own  # the axis is as long as tokens by chance, as one of those that they consist of is elsewhere
         own[0] = Place.of_input(0, shape[0]) if hints and own[0] is None else own[0]
         return {axis: hints[index, axis]._replace(axis=along[0]) if place is None and (index, axis) in hints else place
                 for axis, place in own.items()}
