@@ -128,7 +128,8 @@ complex_form(*overloads('abs', 'absolute', '__abs__'))(lambda pair: modulus(pair
 @complex_form(*overloads('conj', 'conj_physical'))
 def conjugate(pair):
     real, imag = pair.parts.unbind(-1)
-    return ComplexPair(torch.stack([real, -imag], -1))
+    exact = torch.view_as_real(plain(pair).conj().resolve_conj())  # in its strides, on which later rounding may depend
+    return ComplexPair(valued(torch.stack([real, -imag], -1), exact))
 
 
 def arithmetic(form):
