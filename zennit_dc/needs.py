@@ -1,6 +1,7 @@
 '''What a model needs to be split: all its functions without an exact split form, found by running it to its end, and
 the canonizers that have forms for them.'''
 import functools
+import operator
 import warnings
 import weakref
 from itertools import chain
@@ -19,6 +20,7 @@ from .split import FORMS, OVERLAYS, Pass, SplitTensor, TrueGradient, Unsupported
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
 '''The canonizers by their names on the command line, those first that leave the output as it is.'''
 LARGEST_DEVIATION = .01
+TENSORS = operator.attrgetter('tensors')
 
 
 @functools.cache
@@ -67,8 +69,7 @@ class Survey(Pass):
         with torch.no_grad():
             copies = [input.detach().clone() for input in inputs]
             output = call([SplitTensor(copy, copy.abs(), self).as_input() for copy in copies])
-            for pair in pairs_in(output):
-                assert pair.tensors  # which features that are statistics make only now
+            list(map(TENSORS, pairs_in(output)))  # which features that are statistics make only now
         tensors = [leaf for leaf in flatten(output)[0] if isinstance(leaf, torch.Tensor)]
         return bool(tensors) and all(tensor is self.softmax for tensor in tensors)
 

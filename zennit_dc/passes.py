@@ -525,7 +525,7 @@ class MapPass(SplitPass):
     def exact(self, map, read, dtype, index=0, samples=0):
         '''A map; or what is read off another pass in float64, where it is not finite, or rounding changes it.'''
         finite, losses = is_finite(map), self.losses.get(torch._C._current_graph_task_id())
-        part = part_of(map, losses) if losses and map.numel() else 0.
+        part = part_of(map.movedim(samples, 0), losses) if losses and map.numel() else 0.
         if finite and part <= EXACT:
             return map
         try:

@@ -92,7 +92,7 @@ def assign(pair, value, is_new=False):
 
 def overlapping(layout, pair, others):
     '''Those of some pairs with the memory of one layout that see what is written to a pair.'''
-    mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool).zero_()
+    mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool, device=layout.device).zero_()
     (mask if pair.path is None else pair.path(mask)).fill_(True)
     return [each for each in others if (mask if each.path is None else each.path(mask)).any()]
 
