@@ -22,7 +22,7 @@ import torch
 import torchvision
 
 from zennit_dc import Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
-from zennit_dc.needs import relative_deviation
+from zennit_dc.core.needs import relative_deviation
 
 
 FAMILIES = {

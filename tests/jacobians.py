@@ -6,7 +6,7 @@ from helpers import assert_close, random_image
 from small_models import Calling
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.split import Pass
+from zennit_dc.core.pair import Pass
 
 IMAGE = (2, 4, 6, 6)
 

@@ -7,8 +7,9 @@ from helpers import assert_close, explain, random_image
 from torch import nn
 from torch.nn import functional as F
 
-from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor, buffers
-from zennit_dc.buffers import WORKSPACE, blocks, blockwise, passing_magnitude
+from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
+from zennit_dc.core import buffers
+from zennit_dc.core.buffers import WORKSPACE, blocks, blockwise, passing_magnitude
 
 COMPOSITES = {
     'balanced': SplitGrad, 'shifted': lambda: SplitGrad(.3), 'shared': lambda: SplitGrad(.3, shared=True),

@@ -27,7 +27,7 @@ from zennit.torchvision import (
 
 from zennit_dc import DetachedStatistics, Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
-from zennit_dc.nested import modules_of
+from zennit_dc.core.nested import modules_of
 
 
 def test_bare_canonizer_gives_the_original_gradient(network, image):

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import DetachedActivations, DetachedStatistics, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
-from zennit_dc.needs import OPTIONS, relative_deviation
-from zennit_dc.split import OVERLAYS
+from zennit_dc.core.needs import OPTIONS, relative_deviation
+from zennit_dc.core.pair import OVERLAYS
 
 IMAGE = random_image(2, 4, 6)
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zennit_dc import Balanced, SplitCAM, SplitGrad, split_form
 from zennit_dc.attribution import class_relevance, contrast
-from zennit_dc.operations import Layer
+from zennit_dc.core.blocks import Layer
 from zennit_dc.rules import ShiftedSensitivity, ruled
 
 

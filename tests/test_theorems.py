@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from literal import Affine, Network
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.split import Pass
+from zennit_dc.core.pair import Pass
 
 seeds = st.integers(0, 2 ** 31)
 alphas = st.floats(0., .5)

@@ -8,7 +8,7 @@ from zennit.attribution import Gradient
 
 from zennit_dc import DetachedStatistics, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM, contrast, recorded
-from zennit_dc.spatial import spread
+from zennit_dc.core.places import spread
 
 timm = pytest.importorskip('timm', reason='the extra "models" is not installed')
 SMALL = {  # the size of the image, and what makes a model small

@@ -1,7 +1,6 @@
 from . import (
-    attribution as attribution, canonizers as canonizers, composites as composites, forms as forms, logits as logits,
-    needs as needs, nested as nested, operations as operations, passes as passes, recentering as recentering,
-    rules as rules, sharing as sharing, spatial as spatial, split as split, streams as streams, views as views,
+    attribution as attribution, canonizers as canonizers, composites as composites, core as core, forms as forms,
+    logits as logits, recentering as recentering, rules as rules, streams as streams,
 )
 from .attribution import class_agreement as class_agreement, contrast as contrast
 from .canonizers import NotInPlace as NotInPlace, SplitCanonizer as SplitCanonizer
@@ -12,6 +11,6 @@ from .forms.statistics import DetachedAttention as DetachedAttention, DetachedSt
 from .logits import Logits as Logits
 from .recentering import Relative as Relative, Scaling as Scaling, Shifting as Shifting
 from .rules import Balanced as Balanced
-from .split import SplitTensor as SplitTensor, split_form as split_form
+from .core.pair import SplitTensor as SplitTensor, split_form as split_form
 
 __version__: str

@@ -11,23 +11,23 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .batches import refuse_transforms
+from .core.batches import refuse_transforms
 from .forms.hooks import BackwardHooks
-from .needs import Choices, left_out
-from .nested import flatten, modules_of
-from .passes import Independent, MapPass, sequence_of
+from .core.needs import Choices, left_out
+from .core.nested import flatten, modules_of
+from .core.passes import Independent, MapPass, sequence_of
 from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
 from .recentering import Relative
 from .rules import SplitRule
-from .sharing import ATTEMPTS
-from .spatial import require_channels
-from .split import (
+from .core.sharing import ATTEMPTS
+from .core.places import require_channels
+from .core.pair import (
     MODULE_FORMS, NeedsGraph, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported,
     common_pass, describe, pass_of, require_choice, same
 )
 from .streams import Difference
-from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
-from .wording import similar
+from .core.tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
+from .core.wording import similar
 
 
 SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
@@ -44,7 +44,7 @@ class SplitCanonizer(Canonizer):
     ----------
     readout : :py:class:`zennit_dc.streams.Difference`, optional
         What enters at the output, and the map it makes. Default is the difference, and with it the original gradient.
-    rule : :py:class:`zennit_dc.split.TrueGradient`, optional
+    rule : :py:class:`zennit_dc.core.pair.TrueGradient`, optional
         The rule for operations outside of modules to which a composite maps one. Default is none, i.e. the true
         gradient of the split network.
     layer : str, optional
@@ -59,7 +59,7 @@ class SplitCanonizer(Canonizer):
         stabilisation.
     grid : tuple of int, optional
         The height and width of the grid of tokens at the layer, where they cannot be found from the input's, see
-        :py:func:`~zennit_dc.spatial.places_of`.
+        :py:func:`~zennit_dc.core.places.places_of`.
     channels : int or (), optional
         The index of the input's axis of channels, or () if it has none, where this is not known from the first layer
         with weights, see :py:class:`~zennit_dc.composites.SplitComposite`.

@@ -11,9 +11,9 @@ from zennit.types import BatchNorm, Linear
 from .canonizers import SplitCanonizer, require_split_rule
 from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
-from .split import require_choice
+from .core.pair import require_choice
 from .streams import ActivatedSensitivity, Difference, Relevance, Sensitivity
-from .tokens import explaining_tokens
+from .core.tokens import explaining_tokens
 
 
 LayerMap = list[tuple[tuple[type[Module], ...], SplitRule]]
@@ -185,9 +185,9 @@ class SensitivityComposite(SplitComposite):
         See :py:class:`SplitComposite`.
     shared : bool, optional
         Whether all images of a batch explain the same relevance, so that the sum's gradient is computed once for all of
-        them where it does not depend on the image (theorem 7), see :py:mod:`zennit_dc.sharing`: from the output down to
-        the first max-pooling, maximum or product, and not at all with :py:class:`~zennit_dc.Balanced`, whose scale is
-        each image's own. The maps are the same.
+        them where it does not depend on the image (theorem 7): from the output down to the first max-pooling, maximum
+        or product, and not at all with :py:class:`~zennit_dc.Balanced`, whose scale is each image's own. The maps are
+        the same.
 
     Raises
     ------

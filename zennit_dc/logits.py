@@ -3,8 +3,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .forms.table import overloads, plain
-from .nested import entries_of, flatten
-from .split import require_choice
+from .core.nested import entries_of, flatten
+from .core.pair import require_choice
 
 
 NAMES = ('logits', 'out')  # what models call what is explained, where they return more

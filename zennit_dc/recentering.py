@@ -11,8 +11,8 @@ from typing import ClassVar
 
 import torch
 
-from .axes import by_sample, in_shape
-from .split import true_gradients
+from .core.axes import by_sample, in_shape
+from .core.pair import true_gradients
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from numbers import Real
 import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
-from .axes import by_sample, in_shape
-from .buffers import passing_magnitude
-from .split import TrueGradient, describe, pass_of, same
+from .core.axes import by_sample, in_shape
+from .core.buffers import passing_magnitude
+from .core.pair import TrueGradient, describe, pass_of, same
 
 
 class Ruled(torch.autograd.Function):
@@ -43,7 +43,7 @@ def ruled(pair, function, *values):
 
     Parameters
     ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The pair.
     function : callable
         A function ``(gradient, sum_gradient, *values) -> (gradient, sum_gradient)`` of the gradients of the difference
@@ -53,7 +53,7 @@ def ruled(pair, function, *values):
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The pair with the same values.
     '''
     return pair.replaced(*Ruled.apply(pair.split_pass, function, *pair.tensors, *values))

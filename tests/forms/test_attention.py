@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from zennit_dc import DetachedStatistics, Scaling, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.evaluation.deviation import output_deviation
-from zennit_dc.split import Pass
+from zennit_dc.core.pair import Pass
 
 
 class LayerNorm(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.split import Pass
+from zennit_dc.core.pair import Pass
 
 
 POOLING = {

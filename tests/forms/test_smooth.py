@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.evaluation.deviation import output_deviation
 from zennit_dc.forms.smooth import SMOOTH, interpolation
-from zennit_dc.split import OVERLAYS, Pass
+from zennit_dc.core.pair import OVERLAYS, Pass
 
 
 def test_hardswish_is_exact():

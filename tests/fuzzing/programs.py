@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from zennit_dc.spatial import ACTIVATIONS, name_of
+from zennit_dc.core.places import ACTIVATIONS, name_of
 
 
 class Rejected(Exception):

@@ -4,7 +4,7 @@ from abc import abstractmethod
 import torch
 from zennit.attribution import Attributor
 
-from ..spatial import spread
+from ..core.places import spread
 from .layers import gradient_at, require_layer
 
 

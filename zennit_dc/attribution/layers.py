@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..spatial import places_of
+from ..core.places import places_of
 from .uses import Output, Recording
 
 
@@ -42,7 +42,7 @@ def gradient_at(model, layer, input, attr_output_fn, grid=None):
     attr_output_fn : callable
         The relevance of the output as a function of the output.
     grid : tuple of int, optional
-        The height and width of the grid of tokens at the layer, see :py:func:`~zennit_dc.spatial.places_of`.
+        The height and width of the grid of tokens at the layer, see :py:func:`~zennit_dc.core.places.places_of`.
 
     Returns
     -------

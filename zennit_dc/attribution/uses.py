@@ -4,8 +4,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..nested import flatten
-from ..spatial import ACTIVATIONS, name_of
+from ..core.nested import flatten
+from ..core.places import ACTIVATIONS, name_of
 
 
 WRITING = ('setitem', 'set')  # which return no tensor

@@ -4,7 +4,7 @@ from pathlib import Path
 import click
 
 from ..methods import BASELINES, METHODS
-from ..wording import meant
+from ..core.wording import meant
 from .options import (
     Alpha, Name, against_of, against_option, categories_option, classifier_of, compute_options, count_classes, hold,
     image_files, method_options, model_option, model_options, option, possible_against, require_compute, require_format,

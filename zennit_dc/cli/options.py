@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..methods import METHODS, attributor, recentering_named
-from ..wording import meant
+from ..core.wording import meant
 
 
 DTYPES = ('float32', 'float64', 'bfloat16')
@@ -299,7 +299,7 @@ def parameters_of(method, layer, given):
 
 def canonizers_of(names):
     '''The canonizers of their names, as composites take them.'''
-    from ..needs import OPTIONS
+    from ..core.needs import OPTIONS
 
     require_once('--canonizer', names)
     alone = next((name for name in names if name not in OPTIONS), None)

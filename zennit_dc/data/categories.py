@@ -4,7 +4,7 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
-from ..wording import similar
+from ..core.wording import similar
 
 
 INDEX = re.compile(r'index:\s*([+-]?\d+)', re.IGNORECASE | re.ASCII)

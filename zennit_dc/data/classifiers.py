@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 
 from ..logits import Logits
-from ..wording import similar
+from ..core.wording import similar
 from . import efficientnet_lite
 from .categories import load_categories
 from .channels import other_channels

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..attribution.uses import Uses, tensors_in
-from ..spatial import ACTIVATIONS, name_of, places_of
+from ..core.places import ACTIVATIONS, name_of, places_of
 
 
 MAKING = ACTIVATIONS | frozenset((

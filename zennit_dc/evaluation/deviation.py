@@ -3,7 +3,7 @@ import torch
 from zennit.core import Composite
 
 from ..canonizers import SplitCanonizer
-from ..nested import flatten
+from ..core.nested import flatten
 
 
 def output_deviation(model, *args, canonizers, **kwargs):

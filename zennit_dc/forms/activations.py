@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..buffers import WORKSPACE, blockwise
-from ..operations import activation, activated, onto, relu
-from ..split import same, sum_dtype, true_gradients, unsupported
+from ..core.buffers import WORKSPACE, blockwise
+from ..core.blocks import activation, activated, onto, relu
+from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
 from .table import aside, in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
 

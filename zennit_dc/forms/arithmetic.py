@@ -4,10 +4,10 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined
-from ..operations import add, instead, linear, multiply
-from ..split import SplitTensor, pairs_in, same, split_form, unsupported
-from ..views import assign, become_pair, take_axes
+from ..core.axes import joined
+from ..core.blocks import add, instead, linear, multiply
+from ..core.pair import SplitTensor, pairs_in, same, split_form, unsupported
+from ..core.views import assign, become_pair, take_axes
 from .reading import refuse_comparison
 from .table import may_overwrite, plain, torch_form
 

@@ -4,9 +4,9 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..axes import Axis
-from ..operations import linear
-from ..split import SplitTensor, pass_of, split_form
+from ..core.axes import Axis
+from ..core.blocks import linear
+from ..core.pair import SplitTensor, pass_of, split_form
 from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample

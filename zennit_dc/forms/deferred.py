@@ -6,9 +6,9 @@ from contextlib import contextmanager
 
 import torch
 
-from ..nested import flatten
-from ..operations import Instead
-from ..split import SplitTensor, common_pass, pairs_in, public
+from ..core.nested import flatten
+from ..core.blocks import Instead
+from ..core.pair import SplitTensor, common_pass, pairs_in, public
 from .table import overloads, plain
 
 
@@ -58,7 +58,7 @@ class Statistic(SplitTensor):
     ----------
     value : :py:class:`torch.Tensor`
         The statistic as a constant.
-    split_pass : :py:class:`~zennit_dc.split.Pass`
+    split_pass : :py:class:`~zennit_dc.core.pair.Pass`
         The forward pass.
     carry : callable
         A function without arguments that returns the split pair.

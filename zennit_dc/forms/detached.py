@@ -4,8 +4,8 @@ import functools
 import torch
 from torch.nn import functional as F
 
-from ..operations import instead
-from ..split import SplitTensor, true_gradients
+from ..core.blocks import instead
+from ..core.pair import SplitTensor, true_gradients
 from .arithmetic import Valued, multiplication
 from .deferred import constant
 from .smooth import POSITIONS, SMOOTH

@@ -2,8 +2,8 @@
 import torch
 import torchvision  # noqa: F401 (which registers its operators)
 
-from ..operations import linear
-from ..split import SplitTensor, split_form, unsupported
+from ..core.blocks import linear
+from ..core.pair import SplitTensor, split_form, unsupported
 from .pooling import pool
 from .reading import reading
 from .table import plain

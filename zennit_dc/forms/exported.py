@@ -3,9 +3,9 @@ them. What such a function would be is written in torch's own functions, each of
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined
-from ..operations import linear
-from ..split import split_form, unsupported
+from ..core.axes import joined
+from ..core.blocks import linear
+from ..core.pair import split_form, unsupported
 from .arithmetic import copy_of, valued
 from .reading import reading
 from .table import plain

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined
-from ..operations import Instead, instead, linear
-from ..split import SplitTensor, pass_of, pairs_in, split_form, unsupported
+from ..core.axes import joined
+from ..core.blocks import Instead, instead, linear
+from ..core.pair import SplitTensor, pass_of, pairs_in, split_form, unsupported
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
 from .statistics import DetachedStatistics, detached_form, needs_constants
@@ -58,7 +58,7 @@ def tangent(pair, value, slope_of, function=None):
 
     Parameters
     ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The input.
     value : :py:class:`torch.Tensor`
         The function's value, of a shape to which the input can be expanded.
@@ -71,7 +71,7 @@ def tangent(pair, value, slope_of, function=None):
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The output.
     '''
     source, split_pass = pair, pair.split_pass

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from zennit.layer import Sum
 
-from ..split import SplitTensor, split_form
+from ..core.pair import SplitTensor, split_form
 from .table import follow_axes
 
 

@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary, resolve_name
 
-from ..axes import Axis
-from ..operations import linear
-from ..split import SplitTensor, pairs_in, public, split_form, unsupported
+from ..core.axes import Axis
+from ..core.blocks import linear
+from ..core.pair import SplitTensor, pairs_in, public, split_form, unsupported
 from .arithmetic import valued
 from .features import p_norm, statistic_form
 from .table import follow_axes, overloads, plain
@@ -26,7 +26,7 @@ class ComplexPair(SplitTensor):
 
     Parameters
     ----------
-    parts : :py:class:`~zennit_dc.split.SplitTensor`
+    parts : :py:class:`~zennit_dc.core.pair.SplitTensor`
         Both, along a last axis of length two.
     '''
     @staticmethod

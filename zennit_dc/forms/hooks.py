@@ -7,7 +7,7 @@ import torch
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.hooks import RemovableHandle
 
-from ..split import SplitTensor, split_form
+from ..core.pair import SplitTensor, split_form
 from .reading import reading
 
 

@@ -5,11 +5,11 @@ import re
 import torch
 from torch.nn import functional as F
 
-from ..axes import Axis, joined, mixed, note_channels
-from ..operations import Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
+from ..core.axes import Axis, joined, mixed, note_channels
+from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
 from ..recentering import recenter
-from ..split import SplitTensor, called_in, pass_of, split_form, unsupported
-from ..views import laid_out
+from ..core.pair import SplitTensor, called_in, pass_of, split_form, unsupported
+from ..core.views import laid_out
 from .arithmetic import addition, valued
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
 

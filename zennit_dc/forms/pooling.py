@@ -4,9 +4,9 @@ import inspect
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined, mixed
-from ..operations import activated, instead, keeping_recipe
-from ..split import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
+from ..core.axes import joined, mixed
+from ..core.blocks import activated, instead, keeping_recipe
+from ..core.pair import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
 from .arithmetic import negation, parts
 from .table import follow_axes, overloads, torch_form
 
@@ -16,7 +16,7 @@ def pool(pair, difference, winner, convex):
 
     Parameters
     ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The input.
     difference : :py:class:`torch.Tensor`
         The largest difference of each window.
@@ -28,7 +28,7 @@ def pool(pair, difference, winner, convex):
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The output, about whose axes nothing is known.
     '''
     output = pair.like(difference, winner)

@@ -4,9 +4,9 @@ import weakref
 
 import torch
 
-from ..nested import flatten
-from ..split import pairs_in, split_form, unsupported
-from ..views import lend
+from ..core.nested import flatten
+from ..core.pair import pairs_in, split_form, unsupported
+from ..core.views import lend
 from .table import overloads, plain
 
 

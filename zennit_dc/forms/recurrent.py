@@ -2,9 +2,9 @@
 import torch
 from torch.nn import functional as F
 
-from ..axes import Axis, joined_places, mixed
-from ..operations import route
-from ..split import SplitTensor, split_form, unsupported
+from ..core.axes import Axis, joined_places, mixed
+from ..core.blocks import route
+from ..core.pair import SplitTensor, split_form, unsupported
 from .arithmetic import valued
 from .table import plain, refuse_pairs, require_evaluation
 
@@ -38,7 +38,7 @@ def direction(step, tokens, states, weights, backward, active=None):
     ----------
     step : callable
         A function ``(gates, states, recur) -> states``, with ``recur`` for the layer of the hidden state.
-    tokens : :py:class:`torch.Tensor` or :py:class:`~zennit_dc.split.SplitTensor`
+    tokens : :py:class:`torch.Tensor` or :py:class:`~zennit_dc.core.pair.SplitTensor`
         The input of shape (tokens, batch, channels).
     states : tuple
         The first states.

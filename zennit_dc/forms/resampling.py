@@ -2,9 +2,9 @@
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined
-from ..operations import linear
-from ..split import SplitTensor, split_form, unsupported
+from ..core.axes import joined
+from ..core.blocks import linear
+from ..core.pair import SplitTensor, split_form, unsupported
 from .table import follow_axes, torch_form
 
 

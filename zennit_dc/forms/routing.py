@@ -4,10 +4,10 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from ..axes import Place, joined, joined_places
-from ..operations import route
-from ..split import SplitTensor, pairs_in, split_form, unsupported
-from ..views import as_view, laid_out
+from ..core.axes import Place, joined, joined_places
+from ..core.blocks import route
+from ..core.pair import SplitTensor, pairs_in, split_form, unsupported
+from ..core.views import as_view, laid_out
 from .arithmetic import parts
 from .reading import known, whole
 from .table import (

@@ -2,9 +2,9 @@
 maxima, as message passing over graphs does.'''
 import torch
 
-from ..axes import Axis
-from ..operations import activated, add, linear
-from ..split import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
+from ..core.axes import Axis
+from ..core.blocks import activated, add, linear
+from ..core.pair import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
 from .arithmetic import negation, parts, valued
 from .pooling import pool
 from .reading import refuse_comparison

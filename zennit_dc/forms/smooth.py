@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..operations import multiply
+from ..core.blocks import multiply
 from .activations import PiecewiseLinear, hardsigmoid
 from .arithmetic import valued
 from .table import SplitOption, in_place_or_new, missing, torch_form

@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..axes import joined
-from ..operations import Layer, affine, linear, magnitude
-from ..split import called_in, pass_of, split_form
+from ..core.axes import joined
+from ..core.blocks import Layer, affine, linear, magnitude
+from ..core.pair import called_in, pass_of, split_form
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
 from .linear import batch_norm, with_channels

@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..axes import Axis, joined, joined_places, reshaped_places
-from ..split import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
-from ..views import assign, become_pair, take_axes
+from ..core.axes import Axis, joined, joined_places, reshaped_places
+from ..core.pair import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
+from ..core.views import assign, become_pair, take_axes
 
 
 NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)

@@ -15,9 +15,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from ..nested import flatten
-from ..passes import Node
-from ..split import FORMS, NeedsGraph, SplitTensor, split_form, unsupported
+from ..core.nested import flatten
+from ..core.passes import Node
+from ..core.pair import FORMS, NeedsGraph, SplitTensor, split_form, unsupported
 from .hooks import ChangedGradient
 from .reading import reading
 
@@ -31,7 +31,7 @@ class Kept:
 
     Parameters
     ----------
-    split_pass : :py:class:`~zennit_dc.split.Pass`
+    split_pass : :py:class:`~zennit_dc.core.pair.Pass`
         The forward pass.
     dtype : :py:class:`torch.dtype`
         That of the pair.

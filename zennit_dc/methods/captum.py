@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from ..attribution import class_relevance, gradient_at, require_layer
-from ..spatial import spread
+from ..core.places import spread
 from .scores import ScoreAttributor
 from .seeding import image_seed, seeded
 

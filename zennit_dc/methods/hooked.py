@@ -13,7 +13,7 @@ from zennit.attribution import Gradient
 from zennit.rules import ReLUDeconvNet
 
 from ..attribution import class_relevance, gradient_at, require_layer
-from ..spatial import name_of, spread
+from ..core.places import name_of, spread
 from .captum import GradCAM
 from .scores import Isolated, ScoreAttributor
 

@@ -8,7 +8,7 @@ from zennit.composites import EpsilonGammaBox, EpsilonPlus
 from zennit.torchvision import ResNetCanonizer
 
 from ..attribution import gradient_at
-from ..spatial import spread
+from ..core.places import spread
 
 
 def canonizers(model):

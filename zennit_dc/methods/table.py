@@ -5,7 +5,7 @@ The table itself needs no PyTorch: the command line's help, which takes the meth
 from functools import partial
 from typing import NamedTuple
 
-from ..wording import meant, similar
+from ..core.wording import meant, similar
 
 
 RECENTERINGS = ('relative', 'scaling', 'shifting', 'none')

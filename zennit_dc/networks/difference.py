@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..operations import Instead, instead, linear, unsettled
-from ..split import same, split_form
+from ..core.blocks import Instead, instead, linear, unsettled
+from ..core.pair import same, split_form
 from .layers import FreeConv2d, FreeLinear, require_nonnegative
 
 

@@ -9,7 +9,7 @@ from zennit.canonizers import SequentialMergeBatchNorm
 
 import zennit_dc
 from zennit_dc import SplitGrad, SplitLRP, split_form
-from zennit_dc.operations import Layer, activation, affine
+from zennit_dc.core.blocks import Layer, activation, affine
 
 
 def test_own_function_and_own_module():
@@ -39,7 +39,7 @@ def test_own_function_and_own_module():
             assert torch.equal(model(x), x)
         assert 'forward' not in model[0].__dict__
     finally:
-        del zennit_dc.split.FORMS[torch.trace], zennit_dc.split.MODULE_FORMS[Cube]
+        del zennit_dc.core.pair.FORMS[torch.trace], zennit_dc.core.pair.MODULE_FORMS[Cube]
 
 
 # batch norms that are merged into the layer before them

@@ -7,7 +7,7 @@ take such a pair, or that makes another one of it, starts the pass over, so that
 '''
 import torch
 
-from .split import NeedsSums, Unshared, Unsupported, pairs_in, same
+from .pair import NeedsSums, Unshared, Unsupported, pairs_in, same
 
 
 ATTEMPTS = 24  # how often a pass starts over before nothing is shared
@@ -51,7 +51,7 @@ def evaluated(split_pass, evaluate, function, args, kwargs):
 
     Parameters
     ----------
-    split_pass : :py:class:`~zennit_dc.split.Pass`
+    split_pass : :py:class:`~zennit_dc.core.pair.Pass`
         The pass, which counts operations.
     evaluate : callable
         Its way to evaluate a function.

@@ -16,15 +16,15 @@ import torch
 
 from .axes import Axis, Place, by_sample, input_places
 from .batches import refuse_batched
-from .forms.reading import Refused, read_alone
-from .forms.table import plain
+from ..forms.reading import Refused, read_alone
+from ..forms.table import plain
 from .nested import flatten, modules_of
-from .rules import SplitRule, ruled
+from ..rules import SplitRule, ruled
 from .sharing import evaluated, is_shared, shared_seed
-from .spatial import (
+from .places import (
     ACTIVATIONS, channels_unknown, followed, given_channels, laid_over, likely_channels, name_of, places_of
 )
-from .split import (
+from .pair import (
     LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, foreign, input_sum,
     pairs_in, same, sum_dtype, unsupported
 )
@@ -66,9 +66,9 @@ class SplitPass(Pass):
 
     Attributes
     ----------
-    awaited : :py:class:`~zennit_dc.split.SplitTensor` or None
+    awaited : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
         The layer's output, until something is made of it: the map is read there, or after an activation.
-    activated : :py:class:`~zennit_dc.split.SplitTensor` or None
+    activated : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
         The layer's output, if the map is read after its activation, of which nothing else may be made then.
     '''
     has_graph, follows = True, False
@@ -616,7 +616,7 @@ class LayerOutput:
     ----------
     where : str
         The layer, as it is called in errors.
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The output.
     '''
     def __init__(self, where, pair):

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from .axes import Axis
-from .split import SplitTensor, same, unsupported
+from .pair import SplitTensor, same, unsupported
 
 
 def as_view(output, source, function):
@@ -20,14 +20,14 @@ def as_view(output, source, function):
 
     Parameters
     ----------
-    output, source : :py:class:`~zennit_dc.split.SplitTensor`
+    output, source : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The pair that may be a view, and the pair from which a function made it.
     function : callable
         This function of a tensor. Of the functions that return several views it is the one that selects this view.
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The output.
     '''
     if output is not source and memory(output) == memory(source):
@@ -56,14 +56,14 @@ def assign(pair, value, is_new=False):
 
     Parameters
     ----------
-    pair, value : :py:class:`~zennit_dc.split.SplitTensor`
+    pair, value : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The pair to be changed, and its new value.
     is_new : bool, optional
         Whether nothing else has the memory of the new value, or has come of it.
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The changed pair.
     '''
     base, views = seen_by(pair)
@@ -196,7 +196,7 @@ def become_pair(tensor, split_pass, name):
     ----------
     tensor : :py:class:`torch.Tensor`
         The plain tensor.
-    split_pass : :py:class:`~zennit_dc.split.Pass`
+    split_pass : :py:class:`~zennit_dc.core.pair.Pass`
         The pass of the pair that is written.
     name : str
         The operation in place.

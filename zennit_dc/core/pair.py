@@ -36,7 +36,7 @@ def split_form(*functions, table=FORMS):
     -------
     callable
         A decorator that returns the decorated function unchanged. The function should return a
-        :py:class:`SplitTensor`, best made with the building blocks of :py:mod:`zennit_dc.operations`, which also say
+        :py:class:`SplitTensor`, best made with the building blocks of :py:mod:`zennit_dc.core.blocks`, which also say
         what happens to relevance.
     '''
     def register(form):
@@ -130,7 +130,7 @@ class Pass:
     is_over : bool
         Whether the context of the pass has ended.
     first_shared : int or None
-        The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.sharing`.
+        The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.core.sharing`.
     shares : bool
         Whether such an operation is running.
     input_channels : dict

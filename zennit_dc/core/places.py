@@ -90,7 +90,7 @@ def followed(shape, places, input_channels=None, channels=None):
     shape : tuple of int
         The shape of the output.
     places : dict
-        The :py:class:`~zennit_dc.axes.Place` of each axis of the input, or None where it is not known.
+        The :py:class:`~zennit_dc.core.axes.Place` of each axis of the input, or None where it is not known.
     input_channels : int, optional
         The index of the input's axis of channels, if it has one.
     channels : int, optional

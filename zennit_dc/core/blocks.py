@@ -8,8 +8,8 @@ import torch
 
 from .axes import joined
 from .buffers import WORKSPACE, blockwise, chunks, passing_magnitude
-from .recentering import choice, recenter
-from .split import NeedsSums, SplitTensor, TrueGradient, same, true_gradients, unsupported
+from ..recentering import choice, recenter
+from .pair import NeedsSums, SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view
 
 
@@ -107,7 +107,7 @@ def affine(pair, layer, weight, bias=None):
 
     Parameters
     ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The layer's input.
     layer : :py:class:`Layer`
         The layer.
@@ -118,7 +118,7 @@ def affine(pair, layer, weight, bias=None):
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The layer's output, about whose axes nothing is known. If it gets no axis of samples, each entry is re-centered
         on its own.
     '''
@@ -219,7 +219,7 @@ def linear(pair, function, sum_function=None):
 
     Parameters
     ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The operation's input.
     function : callable
         The operation on the difference.
@@ -228,7 +228,7 @@ def linear(pair, function, sum_function=None):
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The operation's output, about whose axes nothing is known.
     '''
     if not isinstance(pair, SplitTensor):
@@ -244,7 +244,7 @@ def activation(pair, function):
 
     Parameters
     ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The function's input.
     function : callable
         A function ``(difference, stream_sum) -> (difference, stream_sum)``. Sensitivities pass through its gradient;
@@ -252,7 +252,7 @@ def activation(pair, function):
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The function's output.
     '''
     output = pair.replaced(*function(*pair.tensors))
@@ -360,14 +360,14 @@ def route(pair, function):
 
     Parameters
     ----------
-    pair : :py:class:`~zennit_dc.split.SplitTensor`
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The operation's input.
     function : callable
         The operation, which returns a tensor.
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The operation's output, which is ``pair`` itself where the operation returns its very argument. Nothing is
         known about its axes.
     '''
@@ -385,14 +385,14 @@ def add(pairs, function):
 
     Parameters
     ----------
-    pairs : tuple of :py:class:`~zennit_dc.split.SplitTensor`
+    pairs : tuple of :py:class:`~zennit_dc.core.pair.SplitTensor`
         The summands.
     function : callable
         The addition of tensors.
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The sum of the pairs.
     '''
     shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
@@ -409,9 +409,9 @@ def multiply(first, other, function, join=joined):
 
     Parameters
     ----------
-    first : :py:class:`~zennit_dc.split.SplitTensor`
+    first : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The first factor.
-    other : :py:class:`~zennit_dc.split.SplitTensor`
+    other : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The other factor.
     function : callable
         The product of two tensors.
@@ -421,7 +421,7 @@ def multiply(first, other, function, join=joined):
 
     Returns
     -------
-    :py:class:`~zennit_dc.split.SplitTensor`
+    :py:class:`~zennit_dc.core.pair.SplitTensor`
         The product of the pairs.
     '''
     if not first.split_pass.sums:

@@ -8,8 +8,8 @@ from torch.overrides import TorchFunctionMode
 
 from .axes import Axis
 from .nested import flatten
-from .spatial import name_of
-from .split import SplitTensor, sum_dtype, unsupported
+from .places import name_of
+from .pair import SplitTensor, sum_dtype, unsupported
 
 
 FIRST_EMBEDDING = 'the embedding of the tokens'  # where the map is read if no layer is named
@@ -45,7 +45,7 @@ class Embedding(TorchFunctionMode):
 
     Parameters
     ----------
-    weights : :py:class:`~zennit_dc.split.SplitTensor`
+    weights : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The pair that stands for the tokens.
     tokens : :py:class:`torch.Tensor`
         Their numbers.

@@ -11,7 +11,7 @@ from zennit_dc import DetachedActivations, DetachedStatistics, SplitCAM, SplitGr
 from zennit_dc.attribution import LayerCAM, class_relevance
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer, layers
 from zennit_dc.methods import attributor
-from zennit_dc.spatial import places_of, token_grid
+from zennit_dc.core.places import places_of, token_grid
 
 
 @pytest.mark.parametrize('tokens, size, grid', [

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import torch
 
-from .forms.detached import DetachedActivations
-from .forms.smooth import SmoothReplacement
-from .forms.statistics import DetachedStatistics
-from .forms.table import plain
+from ..forms.detached import DetachedActivations
+from ..forms.smooth import SmoothReplacement
+from ..forms.statistics import DetachedStatistics
+from ..forms.table import plain
 from .nested import flatten
-from .split import FORMS, OVERLAYS, Pass, SplitTensor, TrueGradient, Unsupported, pairs_in
+from .pair import FORMS, OVERLAYS, Pass, SplitTensor, TrueGradient, Unsupported, pairs_in
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
