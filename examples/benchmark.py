@@ -1,15 +1,15 @@
 '''Measure time and memory of the methods, as multiples of the plain gradient's, and print them in Markdown.
 
     python benchmark.py --models vgg16 resnet18 --batch 2
-    python benchmark.py --models resnet50 --batch 16 --one-class --alpha 0.4 --methods SplitGrad SplitCAM --device cuda
+    python benchmark.py --models resnet50 --batch 16 --alpha 0.4 --methods SplitGrad SplitCAM --device cuda
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
 once, and the gradient right before it, so that the ratio for the gradient itself says how far to trust the others. Each
-image explains a class of its own; or, with --one-class, all of them the same, which composites may use. Memory is the
-peak of one call: on a GPU what PyTorch has allocated, on a CPU the resident size of a process of its own; and its
-increase over that before. In that process glibc returns the memory of each large tensor at once, since what it keeps
-else varies by a third. A method that refuses a model is named below the table, with its reason.
+image explains a class of its own. Memory is the peak of one call: on a GPU what PyTorch has allocated, on a CPU the
+resident size of a process of its own; and its increase over that before. In that process glibc returns the memory of
+each large tensor at once, since what it keeps else varies by a third. A method that refuses a model is named below the
+table, with its reason.
 '''
 import argparse
 import os
@@ -51,11 +51,8 @@ REFUSALS = (ModuleNotFoundError, NotImplementedError, RuntimeError, ValueError)
 
 
 def ours(model, args, composite, *parameters):
-    '''An attributor with a composite. That of a sensitivity has the given shift, and is told if all images explain one
-    class, of which it makes use unless it is balanced image by image.'''
-    own = {}
-    if composite is not SplitLRP:
-        own = {'shared': args.one_class, 'alpha': Balanced() if args.alpha is None else args.alpha}
+    '''An attributor with a composite. That of a sensitivity has the given shift.'''
+    own = {} if composite is SplitLRP else {'alpha': Balanced() if args.alpha is None else args.alpha}
     return Gradient(model, composite(*parameters, canonizers='auto', **own))
 
 
@@ -76,7 +73,7 @@ def load(name, args):
     model = torchvision.models.get_model(name, weights=None).eval().to(args.device, getattr(torch, args.dtype))
     input = torch.rand(args.batch, 3, args.size, args.size).to(next(model.parameters()))
     layer = LAYERS.get(name) or last_layer(Classifier(name, model, preprocessing(args)), input.device, input.dtype)
-    classes = [0 if args.one_class else index % 1000 for index in range(args.batch)]
+    classes = [index % 1000 for index in range(args.batch)]
     return model, layer, input, torch.eye(1000)[classes].to(input)
 
 
@@ -149,11 +146,11 @@ def description(args):
     device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else (
         f'{torch.get_num_threads()} threads on {platform.machine()}'
     )
-    classes = 'all of one class' if args.one_class else 'each of another class'
     shift = '' if args.alpha is None else f', α = {args.alpha:g}'
     return (
         f'PyTorch {torch.__version__}, {device}, {args.dtype}, {args.batch} images of {args.size} × {args.size},'
-        f' {classes}{shift}; median of {args.rounds} rounds (least to largest); increase: over the loaded model.'
+        f' each of another class{shift}; median of {args.rounds} rounds (least to largest); increase: over the loaded'
+        ' model.'
     )
 
 
@@ -181,7 +178,6 @@ def main():
     )
     parser.add_argument('--batch', type=int, default=2, help='the number of images (default: 2)')
     parser.add_argument('--size', type=int, default=224, help='their height and width (default: 224)')
-    parser.add_argument('--one-class', action='store_true', help='let all images explain the same class')
     parser.add_argument('--alpha', type=float, help='the shift of SplitGrad and SplitCAM (default: balanced)')
     parser.add_argument('--rounds', type=int, default=5, help='how often everything is timed (default: 5)')
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))

@@ -21,7 +21,6 @@ from zennit_dc.cli.report import save_drawings
 from zennit_dc.data.images import ImageArray, ImageFolder, label_map
 from zennit_dc.data.parts import Parts, held
 from zennit_dc.data.classifiers import Classifier, IMAGENET_PREPROCESSING, load_classifier
-from zennit_dc.methods.table import METHODS, Method
 from zennit_dc.virelay import attribute, attributions
 
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
@@ -220,50 +219,6 @@ def test_errors_of_what_reads_and_writes_are_raised(few, monkeypatch):
     assert len(list((folder / 'a.h5.parts').glob('*.npz'))) == 2
 
 
-@pytest.mark.parametrize('target', ['label', 1])
-def test_batches_of_one_class(few, monkeypatch, target):
-    '''Where a method takes them, with shards, and with the images in the same order as without.'''
-    folder, (classifier, images) = few
-    images.labels = [2, 0, 2, 0]
-    (images.folder / images.names[1]).write_text('not an image')
-    explained, options = [], {'layer': 'residual', 'batch_size': 2, 'progress': False, 'target': target}
-    attribute(classifier, images, folder / 'a.h5', **options)
-
-    def splitcam(classifier, shared=False, **parameters):
-        explained.append(shared)
-        return METHODS['splitcam'].attributor(classifier, **parameters)
-
-    method = METHODS['splitcam']
-    monkeypatch.setitem(METHODS, 'sharing', Method('Sharing', splitcam, (*method.parameters, 'shared')))
-    explain_batch = attributions.explain_batch
-    monkeypatch.setattr(attributions, 'explain_batch', lambda chosen, images, indices, *args: (
-        explained.append(indices), explain_batch(chosen, images, indices, *args)
-    )[1])
-    for shard in ((2, 2), (1, 2)):
-        attribute(classifier, images, folder / 'b.h5', 'sharing', shard=shard, **options)
-    skipped = attribute(classifier, images, folder / 'b.h5', 'sharing', join=True, **options)
-    assert [name for name, _ in skipped] == [images.names[1]]
-    batches = [[3], [0, 2]] if target == 'label' else [[2, 3], [0]]
-    assert explained == [True, batches[0], True, batches[1], True]
-    inputs = [classifier.preprocessing(images.image(index))[None] for index in (0, 2, 3)]
-    tolerance = max(rounding(classifier.model, input, unit=unit) for input in inputs for unit in (0, 1, 2))
-    with h5py.File(folder / 'a.h5') as first, h5py.File(folder / 'b.h5') as second:
-        assert first['name'][:].tolist() == second['name'][:].tolist() == [images.names[0].encode()] + [
-            name.encode() for name in images.names[2:]
-        ]
-        assert second['target'][:].tolist() == ([2, 2, 0] if target == 'label' else [1, 1, 1])
-        for key in ('attribution', 'prediction', 'label', 'target'):
-            expected = torch.from_numpy(first[key][:]).double()
-            assert_close(torch.from_numpy(second[key][:]).double(), expected, tolerance)
-    for name in ('data.h5', 'labels.json'):
-        assert filecmp.cmp(folder / f'a_{name}', folder / f'b_{name}', shallow=False)
-    explained.clear()
-    attribute(classifier, images, folder / 'c.h5', 'sharing', against='likely', **options)
-    attribute(classifier, images, folder / 'd.h5', 'sharing', **{**options, 'target': 'predicted'})
-    attribute(classifier, images, folder / 'e.h5', 'sharing', **{**options, 'batch_size': 3, 'target': 'label'})
-    assert [each for each in explained if not isinstance(each, list)] == [False] * 3
-
-
 def test_unreadable_images_are_left_out(dataset, tmp_path):
     folder = tmp_path / 'images'
     for index, path in enumerate(sorted(dataset.glob('*/*.png'))[::8]):
@@ -455,7 +410,7 @@ def test_arrays_targets_and_channels(tmp_path):
 
 
 @pytest.mark.parametrize('target', [3, 'label'])
-def test_shared_sums_make_the_maps_of_single_images(few, target):
+def test_maps_are_those_of_single_images(few, target):
     folder, (classifier, images) = few
     images.labels = [2, 0, 2, 0]
     attribute(classifier, images, folder / 'a.h5', 'splitgrad', target, batch_size=2, alpha=.4, progress=False)

@@ -12,7 +12,7 @@ from zennit_dc.core import buffers
 from zennit_dc.core.buffers import WORKSPACE, blocks, blockwise, passing_magnitude
 
 COMPOSITES = {
-    'balanced': SplitGrad, 'shifted': lambda: SplitGrad(.3), 'shared': lambda: SplitGrad(.3, shared=True),
+    'balanced': SplitGrad, 'shifted': lambda: SplitGrad(.3),
     'stream': lambda: SplitGrad(.3, '+g'), 'cam': lambda: SplitCAM('1', .3), 'relevance': SplitLRP,
 }
 
@@ -47,11 +47,11 @@ def network(activation=F.relu):
 def test_blocks_are_all_of_a_tensor(shape, last, monkeypatch):
     monkeypatch.setattr(buffers, 'BLOCK', 6)
     first = torch.zeros(shape) if not last else torch.zeros(shape[::-1]).permute(*reversed(range(len(shape))))
-    other = torch.arange(first[:1].numel()).reshape(first[:1].shape)
+    other = torch.arange(first.numel()).reshape(first.shape)
     for part, own in blocks(first, other):
         assert part.numel() <= 6
         part += own + 1
-    assert torch.equal(first, (other + 1.).expand_as(first))
+    assert torch.equal(first, other + 1.)
 
 
 def test_blocks_of_tensors_that_do_not_belong_together(monkeypatch):
@@ -64,7 +64,7 @@ def test_blockwise_needs_no_blocks_where_a_graph_is_made(monkeypatch):
     monkeypatch.setattr(buffers, 'BLOCK', 6)
     outs = []
     function = lambda one, two, out: outs.append(out) or torch.mul(one, two, out=out)  # noqa: E731
-    one, two = random_image(4, 5), random_image(1, 5)
+    one, two = random_image(4, 5), random_image(4, 5)
     with torch.no_grad():
         assert torch.equal(blockwise(function, one, two), one * two)
     assert len(outs) == 4 and None not in outs

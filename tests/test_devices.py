@@ -86,7 +86,7 @@ def initialize(model):
 MODELS = {'convolutions': (Network, 'conv3'), 'mobile': (Mobile, 'depthwise'), 'transformer': (Transformer, 'first')}
 METHODS = {
     'SplitGrad': lambda layer, **kwargs: SplitGrad(**kwargs),
-    'SplitGrad, shared': lambda layer, **kwargs: SplitGrad(.4, shared=True, **kwargs),
+    'SplitGrad, shifted': lambda layer, **kwargs: SplitGrad(.4, **kwargs),
     'SplitCAM': lambda layer, **kwargs: SplitCAM(layer, **kwargs),
     'SplitCAM +g': lambda layer, **kwargs: SplitCAM(layer, .4, '+g', **kwargs),
     'SplitLRP': lambda layer, **kwargs: SplitLRP(1e-2, **kwargs),
@@ -125,17 +125,16 @@ def literal_sensitivity(stream):
 
 
 @ON_DEVICES
-@pytest.mark.parametrize('shared', [False, True])
 @pytest.mark.parametrize('stream', ['g', '+g'])
-def test_sensitivities_are_the_literal_ones(device, stream, shared):
+def test_sensitivities_are_the_literal_ones(device, stream):
     network, image = Network(), random_image(3, 3, 16, 16)
     literal = network.literal()
     literal.forward(image)
     network.to(device)
-    gradient = explain(SplitGrad(.4, stream, shared=shared), network, image.to(device))
+    gradient = explain(SplitGrad(.4, stream), network, image.to(device))
     assert_close(gradient.cpu(), literal_sensitivity(stream)(literal, 'input')[0])
     for layer in ('norm1', 'pool', 'conv3'):
-        composite = SplitCAM(layer, .4, stream, shared=shared, recentering=None)
+        composite = SplitCAM(layer, .4, stream, recentering=None)
         map = explain(composite, network, image.to(device))
         assert map.device.type == composite.saliency.device.type == device
         sensitivity, activation = literal_sensitivity(stream)(literal, {'norm1': 'relu1'}.get(layer, layer))
@@ -281,12 +280,11 @@ def test_maps_can_be_differentiated(device, composite):
 
 
 @ON_DEVICES
-@pytest.mark.parametrize('shared', [False, True])
-def test_maps_can_be_differentiated_by_weights(device, shared):
+def test_maps_can_be_differentiated_by_weights(device):
     found = []
     for place in ('cpu', device):
         model, image = Network().to(place), random_image(3, 3, 16, 16).to(place).requires_grad_()
-        with SplitGrad(.4, shared=shared and place == device).context(model):
+        with SplitGrad(.4).context(model):
             map, = torch.autograd.grad(model(image)[:, UNIT].sum(), image, create_graph=True)
             total = map.square().sum()
             found.append(torch.autograd.grad(total, [model.conv1.weight, model.conv4.weight, model.dense.weight]))

@@ -155,12 +155,12 @@ def test_difference_of_the_readme():
 def test_benchmark():
     '''The whole script with two methods, as it starts a process for each of them, and its measurements with all.'''
     result = run_script(
-        EXAMPLES / 'benchmark.py', '--models', 'resnet18', '--batch', 2, '--size', 64, '--rounds', 2, '--one-class',
+        EXAMPLES / 'benchmark.py', '--models', 'resnet18', '--batch', 2, '--size', 64, '--rounds', 2,
         '--methods', 'SplitLRP'
     )
     assert result.returncode == 0, result.stderr
     first, _, *lines = result.stdout.splitlines()
-    assert '2 images of 64 × 64, all of one class; median of 2 rounds' in first
+    assert '2 images of 64 × 64, each of another class; median of 2 rounds' in first
     rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
     assert [row[1] for row in rows[2:]] == ['Saliency', 'SplitLRP']
     for row in rows[2:]:
@@ -175,7 +175,7 @@ def test_benchmark():
 def fixture_benchmark():
     '''The script, and arguments of small measurements.'''
     device = torch.device('cpu')
-    arguments = Namespace(batch=2, size=64, rounds=1, device=device, dtype='float32', one_class=False, alpha=None)
+    arguments = Namespace(batch=2, size=64, rounds=1, device=device, dtype='float32', alpha=None)
     return runpy.run_path(str(EXAMPLES / 'benchmark.py')), arguments
 
 
@@ -206,21 +206,14 @@ def test_refusals_of_the_benchmark(benchmark, capsys):
 
 
 def test_classes_of_the_benchmark(benchmark):
-    '''Composites are told that images share a class if they do, and the shift.'''
+    '''Each image explains another class, and composites are told the shift.'''
     script, args = benchmark
 
-    class Sharing(SplitGrad):
-        def __init__(self, alpha, shared, **kwargs):
-            super().__init__(alpha, **kwargs)
-            self.given = alpha, shared
-
-    for one_class in (False, True):
-        args.one_class, args.alpha = one_class, .4 if one_class else None
+    for args.alpha in (None, .4):
         model, layer, input, relevance = script['load']('resnet18', args)
         assert layer == 'layer4' and input.shape == (2, 3, 64, 64)
-        assert relevance.argmax(1).tolist() == [0, int(not one_class)]
-        given = script['ours'](model, args, Sharing).composite.given
-        assert given == ((.4, True) if one_class else (Balanced(), False))
+        assert relevance.argmax(1).tolist() == [0, 1]
+        assert script['ours'](model, args, SplitGrad).composite.alpha == (args.alpha or Balanced())
         assert script['ours'](model, args, SplitLRP).composite.saliency is None
 
 

@@ -1,5 +1,4 @@
 '''Canonizers: a model into split form and back.'''
-import math
 import re
 import weakref
 from contextlib import nullcontext
@@ -19,11 +18,10 @@ from .core.passes import Independent, MapPass, sequence_of
 from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
 from .recentering import Relative
 from .rules import SplitRule
-from .core.sharing import ATTEMPTS
 from .core.places import require_channels
 from .core.pair import (
-    MODULE_FORMS, NeedsGraph, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unshared, Unsupported,
-    common_pass, describe, pass_of, require_choice, same
+    MODULE_FORMS, NeedsGraph, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unsupported, common_pass,
+    describe, pass_of, require_choice, same
 )
 from .streams import Difference
 from .core.tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
@@ -93,7 +91,6 @@ class SplitCanonizer(Canonizer):
         self.several_uses = weakref.WeakSet()  # the models whose layer has an output that is not used by one activation
         self.samples = weakref.WeakKeyDictionary()  # the axis of samples, for models where that was in question
         self.choices = Choices(automatic)
-        self.shared, self.first_shared = False, weakref.WeakKeyDictionary()  # one sum for all images of a batch
 
     def copy(self):
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
@@ -101,8 +98,7 @@ class SplitCanonizer(Canonizer):
             self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid,
             channels=self.channels
         )
-        copy.choices, copy.shared, copy.first_shared = self.choices, self.shared, self.first_shared
-        copy.several_uses, copy.samples = self.several_uses, self.samples
+        copy.choices, copy.several_uses, copy.samples = self.choices, self.several_uses, self.samples
         return copy
 
     def apply(self, root_module):
@@ -229,7 +225,6 @@ class ModuleForward(TemporaryForward):
         split_pass = common_pass(self.module.forward, args, kwargs)
         if split_pass is None:
             return self.forward(*args, **kwargs)
-        split_pass.require_full()
         return split_pass.noted(self.form, (self.module, *args), kwargs)
 
 
@@ -257,7 +252,7 @@ class SplitForward(TemporaryForward):
     def run(self, call, inputs):
         '''Run the model, and start over with sums where there are products that need them, or with the canonizers that
         the model needs.'''
-        canonizer, attempts = self.canonizer, 0
+        canonizer = self.canonizer
         while True:
             try:
                 output = MapPass(canonizer, call, call.layer)(inputs)
@@ -270,9 +265,6 @@ class SplitForward(TemporaryForward):
                 canonizer.several_uses.add(canonizer.root)
             except OtherSamples:  # the second one is taken to be the first again, if nothing follows it either
                 canonizer.samples[canonizer.root] = 1 - canonizer.samples.get(canonizer.root, 0)
-            except Unshared as error:
-                attempts += 1
-                canonizer.first_shared[canonizer.root] = error.args[0] if attempts <= ATTEMPTS else math.inf
             except (Unsupported, Independent) as error:
                 canonizer.restore += [
                     option.remove for option in canonizer.choices.choose(canonizer, call, inputs, error)

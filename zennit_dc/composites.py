@@ -183,23 +183,12 @@ class SensitivityComposite(SplitComposite):
         The stream.
     *args, **kwargs
         See :py:class:`SplitComposite`.
-    shared : bool, optional
-        Whether all images of a batch explain the same relevance, so that the sum's gradient is computed once for all of
-        them where it does not depend on the image (theorem 7): from the output down to the first max-pooling, maximum
-        or product, and not at all with :py:class:`~zennit_dc.Balanced`, whose scale is each image's own. The maps are
-        the same.
-
-    Raises
-    ------
-    ValueError
-        In the backward pass, if the images explain different relevances with ``shared=True``.
     '''
-    def __init__(self, readout, alpha, stream, *args, shared=False, **kwargs):
+    def __init__(self, readout, alpha, stream, *args, **kwargs):
         require_choice('stream', stream, readout.streams)
         self.alpha = dict(alpha) if type(alpha) is dict else alpha
         super().__init__(readout(stream), sensitivity_rule(self.alpha_of('')), *args, **kwargs)
         self.canonizers[-1].validate = self.require_alphas
-        self.canonizers[-1].shared = shared and not isinstance(alpha, Balanced)
 
     def require_alphas(self, root):
         '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
@@ -271,8 +260,6 @@ class SplitGrad(SensitivityComposite):
         The sensitivity of g or h to the positive or the negative stream, or to the difference of both.
     layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels
         See :py:class:`SplitComposite`.
-    shared : bool, optional
-        Whether all images explain the same relevance, see :py:class:`SensitivityComposite`.
     '''
     def __init__(
         self, alpha: Alpha = Balanced(), stream: str = 'g', layer: str | None = None,
@@ -280,11 +267,9 @@ class SplitGrad(SensitivityComposite):
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
         canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
         channels: int | tuple[()] | None = None,
-        *, shared: bool = False,
     ):
         super().__init__(
-            Sensitivity, alpha, stream, layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels,
-            shared=shared
+            Sensitivity, alpha, stream, layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels
         )
 
 
@@ -304,8 +289,6 @@ class SplitCAM(SensitivityComposite):
         on the re-centering; or the sensitivity to the difference of both, times the original activation.
     pooling, input_split, recentering, layer_map, canonizers, grid, channels
         See :py:class:`SplitComposite`.
-    shared : bool, optional
-        Whether all images explain the same relevance, see :py:class:`SensitivityComposite`.
     '''
     def __init__(
         self, layer: str, alpha: Alpha = Balanced(), stream: str = 'g',
@@ -313,13 +296,12 @@ class SplitCAM(SensitivityComposite):
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
         canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
         channels: int | tuple[()] | None = None,
-        *, shared: bool = False,
     ):
         if layer is None:
             raise ValueError('SplitCAM needs the name of a layer')
         super().__init__(
             ActivatedSensitivity, alpha, stream, layer, pooling, input_split, recentering, layer_map, canonizers, grid,
-            channels, shared=shared
+            channels
         )
 
 

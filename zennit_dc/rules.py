@@ -33,8 +33,6 @@ class Ruled(torch.autograd.Function):
             gradients = (known.new_zeros(shape, dtype=dtype) if gradient is None else gradient
                          for gradient, (shape, dtype) in zip(gradients, ctx.like))
             gradients = ctx.function(*gradients, *values)
-            if gradients[1].shape != ctx.like[1][0]:
-                raise RuntimeError('a rule makes a sum\'s gradient that differs by image: do without shared=True')
         return None, None, *gradients, *(None,) * len(values)
 
 
@@ -192,7 +190,6 @@ class BalancedSensitivity(SplitRule):
         if not pair.tensors[1].requires_grad:
             return pair
         split_pass, batch = pair.split_pass, pair.batch
-        split_pass.require_full()  # as each image has a scale of its own
 
         def balance(gradient, sum_gradient):
             rows = by_sample(sum_gradient, batch)

@@ -345,39 +345,6 @@ def check_batch(program, rng):
         close(program, [map[0] for map in alone], expected, f'{composite}, sample {sample} alone')
 
 
-@check
-def check_shared(program, rng):
-    '''One sum for all images, or one for each: the maps are the same, also differentiated again.'''
-    inputs, output = program.inputs(rng.random()), output_of(program, program.inputs())
-    if len(output) != program.batch or program.batch < 2:
-        raise Inapplicable
-    weights = relevance_like(output[:1], rng).expand_as(output)
-    layers = program.layers(inputs)
-    layer = rng.choice(layers) if layers and rng.random() < .4 else None
-    kwargs = {'pooling': rng.choice(['wta', 'convex']), 'layer': layer, **options(program)}
-    create = SplitCAM if layer is not None and rng.random() < .5 else SplitGrad
-    alpha, stream = rng.choice([0., .3, .5, Balanced()]), rng.choice(['+g', '-g', 'g', '+h', '-h', 'h'])
-    composites = [create(alpha=alpha, stream=stream, shared=shared, **kwargs) for shared in (True, False)]
-    actual, expected = (at_layer(maps, composite, program, inputs, weights)[1] for composite in composites)
-    close(program, actual, expected, f'{composites[0]}, alpha {alpha}, stream {stream}, {kwargs}: shared')
-    if layer is None:
-        actual, expected = (curvature(composite, program, inputs, weights) for composite in composites)
-        close(program, actual, expected, f'{composites[0]}, alpha {alpha}, stream {stream}: shared, differentiated')
-
-
-def curvature(composite, program, inputs, weights):
-    '''The gradients of a map's squares by the inputs and parameters.'''
-    inputs = leaves(inputs)
-    targets = [*inputs, *(each for each in program.parameters() if each.requires_grad)]
-    with composite.context(program):
-        found = torch.autograd.grad(program(*inputs), inputs, weights, create_graph=True, allow_unused=True)
-        total = sum(map.square().sum() for map in found if map is not None)
-        if not torch.is_tensor(total) or not total.requires_grad:
-            raise Inapplicable
-        gradients = torch.autograd.grad(total, targets, allow_unused=True)
-    return [torch.zeros_like(t) if gradient is None else gradient for t, gradient in zip(targets, gradients)]
-
-
 def is_close(program, inputs):
     '''Whether rounding may choose winners, as far as a literal run can tell.'''
     try:

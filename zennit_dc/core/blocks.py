@@ -179,39 +179,9 @@ def weighted(pair, layer, weight, bias):
     '''Apply an affine layer to both tensors of the pair.'''
     difference, stream_sum = pair.tensors
     output = layer.difference(difference, weight, bias)
-    shape = output.shape if difference.shape == stream_sum.shape else shape_of(layer, pair, output, weight)
-    pair = pair.like(output, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, shape))
+    pair = pair.like(output, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, output.shape))
     pair.is_unread = True
     return pair
-
-
-def shape_of(layer, pair, output, weight):
-    '''The shape of the sum of a layer's output, which has one sample, without computing it.'''
-    shape, axis, before = list(output.shape), pair.place('batch'), pair.values[0].shape
-    same_axes = axis == -len(before) == -len(shape) and shape[axis] == before[axis]
-    if layer.transpose is not None and same_axes:
-        shape[axis] = 1  # a layer with weights for all samples, which it leaves where they are
-        return torch.Size(shape)
-    with torch.no_grad():
-        meta = (torch.empty(tensor.shape, device='meta', dtype=output.dtype) for tensor in (pair.values[1], weight))
-        return layer.apply(*meta, None).shape
-
-
-class Onto(torch.autograd.Function):
-    '''A sum of one sample for all, onto which something of each sample is added, as far as gradients go.'''
-    @staticmethod
-    def forward(ctx, stream_sum, other):
-        ctx.shape, ctx.dtype = other.shape, other.dtype
-        return same(stream_sum)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, gradient.expand(ctx.shape).to(ctx.dtype)
-
-
-def onto(stream_sum, other):
-    '''The sum and something that is added to it.'''
-    return stream_sum + other if stream_sum.shape == other.shape else Onto.apply(stream_sum, other)
 
 
 def linear(pair, function, sum_function=None):
@@ -300,20 +270,15 @@ class SplitReLU(torch.autograd.Function):
         if ctx.passes and ctx.split_pass.makes_map():
             return gradient, sum_gradient, None, None, None
         saved, negative = ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
-        shares = negative.shape != gradient.shape
-        through = blockwise(
-            partial(gradient_through_relu, not shares), gradient, -negative if shares else negative,
-            torch.relu(saved) if ctx.passes else saved
-        )
-        return through, sum_gradient, None, None, None
+        output = torch.relu(saved) if ctx.passes else saved
+        return blockwise(gradient_through_relu, gradient, negative, output), sum_gradient, None, None, None
 
 
-def gradient_through_relu(negate, gradient, negative, output, out):
-    '''The gradient of the difference before a ReLU, with the negative gradient of the sum, or with what is still to be
-    negated. A float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where.'''
+def gradient_through_relu(gradient, negative, output, out):
+    '''The gradient of the difference before a ReLU, with the gradient of the sum. A float mask and lerp, which is exact
+    at 0 and 1, take a fraction of the time of torch.where.'''
     mask = torch.sign(output, out=WORKSPACE.like(output)).to(gradient.dtype)
-    start = torch.neg(negative, out=out) if negate else negative
-    return torch.lerp(start, gradient, mask, out=out)
+    return torch.lerp(torch.neg(negative, out=out), gradient, mask, out=out)
 
 
 def relu(pair):

@@ -1,7 +1,6 @@
 '''Memory of the processor: to get new memory from the system often takes longer than to fill it, and what fits into the
 cache need not be fetched again.'''
 import threading
-from itertools import repeat
 
 import torch
 
@@ -47,7 +46,7 @@ def blockwise(function, first, *others):
     first : :py:class:`torch.Tensor`
         The tensor that has the value's shape and dtype.
     *others : :py:class:`torch.Tensor`
-        Tensors of that shape, in which axes may be of length one.
+        Tensors of that shape.
 
     Returns
     -------
@@ -68,11 +67,8 @@ def blocks(first, *others):
         yield first, *others
         return
     axis = max((axis for axis in range(first.ndim) if first.shape[axis] > 1), key=first.stride)
-    length = first.shape[axis]
-    step = max(length * BLOCK // first.numel(), 1)
-    parts = (repeat(each, -(-length // step)) if each.shape[axis] == 1 else each.split(step, axis)
-             for each in (first, *others))
-    for part in zip(*parts, strict=True):  # as what is left out would be memory that nobody has written to
+    step = max(first.shape[axis] * BLOCK // first.numel(), 1)
+    for part in zip(*(each.split(step, axis) for each in (first, *others)), strict=True):
         yield from blocks(*part)
 
 

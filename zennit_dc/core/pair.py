@@ -129,16 +129,12 @@ class Pass:
         which the map is read.
     is_over : bool
         Whether the context of the pass has ended.
-    first_shared : int or None
-        The number of operations after which sums have one sample for all, see :py:mod:`zennit_dc.core.sharing`.
-    shares : bool
-        Whether such an operation is running.
     input_channels : dict
         The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
     tokens : dict
         The places of inputs in the last axis of tokens of each length, where there are others before them.
     '''
-    has_graph, without_graph, is_over, shares, first_shared = False, False, False, False, None
+    has_graph, without_graph, is_over = False, False, False
     has_foreign = False  # whether there are pairs that an autograd function without a form has made
 
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
@@ -173,9 +169,6 @@ class Pass:
 
     def require_samples(self, pair, axis):
         '''Called where a function tells which axis of a pair has the samples.'''
-
-    def require_full(self):
-        '''Called before what depends on the image, or may.'''
 
     def apply(self, function, args, kwargs):
         '''What the model gets for a function of pairs.'''
@@ -246,11 +239,6 @@ class NeedsGraph(BaseException):
     '''Raised where a gradient by a pair is asked for in a pass of inputs that need none.'''
 
 
-class Unshared(BaseException):
-    '''Raised at the number of an operation that depends on the image, where the sums are to have one sample for all.
-    The pass starts over with full sums up to there.'''
-
-
 LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
 
@@ -283,7 +271,7 @@ class SplitTensor(torch.Tensor):
     def __new__(cls, difference, stream_sum, split_pass=None):
         if not difference.is_floating_point():
             raise TypeError(f'a split pair needs floating point tensors, not {difference.dtype}')
-        if difference.shape != stream_sum.shape and getattr(split_pass, 'first_shared', None) is None:
+        if difference.shape != stream_sum.shape:
             raise ValueError(f'the sum has not the shape of the difference, {tuple(difference.shape)}')
         return torch.Tensor._make_wrapper_subclass(
             cls, difference.shape, dtype=difference.dtype, device=difference.device,
@@ -303,7 +291,6 @@ class SplitTensor(torch.Tensor):
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
         self.is_input = False  # whether its values are those of the input, in other places
-        self.is_full = not self.split_pass.shares  # whether it was made where a sum has as many samples as there are
         self.base, self.path, self.views = None, None, []
         self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is
         self.is_unread = False  # whether its memory is its own, and nothing has come of it yet

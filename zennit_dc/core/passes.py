@@ -20,13 +20,12 @@ from ..forms.reading import Refused, read_alone
 from ..forms.table import plain
 from .nested import flatten, modules_of
 from ..rules import SplitRule, ruled
-from .sharing import evaluated, is_shared, shared_seed
 from .places import (
     ACTIVATIONS, channels_unknown, followed, given_channels, laid_over, likely_channels, name_of, places_of
 )
 from .pair import (
-    LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unshared, Unsupported, common_pass, foreign, input_sum,
-    pairs_in, same, sum_dtype, unsupported
+    LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unsupported, common_pass, foreign, input_sum, pairs_in, same,
+    sum_dtype, unsupported
 )
 from .views import become_plain
 
@@ -247,8 +246,7 @@ class SplitPass(Pass):
                 f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'
             )
         for place, pair in pairs.items():
-            ends, stream_sum = (place, pair.depth, pair.batch), pair.tensors[1]
-            seeds = partial(self.seeds_of, *ends, stream_sum.dtype, stream_sum.shape)
+            seeds = partial(self.seeds_of, place, pair.depth, pair.batch, pair.tensors[1].dtype)
             if pair.foreign:
                 values = [tensor.detach() for tensor in pair.tensors]
                 leaves[place] = Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
@@ -272,7 +270,7 @@ class SplitPass(Pass):
             ' or explain a module that returns the tensor of interest'
         )
 
-    def seeds_of(self, place, depth, batch, sum_dtype, sum_shape, gradient, _):
+    def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
         refuse_batched(gradient)
@@ -283,9 +281,7 @@ class SplitPass(Pass):
             # not longer than this pass, as the gradient may be made of the output whose graph holds this object
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self.forget(task))
         self.seeds.setdefault(task, {})[place] = Seed(gradient, max(depth, 1), batch)
-        damping = self.canonizer.rule.output_damping(max(depth, 1))
-        seed, sum_seed = self.readout.seed(gradient, sum_dtype, damping)
-        return seed, shared_seed(sum_seed, sum_shape)
+        return self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(max(depth, 1)))
 
     def forget(self, task):
         '''Keep nothing of a backward pass that is over.'''
@@ -318,7 +314,6 @@ class MapPass(SplitPass):
         self.state, self.trained = state_of(tensors), [tensor for tensor in tensors if tensor.requires_grad]
         kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
         self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        self.calls, self.is_inside = 0, False  # of functions on pairs, and within one
         self.has_left = False  # whether the forward pass is at its end
         self.may_differentiate = False  # whether the caller of the running function has a graph
 
@@ -326,8 +321,6 @@ class MapPass(SplitPass):
         '''Run the model. The output has the difference in place of each split pair.'''
         self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.without_graph = self.layer is not None or not self.has_graph
-        if self.canonizer.shared and self.has_graph and len(inputs[0]) > 1:
-            self.first_shared = self.canonizer.first_shared.get(self.root, 0)
         return super().__call__(inputs)
 
     def apply(self, function, args, kwargs):
@@ -346,32 +339,10 @@ class MapPass(SplitPass):
             if any(pair.depth == -math.inf for pair in pairs_in((args, kwargs))):  # of which nothing was kept
                 where = f'what comes before module {self.layer!r}'
                 raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
-        if self.first_shared is None or self.is_inside:
-            return super().evaluate(function, args, kwargs)
-        if torch._C._current_graph_task_id() != -1:
-            raise RuntimeError('a checkpoint runs a part of the model again: do without shared=True')
-        self.calls, self.is_inside = self.calls + 1, True
-        try:
-            evaluate = super().evaluate
-            if self.sums or self.calls <= self.first_shared:
-                return evaluate(function, args, kwargs)
-            return evaluated(self, evaluate, function, args, kwargs)
-        finally:
-            self.is_inside = False
-
-    def require_full(self):
-        '''Start over with full sums up to here, if they are shared.'''
-        if self.first_shared is None or self.sums:
-            return
-        self.calls += not self.is_inside
-        if self.shares or not self.is_inside and self.calls > self.first_shared:
-            raise Unshared(self.calls)
+        return super().evaluate(function, args, kwargs)
 
     def leave(self, output):
         '''The differences of the output.'''
-        for pair in pairs_in(output):
-            if pair.values[1].shape != pair.values[0].shape and not is_shared(pair):
-                raise Unshared(self.calls)
         self.has_left = True
         output = super().leave(output)
         if self.layer is not None and self.places is None:
@@ -513,8 +484,7 @@ class MapPass(SplitPass):
 
     def saliency(self, *tensors):
         '''The map of a layer's output, from the gradients of its difference and sum, and these.'''
-        shape = tensors[0].shape  # sums may have one sample for all
-        return self.readout.at_layer(*(self.places.arranged(tensor.expand(shape)) for tensor in tensors))
+        return self.readout.at_layer(*map(self.places.arranged, tensors))
 
     def note_loss(self, loss):
         '''Keep how much rounding changes a map, for the time of this backward pass; but not with autocast, in which
@@ -583,8 +553,7 @@ class MapPass(SplitPass):
     def below_layer(self, *layer_gradients):
         '''The true gradients by inputs and parameters of what is below the layer.'''
         other, _, read = self.other_pass()
-        seeded = [(tensor, gradient.expand_as(tensor)) for tensor, gradient in zip(read, layer_gradients)
-                  if tensor.requires_grad]
+        seeded = [each for each in zip(read, layer_gradients) if each[0].requires_grad]
         return gradients([*other.inputs, *self.trained], seeded, allow_unused=True)
 
     def other_pass(self, index=0, exact=False):

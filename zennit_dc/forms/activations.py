@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.buffers import WORKSPACE, blockwise
-from ..core.blocks import activation, activated, onto, relu
+from ..core.blocks import activation, activated, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
 from .table import aside, in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
@@ -141,13 +141,11 @@ class Pieces(torch.autograd.Function):
         if ctx.bounds is None:
             through = blockwise(function.gradient, gradient, passing, values)
         else:
-            shares = passing.shape != gradient.shape  # by far the smaller, so that what is made of it is made at once
-            clamp = partial(gradient_through_clamp, ctx.bounds, shares)
-            through = blockwise(clamp, gradient, passing, -2. * passing if shares else passing, values)
+            through = blockwise(partial(gradient_through_clamp, ctx.bounds), gradient, passing, values)
         return through, sum_gradient * function.factor, None, None
 
 
-def gradient_through_clamp(bounds, is_doubled, gradient, sum_gradient, below, values, out):
+def gradient_through_clamp(bounds, gradient, sum_gradient, values, out):
     '''The gradient by the input of a function that cuts off, whose H has the slopes -2, -1 and 0.'''
     low, high = bounds
     inside, backward = torch.sub(gradient, sum_gradient, out=out), torch.ops.aten.hardtanh_backward
@@ -156,7 +154,7 @@ def gradient_through_clamp(bounds, is_doubled, gradient, sum_gradient, below, va
     else:
         backward.grad_input(inside, values, low, high, grad_input=out)
     passed = torch.sign(values - low if low else values, out=WORKSPACE.like(values)).to(gradient.dtype)
-    return torch.lerp(below if is_doubled else -2. * below, inside, passed, out=out)
+    return torch.lerp(-2. * sum_gradient, inside, passed, out=out)
 
 
 @torch_form('leaky_relu', inplace=('leaky_relu_',))
@@ -186,7 +184,7 @@ def leaky(pair, slope, function):
         hinge, negative = abs(1 - slope), difference - torch.relu(difference)
         # not torch's own, as the gradient of its gradient by the slope is wrong at zero
         path = torch.where(difference > 0, difference, slope * difference)
-        return Valued.apply(path, function(difference.detach())), onto(total * (abs(slope) + hinge), -hinge * negative)
+        return Valued.apply(path, function(difference.detach())), total * (abs(slope) + hinge) - hinge * negative
 
     return activation(pair, of)
 

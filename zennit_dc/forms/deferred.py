@@ -167,7 +167,6 @@ def state_of(split_pass):
 @contextmanager
 def in_state(split_pass, rules, sums, without_graph, graph):
     '''A context for operations that were called before.'''
-    split_pass.require_full()
     before = state_of(split_pass)
     split_pass.rules, split_pass.sums, split_pass.without_graph = rules, sums, without_graph
     try:

@@ -274,8 +274,6 @@ for name in (
         def average(pair, *args, function=function, **kwargs):
             if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
                 raise unsupported('an average', (pair,), ' for a negative divisor_override')
-            if function.__name__ == 'cumsum':
-                pair.split_pass.require_full()  # as it may be one over samples
             return joined([pair], linear(pair, lambda tensor: function(tensor, *args, **kwargs)))
 
 

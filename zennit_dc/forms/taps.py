@@ -131,7 +131,7 @@ class Tap:
 def seeds_at(split_pass, end, sum_dtype, streams, gradient, _):
     '''What enters the streams of a pair at which a backward pass starts.'''
     place = f'a pair of {split_pass.root}', end
-    seeds = split_pass.seeds_of(place, *end, sum_dtype, gradient.shape, gradient, None)
+    seeds = split_pass.seeds_of(place, *end, sum_dtype, gradient, None)
     return streams if streams is not None and split_pass.makes_map() else seeds
 
 
@@ -139,7 +139,6 @@ def tap_of(pair):
     '''The tap of a pair, which is made when first asked for, or None if the pair has no graph, as where the map is read
     at a layer above.'''
     split_pass = pair.split_pass
-    split_pass.require_full()
     if not any(tensor.requires_grad for tensor in pair.values):
         return None
     if (tap := vars(pair).get('tap')) is None:

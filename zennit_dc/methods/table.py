@@ -96,7 +96,7 @@ def smooth(name, classifier, samples=20, seed=0, **parameters):
 
 
 FIRST_ORDER, SECOND_ORDER, COPIES = ('penalty', 'classes'), ('penalty', 'margin', 'classes'), ('samples', 'seed')
-SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers', 'grid', 'shared')
+SENSITIVITY = ('layer', 'alpha', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers', 'grid')
 RELEVANCE = ('layer', 'epsilon', 'stream', 'pooling', 'recentering', 'input_split', 'canonizers', 'grid')
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 METHODS = {

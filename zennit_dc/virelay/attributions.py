@@ -34,9 +34,6 @@ def attribute(
     channels, which ViRelAy needs. Images that cannot be read are reported and left out. An image without a label gets
     the predicted class as its label.
 
-    Where a method takes that a batch explains one class, and the class does not depend on the model, batches are made
-    of one class each. The order of the images in the files does not depend on this.
-
     Every finished batch is kept in a folder ``out`` + ``.parts`` until the end, so that an interrupted run goes on
     where it was. The images of the next batch are read, and the last part is written, while the model runs. Started by
     ``torchrun``, the processes share the batches, by this folder, which all must reach.
@@ -107,8 +104,6 @@ def attribute(
     target = target if target in ('label', 'predicted') else operator.index(target)
     device, out = local_device(device), Path(out)
     own_seed = {'seed': seed} if 'seed' in method_named(method).parameters else {}
-    if one_class_is_known(method, images, target, against, batch_size):
-        parameters = {'shared': True, **parameters}
     chosen = attributor(method, classifier, **own_seed, **parameters)
     classifier.to(device, dtype)
     if callable(parameters.get('alpha')):
@@ -118,8 +113,7 @@ def attribute(
         'against': against or 'none', 'batch size': batch_size,
         **{name: as_json(value) for name, value in parameters.items()}
     }
-    by_class = parameters.get('shared', False) and target == 'label'
-    batches = batches_of(images.labels if by_class else [None] * len(images), batch_size)
+    batches = [range(len(images))[start:start + batch_size] for start in range(0, len(images), batch_size)]
     parts = Parts(out, run, len(batches), shard)
     if out.exists():
         require_same_run(out, run)
@@ -154,35 +148,6 @@ def attribute(
             merge(parts, images, out, labels)
         wait()
     return skipped_images(out) if shard is None else skipped_of(parts, images)
-
-
-def one_class_is_known(method, images, target, against, batch_size):
-    '''Whether a method takes that all images of a batch explain the same (``shared``), and batches can be made so
-    before the model is asked: of one class, and not of so few images of each that batches would become small.'''
-    if 'shared' not in method_named(method).parameters or target == 'predicted' or against == 'likely':
-        return False
-    return target != 'label' or len(images) >= batch_size * len(set(images.labels))
-
-
-def batches_of(classes, size):
-    '''The indices of the images in each batch, which are of one class, and in their order.
-
-    Parameters
-    ----------
-    classes : list
-        The class of each image, or None for all.
-    size : int
-        The largest number of images in a batch.
-
-    Returns
-    -------
-    list[list[int]]
-        The indices.
-    '''
-    of_class = {}
-    for index, each in enumerate(classes):
-        of_class.setdefault(each, []).append(index)
-    return [indices[start:start + size] for indices in of_class.values() for start in range(0, len(indices), size)]
 
 
 def require_new(out):
@@ -234,7 +199,7 @@ class Batches(torch.utils.data.Dataset):
         The classifier, of which the preprocessing is used.
     images : :py:class:`~zennit_dc.data.images.ImageFolder` or :py:class:`~zennit_dc.data.images.ImageArray`
         The images.
-    batches : list[list[int]]
+    batches : list of sequence of int
         The indices of the images in each batch.
     '''
     def __init__(self, classifier, images, batches):
