@@ -10,7 +10,6 @@ import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .core.axes import by_sample, in_shape
-from .core.buffers import passing_magnitude
 from .core.pair import TrueGradient, describe, pass_of, same
 
 
@@ -256,8 +255,7 @@ def is_number(value):
 
 def mean_size(rows):
     '''The mean absolute value of each sample.'''
-    sizes = passing_magnitude(rows, rows.dtype)
-    return sizes.mean([*range(1, rows.ndim)], keepdim=True) if rows.ndim > 1 else sizes.clone()
+    return rows.abs().mean([*range(1, rows.ndim)], keepdim=True) if rows.ndim > 1 else rows.abs()
 
 
 def times_input(gradient, sum_gradient, difference, stream_sum):

@@ -1,16 +1,17 @@
 '''The building blocks, of which every split form is made: affine layers, linear operations, activations, routing,
 additions and products. They settle what becomes of sensitivities and relevance.'''
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import NamedTuple
 
 import torch
 
 from .axes import joined
-from .buffers import WORKSPACE, blockwise, chunks, passing_magnitude
 from ..recentering import choice, recenter
 from .pair import NeedsSums, SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view
+
+
+CHUNK = 2 ** 18  # the entries of a dense layer's weight of which the absolute values are taken at once
 
 
 class Layer:
@@ -34,14 +35,14 @@ class Layer:
 
     def magnitude(self, stream_sum, weight, bias):
         '''Apply the layer with the absolute values of its parameters.'''
-        return self.apply(stream_sum, passing_magnitude(weight, stream_sum.dtype), magnitude(bias, stream_sum))
+        return self.apply(stream_sum, magnitude(weight, stream_sum), magnitude(bias, stream_sum))
 
     def transposed_magnitude(self, gradient, weight, shape):
         '''Apply the transpose of the layer with the absolute values of its weights.'''
         if self.transpose is None:
             zeros = gradient.new_zeros(shape)
             return true_gradients(lambda input: self.magnitude(input, weight, None), [zeros], gradient)[0]
-        return self.transpose(gradient, passing_magnitude(weight, gradient.dtype), shape)
+        return self.transpose(gradient, magnitude(weight, gradient), shape)
 
 
 class Dense(Layer):
@@ -56,6 +57,14 @@ class Dense(Layer):
 
     def transposed_magnitude(self, gradient, weight, shape):
         return sum(gradient[..., place] @ magnitude(rows, gradient) for place, rows in chunks(weight))
+
+
+def chunks(weight):
+    '''Slices of the rows of a matrix, and these rows; all of them at once on a GPU, or where a graph is asked for.'''
+    rows, columns = weight.shape
+    whole = weight.device.type != 'cpu' or torch.is_grad_enabled()
+    step = max(rows if whole else CHUNK // max(columns, 1), 1)
+    return [(slice(start, start + step), weight[start:start + step]) for start in range(0, max(rows, 1), step)]
 
 
 class Magnitude(torch.autograd.Function):
@@ -179,9 +188,7 @@ def weighted(pair, layer, weight, bias):
     '''Apply an affine layer to both tensors of the pair.'''
     difference, stream_sum = pair.tensors
     output = layer.difference(difference, weight, bias)
-    pair = pair.like(output, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, output.shape))
-    pair.is_unread = True
-    return pair
+    return pair.like(output, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, output.shape))
 
 
 def linear(pair, function, sum_function=None):
@@ -257,34 +264,26 @@ class SplitReLU(torch.autograd.Function):
     pre-activations (equation 48). At zero it follows torch, whose gradient is zero there. Where the sum is not
     computed, it is passed on. Relevance passes unchanged.'''
     @staticmethod
-    def forward(ctx, difference, stream_sum, split_pass, passes, is_spare):
-        ctx.split_pass, ctx.passes = split_pass, passes
-        output = torch.relu_(difference) if is_spare else torch.relu(difference)
-        if is_spare:
-            ctx.mark_dirty(difference)
+    def forward(ctx, difference, stream_sum, split_pass, passes):
+        ctx.split_pass, ctx.passes, output = split_pass, passes, torch.relu(difference)
         ctx.save_for_backward(difference if passes else output)  # relevance keeps the difference anyway
         return output, stream_sum + (output - difference) if split_pass.sums else same(stream_sum)
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
         if ctx.passes and ctx.split_pass.makes_map():
-            return gradient, sum_gradient, None, None, None
+            return gradient, sum_gradient, None, None
         saved, negative = ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
         output = torch.relu(saved) if ctx.passes else saved
-        return blockwise(gradient_through_relu, gradient, negative, output), sum_gradient, None, None, None
-
-
-def gradient_through_relu(gradient, negative, output, out):
-    '''The gradient of the difference before a ReLU, with the gradient of the sum. A float mask and lerp, which is exact
-    at 0 and 1, take a fraction of the time of torch.where.'''
-    mask = torch.sign(output, out=WORKSPACE.like(output)).to(gradient.dtype)
-    return torch.lerp(torch.neg(negative, out=out), gradient, mask, out=out)
+        # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
+        through = torch.neg(negative).lerp_(gradient, torch.sign(output).to(gradient.dtype))
+        return through, sum_gradient, None, None
 
 
 def relu(pair):
     '''The split form of ReLU, of one node.'''
     passes = pair.split_pass.rule.passes_activations
-    output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes, pair.is_spare))
+    output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes))
     output = activated(output, pair, relu_of)
     if passes and pair.layer is not None:
         output.recipe = pair.tensors[0]
@@ -362,10 +361,7 @@ def add(pairs, function):
     '''
     shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
     differences, sums = zip(*shares)
-    into = differences[0].add_ if pairs[0].is_spare and function is torch.add else partial(function, differences[0])
-    output = joined(pairs, pairs[0].like(into(*differences[1:]), function(*sums)))
-    output.is_unread = True
-    return output
+    return joined(pairs, pairs[0].like(function(*differences), function(*sums)))
 
 
 def multiply(first, other, function, join=joined):

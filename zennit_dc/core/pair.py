@@ -293,8 +293,6 @@ class SplitTensor(torch.Tensor):
         self.is_input = False  # whether its values are those of the input, in other places
         self.base, self.path, self.views = None, None, []
         self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is
-        self.is_unread = False  # whether its memory is its own, and nothing has come of it yet
-        self.is_spare = False  # whether the running operation, which is one in place, may write to this memory
 
     @classmethod
     def of(cls, input, input_split='relu', **kwargs):
@@ -327,7 +325,6 @@ class SplitTensor(torch.Tensor):
     @property
     def tensors(self):
         '''The difference and the sum, which is a placeholder with a graph in a pass that does not compute it.'''
-        self.is_unread = False
         if self.settle is not None:
             settle, self.settle = self.settle, None
             settle(self)

@@ -1,6 +1,5 @@
 '''In-place operations on split pairs, and the views through which others see them. A pair takes a new value, and so do
-the pair that it is a view of, and all other views of that one. Memory is written to where nothing has come of it yet,
-by additions and activations (``is_spare``).
+the pair that it is a view of, and all other views of that one.
 
 A plain tensor that a pair is written into becomes a pair itself, the same object, until the forward pass ends. What
 ``detach()`` returns is a plain tensor in the memory of a pair's difference.'''
@@ -50,7 +49,7 @@ def memory(pair):
     return pair.values[0].untyped_storage()._cdata
 
 
-def assign(pair, value, is_new=False):
+def assign(pair, value):
     '''Give a pair the value of another one of its shape, as an in-place operation on a tensor would: the pair of which
     it is a view, and the other views of that one, change as well.
 
@@ -58,8 +57,6 @@ def assign(pair, value, is_new=False):
     ----------
     pair, value : :py:class:`~zennit_dc.core.pair.SplitTensor`
         The pair to be changed, and its new value.
-    is_new : bool, optional
-        Whether nothing else has the memory of the new value, or has come of it.
 
     Returns
     -------
@@ -82,7 +79,6 @@ def assign(pair, value, is_new=False):
                                 for tensor, old in zip(new, each.values))
         each.layer, each.recipe, each.settle = None, value.recipe if whole else None, None
         each.depth = max(each.depth, value.depth) if any(each is one for one in changed) else each.depth
-    base.is_unread = whole and is_new and lent is None
     if lent is not None:
         lent.move(base, views)
     if base.split_pass.adopted:
@@ -169,7 +165,6 @@ def lend(pair):
             each.settle = lent
     output = difference.detach()
     base.settle.tensors.append((weakref.ref(output), pair.path))
-    base.is_unread = pair.is_unread = False
     return output
 
 

@@ -6,17 +6,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core.buffers import WORKSPACE, blockwise
 from ..core.blocks import activation, activated, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import aside, in_place_or_new, may_overwrite, missing, overloads, require_evaluation, torch_form
+from .table import aside, in_place_or_new, missing, overloads, require_evaluation, torch_form
 
 
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
 
 
-torch_form('relu', inplace=('relu_',))(in_place_or_new(may_overwrite(relu)))
+torch_form('relu', inplace=('relu_',))(in_place_or_new(relu))
 
 
 for name in (
@@ -97,18 +96,18 @@ class PiecewiseLinear:
             return self.bounds
         return self.bounds if torch.tensor(self.bounds, dtype=dtype).tolist() == self.bounds else None
 
-    def gradient(self, gradient, sum_gradient, values, out):
+    def gradient(self, gradient, sum_gradient, values):
         '''The gradient by the input, of which values say to which pieces they belong.'''
         dtype, values = gradient.dtype, values.to(sum_dtype(values.dtype))
         knots = zip(self.knots.tolist(), self.right.tolist())
         passed = [(values >= knot if right else values > knot).to(dtype) for knot, right in knots]
-        through = torch.mul(gradient, piecewise(self.lines[0], passed), out=out)
-        return torch.addcmul(through, sum_gradient.to(dtype), piecewise(self.hinges[0], passed), out=out)
+        through = torch.mul(gradient, piecewise(self.lines[0], passed))
+        return torch.addcmul(through, sum_gradient.to(dtype), piecewise(self.hinges[0], passed))
 
     def split(self, pair):
         '''The split form.'''
         if not pair.split_pass.sums:
-            return activated(pair.replaced(*Pieces.apply(*pair.tensors, self, pair.is_spare)))
+            return activated(pair.replaced(*Pieces.apply(*pair.tensors, self)))
 
         def of(original, total):
             slope, intercept = self.hinges.to(total)[:, self.piece(original)]
@@ -126,12 +125,9 @@ def piecewise(values, passed):
 class Pieces(torch.autograd.Function):
     '''The split form of a piecewise-linear function where the sum is not computed, by the piece of each entry.'''
     @staticmethod
-    def forward(ctx, difference, stream_sum, function, is_spare):
+    def forward(ctx, difference, stream_sum, function):
         ctx.function, ctx.bounds = function, function.bounds_in(difference.dtype)
-        is_spare = is_spare and ctx.bounds is not None
-        if is_spare:
-            ctx.mark_dirty(difference)
-        output = torch.clamp_(difference, *ctx.bounds) if is_spare else function.function(difference)
+        output = function.function(difference)
         ctx.save_for_backward(difference if ctx.bounds is None else output)
         return output, same(stream_sum)
 
@@ -139,22 +135,18 @@ class Pieces(torch.autograd.Function):
     def backward(ctx, gradient, sum_gradient):
         function, values, passing = ctx.function, ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
         if ctx.bounds is None:
-            through = blockwise(function.gradient, gradient, passing, values)
+            through = function.gradient(gradient, passing, values)
         else:
-            through = blockwise(partial(gradient_through_clamp, ctx.bounds), gradient, passing, values)
-        return through, sum_gradient * function.factor, None, None
+            through = gradient_through_clamp(ctx.bounds, gradient, passing, values)
+        return through, sum_gradient * function.factor, None
 
 
-def gradient_through_clamp(bounds, gradient, sum_gradient, values, out):
+def gradient_through_clamp(bounds, gradient, sum_gradient, values):
     '''The gradient by the input of a function that cuts off, whose H has the slopes -2, -1 and 0.'''
     low, high = bounds
-    inside, backward = torch.sub(gradient, sum_gradient, out=out), torch.ops.aten.hardtanh_backward
-    if out is None:
-        inside = backward(inside, values, low, high)
-    else:
-        backward.grad_input(inside, values, low, high, grad_input=out)
-    passed = torch.sign(values - low if low else values, out=WORKSPACE.like(values)).to(gradient.dtype)
-    return torch.lerp(-2. * sum_gradient, inside, passed, out=out)
+    inside = torch.ops.aten.hardtanh_backward(gradient - sum_gradient, values, low, high)
+    passed = torch.sign(values - low if low else values).to(gradient.dtype)
+    return torch.mul(sum_gradient, -2.).lerp_(inside, passed)
 
 
 @torch_form('leaky_relu', inplace=('leaky_relu_',))
@@ -201,14 +193,12 @@ def clamping(low, high, function):
 
 @torch_form('hardtanh', inplace=('hardtanh_',))
 @in_place_or_new
-@may_overwrite
 def hardtanh(pair, min_val=-1., max_val=1.):
     return clamping(min_val, max_val, F.hardtanh).split(pair)
 
 
 @torch_form('relu6')
 @in_place_or_new
-@may_overwrite
 def relu6(pair):
     return clamping(0., 6., F.hardtanh).split(pair)
 

@@ -9,7 +9,7 @@ from ..core.blocks import add, instead, linear, multiply
 from ..core.pair import SplitTensor, pairs_in, same, split_form, unsupported
 from ..core.views import assign, become_pair, take_axes
 from .reading import refuse_comparison
-from .table import may_overwrite, plain, torch_form
+from .table import plain, torch_form
 
 
 def operands(first, other):
@@ -47,7 +47,6 @@ def valued(pair, value):
 
 
 @torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
-@may_overwrite
 def addition(first, other, *, alpha=1):
     pair, constant = operands(first, other)
     refuse_comparison(constant, pair)

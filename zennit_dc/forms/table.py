@@ -101,13 +101,11 @@ def in_place(form, name=None):
     def changed(target, *args, **kwargs):
         if not isinstance(target, SplitTensor):
             return into_plain(form, name, target, *args, **kwargs)
-        with overwriting(form, target):
-            output = form(target, *args, **kwargs)
-        is_new = output.is_unread and hasattr(form, 'may_overwrite')
+        output = form(target, *args, **kwargs)
         shape, dtype = target.values[0].shape, target.values[0].dtype
         if output.values[0].shape != shape:
             raise unsupported(name, (target,), ' where it changes the shape')
-        return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)), is_new)
+        return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)))
     return changed
 
 
@@ -134,30 +132,9 @@ def in_place_or_new(form):
     '''Give a split form the parameter inplace.'''
     @functools.wraps(form)
     def with_inplace(pair, *args, inplace=False, **kwargs):
-        if not inplace:
-            return form(pair, *args, **kwargs)
-        with overwriting(form, pair):
-            return assign(pair, form(pair, *args, **kwargs))
+        output = form(pair, *args, **kwargs)
+        return assign(pair, output) if inplace else output
     return with_inplace
-
-
-def may_overwrite(form):
-    '''Note that a form, as an operation in place, writes to the memory of a pair that is spare.'''
-    form.may_overwrite = True
-    return form
-
-
-@contextmanager
-def overwriting(form, pair):
-    '''A context in which a form runs in place, as the original function does. The memory of the pair is spare where
-    nothing has come of it yet and no value of it is needed.'''
-    split_pass, may = pair.split_pass, getattr(form, 'may_overwrite', False) and pair.is_unread
-    is_kept = split_pass.sums or split_pass.rule.passes_activations
-    pair.is_spare = may and not is_kept and not pair.tensors[0]._is_view()  # which a rule's output is
-    try:
-        yield
-    finally:
-        pair.is_spare = False
 
 
 @contextmanager

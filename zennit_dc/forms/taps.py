@@ -112,7 +112,7 @@ class Tap:
 
     def insert(self, pair):
         '''Put the place behind the tensors that the pair has by now.'''
-        self.before, pair.is_unread = pair.values, False
+        self.before = pair.values
         if any(tensor.requires_grad for tensor in pair.values):
             self.nodes.clear()
             pair.values = Node.apply(self.nodes, self.kept.pass_on, *pair.values)

@@ -1,0 +1,131 @@
+'''The output of the layer at which a map is read: where its places are in the inputs.'''
+from typing import NamedTuple
+
+import torch
+
+from ..forms.reading import Refused
+from .axes import Place
+from .pair import SplitTensor, pairs_in
+from .places import channels_unknown, followed, given_channels, likely_channels, places_of
+
+
+class Located(NamedTuple):
+    '''Where a layer's output has its places.
+
+    Parameters
+    ----------
+    places : :py:class:`~zennit_dc.core.places.Places` or :py:class:`~zennit_dc.core.places.Followed`
+        The places of the output.
+    source : int
+        The index of the input that has these places.
+    axes : sequence of int
+        The indices of this input's axes that are places.
+    windows : sequence of tuple
+        The parts of these that the layer's output is about, each from start to end.
+    '''
+    places: tuple
+    source: int
+    axes: tuple
+    windows: tuple
+
+
+class LayerOutput:
+    '''What is known of the output of the layer at which the map is read.
+
+    Parameters
+    ----------
+    where : str
+        The layer, as it is called in errors.
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
+        The output.
+    '''
+    def __init__(self, where, pair):
+        place = pair.place('channels')
+        self.where, self.shape, self.places = where, pair.values[0].shape, pair.places
+        self.channels = None if place is None else len(self.shape) + place
+        self.sources = sorted({source for source, _ in pair.places}) or [0]
+
+    def located(self, split_pass, is_last=False):
+        '''The places of the output, or None as long as it is not known where the input that has them has its channels,
+        which is decided at the end of the model.'''
+        canonizer, inputs = split_pass.canonizer, [(index, split_pass.shape_of(index)) for index in self.sources]
+        channels = {index: self.channels_of(split_pass, index, is_last) for index, _ in inputs}
+        known = [(index, shape) for index, shape in inputs if channels[index] != ()]
+        for index, shape in known if canonizer.grid is None else ():
+            own = self.places_of(index, shape, split_pass.tokens, split_pass.samples_of(index))
+            places = followed(self.shape, own, channels[index], self.channels)
+            if places is not None:
+                return Located(places, index, places.axes, places.windows)
+        if not is_last and len(known) < len(inputs):
+            return None
+        index, shape = (known or inputs)[0]
+        likely = self.likely(index, shape, channels[index] if known else 1, canonizer.grid)
+        if not known:
+            raise channels_unknown(self.where, shape)
+        return likely
+
+    def likely(self, index, shape, channels, grid):
+        '''The places of the output for all that its shape says.'''
+        axes = [axis for axis in range(1, len(shape)) if axis != channels]
+        count = shape[channels] if channels in range(len(shape)) else 1
+        arranged = shape[0], count, *(shape[axis] for axis in axes)
+        places = places_of(self.where, self.shape, arranged, self.channels, grid)
+        return Located(places, index, axes, [(0, shape[axis]) for axis in axes])
+
+    def channels_of(self, split_pass, index, is_last):
+        '''The index of an input's axis of channels, None if it has none, or () if it is not known.'''
+        given, shape = split_pass.canonizer.channels, split_pass.inputs[index].shape
+        if given is not None and index == self.sources[0]:
+            found = given_channels(given, shape)
+        else:
+            likely = likely_channels(shape) if is_last else None
+            found = split_pass.input_channels.get(index, () if likely is None else likely)
+        return 1 if found == 0 and split_pass.samples_of(index) == 1 else found
+
+    def places_of(self, index, shape, tokens, samples=0):
+        '''The places of an input of a shape, which has its samples first; where they are lost, those of the only axis
+        that is as long as tokens were where they were known.'''
+        places = samples_first(self.places, samples)
+        tokens = {length: samples_first(hints, samples) for length, hints in tokens.items()}
+        own = {axis: places.get((index, axis)) for axis in range(len(shape))}
+        own = {axis: place if places.get((index, -1 - axis)) is None else None for axis, place in own.items()}
+        lost = [axis for axis, place in own.items() if place is None]
+        if not lost:
+            return own
+        along = [axis for axis, length in enumerate(self.shape) if axis not in (0, self.channels) and length in tokens]
+        hints = tokens[self.shape[along[0]]] if len(along) == 1 and self.shape[0] == shape[0] else {}
+        if any(axis > 0 and source == index and own.get(axis) is not None for source, axis in hints):
+            return own  # the axis is as long as tokens by chance, as one of those that they consist of is elsewhere
+        own[0] = Place.of_input(0, shape[0]) if hints and own[0] is None else own[0]
+        return {axis: hints[index, axis]._replace(axis=along[0]) if place is None and (index, axis) in hints else place
+                for axis, place in own.items()}
+
+
+def samples_first(places, samples):
+    '''The places of inputs whose samples are along an axis, the first one or the second one, with that as the first.'''
+    other = {0: 1, 1: 0, -1: -2, -2: -1} if samples else {}
+    return {(source, other.get(axis, axis)): place for (source, axis), place in places.items()}
+
+
+def require_one_map(where, output, is_known):
+    '''Raise an error if there is not one map at a layer's output, as where one is known already.'''
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
+    if not isinstance(output, SplitTensor):
+        raise ValueError(f'the output of {where} is not one tensor but {type(output).__name__}')
+    if isinstance(output.pending, Refused):
+        raise output.pending.error
+    if output.dtype.is_complex:
+        raise ValueError(f'the output of {where} is complex: choose the module that takes its absolute value')
+    if is_known:
+        remedy = 'so that there is not one map at its output: choose a module that is called once'
+        raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
+
+
+def sequence_of(module, output):
+    '''The tensor in a layer's output at which a map is read: of recurrent layers, the outputs of all steps; of a layer
+    that returns several values, the only one that depends on the input.'''
+    if isinstance(module, torch.nn.RNNBase):
+        return output[0]
+    pairs = pairs_in(output)
+    return pairs[0] if isinstance(output, (tuple, list)) and len(pairs) == 1 else output

@@ -1,0 +1,140 @@
+'''From the gradients at the place where a map is read to the map: what is read off the streams, in float64 where rounding
+would change it, and within the range of its dtype.'''
+import math
+import warnings
+import weakref
+
+import torch
+
+from .pair import same
+from .places import laid_over
+
+EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
+
+
+class Node(torch.autograd.Function):
+    '''The first one or two of several tensors as they are. A function of their gradients returns the gradients of all.
+
+    Parameters
+    ----------
+    nodes : list
+        Where to note this node of the graph, by a weak reference.
+    function : callable
+        The function.
+    *tensors : :py:class:`torch.Tensor`
+        The tensors.
+    '''
+    @staticmethod
+    def forward(ctx, nodes, function, *tensors):
+        ctx.function = function
+        nodes.append(weakref.ref(ctx))
+        return tuple(same(tensor) for tensor in tensors[:2])
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        return None, None, *ctx.function(*gradients)
+
+
+def marked(tensor, nodes):
+    '''A tensor such that it is noticed when it is differentiated.'''
+    return Node.apply(nodes, lambda gradient: (gradient,), tensor)[0] if torch.is_grad_enabled() else tensor
+
+
+def input_gradients(split_pass, index, *gradients):
+    '''The gradients by an input of a pass, and by its sum: the map, or the true ones.'''
+    if not split_pass.makes_map():
+        return gradients
+
+    def read(gradient, sum_gradient, *_):
+        return split_pass.readout.combine(gradient, sum_gradient)
+
+    dtype = split_pass.inputs[index].dtype
+    map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.samples_of(index))
+    require_dependence(split_pass, map)
+    return marked(map, split_pass.maps), None
+
+
+def layer_gradients(split_pass, values, trained, *gradients):
+    '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
+    input that has its places, or the true ones of what is below the layer, which is run again for them.'''
+    if not split_pass.makes_map():
+        return None, None, *split_pass.below_layer(gradients, trained)
+    places, source, axes, windows = split_pass.located
+
+    def read(*tensors):
+        return split_pass.readout.at_layer(*(places.arranged(tensor) for tensor in tensors))
+
+    input, samples = split_pass.inputs[source], split_pass.samples_of(source)
+    saliency = read(*(split_pass.again() if torch.is_grad_enabled() else (*gradients, *values)))
+    saliency = exact(split_pass, saliency, read, input.dtype)
+    if not saliency.any():
+        places.require_reached(f'module {split_pass.layer!r}', *gradients)
+    require_dependence(split_pass, saliency)
+    split_pass.readout.saliency = saliency.detach()
+    map = laid_over(saliency, split_pass.shape_of(source), axes, windows).to(input.dtype).movedim(0, samples)
+    maps = [None] * (len(split_pass.inputs) + len(trained))
+    maps[source] = marked(map, split_pass.maps)
+    return None, None, *maps
+
+
+def exact(split_pass, map, read, dtype, index=0, samples=0):
+    '''A map; or what is read off another run in float64, where it is not finite, or rounding changes it.'''
+    finite, losses = is_finite(map), split_pass.running.losses
+    part = part_of(map.movedim(samples, 0), losses) if losses and map.numel() else 0.
+    if finite and part <= EXACT:
+        return map
+    try:
+        tensors = split_pass.again(index, exact=True)
+    except RuntimeError as error:
+        if not finite:
+            raise
+        warnings.warn(
+            f'rounding may change the map of {split_pass.readout.name} by {min(part, 1.):.1g} of its largest value,'
+            f' and it cannot be computed in float64: {error}', stacklevel=2
+        )
+        return map
+    return in_range(split_pass.readout, read(*tensors), dtype, samples)
+
+
+def in_range(readout, map, dtype, samples=0):
+    '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
+    if not is_finite(map):
+        raise FloatingPointError(f'the map of {readout.name} is not finite: {readout.advice}')
+    others = [axis for axis in range(map.ndim) if axis != samples]
+    largest = map.detach().abs().amax(others, keepdim=True) if others else map.detach().abs()
+    power = (math.frexp(torch.finfo(dtype).max)[1] - 2 - torch.frexp(largest)[1]).clamp(max=0)
+    powers = power.flatten().tolist()
+    factors = map.new_tensor([math.ldexp(1., each) for each in powers])  # torch.ldexp may take float32
+    if power.any():
+        how = f'image by image, by two to the power of {powers}; a larger alpha avoids this'
+        warnings.warn(f'the map of {readout.name} is too large for {dtype}: it is scaled, {how}', stacklevel=2)
+    return (map * factors.reshape(power.shape)).to(dtype)
+
+
+def require_dependence(split_pass, map):
+    '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
+    if map.any() or not any(seed.gradient.any() for seed in split_pass.running.seeds.values()):
+        return
+    readout = split_pass.readout
+    zero = [name for name, tensor in split_pass.root.named_parameters()
+            if not tensor.any() and (tensor.ndim > 1 or not name.endswith('bias'))]  # norms may start at zero
+    if zero:
+        through = '' if split_pass.layer is None else f' through module {split_pass.layer!r}'
+        others = f' and {len(zero) - 3} others' if len(zero) > 4 else ''
+        raise ValueError(
+            f'the map of {readout.name} is zero, as the class\'s score does not depend on the input{through}:'
+            f' all of {", ".join(zero[:3] if others else zero)}{others} is zero. Load trained weights'
+        )
+    if readout.vanishes:
+        warnings.warn(f'the map of {readout.name} is zero: {readout.vanishes}', stacklevel=2)
+
+
+def part_of(map, losses):
+    '''The largest of some losses, as a part of the largest entry of a map of any sample that is not zero.'''
+    largest = map.detach().abs().reshape(len(map), -1).amax(1)
+    return (torch.stack(losses).amax() / largest.masked_fill(largest == 0., math.inf).amin()).item()
+
+
+def is_finite(map):
+    '''Whether all entries are finite.'''
+    return bool(torch.isfinite(map.detach()).all())

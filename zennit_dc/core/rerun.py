@@ -1,0 +1,81 @@
+'''What a forward pass is run again with, where a map needs tensors of which nothing was kept, or float64.'''
+from collections.abc import Callable
+from contextlib import contextmanager
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+
+from .nested import modules_of
+from .pair import same
+
+
+class Rerun(NamedTuple):
+    '''What it takes to run a model again.
+
+    Parameters
+    ----------
+    call : callable
+        The original forward as a function of the list of its floating point inputs alone.
+    inputs : list of :py:class:`torch.Tensor`
+        These inputs.
+    versions : list
+        What tells whether parameters and buffers are the same as before.
+    autocast : :py:class:`torch.dtype` or None
+        The dtype of autocast, where it was on.
+    '''
+    call: Callable
+    inputs: list
+    versions: list
+    autocast: torch.dtype | None
+
+    @classmethod
+    def of(cls, root, call, inputs):
+        '''That of a model that is about to be called.'''
+        versions = versions_of(root)
+        kind = device_type(versions)
+        return cls(call, inputs, versions, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
+
+    @contextmanager
+    def running(self, root, exact=False):
+        '''A context in which the model is run again, with a graph; if exact, in float64. It gives the call and the
+        inputs, which have the graph of the first ones where a graph is asked for.'''
+        if self.versions != versions_of(root):
+            raise changed()
+        graph, dtype = torch.is_grad_enabled(), None if exact else self.autocast
+        with torch.enable_grad(), torch.autocast(device_type(self.versions), dtype, enabled=dtype is not None):
+            inputs = [same(input) if graph else input.detach().requires_grad_() for input in self.inputs]
+            yield in_float64(root, self.call, inputs) if exact else (self.call, inputs)
+
+
+def changed():
+    '''The error for a model that is not as it was.'''
+    return RuntimeError(
+        'to compute this map, the model has to be run again, but it has changed since its forward pass: call the'
+        ' backward pass inside of the composite\'s context and with the same parameters'
+    )
+
+
+def in_float64(root, call, inputs):
+    '''The call of a model with its parameters and buffers in float64, and its inputs.'''
+    calling = torch.nn.ModuleDict({'root': root})
+    calling.forward = call
+    tensors = {name: tensor.double() for name, tensor in chain(calling.named_parameters(), calling.named_buffers())
+               if tensor.is_floating_point()}
+    return lambda inputs: torch.func.functional_call(calling, tensors, (inputs,)), [each.double() for each in inputs]
+
+
+def tensors_of(root):
+    '''The parameters and buffers of a model, each of them once.'''
+    found = (each for module in modules_of(root) for each in (*module._parameters.values(), *module._buffers.values()))
+    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
+
+
+def versions_of(root):
+    '''What tells whether the parameters and buffers of a model are others than before.'''
+    return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors_of(root)]
+
+
+def device_type(versions):
+    '''The type of the device of the first parameter.'''
+    return versions[0][2] if versions else 'cpu'
