@@ -173,7 +173,7 @@ def explain(composite, model, image):
         canonizer, = (handle for handle in composite.handles if isinstance(handle, SplitCanonizer))
     if not map.any():
         raise ValueError('the map is zero')
-    return output, canonizer.choices.chosen.get(model, {}), canonizer.needs_sums
+    return output, canonizer.choices.chosen.get(model, {}), canonizer.sums
 
 
 def try_layers(model, image, layers):

@@ -14,7 +14,8 @@ from .core.batches import refuse_transforms
 from .forms.hooks import BackwardHooks
 from .core.needs import Choices, left_out
 from .core.nested import flatten, modules_of
-from .core.passes import Independent, MapPass, sequence_of
+from .core.layers import sequence_of
+from .core.passes import Independent, MapPass
 from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
 from .recentering import Relative
 from .rules import SplitRule
@@ -87,7 +88,7 @@ class SplitCanonizer(Canonizer):
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
         self.grid, self.channels = grid, require_channels(channels)
         self.root, self.restore, self.validate = None, [], None
-        self.needs_sums = False  # whether a pass has met a product
+        self.sums = False  # whether sums are computed everywhere, as for products
         self.several_uses = weakref.WeakSet()  # the models whose layer has an output that is not used by one activation
         self.samples = weakref.WeakKeyDictionary()  # the axis of samples, for models where that was in question
         self.choices = Choices(automatic)
@@ -255,10 +256,10 @@ class SplitForward(TemporaryForward):
         canonizer = self.canonizer
         while True:
             try:
-                output = MapPass(canonizer, call, call.layer)(inputs)
+                output = MapPass(canonizer, call, inputs, call.layer).run()
                 break
             except NeedsSums:
-                canonizer.needs_sums = True
+                canonizer.sums = True
             except NeedsGraph:
                 inputs = [input if input.requires_grad else same(input.detach()).requires_grad_() for input in inputs]
             except SeveralUses:

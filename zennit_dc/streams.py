@@ -4,8 +4,9 @@ import torch
 
 class Difference:
     '''The gradient of the difference, which is the original network's.'''
-    name, needs_sum = 'Gradient', False
+    name = 'Gradient'
     reads_sum = False  # whether the map is also one of the sum's gradient
+    sums = False  # whether the map at a layer is also one of the sum's value
     advice = 'check the input and the weights'
     vanishes = ''  # what may be the reason for a map of zeros
 
@@ -89,7 +90,7 @@ class ActivatedSensitivity(Sensitivity):
 
     def __init__(self, stream):
         super().__init__(stream)
-        self.needs_sum = self.reads_sum
+        self.sums = self.reads_sum
 
     def at_layer(self, gradient, sum_gradient, difference, stream_sum):
         '''The sum over channels of sensitivity times activation, which is not rectified.'''
@@ -105,7 +106,7 @@ class Relevance(Difference):
     stream : {'positive', 'negative', 'combined'}
         :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
     '''
-    name, needs_sum, reads_sum = 'SplitLRP', True, True
+    name, reads_sum, sums = 'SplitLRP', True, True
     advice = 'try recentering=Relative() or an input in float64'
     vanishes = (
         'no relevance arrives. Where a layer\'s outputs are no larger than epsilon, epsilon takes all of it: pass a'

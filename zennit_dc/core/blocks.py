@@ -180,7 +180,7 @@ def unsettled(output, bias, rule):
         with torch.set_grad_enabled(graph), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
             pair.values = recenter(rule.after(pair)).values
 
-    output.layer, output.settle = AffineOutput(output.values, bias, rule), settle
+    output.layer, output.pending = AffineOutput(output.values, bias, rule), settle
     return output
 
 

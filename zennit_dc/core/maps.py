@@ -1,5 +1,5 @@
-'''From the gradients at the place where a map is read to the map: what is read off the streams, in float64 where rounding
-would change it, and within the range of its dtype.'''
+'''From the gradients at the place where a map is read to the map: what is read off the streams, in float64 where
+rounding would change it, and within the range of its dtype.'''
 import math
 import warnings
 import weakref

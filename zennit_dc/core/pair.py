@@ -287,7 +287,7 @@ class SplitTensor(torch.Tensor):
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
         self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
         self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
-        self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
+        self.pending = self.layer = None  # what is still to be done after an affine layer, and that layer
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
         self.is_input = False  # whether its values are those of the input, in other places
@@ -325,9 +325,9 @@ class SplitTensor(torch.Tensor):
     @property
     def tensors(self):
         '''The difference and the sum, which is a placeholder with a graph in a pass that does not compute it.'''
-        if self.settle is not None:
-            settle, self.settle = self.settle, None
-            settle(self)
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending(self)
         return self.values
 
     @property

@@ -1,4 +1,4 @@
-'''One forward pass of a model in split form, and the map of its backward passes.
+'''One forward pass of a model in split form, and the backward passes that make its map.
 
 A backward pass makes a map if it comes from the output of a forward pass and reaches the place where the map is read:
 the input, or a layer. In this backward pass rules hold. In any other, such as one that differentiates a map, all
@@ -6,30 +6,26 @@ gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
 import sys
-import warnings
-import weakref
 from functools import partial
-from itertools import chain
 from typing import NamedTuple
 
 import torch
 
-from .axes import Axis, Place, by_sample, input_places
+from .axes import Axis, by_sample, input_places
 from .batches import refuse_batched
-from ..forms.reading import Refused, read_alone
+from ..forms.reading import read_alone
 from ..forms.table import plain
-from .nested import flatten, modules_of
+from .nested import flatten
 from ..rules import SplitRule, ruled
-from .places import (
-    ACTIVATIONS, channels_unknown, followed, given_channels, laid_over, likely_channels, name_of, places_of
-)
+from .layers import LayerOutput, require_one_map
+from .maps import Node, input_gradients, layer_gradients, marked
+from .rerun import Rerun, changed, tensors_of
+from .places import ACTIVATIONS, name_of
 from .pair import (
     LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unsupported, common_pass, foreign, input_sum, pairs_in, same,
     sum_dtype, unsupported
 )
 from .views import become_plain
-
-EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
 
 
 class Independent(NotImplementedError):
@@ -47,9 +43,46 @@ class Seed(NamedTuple):
         return by_sample(self.gradient, self.batch).unsqueeze(-1).flatten(1).any(1)
 
 
-class SplitPass(Pass):
-    '''One forward pass of a model with all of its graph, of which the gradients are taken from outside at the place
-    where the map is read.
+class Backward(NamedTuple):
+    '''A running backward pass that makes a map: what enters at the outputs, by their places, and how much rounding
+    changes the map.'''
+    seeds: dict
+    losses: list
+
+
+class Watched(NamedTuple):
+    '''The layer's output as long as it matters what is made of it.
+
+    Parameters
+    ----------
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
+        The output: the map is read there, or after an activation, of which it is the input then, and nothing else may
+        be made of it.
+    graph : bool
+        Whether operations had a graph when the layer ended.
+    is_read : bool
+        Whether the map has been read.
+    '''
+    pair: SplitTensor | None
+    graph: bool
+    is_read: bool = False
+
+
+class Probe:
+    '''The tensors at which a map is read, in a pass that is run again with all of its graph.
+
+    Parameters
+    ----------
+    index : int
+        The index of the input at which the map is read, if it is not read at a layer.
+    '''
+    def __init__(self, index):
+        self.index, self.tensors = index, None
+
+
+class MapPass(Pass):
+    '''One forward pass of a model, whose backward passes return the map as the gradient of the input. Below a layer it
+    has no graph.
 
     Parameters
     ----------
@@ -57,50 +90,69 @@ class SplitPass(Pass):
         What to compute.
     call : callable
         The original forward as a function of the list of its floating point inputs alone.
-    place : int, optional
-        The index of the input at which the map is read, if it is not read at a layer.
+    inputs : list of :py:class:`torch.Tensor`
+        These inputs.
     layer : str, optional
         What the place is called at which the map is read, if it is the embedding of tokens. Default is the canonizer's
         layer.
+    probe : :py:class:`Probe`, optional
+        What gets the tensors at which the map is read, in a pass that is run again: it has all of its graph, and the
+        gradients are taken from outside.
 
     Attributes
     ----------
-    awaited : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
-        The layer's output, until something is made of it: the map is read there, or after an activation.
-    activated : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
-        The layer's output, if the map is read after its activation, of which nothing else may be made then.
+    backward : dict
+        The :py:class:`Backward` of each backward pass that is running, by its number.
+    entrances, maps : list
+        The nodes of the graph at which the map is read, and those behind a map that can be differentiated.
+    watched : :py:class:`Watched` or None
+        The layer's output.
+    output, located : :py:class:`~zennit_dc.core.layers.LayerOutput`, :py:class:`~zennit_dc.core.layers.Located`
+        What is known of the layer's output, and where its places are, or None.
+    has_left : bool
+        Whether the forward pass is at its end.
+    may_differentiate : bool
+        Whether the caller of the running function has a graph.
     '''
-    has_graph, follows = True, False
-
-    def __init__(self, canonizer, call, place=0, layer=None):
+    def __init__(self, canonizer, call, inputs, layer=None, probe=None):
         super().__init__(canonizer.pooling, canonizer.recentering, canonizer.rule, canonizer.root)
-        self.canonizer, self.call, self.place = canonizer, call, place
-        self.readout, self.layer = canonizer.readout, layer if canonizer.layer is None else canonizer.layer
+        self.canonizer, self.layer, self.probe = canonizer, layer if canonizer.layer is None else canonizer.layer, probe
+        self.rerun = Rerun.of(canonizer.root, call, inputs)
         self.rules += rules_of(canonizer.root)
-        self.sums_above = canonizer.needs_sums or canonizer.rule.quantity != 'sensitivity'
-        self.sums = self.sums_above if self.layer is None else canonizer.needs_sums or self.readout.needs_sum
-        self.inputs, self.read, self.seeds, self.losses = None, None, {}, {}
-        self.awaited = self.activated = None
-        self.awaited_graph = True  # whether operations had a graph when the layer ended
+        self.sums = self.sums_above if self.layer is None else canonizer.sums or self.readout.sums
+        self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
+        self.without_graph = not self.has_graph or probe is None and self.layer is not None
+        self.backward, self.entrances, self.maps = {}, [], []
+        self.watched = self.output = self.located = None
+        self.has_left = self.may_differentiate = False
+
+    @property
+    def inputs(self):
+        '''The inputs of the model.'''
+        return self.rerun.inputs
+
+    @property
+    def readout(self):
+        '''What enters at the output, and the map it makes.'''
+        return self.canonizer.readout
+
+    @property
+    def sums_above(self):
+        '''Whether the value of the sum is computed above the layer.'''
+        return self.canonizer.sums or self.canonizer.rule.quantity != 'sensitivity'
 
     @property
     def is_over(self):
         '''Whether the context of this pass has ended.'''
         return not self.canonizer.restore
 
-    def makes_map(self):
-        '''Whether the running backward pass is one that makes a map.'''
-        return torch._C._current_graph_task_id() in self.seeds
+    # the forward pass
 
-    def begins_map(self):
-        '''Whether a backward pass that comes from an output makes a map.'''
-        return True
-
-    def __call__(self, inputs):
+    def run(self):
         '''Run the model. The output has the difference in place of each split pair.'''
-        self.inputs, output = inputs, None
+        output = None
         try:
-            output = self.leave(self.call([self.enter(index) for index in range(len(inputs))]))
+            output = self.leave(self.rerun.call([self.enter(index) for index in range(len(self.inputs))]))
         finally:
             become_plain(self, output is not None)
         return output
@@ -108,17 +160,52 @@ class SplitPass(Pass):
     def enter(self, index):
         '''Split an input.'''
         input = self.inputs[index]
-        stream_sum = input_sum(input, self.canonizer.input_split).to(sum_dtype(input.dtype))
-        pair = SplitTensor(*self.split(index, input, stream_sum), self).as_input(self.samples_of(index))
+        stream_sum = self.sum_of_input(input).to(sum_dtype(input.dtype))
+        pair = SplitTensor(*self.entered(index, input, stream_sum), self).as_input(self.samples_of(index))
         pair.depth = 0 if self.layer is None else -math.inf
-        pair.places = input_places(index, input.shape) if self.follows else {}
+        pair.places = input_places(index, input.shape) if self.layer is not None and self.probe is None else {}
         return pair
+
+    def entered(self, index, input, stream_sum):
+        '''The difference and the sum of an input, of which the gradient is the map if it is read there.'''
+        if self.without_graph:
+            return same(input.detach()), stream_sum.detach()
+        if self.probe is None:
+            return self.read_off(Node.apply(self.entrances, partial(input_gradients, self, index), input, stream_sum))
+        values = same(input), stream_sum
+        if self.layer is None and index == self.probe.index:
+            self.probe.tensors = values
+        return values
+
+    def read_off(self, values):
+        '''The difference and the sum at the place where the map is read, of which the sum gets no gradient if there is
+        nothing to read off it.'''
+        difference, stream_sum = values
+        return difference, stream_sum if self.readout.reads_sum or self.sums_above else stream_sum.detach()
+
+    def sum_of_input(self, input):
+        '''The sum of an input's streams.'''
+        return input_sum(input, self.canonizer.input_split)
+
+    def embedded(self, difference, stream_sum):
+        '''The difference and the sum of an embedding of tokens.'''
+        return (difference, stream_sum) if self.probe else (same(difference.detach()), stream_sum.detach())
+
+    def begin(self, pair):
+        '''Called with an embedding of tokens, at which the map is read if no layer is named.'''
+        if self.layer != self.canonizer.layer:
+            self.at_layer(self.layer, pair)
 
     def samples_of(self, index):
         '''The index of an input's axis of samples: the first one, or the second one if time comes first.'''
         shape, first = self.inputs[index].shape, self.inputs[0].shape
         second = self.canonizer.samples.get(self.root, 0) == 1 and len(shape) > 1 and shape[1] == first[1]
         return int(second and (len(shape) > 2 or index == 0 or shape[0] != first[1]))
+
+    def shape_of(self, index):
+        '''The shape of an input with its samples first.'''
+        shape, samples = self.inputs[index].shape, self.samples_of(index)
+        return torch.Size((shape[samples], *shape[:samples], *shape[samples + 1:]))
 
     def require_samples(self, pair, axis):
         '''Start over, once for each model, where the samples of the first input are taken to be along its first axis,
@@ -138,47 +225,42 @@ class SplitPass(Pass):
         if self.canonizer.samples.get(self.root, may_be_second) == 1:
             raise OtherSamples
 
-    def split(self, index, input, stream_sum):
-        '''The difference and the sum of an input.'''
-        values = same(input), stream_sum
-        self.read = values if self.layer is None and index == self.place else self.read
-        return values
-
-    def sum_of_input(self, input):
-        '''The sum of an input's streams.'''
-        return input_sum(input, self.canonizer.input_split)
-
-    def begin(self, pair):
-        '''Called with an embedding of tokens, at which the map is read if no layer is named.'''
-        if self.layer != self.canonizer.layer:
-            self.at_layer(self.layer, pair)
-
-    def at_layer(self, where, output):
-        '''Called with the output of the layer at which the map is read, and what it is called.'''
-        self.awaited, self.awaited_graph = output, torch.is_grad_enabled()
+    # functions of pairs
 
     def apply(self, function, args, kwargs):
-        '''What the model gets for a function of pairs. The first one of the layer's output tells where the map is read:
-        after an activation, else at the output itself.'''
-        if self.awaited is self.activated is None or getattr(self.forms.get(function), 'is_reading', False):
+        '''What the model gets for a function of pairs; or, after the end of the model, what it is for the values of
+        those that were asked for their gradient.'''
+        if getattr(self.forms.get(function), 'is_reading', False):
+            self.may_differentiate = torch.is_grad_enabled()
             return super().apply(function, args, kwargs)
-        pairs = pairs_in((args, kwargs))
-        if any(pair is self.activated for pair in pairs):
+        if self.has_left and torch._C._current_graph_task_id() == -1:
+            if any('tap' in vars(pair) for pair in pairs_in((args, kwargs))):
+                return function(*plain(args), **plain(kwargs))
+        self.may_differentiate = torch.is_grad_enabled()
+        pair = None if self.watched is None else self.watched.pair
+        if pair is not None and any(each is pair for each in pairs_in((args, kwargs))):
+            return self.use_layer(function, args, kwargs)
+        return super().apply(function, args, kwargs)
+
+    def use_layer(self, function, args, kwargs):
+        '''What the model gets for a function of the layer's output. The first one tells where the map is read: after an
+        activation, of whose input nothing else may be made then; else at the output itself.'''
+        pair, graph, is_read = self.watched
+        if is_read:
             raise SeveralUses
-        if not any(pair is self.awaited for pair in pairs):
-            return super().apply(function, args, kwargs)
-        pair, self.awaited = self.awaited, None
-        goes_on = torch.is_grad_enabled() == self.awaited_graph and self.root not in self.canonizer.several_uses
-        if len(pairs) > 1 or name_of(function) not in ACTIVATIONS or not goes_on:
+        self.watched = Watched(None, graph)
+        goes_on = torch.is_grad_enabled() == graph and self.root not in self.canonizer.several_uses
+        if len(pairs_in((args, kwargs))) > 1 or name_of(function) not in ACTIVATIONS or not goes_on:
             self.read_at(pair)
             return super().apply(function, args, kwargs)
         output = super().apply(function, args, kwargs)
-        self.activated = None if output is pair else pair  # which an activation in place has changed
+        self.watched = Watched(None if output is pair else pair, graph)  # which an activation in place has changed
         self.read_at(output)
         return output
 
     def evaluate(self, function, args, kwargs):
         '''What a function is on pairs, by its form; without one, a value that may be read.'''
+        self.require_kept(args, kwargs)
         try:
             output = super().evaluate(function, args, kwargs)
         except Unsupported as error:
@@ -188,6 +270,13 @@ class SplitPass(Pass):
                 if not pair.values[0].requires_grad:
                     pair.depth = -math.inf  # as it does not depend on where the map is read
         return output
+
+    def require_kept(self, args, kwargs):
+        '''Raise if a checkpoint runs again what comes before the layer, of which nothing was kept.'''
+        if self.has_left and self.layer is not None and torch._C._current_graph_task_id() != -1:
+            if any(pair.depth == -math.inf for pair in pairs_in((args, kwargs))):
+                where = f'what comes before module {self.layer!r}'
+                raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
 
     def value_alone(self, function, args, kwargs, error):
         '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
@@ -200,75 +289,111 @@ class SplitPass(Pass):
             return output
         self.has_foreign = True
         for pair in pairs_in(output):
-            pair.settle, pair.depth = None, -math.inf
+            pair.pending, pair.depth = None, -math.inf
         return foreign(output, cause)
 
-    def read_at(self, pair):
-        '''Read the map at a pair.'''
-        layer = pair.layer and pair.layer._replace(is_read=True)
-        read = ruled(pair, lambda *gradients: gradients)  # whose sum is no function of the difference any more
-        self.read, self.sums = read.values, self.sums_above
-        self.continue_from(pair, read.values, layer)
+    # the layer
 
-    @staticmethod
-    def continue_from(pair, values, layer):
-        '''Go on with other tensors of a pair, which the model has already.'''
-        pair.values, pair.layer, pair.depth, pair.recipe, pair.is_gate = values, layer, 0, None, False
-        pair.places = {}
+    def at_layer(self, where, output):
+        '''Called with the output of the layer at which the map is read, and what it is called.'''
+        if self.probe is None:
+            require_one_map(where, output, self.output is not None)
+            self.output = LayerOutput(where, output)
+            self.located = self.output.located(self)
+        self.watched = Watched(output, torch.is_grad_enabled())
+
+    def read_at(self, pair):
+        '''Read the map at a pair, and go on with it as if it were the input. Its places are followed until it is known
+        where the inputs have their channels.'''
+        layer, places = pair.layer and pair.layer._replace(is_read=True), pair.places if self.located is None else {}
+        values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
+        self.watched, self.sums = self.watched._replace(is_read=True), self.sums_above
+        self.without_graph = not self.has_graph
+        if self.probe is not None:
+            self.probe.tensors = values
+        elif self.has_graph:
+            values = self.read_off(self.entered_at_layer(values))
+        pair.values, pair.layer, pair.places = values, layer, places
+        pair.depth, pair.recipe, pair.is_gate = 0, None, False
         if any(tensor.requires_grad for tensor in values):
             with torch._C.DisableTorchFunctionSubclass():
                 pair.requires_grad_()
 
+    def entered_at_layer(self, values):
+        '''The tensors of the layer's output, of which the gradients make the map of an input.'''
+        with torch.enable_grad():
+            inputs = [marked(input, self.entrances) for input in self.inputs]
+            trained = [tensor for tensor in tensors_of(self.root) if tensor.requires_grad]
+            return Node.apply([], partial(layer_gradients, self, values, trained), *values, *inputs, *trained)
+
+    # the end of the model
+
     def leave(self, output):
         '''The differences of the output.'''
-        if self.awaited is not None:
-            self.read_at(self.awaited)
-        if any(pair is self.activated for pair in pairs_in(output)):
-            raise SeveralUses
-        self.activated = None  # whose graph holds this object
+        self.has_left = self.probe is None
+        self.end_watch(output)
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if all(pair.is_probability for pair in pairs.values()):
-            raise Independent(self.independence(output, leaves))
+            raise Independent(independence(output, leaves))
         common_pass('the end of the model', list(pairs.values()), {})
-        if all(pair.foreign for pair in pairs.values()):
-            raise next(iter(pairs.values())).foreign
-        if self.layer is not None and self.read is None:
+        self.require_reached(pairs.values())
+        for place, pair in pairs.items():
+            leaves[place] = self.left(place, pair)
+        if self.output is not None and self.located is None:
+            self.located = self.output.located(self, is_last=True)
+        return structure(leaves)
+
+    def end_watch(self, output):
+        '''Read the map at the layer's output if nothing else was made of it, and watch it no longer.'''
+        if self.watched is None:
+            return
+        if self.watched.is_read and any(pair is self.watched.pair for pair in pairs_in(output)):
+            raise SeveralUses
+        if not self.watched.is_read:
+            self.read_at(self.watched.pair)
+        self.watched = self.watched._replace(pair=None)  # whose graph holds this object
+
+    def require_reached(self, pairs):
+        '''Raise if no map of these pairs can be had, or start over if it is not along which axis they have samples.'''
+        if all(pair.foreign for pair in pairs):
+            raise next(iter(pairs)).foreign
+        if self.layer is not None and self.watched is None:
             how = 'or not on a split pair (but on what detach() returned, for one)'
             if isinstance(self.root, torch.fx.GraphModule):
                 how = 'as a graph does not call them: torch.export.unflatten(program) does'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
-        reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs.values())
-        self.require_found_samples(pairs.values())
+        reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs)
+        self.require_found_samples(pairs)
         if self.has_graph and not reached:
             where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
             raise ValueError(
                 f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'
             )
-        for place, pair in pairs.items():
-            seeds = partial(self.seeds_of, place, pair.depth, pair.batch, pair.tensors[1].dtype)
-            if pair.foreign:
-                values = [tensor.detach() for tensor in pair.tensors]
-                leaves[place] = Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
-                continue
-            leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
-        return structure(leaves)
 
-    @staticmethod
-    def independence(output, leaves):
-        '''What the error says where no part of the output is a pair.'''
-        unknown = [leaf for leaf in leaves if type(leaf) not in LEAVES and not isinstance(leaf, torch.Tensor)]
-        if not unknown:
-            return (
-                f'no part of the output, {type(output).__name__}, depends on the input: the model has computed it from'
-                ' values that have left the graph, as .detach(), torch.no_grad() and new tensors make them'
-            )
-        where = '' if unknown[0] is output else f' in a {type(output).__name__}'
-        return (
-            f'the output of the model is an object of type {type(unknown[0]).__name__}{where}, in which no tensors are'
-            ' found: return tensors, or tuples, lists, dicts or dataclasses of them (a generator as list(generator)),'
-            ' or explain a module that returns the tensor of interest'
-        )
+    def left(self, place, pair):
+        '''The difference of a pair at a place of the output, which may be changed in place.'''
+        if pair.foreign:
+            values = [tensor.detach() for tensor in pair.tensors]
+            return Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
+        seeds = partial(self.seeds_of, place, pair.depth, pair.batch, pair.tensors[1].dtype)
+        return Node.apply([], seeds, *pair.tensors)[0].clone()
+
+    # backward passes
+
+    def makes_map(self):
+        '''Whether the running backward pass is one that makes a map.'''
+        return torch._C._current_graph_task_id() in self.backward
+
+    def begins_map(self):
+        '''Whether a backward pass that comes from an output makes a map: it does if it gets to the place where one is
+        read, and does not also differentiate a map of this forward pass.'''
+        if self.probe is not None:
+            return True
+        reaches = torch._C._will_engine_execute_node
+        entrances, maps = ([node for node in (reference() for reference in nodes) if node is not None and reaches(node)]
+                           for nodes in (self.entrances, self.maps))
+        return bool(entrances) and not maps
 
     def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
@@ -276,26 +401,32 @@ class SplitPass(Pass):
         refuse_batched(gradient)
         if not self.begins_map():
             return gradient, None
-        task = torch._C._current_graph_task_id()
-        if task not in self.seeds:
+        task, depth = torch._C._current_graph_task_id(), max(depth, 1)
+        if task not in self.backward:
             # not longer than this pass, as the gradient may be made of the output whose graph holds this object
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.forget(task))
-        self.seeds.setdefault(task, {})[place] = Seed(gradient, max(depth, 1), batch)
-        return self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(max(depth, 1)))
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.backward.pop(task))
+        self.backward.setdefault(task, Backward({}, [])).seeds[place] = Seed(gradient, depth, batch)
+        return self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(depth))
 
-    def forget(self, task):
-        '''Keep nothing of a backward pass that is over.'''
-        self.seeds.pop(task)
-        self.losses.pop(task, None)
+    @property
+    def running(self):
+        '''The backward pass that is running.'''
+        return self.backward[torch._C._current_graph_task_id()]
+
+    def note_loss(self, loss):
+        '''Keep how much rounding changes a map, for the time of this backward pass; but not with autocast, in which
+        that is far more.'''
+        if self.probe is None and self.rerun.autocast is None:
+            self.running.losses.append(loss())
 
     def largest_depth(self):
         '''The number of activations before the output that is explained, or the largest if there are several.'''
-        return max(seed.depth for seed in self.seeds[torch._C._current_graph_task_id()].values())
+        return max(seed.depth for seed in self.running.seeds.values())
 
     def explained_depth(self, rows):
         '''The number of activations before the outputs that each of the samples in the rows of a tensor explains, the
         largest of several.'''
-        seeds = self.seeds[torch._C._current_graph_task_id()].values()
+        seeds = self.running.seeds.values()
         if len({seed.depth for seed in seeds}) == 1:
             return self.largest_depth()
         explains = [(seed.samples(), seed.depth) for seed in seeds]
@@ -303,352 +434,32 @@ class SplitPass(Pass):
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
 
-
-class MapPass(SplitPass):
-    '''One forward pass of a model whose backward passes return the map as the gradient of the input. Below a layer it
-    has no graph.'''
-    def __init__(self, canonizer, call, layer=None):
-        super().__init__(canonizer, call, layer=layer)
-        self.follows, self.places, self.explained = self.layer is not None, None, 0
-        tensors, self.entrances, self.maps = tensors_of(self.root), [], []
-        self.state, self.trained = state_of(tensors), [tensor for tensor in tensors if tensor.requires_grad]
-        kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
-        self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        self.has_left = False  # whether the forward pass is at its end
-        self.may_differentiate = False  # whether the caller of the running function has a graph
-
-    def __call__(self, inputs):
-        '''Run the model. The output has the difference in place of each split pair.'''
-        self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
-        self.without_graph = self.layer is not None or not self.has_graph
-        return super().__call__(inputs)
-
-    def apply(self, function, args, kwargs):
-        '''What the model gets for a function of pairs, or, after the end of the model, what it is for the values of
-        those that were asked for their gradient.'''
-        if self.has_left and torch._C._current_graph_task_id() == -1:
-            is_reading = getattr(self.forms.get(function), 'is_reading', False)
-            if not is_reading and any('tap' in vars(pair) for pair in pairs_in((args, kwargs))):
-                return function(*plain(args), **plain(kwargs))
-        self.may_differentiate = torch.is_grad_enabled()
-        return super().apply(function, args, kwargs)
-
-    def evaluate(self, function, args, kwargs):
-        '''What a function is on pairs, by its form.'''
-        if self.has_left and self.layer is not None and torch._C._current_graph_task_id() != -1:
-            if any(pair.depth == -math.inf for pair in pairs_in((args, kwargs))):  # of which nothing was kept
-                where = f'what comes before module {self.layer!r}'
-                raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
-        return super().evaluate(function, args, kwargs)
-
-    def leave(self, output):
-        '''The differences of the output.'''
-        self.has_left = True
-        output = super().leave(output)
-        if self.layer is not None and self.places is None:
-            self.places = self.found_places(is_last=True)
-        return output
-
-    def begins_map(self):
-        '''Whether a backward pass that comes from an output makes a map: it does if it gets to the place where one is
-        read, and does not also differentiate a map of this forward pass.'''
-        reaches = torch._C._will_engine_execute_node
-        entrances, maps = ([node for node in (reference() for reference in nodes) if node is not None and reaches(node)]
-                           for nodes in (self.entrances, self.maps))
-        return bool(entrances) and not maps
-
-    def split(self, index, input, stream_sum):
-        '''The difference and the sum of an input, whose gradient is the map.'''
-        if self.without_graph:
-            return same(input.detach()), stream_sum.detach()
-        return self.read_off(Node.apply(self.entrances, partial(self.input_gradients, index), input, stream_sum))
-
-    def read_off(self, values):
-        '''The difference and the sum at the place where the map is read, of which the sum gets no gradient if there is
-        nothing to read off it.'''
-        difference, stream_sum = values
-        return difference, stream_sum if self.readout.reads_sum or self.sums_above else stream_sum.detach()
-
-    def embedded(self, difference, stream_sum):
-        '''The difference and the sum of an embedding of tokens.'''
-        return same(difference.detach()), stream_sum.detach()
-
-    def at_layer(self, where, output):
-        '''Called with the output of the layer at which the map is read, and what it is called.'''
-        self.require_one_map(where, output)
-        self.found = LayerOutput(where, output)
-        self.places = self.found_places()
-        super().at_layer(where, output)
-
-    def read_at(self, pair):
-        '''Go on with a pair as if the input were all it depends on. Its places are followed until it is known where the
-        input has its channels.'''
-        places = pair.places if self.places is None else {}
-        super().read_at(pair)
-        values, self.read, self.without_graph = self.read, True, not self.has_graph
-        if self.has_graph:
-            with torch.enable_grad():
-                inputs = [self.marked(input, self.entrances) for input in self.inputs]
-                function = partial(self.layer_gradients, values)
-                values = self.read_off(Node.apply([], function, *values, *inputs, *self.trained))
-        self.continue_from(pair, values, pair.layer)
-        pair.places = places
-
-    def found_places(self, is_last=False):
-        '''The places of the layer's output, and the input that has them, or None as long as it is not known where this
-        has its channels.'''
-        found, inputs = self.found, [(index, self.shape_of(index)) for index in self.found.sources]
-        channels = {index: self.channels_of(index, is_last) for index, _ in inputs}
-        known = [(index, shape) for index, shape in inputs if channels[index] != ()]
-        for index, shape in known if self.canonizer.grid is None else ():
-            own = found.places_of(index, shape, self.tokens, self.samples_of(index))
-            places = followed(found.shape, own, channels[index], found.channels)
-            if places is not None:
-                self.explained, self.region = index, (places.axes, places.windows)
-                return places
-        if not is_last and len(known) < len(inputs):
-            return None
-        index, shape = (known or inputs)[0]
-        return self.likely_places(index, shape, channels[index] if known else 1, bool(known))
-
-    def likely_places(self, index, shape, channels, is_known):
-        '''The places of the layer's output for all that its shape says.'''
-        found, axes = self.found, [axis for axis in range(1, len(shape)) if axis != channels]
-        count = shape[channels] if channels in range(len(shape)) else 1
-        arranged = shape[0], count, *(shape[axis] for axis in axes)
-        places = places_of(found.where, found.shape, arranged, found.channels, self.canonizer.grid)
-        if not is_known:
-            raise channels_unknown(found.where, shape)
-        self.explained, self.region = index, (axes, [(0, shape[axis]) for axis in axes])
-        return places
-
-    def channels_of(self, index, is_last):
-        '''The index of an input's axis of channels, None if it has none, or () if it is not known.'''
-        given, shape = self.canonizer.channels, self.inputs[index].shape
-        if given is not None and index == self.found.sources[0]:
-            found = given_channels(given, shape)
-        else:
-            likely = likely_channels(shape) if is_last else None
-            found = self.input_channels.get(index, () if likely is None else likely)
-        return 1 if found == 0 and self.samples_of(index) == 1 else found
-
-    def shape_of(self, index):
-        '''The shape of an input with its samples first.'''
-        shape, samples = self.inputs[index].shape, self.samples_of(index)
-        return torch.Size((shape[samples], *shape[:samples], *shape[samples + 1:]))
-
-    def require_one_map(self, where, output):
-        '''Raise an error if there is not one map at a layer's output.'''
-        if torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
-        if not isinstance(output, SplitTensor):
-            raise ValueError(f'the output of {where} is not one tensor but {type(output).__name__}')
-        if isinstance(output.settle, Refused):
-            raise output.settle.error
-        if output.dtype.is_complex:
-            raise ValueError(f'the output of {where} is complex: choose the module that takes its absolute value')
-        if self.read is not None or self.awaited is not None:
-            remedy = 'so that there is not one map at its output: choose a module that is called once'
-            raise ValueError(f'{where} was called more than once in this forward pass, {remedy}')
-
-    def input_gradients(self, index, *gradients):
-        '''The gradients by an input, and by its sum: the map, or the true ones.'''
-        if not self.makes_map():
-            return gradients
-        dtype = self.inputs[index].dtype
-        map = self.readout.combine(*gradients).to(dtype)
-        map = self.exact(map, self.combined, dtype, index, self.samples_of(index))
-        self.require_dependence(map)
-        return self.marked(map, self.maps), None
-
-    def layer_gradients(self, values, *gradients):
-        '''The gradients by the layer's output, the inputs and the parameters: the map for the input that has its
-        places, or the true ones of what is below the layer, which is run again for them.'''
-        input, maps = self.inputs[self.explained], [None] * (len(self.inputs) + len(self.trained))
-        if not self.makes_map():
-            return None, None, *self.below_layer(*gradients)
-        saliency = self.saliency(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
-        saliency = self.exact(saliency, self.saliency, input.dtype)
-        if not saliency.any():
-            self.places.require_reached(f'module {self.layer!r}', *gradients)
-        self.require_dependence(saliency)
-        self.readout.saliency = saliency.detach()
-        map = laid_over(saliency, self.shape_of(self.explained), *self.region).to(input.dtype)
-        map = map.movedim(0, self.samples_of(self.explained))
-        maps[self.explained] = self.marked(map, self.maps)
-        return None, None, *maps
-
-    def combined(self, gradient, sum_gradient, *_):
-        '''The map of an input, from the gradients of its difference and sum.'''
-        return self.readout.combine(gradient, sum_gradient)
-
-    def saliency(self, *tensors):
-        '''The map of a layer's output, from the gradients of its difference and sum, and these.'''
-        return self.readout.at_layer(*map(self.places.arranged, tensors))
-
-    def note_loss(self, loss):
-        '''Keep how much rounding changes a map, for the time of this backward pass; but not with autocast, in which
-        that is far more.'''
-        if self.autocast_dtype is None:
-            self.losses.setdefault(torch._C._current_graph_task_id(), []).append(loss())
-
-    def exact(self, map, read, dtype, index=0, samples=0):
-        '''A map; or what is read off another pass in float64, where it is not finite, or rounding changes it.'''
-        finite, losses = is_finite(map), self.losses.get(torch._C._current_graph_task_id())
-        part = part_of(map.movedim(samples, 0), losses) if losses and map.numel() else 0.
-        if finite and part <= EXACT:
-            return map
-        try:
-            tensors = self.again(index, exact=True)
-        except RuntimeError as error:
-            if not finite:
-                raise
-            warnings.warn(
-                f'rounding may change the map of {self.readout.name} by {min(part, 1.):.1g} of its largest value,'
-                f' and it cannot be computed in float64: {error}', stacklevel=2
-            )
-            return map
-        return self.in_range(read(*tensors), dtype, samples)
-
-    def require_dependence(self, map):
-        '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
-        seeds = self.seeds[torch._C._current_graph_task_id()]
-        if map.any() or not any(seed.gradient.any() for seed in seeds.values()):
-            return
-        zero = [name for name, tensor in self.root.named_parameters()
-                if not tensor.any() and (tensor.ndim > 1 or not name.endswith('bias'))]  # norms may start at zero
-        if zero:
-            through = '' if self.layer is None else f' through module {self.layer!r}'
-            others = f' and {len(zero) - 3} others' if len(zero) > 4 else ''
-            raise ValueError(
-                f'the map of {self.readout.name} is zero, as the class\'s score does not depend on the input{through}:'
-                f' all of {", ".join(zero[:3] if others else zero)}{others} is zero. Load trained weights'
-            )
-        if self.readout.vanishes:
-            warnings.warn(f'the map of {self.readout.name} is zero: {self.readout.vanishes}', stacklevel=2)
-
-    def in_range(self, map, dtype, samples=0):
-        '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
-        if not is_finite(map):
-            raise FloatingPointError(f'the map of {self.readout.name} is not finite: {self.readout.advice}')
-        others = [axis for axis in range(map.ndim) if axis != samples]
-        largest = map.detach().abs().amax(others, keepdim=True) if others else map.detach().abs()
-        power = (math.frexp(torch.finfo(dtype).max)[1] - 2 - torch.frexp(largest)[1]).clamp(max=0)
-        powers = power.flatten().tolist()
-        factors = map.new_tensor([math.ldexp(1., each) for each in powers])  # torch.ldexp may take float32
-        if power.any():
-            how = f'image by image, by two to the power of {powers}; a larger alpha avoids this'
-            warnings.warn(f'the map of {self.readout.name} is too large for {dtype}: it is scaled, {how}', stacklevel=2)
-        return (map * factors.reshape(power.shape)).to(dtype)
+    # other runs
 
     def again(self, index=0, exact=False):
         '''The gradients of difference and sum at the place where the map is read, and these tensors, from another pass
         with all of its graph; if exact, in float64.'''
-        seeds = self.seeds[torch._C._current_graph_task_id()]
+        seeds = self.running.seeds
         _, output, read = self.other_pass(index, exact)
         leaves = flatten(output)[0]
         seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
         return *gradients(read, seeded, materialize_grads=True), *read
 
-    def below_layer(self, *layer_gradients):
+    def below_layer(self, layer_gradients, trained):
         '''The true gradients by inputs and parameters of what is below the layer.'''
-        other, _, read = self.other_pass()
+        inputs, _, read = self.other_pass()
         seeded = [each for each in zip(read, layer_gradients) if each[0].requires_grad]
-        return gradients([*other.inputs, *self.trained], seeded, allow_unused=True)
+        return gradients([*inputs, *trained], seeded, allow_unused=True)
 
     def other_pass(self, index=0, exact=False):
-        '''Another forward pass with all of its graph, its output, and the tensors at which the map is read.'''
-        if self.is_over or self.state != state_of(tensors_of(self.root)):
-            raise RuntimeError(
-                'to compute this map, the model has to be run again, but it has changed since its forward pass: call'
-                ' the backward pass inside of the composite\'s context and with the same parameters'
-            )
-        graph, dtype = torch.is_grad_enabled(), None if exact else self.autocast_dtype
-        with torch.enable_grad(), torch.autocast(self.device_type, dtype, enabled=dtype is not None):
-            inputs = [same(input) if graph else input.detach().requires_grad_() for input in self.inputs]
-            call, inputs = in_float64(self.root, self.call, inputs) if exact else (self.call, inputs)
-            other = SplitPass(self.canonizer, call, index, self.layer)
-            output = other(inputs)
-            read, other.read = other.read, None  # as their graph holds the pass
-        return other, output, read
-
-    @staticmethod
-    def marked(tensor, nodes):
-        '''A tensor such that it is noticed when it is differentiated.'''
-        return Node.apply(nodes, lambda gradient: (gradient,), tensor)[0] if torch.is_grad_enabled() else tensor
-
-
-class LayerOutput:
-    '''What is known of the output of the layer at which the map is read.
-
-    Parameters
-    ----------
-    where : str
-        The layer, as it is called in errors.
-    pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
-        The output.
-    '''
-    def __init__(self, where, pair):
-        place = pair.place('channels')
-        self.where, self.shape, self.places = where, pair.values[0].shape, pair.places
-        self.channels = None if place is None else len(self.shape) + place
-        self.sources = sorted({source for source, _ in pair.places}) or [0]
-
-    def places_of(self, index, shape, tokens, samples=0):
-        '''The places of an input of a shape, which has its samples first; where they are lost, those of the only axis
-        that is as long as tokens were where they were known.'''
-        places = samples_first(self.places, samples)
-        tokens = {length: samples_first(hints, samples) for length, hints in tokens.items()}
-        own = {axis: places.get((index, axis)) for axis in range(len(shape))}
-        own = {axis: place if places.get((index, -1 - axis)) is None else None for axis, place in own.items()}
-        lost = [axis for axis, place in own.items() if place is None]
-        if not lost:
-            return own
-        along = [axis for axis, length in enumerate(self.shape) if axis not in (0, self.channels) and length in tokens]
-        hints = tokens[self.shape[along[0]]] if len(along) == 1 and self.shape[0] == shape[0] else {}
-        if any(axis > 0 and source == index and own.get(axis) is not None for source, axis in hints):
-            return own  # the axis is as long as tokens by chance, as one of those that they consist of is elsewhere
-        own[0] = Place.of_input(0, shape[0]) if hints and own[0] is None else own[0]
-        return {axis: hints[index, axis]._replace(axis=along[0]) if place is None and (index, axis) in hints else place
-                for axis, place in own.items()}
-
-
-def samples_first(places, samples):
-    '''The places of inputs whose samples are along an axis, the first one or the second one, with that as the first.'''
-    other = {0: 1, 1: 0, -1: -2, -2: -1} if samples else {}
-    return {(source, other.get(axis, axis)): place for (source, axis), place in places.items()}
-
-
-def sequence_of(module, output):
-    '''The tensor in a layer's output at which a map is read: of recurrent layers, the outputs of all steps; of a layer
-    that returns several values, the only one that depends on the input.'''
-    if isinstance(module, torch.nn.RNNBase):
-        return output[0]
-    pairs = pairs_in(output)
-    return pairs[0] if isinstance(output, (tuple, list)) and len(pairs) == 1 else output
-
-
-class Node(torch.autograd.Function):
-    '''The first one or two of several tensors as they are. A function of their gradients returns the gradients of all.
-
-    Parameters
-    ----------
-    nodes : list
-        Where to note this node of the graph, by a weak reference.
-    function : callable
-        The function.
-    *tensors : :py:class:`torch.Tensor`
-        The tensors.
-    '''
-    @staticmethod
-    def forward(ctx, nodes, function, *tensors):
-        ctx.function = function
-        nodes.append(weakref.ref(ctx))
-        return tuple(same(tensor) for tensor in tensors[:2])
-
-    @staticmethod
-    def backward(ctx, *gradients):
-        return None, None, *ctx.function(*gradients)
+        '''The inputs and the output of another forward pass with all of its graph, and the tensors at which the map is
+        read.'''
+        if self.is_over:
+            raise changed()
+        with self.rerun.running(self.root, exact) as (call, inputs):
+            probe = Probe(index)
+            output = MapPass(self.canonizer, call, inputs, self.layer, probe).run()
+        return inputs, output, probe.tensors
 
 
 def running_function():
@@ -666,15 +477,6 @@ def refused(error, *gradients):
     raise error
 
 
-def in_float64(root, call, inputs):
-    '''The call of a model with its parameters and buffers in float64, and its inputs.'''
-    calling = torch.nn.ModuleDict({'root': root})
-    calling.forward = call
-    tensors = {name: tensor.double() for name, tensor in chain(calling.named_parameters(), calling.named_buffers())
-               if tensor.is_floating_point()}
-    return lambda inputs: torch.func.functional_call(calling, tensors, (inputs,)), [each.double() for each in inputs]
-
-
 def gradients(tensors, seeded, **kwargs):
     '''The gradients by tensors of outputs that are given with what enters there.'''
     outputs, seeds = zip(*seeded)
@@ -687,23 +489,17 @@ def rules_of(root):
     return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]
 
 
-def tensors_of(root):
-    '''The parameters and buffers of a model, each of them once.'''
-    found = (each for module in modules_of(root) for each in (*module._parameters.values(), *module._buffers.values()))
-    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
-
-
-def state_of(tensors):
-    '''What tells whether tensors are others than before.'''
-    return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors]
-
-
-def part_of(map, losses):
-    '''The largest of some losses, as a part of the largest entry of a map of any sample that is not zero.'''
-    largest = map.detach().abs().reshape(len(map), -1).amax(1)
-    return (torch.stack(losses).amax() / largest.masked_fill(largest == 0., math.inf).amin()).item()
-
-
-def is_finite(map):
-    '''Whether all entries are finite.'''
-    return bool(torch.isfinite(map.detach()).all())
+def independence(output, leaves):
+    '''What the error says where no part of the output is a pair.'''
+    unknown = [leaf for leaf in leaves if type(leaf) not in LEAVES and not isinstance(leaf, torch.Tensor)]
+    if not unknown:
+        return (
+            f'no part of the output, {type(output).__name__}, depends on the input: the model has computed it from'
+            ' values that have left the graph, as .detach(), torch.no_grad() and new tensors make them'
+        )
+    where = '' if unknown[0] is output else f' in a {type(output).__name__}'
+    return (
+        f'the output of the model is an object of type {type(unknown[0]).__name__}{where}, in which no tensors are'
+        ' found: return tensors, or tuples, lists, dicts or dataclasses of them (a generator as list(generator)),'
+        ' or explain a module that returns the tensor of interest'
+    )

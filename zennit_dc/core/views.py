@@ -34,7 +34,7 @@ def as_view(output, source, function):
         output.base = source if source.base is None else source.base
         output.path = function if path is None else lambda tensor: function(path(tensor))
         output.base.views.append(weakref.ref(output))
-        output.settle = source.settle  # where memory was lent
+        output.pending = source.pending  # where memory was lent
     return output
 
 
@@ -64,7 +64,7 @@ def assign(pair, value):
         The changed pair.
     '''
     base, views = seen_by(pair)
-    layout, lent = base.difference, base.settle
+    layout, lent = base.difference, base.pending
     whole = pair is base and not views
     if whole:
         new = laid_out(value.difference, layout.stride()), value.tensors[1]
@@ -77,7 +77,7 @@ def assign(pair, value):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
             each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
                                 for tensor, old in zip(new, each.values))
-        each.layer, each.recipe, each.settle = None, value.recipe if whole else None, None
+        each.layer, each.recipe, each.pending = None, value.recipe if whole else None, None
         each.depth = max(each.depth, value.depth) if any(each is one for one in changed) else each.depth
     if lent is not None:
         lent.move(base, views)
@@ -138,7 +138,7 @@ class Lent:
                 'a tensor that detach() or data made of a split pair, and that was written to,', (pair,),
                 ', as the pair that shares its memory is used again', 'write to a copy, x.detach().clone()'
             )
-        pair.settle = self
+        pair.pending = self
 
     def move(self, base, views):
         '''Let the plain tensors see the new value of the pairs, which is elsewhere in memory.'''
@@ -147,7 +147,7 @@ class Lent:
             return
         self.tensors = left
         for each in (base, *views):
-            each.settle = self
+            each.pending = self
         for reference, path in left:
             tensor, value = reference(), base.values[0].detach()
             with torch.no_grad():
@@ -158,20 +158,20 @@ class Lent:
 def lend(pair):
     '''The difference of a pair as a plain tensor without a graph, in the same memory.'''
     difference, (base, views) = pair.difference, seen_by(pair)
-    if not isinstance(base.settle, Lent):
+    if not isinstance(base.pending, Lent):
         lent = Lent(base.difference)
         pair.split_pass.lenders.append(weakref.ref(base))
         for each in (base, *views):
-            each.settle = lent
+            each.pending = lent
     output = difference.detach()
-    base.settle.tensors.append((weakref.ref(output), pair.path))
+    base.pending.tensors.append((weakref.ref(output), pair.path))
     return output
 
 
 class Overwritten:
     '''What is done before the tensors of a pair are read, in whose memory another pair was written: to raise.'''
     def __call__(self, pair):
-        pair.settle = self
+        pair.pending = self
         raise unsupported(
             'a split pair into whose memory another one was written, through a tensor of detach() or data,', (pair,),
             remedy='write to a copy, x.detach().clone()'
@@ -270,12 +270,12 @@ def owner_of(tensor, split_pass):
 
 def overwrite(owner, tensor, name):
     '''Note that what is in the memory of a pair is that of another one, which a plain tensor becomes.'''
-    lent = [reference() for reference, _ in owner.settle.tensors] if isinstance(owner.settle, Lent) else []
+    lent = [reference() for reference, _ in owner.pending.tensors] if isinstance(owner.pending, Lent) else []
     if any(each is not None and each is not tensor for each in lent):
         raise unsupported(f'{name} on one of several tensors that detach() or data made of a split pair', (owner,),
                           remedy=REMEDY)
     for each in (owner, *seen_by(owner)[1]):
-        each.settle = Overwritten()
+        each.pending = Overwritten()
 
 
 def become_plain(split_pass, is_done):

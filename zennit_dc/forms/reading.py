@@ -60,7 +60,7 @@ class Refused:
         self.error = error
 
     def __call__(self, pair):
-        pair.settle = self
+        pair.pending = self
         raise self.error
 
 
@@ -80,7 +80,7 @@ def read_alone(function, args, kwargs, error):
     output = structure([pair.like(leaf, leaf.abs()) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
                         for leaf in leaves])
     for each in pairs_in(output):
-        each.settle = Refused(error)
+        each.pending = Refused(error)
     return output
 
 

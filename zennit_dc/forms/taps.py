@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ..core.nested import flatten
-from ..core.passes import Node
+from ..core.maps import Node
 from ..core.pair import FORMS, NeedsGraph, SplitTensor, split_form, unsupported
 from .hooks import ChangedGradient
 from .reading import reading
@@ -101,14 +101,14 @@ class Tap:
 
     def attach(self, pair, reference):
         '''Let the pair pass its gradients here, as soon as it is not about to become another layer's.'''
-        self.pair, settle = reference, pair.settle
-        if settle is None:
+        self.pair, pending = reference, pair.pending
+        if pending is None:
             return self.insert(pair)
 
-        def settle_and_insert(pair):
-            settle(pair)
+        def finish(pair):
+            pending(pair)
             self.insert(pair)
-        pair.settle = settle_and_insert
+        pair.pending = finish
 
     def insert(self, pair):
         '''Put the place behind the tensors that the pair has by now.'''
