@@ -41,7 +41,7 @@ TOGETHER = {
 
 # the beginnings of the names of tests that -m core selects, and of those among them that it leaves out: real networks
 CORE = (
-    'tests/forms/', 'tests/test_buffers.py', 'tests/test_composites.py', 'tests/test_fuzz.py', 'tests/test_literal.py',
+    'tests/forms/', 'tests/test_composites.py', 'tests/test_fuzz.py', 'tests/test_literal.py',
     'tests/test_blocks.py', 'tests/test_passes.py', 'tests/test_recentering.py', 'tests/test_rules.py',
     'tests/test_pair.py', 'tests/test_theorems.py', 'tests/test_views.py',
 )

@@ -1,6 +1,7 @@
 '''The building blocks of split forms.'''
 import copy
 
+import pytest
 import torch
 from helpers import assert_close, explain, random_image
 from torch import nn
@@ -9,6 +10,7 @@ from zennit.canonizers import SequentialMergeBatchNorm
 
 import zennit_dc
 from zennit_dc import SplitGrad, SplitLRP, split_form
+from zennit_dc.core import blocks
 from zennit_dc.core.blocks import Layer, activation, affine
 
 
@@ -39,7 +41,7 @@ def test_own_function_and_own_module():
             assert torch.equal(model(x), x)
         assert 'forward' not in model[0].__dict__
     finally:
-        del zennit_dc.core.pair.FORMS[torch.trace], zennit_dc.core.pair.MODULE_FORMS[Cube]
+        del zennit_dc.core.table.FORMS[torch.trace], zennit_dc.core.table.MODULE_FORMS[Cube]
 
 
 # batch norms that are merged into the layer before them
@@ -122,3 +124,16 @@ def test_convolution_before_two_batch_norms():
             with SplitLRP(stream=stream).context(each):
                 maps.append(torch.autograd.grad(each(pixels)[:, ::7].sum(), pixels)[0])
         assert_close(*maps)
+
+
+@pytest.mark.parametrize('composite', [SplitGrad, SplitLRP])
+def test_maps_do_not_depend_on_the_chunks_of_dense_layers(composite, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 7), nn.ReLU(), nn.Linear(7, 3)).double()
+    image = random_image(2, 3, 2, 2)
+    expected = explain(composite(), model, image)
+    monkeypatch.setattr(blocks, 'CHUNK', 24)
+    assert len(blocks.chunks(model[1].weight.detach())) == 1  # where there is a graph
+    with torch.no_grad():
+        assert len(blocks.chunks(model[1].weight)) == 4
+    assert_close(explain(composite(), model, image), expected, 1e-12)

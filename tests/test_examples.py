@@ -16,7 +16,7 @@ from torch import nn
 from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import FORMS
+from zennit_dc.core.table import FORMS
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 DATA = Path(__file__).parents[2] / 'shared' / 'data'

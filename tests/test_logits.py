@@ -12,7 +12,7 @@ from zennit.composites import EpsilonGammaBox, EpsilonPlus, GuidedBackprop
 
 from zennit_dc import DetachedStatistics, Logits, SplitCAM, SplitGrad, SplitLRP, split_form
 from zennit_dc.attribution import class_relevance
-from zennit_dc.core.pair import MODULE_FORMS
+from zennit_dc.core.table import MODULE_FORMS
 
 
 @dataclass

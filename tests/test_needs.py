@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from zennit_dc import DetachedActivations, DetachedStatistics, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.core.needs import OPTIONS, relative_deviation
-from zennit_dc.core.pair import OVERLAYS
+from zennit_dc.core.table import OVERLAYS
 
 IMAGE = random_image(2, 4, 6)
 

@@ -182,7 +182,9 @@ class Branches(nn.Module):
 def test_autograd_functions_on_branches_and_with_forms(monkeypatch, make, kind, arguments, form, same):
     '''What does not lead to the explained output is left alone; and a form for the function, or its apply, holds.'''
     monkeypatch.setattr(kind, 'forward', kind.__dict__['forward'])  # which a form replaces
-    monkeypatch.setattr('zennit_dc.core.pair.FUNCTION_FORMS', {})
+    forms = {}
+    for room in ('pair', 'registry'):
+        monkeypatch.setattr(f'zennit_dc.core.{room}.FUNCTION_FORMS', forms)
     torch.manual_seed(0)
     model, other, image = Branches(lambda x: kind.apply(x, *arguments)), Branches(same), torch.rand(2, 4)
     other.load_state_dict(model.state_dict())
@@ -252,7 +254,9 @@ def test_no_map_of_what_depends_on_an_autograd_function(branch):
 def test_form_of_an_autograd_function_without_a_gradient(monkeypatch):
     '''What torch.no_grad() cuts off is cut off with a form, too.'''
     monkeypatch.setattr(Reverse, 'forward', Reverse.__dict__['forward'])
-    monkeypatch.setattr('zennit_dc.core.pair.FUNCTION_FORMS', {})
+    forms = {}
+    for room in ('pair', 'registry'):
+        monkeypatch.setattr(f'zennit_dc.core.{room}.FUNCTION_FORMS', forms)
     split_form(Reverse)(lambda pair: pair)
 
     def branch(model, x):

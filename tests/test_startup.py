@@ -80,7 +80,7 @@ def test_public_names():
         '    names = {}\n'
         '    exec(f"from {package.__name__} import *", names)\n'
         '    assert {*package.__all__} <= {*names}\n'
-        'assert zennit_dc.core.pair.FORMS and zennit_dc.rules.Balanced is zennit_dc.Balanced'
+        'assert zennit_dc.core.table.FORMS and zennit_dc.rules.Balanced is zennit_dc.Balanced'
     ))
     for package in (zennit_dc, methods, data):
         with pytest.raises(AttributeError, match='nothing'):
@@ -102,7 +102,7 @@ def test_split_forms_are_there_whatever_is_imported(module, name):
 
 
 def test_composites_alone_register_the_split_forms():
-    code = 'import zennit_dc.composites, sys; assert len(sys.modules["zennit_dc.core.pair"].FORMS) > 100'
+    code = 'import zennit_dc.composites, sys; assert len(sys.modules["zennit_dc.core.table"].FORMS) > 100'
     require_success(run_code(code))
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 from helpers import assert_close, divided, explain, gradient_of, random_image
 from jacobians import IMAGE, require_sensitivities, require_streams
+from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
@@ -290,3 +291,59 @@ def test_a_sample_has_one_map_where_tensors_are_filled(batch):
     image = random_image(3, 2, 6, 6)
     image[1:] *= 1e3
     assert_close(explain(SplitLRP(), Filled(), image[:batch])[:1], explain(SplitLRP(), Filled(), image[:1]), 1e-12)
+
+
+class InPlace(nn.Module):
+    '''Batch norms, additions and activations in place, as residual networks have them.'''
+    def __init__(self, activation=F.relu):
+        super().__init__()
+        self.activation = activation
+        self.convolutions = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, input):
+        for convolution, norm in zip(self.convolutions, self.norms):
+            output = self.activation(norm(convolution(input)), inplace=True)
+            output = convolution(output)
+            output += input
+            input = self.activation(output, inplace=True)
+        return input.flatten(1)
+
+
+def network(activation=F.relu):
+    '''A model that has seen some statistics.'''
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Identity(), InPlace(activation), nn.Linear(108, 5)).double()
+    model(random_image(8, 3, 6, 6))
+    return model.eval()
+
+
+COMPOSITES = {
+    'balanced': SplitGrad, 'shifted': lambda: SplitGrad(.3), 'stream': lambda: SplitGrad(.3, '+g'),
+    'cam': lambda: SplitCAM('1', .3), 'relevance': SplitLRP,
+}
+
+
+@pytest.mark.parametrize('name', COMPOSITES)
+def test_a_model_that_computes_in_place(name):
+    '''The output stays the same to the bit, and maps are those of the model that makes new tensors.'''
+    model, image = network(), random_image(3, 3, 6, 6)
+    expected = model(image)
+    with COMPOSITES[name]().context(model):
+        assert torch.equal(model(image.clone().requires_grad_()), expected) and torch.equal(model(image), expected)
+    other = network(lambda input, inplace: F.relu(input))
+    assert_close(explain(COMPOSITES[name](), model, image), explain(COMPOSITES[name](), other, image), 1e-12)
+
+
+def test_additions_in_place_with_a_factor():
+    class Model(nn.Module):
+        def forward(self, input):
+            output = F.conv2d(input, weight)
+            output.add_(input, alpha=-.7)
+            return output.relu_().flatten(1)
+
+    weight, image = random_image(3, 3, 1, 1), random_image(2, 3, 2, 2, seed=2)
+    model = Model().eval()
+    expected = model(image)
+    with SplitGrad(.3).context(model):
+        assert torch.equal(model(image.clone().requires_grad_()), expected)

@@ -11,6 +11,7 @@ from .forms.statistics import DetachedAttention as DetachedAttention, DetachedSt
 from .logits import Logits as Logits
 from .recentering import Relative as Relative, Scaling as Scaling, Shifting as Shifting
 from .rules import Balanced as Balanced
-from .core.pair import SplitTensor as SplitTensor, split_form as split_form
+from .core.pair import SplitTensor as SplitTensor
+from .core.registry import split_form as split_form
 
 __version__: str

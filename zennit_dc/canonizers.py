@@ -20,10 +20,9 @@ from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need 
 from .recentering import Relative
 from .rules import SplitRule
 from .core.places import require_channels
-from .core.pair import (
-    MODULE_FORMS, NeedsGraph, NeedsSums, OtherSamples, SeveralUses, SplitTensor, TrueGradient, Unsupported, common_pass,
-    describe, pass_of, require_choice, same
-)
+from .core.errors import NeedsGraph, NeedsSums, OtherSamples, SeveralUses, Unsupported, describe
+from .core.pair import SplitTensor, TrueGradient, common_pass, pass_of, require_choice, same
+from .core.table import MODULE_FORMS
 from .streams import Difference
 from .core.tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 from .core.wording import similar
@@ -255,8 +254,9 @@ class SplitForward(TemporaryForward):
         the model needs.'''
         canonizer = self.canonizer
         while True:
+            split_pass = MapPass(canonizer, call, inputs, call.layer)
             try:
-                output = MapPass(canonizer, call, inputs, call.layer).run()
+                output = split_pass.run()
                 break
             except NeedsSums:
                 canonizer.sums = True
@@ -271,9 +271,9 @@ class SplitForward(TemporaryForward):
                     option.remove for option in canonizer.choices.choose(canonizer, call, inputs, error)
                 ]
             except RuntimeError as error:
-                if 'TorchScript' in str(error):
-                    raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
-                raise
+                if split_pass.refused is None:
+                    raise
+                raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
         canonizer.choices.report(
             canonizer.root, output, lambda: original(call, inputs), lambda: left_out(canonizer, call, inputs)
         )

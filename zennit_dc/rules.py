@@ -10,7 +10,8 @@ import torch
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .core.axes import by_sample, in_shape
-from .core.pair import TrueGradient, describe, pass_of, same
+from .core.errors import describe
+from .core.pair import TrueGradient, pass_of, same
 
 
 class Ruled(torch.autograd.Function):

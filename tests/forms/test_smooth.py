@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.evaluation.deviation import output_deviation
 from zennit_dc.forms.smooth import SMOOTH, interpolation
-from zennit_dc.core.pair import OVERLAYS, Pass
+from zennit_dc.core.pair import Pass
+from zennit_dc.core.table import OVERLAYS
 
 
 def test_hardswish_is_exact():

@@ -1,5 +1,5 @@
 '''The building blocks, of which every split form is made: affine layers, linear operations, activations, routing,
-additions and products. They settle what becomes of sensitivities and relevance.'''
+additions and products. They decide what becomes of sensitivities and relevance.'''
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -7,7 +7,8 @@ import torch
 
 from .axes import joined
 from ..recentering import choice, recenter
-from .pair import NeedsSums, SplitTensor, TrueGradient, same, true_gradients, unsupported
+from .errors import NeedsSums
+from .pair import SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view
 
 
@@ -91,14 +92,32 @@ class Magnitude(torch.autograd.Function):
             return *true_gradients(ctx.layer.magnitude, tensors, gradient), None, None, None
 
 
-class AffineOutput(NamedTuple):
-    '''What a pair remembers that is the very output of an affine layer: its tensors before rule and re-centering, the
-    bias, the layer's rule, and whether the map is read here, so that there is no layer any more into which to merge a
-    batch norm.'''
+class PendingLayer(NamedTuple):
+    '''An affine layer that a pair is the very output of, and what is still to be done before anything but a batch norm
+    uses the pair: the rule and the re-centering.
+
+    Parameters
+    ----------
+    tensors : tuple of :py:class:`torch.Tensor`
+        The difference and the sum before that.
+    bias : :py:class:`torch.Tensor` or None
+        The bias.
+    rule : :py:class:`~zennit_dc.core.pair.TrueGradient`
+        The layer's rule.
+    graph : bool
+        Whether operations had a graph in the layer.
+    is_read : bool
+        Whether the map is read here, so that there is no layer any more into which to merge a batch norm.
+    '''
     tensors: tuple
     bias: torch.Tensor | None
     rule: TrueGradient
+    graph: bool
     is_read: bool = False
+
+    def __call__(self, pair):
+        with torch.set_grad_enabled(self.graph), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
+            pair.values = recenter(self.rule.after(pair)).values
 
 
 def magnitude(tensor, like):
@@ -136,7 +155,7 @@ def affine(pair, layer, weight, bias=None):
         output = weighted(rule.before_affine(pair), layer, weight, bias)
     if bias is not None and layer.bias_axes:
         bias = bias.reshape(-1, *(1,) * layer.bias_axes)
-    return unsettled(output, bias, rule)
+    return pending(output, bias, rule)
 
 
 @contextmanager
@@ -171,16 +190,10 @@ def recomputed(tensors, function):
         yield
 
 
-def unsettled(output, bias, rule):
+def pending(output, bias, rule):
     '''The output of an affine layer, at which the rule and the re-centering wait until anything but a batch norm uses
     it.'''
-    graph = torch.is_grad_enabled()
-
-    def settle(pair):
-        with torch.set_grad_enabled(graph), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
-            pair.values = recenter(rule.after(pair)).values
-
-    output.layer, output.pending = AffineOutput(output.values, bias, rule), settle
+    output.layer = output.pending = PendingLayer(output.values, bias, rule, torch.is_grad_enabled())
     return output
 
 
@@ -276,7 +289,7 @@ class SplitReLU(torch.autograd.Function):
         saved, negative = ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
         output = torch.relu(saved) if ctx.passes else saved
         # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
-        through = torch.neg(negative).lerp_(gradient, torch.sign(output).to(gradient.dtype))
+        through = torch.lerp(-negative, gradient, torch.sign(output).to(gradient.dtype))
         return through, sum_gradient, None, None
 
 

@@ -9,7 +9,7 @@ from .pair import SplitTensor, pairs_in
 from .places import channels_unknown, followed, given_channels, likely_channels, places_of
 
 
-class Located(NamedTuple):
+class Location(NamedTuple):
     '''Where a layer's output has its places.
 
     Parameters
@@ -37,17 +37,34 @@ class LayerOutput:
     where : str
         The layer, as it is called in errors.
     pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
-        The output.
+        The output. The map is read there, or after an activation, of whose input nothing else may be made then.
+
+    Attributes
+    ----------
+    pair : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
+        The output, as long as it matters what is made of it.
+    graph : bool
+        Whether operations had a graph when the layer ended.
+    is_read : bool
+        Whether the map has been read.
+    location : :py:class:`Location` or None
+        Where the output has its places, as soon as that is known.
     '''
     def __init__(self, where, pair):
+        self.pair, self.graph, self.is_read, self.location = pair, torch.is_grad_enabled(), False, None
         place = pair.place('channels')
         self.where, self.shape, self.places = where, pair.values[0].shape, pair.places
         self.channels = None if place is None else len(self.shape) + place
         self.sources = sorted({source for source, _ in pair.places}) or [0]
 
-    def located(self, split_pass, is_last=False):
-        '''The places of the output, or None as long as it is not known where the input that has them has its channels,
-        which is decided at the end of the model.'''
+    def locate(self, split_pass, is_last=False):
+        '''Find the places of the output, if it is known already where the input that has them has its channels. At the
+        end of the model it is decided.'''
+        if self.location is None and split_pass.probe is None:
+            self.location = self.located(split_pass, is_last)
+
+    def located(self, split_pass, is_last):
+        '''The places of the output, or None as long as they are not known.'''
         canonizer, inputs = split_pass.canonizer, [(index, split_pass.shape_of(index)) for index in self.sources]
         channels = {index: self.channels_of(split_pass, index, is_last) for index, _ in inputs}
         known = [(index, shape) for index, shape in inputs if channels[index] != ()]
@@ -55,7 +72,7 @@ class LayerOutput:
             own = self.places_of(index, shape, split_pass.tokens, split_pass.samples_of(index))
             places = followed(self.shape, own, channels[index], self.channels)
             if places is not None:
-                return Located(places, index, places.axes, places.windows)
+                return Location(places, index, places.axes, places.windows)
         if not is_last and len(known) < len(inputs):
             return None
         index, shape = (known or inputs)[0]
@@ -70,7 +87,7 @@ class LayerOutput:
         count = shape[channels] if channels in range(len(shape)) else 1
         arranged = shape[0], count, *(shape[axis] for axis in axes)
         places = places_of(self.where, self.shape, arranged, self.channels, grid)
-        return Located(places, index, axes, [(0, shape[axis]) for axis in axes])
+        return Location(places, index, axes, [(0, shape[axis]) for axis in axes])
 
     def channels_of(self, split_pass, index, is_last):
         '''The index of an input's axis of channels, None if it has none, or () if it is not known.'''

@@ -59,7 +59,7 @@ def layer_gradients(split_pass, values, trained, *gradients):
     input that has its places, or the true ones of what is below the layer, which is run again for them.'''
     if not split_pass.makes_map():
         return None, None, *split_pass.below_layer(gradients, trained)
-    places, source, axes, windows = split_pass.located
+    places, source, axes, windows = split_pass.output.location
 
     def read(*tensors):
         return split_pass.readout.at_layer(*(places.arranged(tensor) for tensor in tensors))

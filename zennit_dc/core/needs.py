@@ -14,7 +14,9 @@ from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
 from ..forms.table import plain
 from .nested import flatten
-from .pair import FORMS, OVERLAYS, Pass, SplitTensor, TrueGradient, Unsupported, pairs_in
+from .errors import Unsupported
+from .pair import Pass, SplitTensor, TrueGradient, pairs_in
+from .table import FORMS, OVERLAYS
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}

@@ -1,87 +1,16 @@
-'''The split pair, a tensor that carries a difference of two streams and their sum through a model; the forward pass
-that it belongs to; and the table of forms, which say what a function is on pairs.'''
-import functools
+'''The split pair, a tensor that carries a difference of two streams and their sum through a model, and the forward pass
+that it belongs to.'''
 import math
-import sys
-import weakref
 
 import torch
 
 from .axes import Axis
+from .errors import Unsupported, called_in
 from .nested import entries_of
+from .table import FUNCTION_FORMS, forms_of, public
 
 
-FORMS = {}
-MODULE_FORMS = {}
-FUNCTION_FORMS = {}  # by subclasses of torch.autograd.Function
-OVERLAYS = weakref.WeakKeyDictionary()  # the options that are chosen for a model, each with a table of forms
 same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
-
-
-def split_form(*functions, table=FORMS):
-    '''Register a split form: what is called in place of a function, or of a module, on split pairs.
-
-    Parameters
-    ----------
-    *functions : callable or type
-        Torch functions, methods or operators (anything that dispatches to ``__torch_function__``), which are replaced
-        by the decorated function with the same arguments; or subclasses of :py:class:`torch.nn.Module`, whose
-        instances have their forward replaced, inside of a composite's context, by the decorated function with the
-        module as its first argument; or subclasses of :py:class:`torch.autograd.Function`, or their ``apply``. Later
-        registrations replace earlier ones.
-    table : dict, optional
-        The table of forms of functions to register to. Default is the common one.
-
-    Returns
-    -------
-    callable
-        A decorator that returns the decorated function unchanged. The function should return a
-        :py:class:`SplitTensor`, best made with the building blocks of :py:mod:`zennit_dc.core.blocks`, which also say
-        what happens to relevance.
-    '''
-    def register(form):
-        for function in functions:
-            kind = function.__self__ if getattr(function, '__name__', '') == 'apply' else function
-            if isinstance(kind, type) and issubclass(kind, torch.autograd.Function):
-                register_autograd_function(kind, form)
-                continue
-            is_module = isinstance(function, type) and issubclass(function, torch.nn.Module)
-            (MODULE_FORMS if is_module else table)[function] = form
-        return form
-    return register
-
-
-def register_autograd_function(kind, form):
-    '''Let a subclass of :py:class:`torch.autograd.Function` have a form on split pairs. Its forward is still what it
-    was on anything else.'''
-    if kind not in FUNCTION_FORMS:
-        original, with_context = kind.forward, kind.setup_context is torch.autograd.Function.setup_context
-
-        @functools.wraps(original)
-        def forward(*args, **kwargs):
-            own = args[1:] if with_context else args
-            split_pass = common_pass(kind.apply, own, kwargs)
-            if split_pass is None:
-                return original(*args, **kwargs)
-            with torch.set_grad_enabled(not split_pass.without_graph):  # which autograd functions leave to backward
-                output = split_pass.noted(FUNCTION_FORMS[kind], own, kwargs)
-            given = pairs_in((own, kwargs))
-            return tuple(each_by_function(each, given) for each in output) if isinstance(output, (tuple, list)) else \
-                each_by_function(output, given)
-
-        kind.forward = staticmethod(forward)
-    FUNCTION_FORMS[kind] = form
-
-
-def each_by_function(output, given):
-    '''An output of the form of an autograd function, which is not one of the pairs that it was given.'''
-    if not isinstance(output, SplitTensor):
-        return output
-    if any(output is each for each in given):
-        foreign, output = output.foreign, output.replaced(*output.tensors)
-        output.foreign = foreign
-    output.is_by_function = True
-    return output
 
 
 class TrueGradient:
@@ -136,6 +65,7 @@ class Pass:
     '''
     has_graph, without_graph, is_over = False, False, False
     has_foreign = False  # whether there are pairs that an autograd function without a form has made
+    refused = None  # the error for an operation that was not called by Python, where another one may take its place
 
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
         require_choice('pooling', pooling, ('wta', 'convex'))
@@ -166,6 +96,10 @@ class Pass:
 
     def begin(self, pair):
         '''Called with an embedding of tokens.'''
+
+    def reads_next(self, pair):
+        '''Whether a map is read at a pair, or after the activation that comes next.'''
+        return False
 
     def require_samples(self, pair, axis):
         '''Called where a function tells which axis of a pair has the samples.'''
@@ -206,37 +140,6 @@ def foreign(output, cause):
             if each is not None and each.foreign is None:
                 each.foreign = cause
     return output
-
-
-class Unsupported(NotImplementedError):
-    '''The error for a function that has no split form.
-
-    Attributes
-    ----------
-    name, where : str
-        The function, and the module that called it.
-    '''
-    def __init__(self, name, where, reason, remedy):
-        super().__init__(f'{name}, called in {where}, has no split form{reason}: {remedy}')
-        self.name, self.where = name, where
-
-
-class NeedsSums(BaseException):
-    '''Raised by products in a pass that does not compute sums. It starts over and does.'''
-
-
-class SeveralUses(BaseException):
-    '''Raised where a layer's output is used again after an activation, behind which its map was read. The pass starts
-    over and reads it at the output itself.'''
-
-
-class OtherSamples(BaseException):
-    '''Raised where an input turns out to have its samples along another axis than it was taken to have. The pass starts
-    over and takes that one.'''
-
-
-class NeedsGraph(BaseException):
-    '''Raised where a gradient by a pair is asked for in a pass of inputs that need none.'''
 
 
 LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
@@ -287,7 +190,8 @@ class SplitTensor(torch.Tensor):
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
         self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
         self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
-        self.pending = self.layer = None  # what is still to be done after an affine layer, and that layer
+        self.pending = None  # what is still to be done before the tensors are read, a function of this pair
+        self.layer = None  # the affine layer that this is the very output of
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
         self.is_input = False  # whether its values are those of the input, in other places
@@ -387,7 +291,10 @@ class SplitTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         remedy = 'call it as Python code, or give the module that calls it a form with zennit_dc.split_form'
-        raise unsupported(f'{function} (called by a scripted or compiled function, or from C++)', args, remedy=remedy)
+        error = unsupported(f'{function} (called by a scripted or compiled function, or from C++)', args, remedy=remedy)
+        if (split_pass := pass_of((args, kwargs))) is not None:
+            split_pass.refused = error
+        raise error
 
     def __repr__(self, *, tensor_contents=None):
         return 'SplitTensor(difference={!r}, stream_sum={!r})'.format(*self.tensors)
@@ -396,31 +303,6 @@ class SplitTensor(torch.Tensor):
         raise unsupported('copy.deepcopy or pickle of a split pair', (self,))
 
     __deepcopy__ = __reduce_ex__
-
-
-OPERATORS = torch._ops.OpOverload, torch._ops.OpOverloadPacket
-SPACES = {'linalg_': torch.linalg, 'special_': torch.special, 'fft_': torch.fft}
-
-
-def public(function):
-    '''The function that has the form of an operator of aten, which graphs of torch.export call: one of torch with the
-    same name and parameters, unless the operator has a form itself.'''
-    if not isinstance(function, OPERATORS):
-        return function
-    packet = getattr(function, 'overloadpacket', function)
-    space, _, name = packet._qualified_op_name.rpartition('::')
-    if space != 'aten' or packet in FORMS:
-        return packet
-    found = [getattr(each, name, None) for each in (torch, torch.Tensor, torch._C._nn)]
-    found += [getattr(each, name.removeprefix(prefix), None) for prefix, each in SPACES.items()
-              if name.startswith(prefix)]
-    return next((each for each in found if each is not None and each in FORMS), packet)
-
-
-def forms_of(root):
-    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for it.'''
-    tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
-    return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 
 
 def common_pass(function, args, kwargs):
@@ -506,21 +388,6 @@ def pass_of(obj):
     none.'''
     found = pairs_in(obj)
     return found[0].split_pass if found else None
-
-
-def describe(module, root=None):
-    '''A module by its type, and its name in a model.'''
-    names = {} if root is None else {child: f'\'{name}\' ' for name, child in root.named_modules()}
-    kind = type(module).__name__
-    return f'module {names[module]}({kind})' if module in names else f'module {kind}'
-
-
-def called_in(split_pass):
-    '''Describe the module in which the running function was called.'''
-    frame = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get('self'), torch.nn.Module):
-        frame = frame.f_back
-    return 'no module' if frame is None else describe(frame.f_locals['self'], split_pass and split_pass.root)
 
 
 def unsupported(name, args, reason='', remedy='give it one with zennit_dc.split_form'):

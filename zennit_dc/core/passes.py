@@ -21,10 +21,8 @@ from .layers import LayerOutput, require_one_map
 from .maps import Node, input_gradients, layer_gradients, marked
 from .rerun import Rerun, changed, tensors_of
 from .places import ACTIVATIONS, name_of
-from .pair import (
-    LEAVES, OtherSamples, Pass, SeveralUses, SplitTensor, Unsupported, common_pass, foreign, input_sum, pairs_in, same,
-    sum_dtype, unsupported
-)
+from .errors import OtherSamples, SeveralUses, Unsupported
+from .pair import LEAVES, Pass, SplitTensor, common_pass, foreign, input_sum, pairs_in, same, sum_dtype, unsupported
 from .views import become_plain
 
 
@@ -48,24 +46,6 @@ class Backward(NamedTuple):
     changes the map.'''
     seeds: dict
     losses: list
-
-
-class Watched(NamedTuple):
-    '''The layer's output as long as it matters what is made of it.
-
-    Parameters
-    ----------
-    pair : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
-        The output: the map is read there, or after an activation, of which it is the input then, and nothing else may
-        be made of it.
-    graph : bool
-        Whether operations had a graph when the layer ended.
-    is_read : bool
-        Whether the map has been read.
-    '''
-    pair: SplitTensor | None
-    graph: bool
-    is_read: bool = False
 
 
 class Probe:
@@ -105,10 +85,8 @@ class MapPass(Pass):
         The :py:class:`Backward` of each backward pass that is running, by its number.
     entrances, maps : list
         The nodes of the graph at which the map is read, and those behind a map that can be differentiated.
-    watched : :py:class:`Watched` or None
-        The layer's output.
-    output, located : :py:class:`~zennit_dc.core.layers.LayerOutput`, :py:class:`~zennit_dc.core.layers.Located`
-        What is known of the layer's output, and where its places are, or None.
+    output : :py:class:`~zennit_dc.core.layers.LayerOutput` or None
+        What is known of the output of the layer at which the map is read.
     has_left : bool
         Whether the forward pass is at its end.
     may_differentiate : bool
@@ -123,8 +101,7 @@ class MapPass(Pass):
         self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.without_graph = not self.has_graph or probe is None and self.layer is not None
         self.backward, self.entrances, self.maps = {}, [], []
-        self.watched = self.output = self.located = None
-        self.has_left = self.may_differentiate = False
+        self.output, self.has_left, self.may_differentiate = None, False, False
 
     @property
     def inputs(self):
@@ -237,7 +214,7 @@ class MapPass(Pass):
             if any('tap' in vars(pair) for pair in pairs_in((args, kwargs))):
                 return function(*plain(args), **plain(kwargs))
         self.may_differentiate = torch.is_grad_enabled()
-        pair = None if self.watched is None else self.watched.pair
+        pair = None if self.output is None else self.output.pair
         if pair is not None and any(each is pair for each in pairs_in((args, kwargs))):
             return self.use_layer(function, args, kwargs)
         return super().apply(function, args, kwargs)
@@ -245,16 +222,15 @@ class MapPass(Pass):
     def use_layer(self, function, args, kwargs):
         '''What the model gets for a function of the layer's output. The first one tells where the map is read: after an
         activation, of whose input nothing else may be made then; else at the output itself.'''
-        pair, graph, is_read = self.watched
-        if is_read:
+        found, pair, self.output.pair = self.output, self.output.pair, None
+        if found.is_read:
             raise SeveralUses
-        self.watched = Watched(None, graph)
-        goes_on = torch.is_grad_enabled() == graph and self.root not in self.canonizer.several_uses
+        goes_on = torch.is_grad_enabled() == found.graph and self.root not in self.canonizer.several_uses
         if len(pairs_in((args, kwargs))) > 1 or name_of(function) not in ACTIVATIONS or not goes_on:
             self.read_at(pair)
             return super().apply(function, args, kwargs)
         output = super().apply(function, args, kwargs)
-        self.watched = Watched(None if output is pair else pair, graph)  # which an activation in place has changed
+        found.pair = None if output is pair else pair  # which an activation in place has changed
         self.read_at(output)
         return output
 
@@ -298,17 +274,20 @@ class MapPass(Pass):
         '''Called with the output of the layer at which the map is read, and what it is called.'''
         if self.probe is None:
             require_one_map(where, output, self.output is not None)
-            self.output = LayerOutput(where, output)
-            self.located = self.output.located(self)
-        self.watched = Watched(output, torch.is_grad_enabled())
+        self.output = LayerOutput(where, output)
+        self.output.locate(self)
+
+    def reads_next(self, pair):
+        '''Whether a map is read at a pair, or after the activation that comes next.'''
+        return self.output is not None and self.output.pair is pair and not self.output.is_read
 
     def read_at(self, pair):
         '''Read the map at a pair, and go on with it as if it were the input. Its places are followed until it is known
         where the inputs have their channels.'''
-        layer, places = pair.layer and pair.layer._replace(is_read=True), pair.places if self.located is None else {}
+        layer = pair.layer and pair.layer._replace(is_read=True)
+        places = pair.places if self.output.location is None else {}
         values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
-        self.watched, self.sums = self.watched._replace(is_read=True), self.sums_above
-        self.without_graph = not self.has_graph
+        self.output.is_read, self.sums, self.without_graph = True, self.sums_above, not self.has_graph
         if self.probe is not None:
             self.probe.tensors = values
         elif self.has_graph:
@@ -331,7 +310,7 @@ class MapPass(Pass):
     def leave(self, output):
         '''The differences of the output.'''
         self.has_left = self.probe is None
-        self.end_watch(output)
+        self.end_layer(output)
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if all(pair.is_probability for pair in pairs.values()):
@@ -340,25 +319,26 @@ class MapPass(Pass):
         self.require_reached(pairs.values())
         for place, pair in pairs.items():
             leaves[place] = self.left(place, pair)
-        if self.output is not None and self.located is None:
-            self.located = self.output.located(self, is_last=True)
+        if self.output is not None:
+            self.output.locate(self, is_last=True)
         return structure(leaves)
 
-    def end_watch(self, output):
-        '''Read the map at the layer's output if nothing else was made of it, and watch it no longer.'''
-        if self.watched is None:
+    def end_layer(self, output):
+        '''Read the map at the layer's output if nothing else was made of it.'''
+        found = self.output
+        if found is None:
             return
-        if self.watched.is_read and any(pair is self.watched.pair for pair in pairs_in(output)):
+        if found.is_read and any(pair is found.pair for pair in pairs_in(output)):
             raise SeveralUses
-        if not self.watched.is_read:
-            self.read_at(self.watched.pair)
-        self.watched = self.watched._replace(pair=None)  # whose graph holds this object
+        if not found.is_read and found.pair is not None:
+            self.read_at(found.pair)
+        found.pair = None  # whose graph holds this object
 
     def require_reached(self, pairs):
         '''Raise if no map of these pairs can be had, or start over if it is not along which axis they have samples.'''
         if all(pair.foreign for pair in pairs):
             raise next(iter(pairs)).foreign
-        if self.layer is not None and self.watched is None:
+        if self.layer is not None and (self.output is None or not self.output.is_read):
             how = 'or not on a split pair (but on what detach() returned, for one)'
             if isinstance(self.root, torch.fx.GraphModule):
                 how = 'as a graph does not call them: torch.export.unflatten(program) does'

@@ -146,7 +146,7 @@ def gradient_through_clamp(bounds, gradient, sum_gradient, values):
     low, high = bounds
     inside = torch.ops.aten.hardtanh_backward(gradient - sum_gradient, values, low, high)
     passed = torch.sign(values - low if low else values).to(gradient.dtype)
-    return torch.mul(sum_gradient, -2.).lerp_(inside, passed)
+    return torch.lerp(-2. * sum_gradient, inside, passed)
 
 
 @torch_form('leaky_relu', inplace=('leaky_relu_',))

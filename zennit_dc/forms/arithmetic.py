@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import add, instead, linear, multiply
-from ..core.pair import SplitTensor, pairs_in, same, split_form, unsupported
+from ..core.pair import SplitTensor, pairs_in, same, unsupported
+from ..core.registry import split_form
 from ..core.views import assign, become_pair, take_axes
 from .reading import refuse_comparison
 from .table import plain, torch_form

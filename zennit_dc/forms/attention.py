@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from ..core.axes import Axis
 from ..core.blocks import linear
-from ..core.pair import SplitTensor, pass_of, split_form
+from ..core.pair import SplitTensor, pass_of
+from ..core.registry import split_form
 from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample

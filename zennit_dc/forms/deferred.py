@@ -8,7 +8,8 @@ import torch
 
 from ..core.nested import flatten
 from ..core.blocks import Instead
-from ..core.pair import SplitTensor, common_pass, pairs_in, public
+from ..core.pair import SplitTensor, common_pass, pairs_in
+from ..core.table import public
 from .table import overloads, plain
 
 
@@ -130,7 +131,7 @@ class Statistic(SplitTensor):
         split_pass = common_pass(function, args, kwargs)
         found = pairs_in((args, kwargs))
         for pair in found:
-            if isinstance(pair, Statistic) and pair is getattr(split_pass, 'awaited', None):
+            if isinstance(pair, Statistic) and split_pass.reads_next(pair):
                 pair.is_ordinary = True
         statistics = [pair for pair in found if waits(pair)]
         target = args[0] if args else None

@@ -3,7 +3,8 @@ import torch
 import torchvision  # noqa: F401 (which registers its operators)
 
 from ..core.blocks import linear
-from ..core.pair import SplitTensor, split_form, unsupported
+from ..core.pair import SplitTensor, unsupported
+from ..core.registry import split_form
 from .pooling import pool
 from .reading import reading
 from .table import plain

@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import linear
-from ..core.pair import split_form, unsupported
+from ..core.pair import unsupported
+from ..core.registry import split_form
 from .arithmetic import copy_of, valued
 from .reading import reading
 from .table import plain

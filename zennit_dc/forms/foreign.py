@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from zennit.layer import Sum
 
-from ..core.pair import SplitTensor, split_form
+from ..core.pair import SplitTensor
+from ..core.registry import split_form
 from .table import follow_axes
 
 

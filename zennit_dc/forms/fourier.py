@@ -8,7 +8,9 @@ from torch.overrides import handle_torch_function, has_torch_function_unary, res
 
 from ..core.axes import Axis
 from ..core.blocks import linear
-from ..core.pair import SplitTensor, pairs_in, public, split_form, unsupported
+from ..core.pair import SplitTensor, pairs_in, unsupported
+from ..core.registry import split_form
+from ..core.table import public
 from .arithmetic import valued
 from .features import p_norm, statistic_form
 from .table import follow_axes, overloads, plain

@@ -7,7 +7,8 @@ import torch
 from torch.autograd.graph import register_multi_grad_hook
 from torch.utils.hooks import RemovableHandle
 
-from ..core.pair import SplitTensor, split_form
+from ..core.pair import SplitTensor
+from ..core.registry import split_form
 from .reading import reading
 
 

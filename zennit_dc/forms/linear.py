@@ -6,9 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import Axis, joined, mixed, note_channels
-from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, unsettled, weighted
+from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, pending, weighted
 from ..recentering import recenter
-from ..core.pair import SplitTensor, called_in, pass_of, split_form, unsupported
+from ..core.errors import called_in
+from ..core.pair import SplitTensor, pass_of, unsupported
+from ..core.registry import split_form
 from ..core.views import laid_out
 from .arithmetic import addition, valued
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
@@ -246,7 +248,7 @@ def batch_norm(
     )
     if before is None or not rule.passes_activations:  # sensitivities are not shifted between the layer and its norm
         source, rule = (rule.before_affine(pair), rule) if before is None else (pair, before.rule)
-        return unsettled(joined([pair], weighted(source, layer, scale, shift)), shift, rule)
+        return pending(joined([pair], weighted(source, layer, scale, shift)), shift, rule)
     stream_sum = before.tensors[1]
     if before.bias is not None:
         stream_sum, shift = stream_sum - before.bias.abs(), scale * before.bias + shift
@@ -254,7 +256,7 @@ def batch_norm(
     output = joined([pair], weighted(pair.replaced(difference, stream_sum), layer, scale, shift))
     if before.is_read:
         return recenter(instead(output, pair.tensors))
-    return unsettled(output, shift, before.rule)
+    return pending(output, shift, before.rule)
 
 
 @split_form(torch.batch_norm)

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from ..core.axes import joined, mixed
 from ..core.blocks import activated, instead, keeping_recipe
-from ..core.pair import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
+from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
+from ..core.registry import split_form
 from .arithmetic import negation, parts
 from .table import follow_axes, overloads, torch_form
 

@@ -5,7 +5,8 @@ import weakref
 import torch
 
 from ..core.nested import flatten
-from ..core.pair import pairs_in, split_form, unsupported
+from ..core.pair import pairs_in, unsupported
+from ..core.registry import split_form
 from ..core.views import lend
 from .table import overloads, plain
 
@@ -75,7 +76,7 @@ def read_alone(function, args, kwargs, error):
     try:
         with torch.no_grad():
             leaves, structure = flatten(function(*plain(args), **plain(kwargs)))
-    except Exception as reason:  # whatever torch raises for values alone
+    except (RuntimeError, TypeError, ValueError, IndexError) as reason:  # what torch raises for values alone
         raise error from reason
     output = structure([pair.like(leaf, leaf.abs()) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
                         for leaf in leaves])

@@ -4,7 +4,8 @@ from torch.nn import functional as F
 
 from ..core.axes import Axis, joined_places, mixed
 from ..core.blocks import route
-from ..core.pair import SplitTensor, split_form, unsupported
+from ..core.pair import SplitTensor, unsupported
+from ..core.registry import split_form
 from .arithmetic import valued
 from .table import plain, refuse_pairs, require_evaluation
 

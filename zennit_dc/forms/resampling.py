@@ -4,7 +4,8 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import linear
-from ..core.pair import SplitTensor, split_form, unsupported
+from ..core.pair import SplitTensor, unsupported
+from ..core.registry import split_form
 from .table import follow_axes, torch_form
 
 

@@ -4,7 +4,8 @@ import torch
 
 from ..core.axes import Axis
 from ..core.blocks import activated, add, linear
-from ..core.pair import SplitTensor, pairs_in, split_form, sum_dtype, unsupported
+from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
+from ..core.registry import split_form
 from .arithmetic import negation, parts, valued
 from .pooling import pool
 from .reading import refuse_comparison

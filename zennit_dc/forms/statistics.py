@@ -8,7 +8,9 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import Layer, affine, linear, magnitude
-from ..core.pair import called_in, pass_of, split_form
+from ..core.errors import called_in
+from ..core.pair import pass_of
+from ..core.registry import split_form
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
 from .linear import batch_norm, with_channels

@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
 from ..core.axes import Axis, joined, joined_places, reshaped_places
-from ..core.pair import FORMS, OVERLAYS, SplitTensor, called_in, pass_of, split_form, sum_dtype, unsupported
+from ..core.errors import called_in
+from ..core.pair import SplitTensor, pass_of, sum_dtype, unsupported
+from ..core.registry import split_form
+from ..core.table import FORMS, OVERLAYS
 from ..core.views import assign, become_pair, take_axes
 
 

@@ -17,7 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.nested import flatten
 from ..core.maps import Node
-from ..core.pair import FORMS, NeedsGraph, SplitTensor, split_form, unsupported
+from ..core.errors import NeedsGraph
+from ..core.pair import SplitTensor, unsupported
+from ..core.registry import split_form
+from ..core.table import FORMS
 from .hooks import ChangedGradient
 from .reading import reading
 

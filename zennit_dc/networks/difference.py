@@ -3,8 +3,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.blocks import Instead, instead, linear, unsettled
-from ..core.pair import same, split_form
+from ..core.blocks import Instead, instead, linear, pending
+from ..core.pair import same
+from ..core.registry import split_form
 from .layers import FreeConv2d, FreeLinear, require_nonnegative
 
 
@@ -119,7 +120,7 @@ def free_convolution(module, pair):
 def free_affine(output):
     '''Put the output of an affine layer into the positive stream.'''
     layer = output.layer
-    return unsettled(in_positive_stream(output, layer.tensors[0]), None, layer.rule)
+    return pending(in_positive_stream(output, layer.tensors[0]), None, layer.rule)
 
 
 def enter(pair, function):
