@@ -302,6 +302,7 @@ class SplitTensor(torch.Tensor):
         self.settle = self.layer = None  # what is still to be done after an affine layer, and that layer
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
+        self.is_rectified = False  # whether it is a ReLU's output, which another ReLU leaves as it is
         self.is_input = False  # whether its values are those of the input, in other places
         self.is_full = not self.split_pass.shares  # whether it was made where a sum has as many samples as there are
         self.base, self.path, self.views = None, None, []

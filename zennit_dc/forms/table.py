@@ -204,6 +204,7 @@ def to_dtype(pair, function):
     if converted is difference:
         return pair
     output = pair.replaced(converted, stream_sum.to(converted.device, sum_dtype(converted.dtype)))
+    output.is_rectified = pair.is_rectified
     stays = (converted.dtype, converted.device) == (difference.dtype, difference.device)
     return keep_layer([pair], output, function) if stays else output
 
