@@ -16,7 +16,7 @@ import torch
 
 from .axes import Axis, Place, by_sample, input_places
 from .batches import refuse_batched
-from ..forms.reading import Refused, read_alone
+from ..forms.reading import Refused, number, read_alone
 from ..forms.table import plain
 from .nested import flatten, modules_of
 from ..rules import SplitRule, ruled
@@ -160,10 +160,13 @@ class SplitPass(Pass):
 
     def apply(self, function, args, kwargs):
         '''What the model gets for a function of pairs. The first one of the layer's output tells where the map is read:
-        after an activation, else at the output itself.'''
+        after an activation, else at the output itself. A number that is only read tells nothing.'''
         if self.awaited is self.activated is None or getattr(self.forms.get(function), 'is_reading', False):
             return super().apply(function, args, kwargs)
         pairs = pairs_in((args, kwargs))
+        if len(pairs) == 1 and any(pairs[0] is each for each in (self.awaited, self.activated)):
+            if self.root not in self.canonizer.several_uses and (found := number(function, args, kwargs)) is not None:
+                return found
         if any(pair is self.activated for pair in pairs):
             raise SeveralUses
         if not any(pair is self.awaited for pair in pairs):
