@@ -188,12 +188,15 @@ def test_read_after(name):
 
 
 LINEAR_PIECES = (
-    'after reading a number', 'before reading numbers', 'relu', 'relu_', 'in place', 'method', 'method in place', 'by keyword', 'clamp', 'clip_', 'in a checkpoint',
+    'after reading a number', 'before reading numbers', 'relu', 'relu_', 'in place', 'method',
+    'method in place', 'by keyword', 'clamp', 'clip_', 'in a checkpoint',
     'Hardtanh', 'LeakyReLU', 'PReLU', 'ReLU', 'ReLU6', 'RReLU', 'Softshrink', 'Hardsigmoid',
 )
 
 
-@pytest.mark.parametrize('name', [*LINEAR_PIECES, 'number', 'early number', 'sum', 'two', 'twice', 'view', 'pooling', 'none', 'product', 'write'])
+@pytest.mark.parametrize('name', [
+    *LINEAR_PIECES, 'number', 'early number', 'sum', 'two', 'twice', 'view', 'pooling', 'none', 'product', 'write',
+])
 def test_split_maps_are_read_where_those_of_peers_are(name):
     '''Half of the gradient, and of its product with the activation, for a shift of one half.'''
     model = Direct({**FUNCTIONS, **OTHER_USES}[name])
