@@ -53,8 +53,8 @@ class Uses(TorchFunctionMode):
 
     A use is a call of a function of torch, or of a tensor's method, that gets the output and returns tensors of numbers
     that are no integers, or writes to it. Asking for a shape or dtype is none, nor is a comparison, a number without
-    axes (as the maximum of all entries) that is only read, or what the hooks of modules do. An activation in an autograd
-    function is not the output's next use: the autograd function is, which has the gradient.
+    axes (as the maximum of all entries) that is only read, or what the hooks of modules do. An activation within an
+    autograd function is not the output's next use: the autograd function is, which has the gradient.
     '''
     def __init__(self):
         super().__init__()
