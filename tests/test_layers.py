@@ -136,6 +136,8 @@ FUNCTIONS = {
     'method in place': lambda x: x.relu_(), 'by keyword': lambda x: torch.relu(input=x),
     'clamp': lambda x: torch.clamp(x, 0., 6.), 'clip_': lambda x: x.clip_(0., 6.),
     'statement': lambda x: [x.sigmoid_(), x][1], 'threshold': lambda x: F.threshold(x, 0., .5),
+    'after reading a number': lambda x: F.relu(x) if x.max().item() + float(x.std()) > -1e9 and (x > -1e9).all() else x,
+    'before reading numbers': lambda x: [F.relu(x), float(x.mean()), x.amin().detach().numpy()][0],
     'after questions': lambda x: F.silu(x) if x.shape[1] == x.size(1) == 4 and x.dtype.is_floating_point and len(x)
     and x.dim() == x.ndim == 4 and x.is_contiguous() and not x.is_cuda else x,
     'in a checkpoint': lambda x: checkpoint(F.relu, x, use_reentrant=False),
@@ -158,6 +160,7 @@ OTHER_USES = {
     'autograd function': Swish.apply,
     'sum': lambda x: F.relu(x + 1.), 'two': lambda x: F.relu(x) + x, 'twice': lambda x: F.relu(x) * F.relu(x),
     'swish of two': lambda x: x * torch.sigmoid(x), 'view': lambda x: F.relu(x.flatten(2)).unflatten(2, (14, 14)),
+    'number': lambda x: F.relu(x) * x.mean(), 'early number': lambda x: [x.max(), F.relu(x)][1] + x.mean(),
     'pooling': lambda x: F.relu(F.max_pool2d(x, 2)), 'none': lambda x: x, 'product': lambda x: 2. * x,
     'bound': lambda x: torch.ones_like(x).clamp(min=x), 'in a list': lambda x: torch.cat([F.relu(x), x]).chunk(2)[0],
     'write': lambda x: [x.__setitem__((slice(None), 0), 1.), F.relu(x)][1],
@@ -185,12 +188,15 @@ def test_read_after(name):
 
 
 LINEAR_PIECES = (
-    'relu', 'relu_', 'in place', 'method', 'method in place', 'by keyword', 'clamp', 'clip_', 'in a checkpoint',
+    'after reading a number', 'before reading numbers', 'relu', 'relu_', 'in place', 'method',
+    'method in place', 'by keyword', 'clamp', 'clip_', 'in a checkpoint',
     'Hardtanh', 'LeakyReLU', 'PReLU', 'ReLU', 'ReLU6', 'RReLU', 'Softshrink', 'Hardsigmoid',
 )
 
 
-@pytest.mark.parametrize('name', [*LINEAR_PIECES, 'sum', 'two', 'twice', 'view', 'pooling', 'none', 'product', 'write'])
+@pytest.mark.parametrize('name', [
+    *LINEAR_PIECES, 'number', 'early number', 'sum', 'two', 'twice', 'view', 'pooling', 'none', 'product', 'write',
+])
 def test_split_maps_are_read_where_those_of_peers_are(name):
     '''Half of the gradient, and of its product with the activation, for a shift of one half.'''
     model = Direct({**FUNCTIONS, **OTHER_USES}[name])
@@ -215,6 +221,31 @@ def test_split_maps_of_modules_and_functions(composite):
         maps.append(composite.saliency)
     for map in maps[1:]:
         assert_close(map, maps[0])
+
+
+@pytest.mark.parametrize('name', ['after reading a number', 'before reading numbers'])
+def test_numbers_are_read_in_one_pass(name):
+    runs = []
+    model = Direct(lambda x: [runs.append(x.shape), FUNCTIONS[name](x)][1])
+    Gradient(model, SplitGrad(.5, layer='conv'))(IMAGE, class_relevance(TARGETS))
+    assert len(runs) == 1
+
+
+class Returning(Direct):
+    '''A model whose output is a number that is made of the layer's output beside its activation.'''
+    def forward(self, x):
+        hidden = self.conv(self.before(x))
+        largest, _ = hidden.mean(), F.relu(hidden).sum()
+        return largest
+
+
+def test_a_number_that_is_returned_is_a_use():
+    model = Returning(None)
+    output, gradient, _ = gradient_at(model, 'conv', IMAGE, torch.ones_like)
+    assert_close(gradient, torch.full_like(gradient, 1 / gradient.numel()))
+    composite = SplitGrad(.5, layer='conv')
+    assert torch.equal(Gradient(model, composite, attr_output=torch.ones_like)(IMAGE)[0], output)
+    assert_close(composite.saliency, gradient.mean(1) / 2)
 
 
 def test_asking_is_no_use_and_a_second_use_starts_over():

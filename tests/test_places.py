@@ -461,3 +461,24 @@ def test_an_axis_as_long_as_tokens_by_chance():
         explain(composite, Twice(lines_up).double().eval(), image)
         maps.append(composite.saliency)
     assert maps[0].shape == (2, 10, 2) and torch.equal(*maps)
+
+
+def test_single_entries_are_no_tokens():
+    '''Channels of one place, which are as many as the layer's last axis is long.'''
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = Calling(lambda x: x.new_zeros(3, 1, 5, 2).index_add(1, ZEROS, x))
+            self.other = nn.Conv2d(3, 2, 3)
+
+        def forward(self, x):
+            hidden = self.layer(F.interpolate(x, (5, 2), mode='bilinear', align_corners=True))
+            return torch.cat([hidden.amin(3).flatten(1), self.other(x).flatten(1)], 1)
+
+    model, composite = Model().double().eval(), SplitGrad(.5, layer='layer')
+    with pytest.raises(ValueError, match='which axes are spatial'):
+        explain(composite, model, random_image(3, 3, 3, 3))
+    assert composite.saliency is None
+
+
+ZEROS = torch.zeros(3, dtype=torch.long)

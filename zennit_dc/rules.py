@@ -147,7 +147,8 @@ class Balanced:
     of the map that is the same for all classes. With this, the mean absolute value of the sum's gradient is
     :math:`\\kappa / n` times the difference's, for n activations one after the other between the layer (or the
     input) and the output, so that all of them together add about as much in a deep network as in a shallow one. Of
-    several outputs those count that the sample explains; activations that do not lead there do not. For
+    several outputs those count that the sample explains; activations that do not lead there do not. A ReLU of what
+    a ReLU has rectified already, or of entries that were moved since, changes nothing and is not counted. For
     :math:`\\kappa = 0` the map equals the map for :math:`\\alpha = 0.5`.
 
     Parameters

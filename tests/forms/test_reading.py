@@ -35,6 +35,15 @@ def test_comparisons_are_no_constants(function):
         model(torch.randn(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize('function', [
+    lambda x: torch.fft.fft(torch.cummax(x, -1).values).real, lambda x: torch.linalg.eigvals(x[..., :4, :4]).real,
+])
+def test_complex_numbers_without_a_form_are_no_constants(function):
+    model = Calls(lambda x: function(x).sum((-2, -1)) + x.sum((-2, -1)))
+    with SplitGrad().context(model), pytest.raises(NotImplementedError, match='(cummax|eigvals), called in'):
+        model(random_image(1, 3, 8, 8, dtype=torch.float32))
+
+
 def test_conversions_to_integers_are_read():
     class Binned(nn.Module):
         def forward(self, x):

@@ -414,7 +414,10 @@ IN_PLACE = {
 
 def activate(interpreter, step, pair):
     '''The literal form of an activation.'''
-    return interpreter.activation(pair, *HINGES[step.family.removeprefix('in_place_')], derivative(step, pair))
+    slope = derivative(step, pair)
+    if isinstance(getattr(step, 'm', None), nn.ReLU) or re.search(r'\brelu_?\(', step.code):
+        return interpreter.relu(pair, slope)
+    return interpreter.activation(pair, *HINGES[step.family.removeprefix('in_place_')], slope)
 
 
 def derivative(step, pair):
@@ -429,6 +432,23 @@ def relu(g):
     if g.chance(.4):
         return g.add('relu', 'm(x)', g.pick(), literal=activate, m=nn.ReLU())
     return g.add('relu', g.choice(CODES['relu']), g.pick(), literal=activate)
+
+
+@family()
+def rectified(g):
+    '''ReLU of what is a ReLU's output already, or, for one image, of what another one has written to a view.'''
+    x = g.pick(lambda value: value.ndim > 1 and value.name.startswith('v'))
+    rows = [code for code in ('x.permute(0, *range(2, x.ndim), 1).flatten(0, -2)', 'x.flatten(0, 1)', 'x.mT.flatten(1)')
+            if memory(compiled(code)(g.runs[0][x.name])) != memory(g.runs[0][x.name])]
+    name = g.choice(['rectify', 'relu', 'relu'])
+    if name == 'rectify':
+        return g.add(name, f'rectify(x, {g.choice(rows)})', x, literal=lambda i, step, pair: i.relu(
+            pair, derivative(step, pair)
+        ))
+    first = g.value(relu(g))
+    code = g.choice(['x', *views(g, first), *copies(g, first)])
+    moved = first if code == 'x' else g.value(g.add(routing_name(code), code, first, literal=route))
+    return g.add('relu', 'torch.relu(x)', moved, literal=activate)
 
 
 @family(4, bare=False)
@@ -904,9 +924,9 @@ def block(g):
     def literal(interpreter, step, pair):
         first, batch_norm, _, second = step.m.body
         out = interpreter.affine(pair, lambda a, w, b: F.conv2d(a, w, b, padding=1), first.weight)
-        out = interpreter.activation(norm(interpreter, batch_norm, out), *HINGES['relu'])
+        out = interpreter.relu(norm(interpreter, batch_norm, out))
         out = interpreter.affine(out, F.conv2d, second.weight, second.bias)
-        return interpreter.activation(interpreter.add(out, pair), *HINGES['relu'])
+        return interpreter.relu(interpreter.add(out, pair))
 
     return g.add('block', 'm(x)', x, literal=literal, m=module)
 

@@ -1,7 +1,7 @@
 '''The paper's two streams, carried through a program literally: weights in positive and negative parts, sensitivities
 by autograd on the streams themselves, relevance by equation 9. Nothing of zennit_dc is used, and all numbers are
 float64.'''
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
@@ -62,13 +62,15 @@ class OverOutput(torch.autograd.Function):
 
 @dataclass
 class Pair:
-    '''Both streams, the original activation, the largest number of activations before, and, behind an affine layer,
-    what a batch norm merges with: the streams before bias and re-centering, and the bias.'''
+    '''Both streams, the original activation, the largest number of activations before, behind an affine layer what a
+    batch norm merges with (the streams before bias and re-centering, and the bias), and whether this is what a ReLU
+    made, in whatever order, so that another one is not counted.'''
     plus: torch.Tensor
     minus: torch.Tensor
     original: torch.Tensor | None = None
     depth: float = 0
     layer: tuple | None = None
+    rectified: bool = False
 
     @property
     def difference(self):
@@ -80,27 +82,39 @@ class Pair:
 
 
 class Box:
-    '''A piece of memory.'''
+    '''A piece of memory, and the cells in it.'''
     def __init__(self, pair):
-        self.pair = pair
+        self.pair, self.cells = pair, []
 
 
-@dataclass
 class Cell:
-    '''A value: a piece of memory, or the entries of one that an index tells.'''
-    box: Box
-    index: torch.Tensor | None = None
+    '''A value: a piece of memory, or the entries of one that an index tells; with what is known of them alone.'''
+    def __init__(self, box, index=None, depth=None, rectified=None):
+        self.box, self.index = box, index
+        self.depth = box.pair.depth if depth is None else depth
+        self.rectified = box.pair.rectified if rectified is None else rectified
+        box.cells.append(self)
 
     def read(self):
-        pair = self.box.pair
+        pair, known = self.box.pair, {'depth': self.depth, 'rectified': self.rectified}
         if self.index is None:
-            return pair
+            return replace(pair, **known)
         streams = [each.flatten()[self.index] for each in (pair.plus, pair.minus, pair.difference.detach())]
-        return Pair(*streams, pair.depth)
+        return Pair(*streams, **known)
+
+    def of(self, tensor):
+        '''The part of a tensor of the whole memory.'''
+        return tensor if self.index is None else tensor.flatten()[self.index]
 
     def write(self, new):
         '''Replace the entries, for all cells of the same memory.'''
-        old = self.box.pair
+        old, mask = self.box.pair, torch.zeros(self.box.pair.plus.shape, dtype=torch.bool)
+        mask.view(-1)[... if self.index is None else self.index.flatten()] = True
+        for cell in self.box.cells:
+            seen = cell.of(mask)
+            if seen.any():
+                cell.depth = max(cell.depth, new.depth)
+                cell.rectified = new.rectified and (cell.rectified or bool(seen.all()))
         if self.index is None:
             self.box.pair = new
             return
@@ -108,12 +122,12 @@ class Cell:
             before.flatten().index_put((self.index.flatten(),), after.flatten()).view_as(before) for before, after in
             ((old.plus, new.plus), (old.minus, new.minus), (old.difference.detach(), new.difference.detach()))
         ]
-        self.box.pair = Pair(*streams, max(old.depth, new.depth))
+        self.box.pair = Pair(*streams)
 
     def view(self, function):
         '''The cell of a view.'''
         index = torch.arange(self.box.pair.plus.numel()).view(self.box.pair.plus.shape)
-        return Cell(self.box, function(index if self.index is None else self.index))
+        return Cell(self.box, function(index if self.index is None else self.index), self.depth, self.rectified)
 
 
 class Passing(torch.autograd.Function):
@@ -199,7 +213,7 @@ class Interpreter:
         '''A pair at which derivatives end.'''
         plus, minus = (stream.detach().requires_grad_() for stream in (pair.plus, pair.minus))
         layer = None if pair.layer is None else tuple(each if each is None else each.detach() for each in pair.layer)
-        leaf = Pair(plus, minus, pair.original, pair.depth if depth is None else depth, layer)
+        leaf = Pair(plus, minus, pair.original, pair.depth if depth is None else depth, layer, pair.rectified)
         self.leaves.append(leaf)
         return leaf
 
@@ -351,12 +365,12 @@ class Interpreter:
         )
         return Pair(*self.recentered(*streams), depth=max(first.depth, other.depth))
 
-    def route(self, function, *pairs, c=None):
-        '''What only moves values, and constants by their parts.'''
+    def route(self, function, *pairs, c=None, moves=False):
+        '''What only moves values, and constants by their parts; or entries of one pair alone.'''
         own = [{}] * 3 if c is None else [{'c': each} for each in (*parts(c), c.detach())]
         streams = zip(*((pair.plus, pair.minus, pair.difference.detach()) for pair in pairs))
         moved = [function(*each, **constants) for each, constants in zip(streams, own)]
-        return Pair(*moved, max(pair.depth for pair in pairs))
+        return Pair(*moved, max(pair.depth for pair in pairs), rectified=moves and pairs[0].rectified)
 
     def activation(self, pair, constant, slope, hinges, derivative=None):
         '''A piecewise-linear function: constant + slope z + the sum of c max(side (z - t), 0) over hinges (c, t, side),
@@ -380,6 +394,11 @@ class Interpreter:
         if self.quantity == 'relevance':
             plus, minus = Passing.apply(pair.plus, plus), Passing.apply(pair.minus, minus)
         return self.activated(pair, plus, minus)
+
+    def relu(self, pair, derivative=None):
+        '''ReLU, which is one activation more unless it changes nothing.'''
+        output = self.activation(pair, 0., 0., [(1., 0., 1)], derivative)
+        return replace(output, depth=pair.depth if pair.rectified else output.depth, rectified=True)
 
     def tangent(self, pair, function, slope):
         '''A smooth function that is zero at zero by its tangent at the given input, with the function of the streams'

@@ -35,8 +35,15 @@ def assign(x, index, value):
     return x
 
 
+def rectify(x, rows):
+    '''ReLU, after one of rows that are a view of the tensor, or a copy.'''
+    rows.relu_()
+    return torch.relu(x)
+
+
 NAMESPACE = {
     'torch': torch, 'F': F, 'operator': operator, 'attend': attend, 'attend_fused': attend_fused, 'assign': assign,
+    'rectify': rectify,
 }
 
 
@@ -493,11 +500,17 @@ ORDER_OF_MEMORY = (
 )
 
 
+JOINS = 'torch.cat(', 'torch.stack(', 'F.pad(', 'F.unfold(', 'new_zeros(', 'index_fill('  # with others or with zeros
+
+
 def route(interpreter, step, *pairs):
     '''The literal form of what only moves values, constants among them.'''
     if step.code in ORDER_OF_MEMORY:  # a layer's output stays that
         return replace(pairs[0])
-    return interpreter.route(lambda *streams, **own: step.evaluate(*streams, **own), *pairs, c=getattr(step, 'c', None))
+    return interpreter.route(
+        lambda *streams, **own: step.evaluate(*streams, **own), *pairs, c=getattr(step, 'c', None),
+        moves=len(pairs) == 1 and not any(each in step.code for each in JOINS)
+    )
 
 
 def overlaps(tensor):

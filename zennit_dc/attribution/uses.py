@@ -28,13 +28,17 @@ class Output:
     '''
     def __init__(self, tensor):
         self.tensor = self.read = tensor
-        self.aliases = [tensor]
+        self.aliases, self.numbers = [tensor], []
         self.activation, self.is_open = None, True
         self.with_graph = torch.is_grad_enabled()
 
     def is_among(self, tensors):
         '''Whether this output, or what hooks made of it, is one of some tensors.'''
         return any(is_same(one, other) for one in tensors for other in self.aliases)
+
+    def is_in(self, tensors):
+        '''Whether this output, or a number made of it alone, is one of some tensors.'''
+        return self.is_among(tensors) or any(one is number for one in tensors for number in self.numbers)
 
     def use(self, activation, result, in_place):
         '''Note a use, by an activation or, if that is None, by another function, and its result.'''
@@ -47,9 +51,10 @@ class Output:
 class Uses(TorchFunctionMode):
     '''A context that watches how the outputs of modules are used.
 
-    A use is a call of a function of torch, or of a tensor's method, that gets the output and returns tensors or writes
-    to it. Asking for a shape or dtype is none, nor is what the hooks of modules do. An activation within an autograd
-    function is not the output's next use: the autograd function is, which has the gradient.
+    A use is a call of a function of torch, or of a tensor's method, that gets the output and returns tensors of numbers
+    that are no integers, or writes to it. Asking for a shape or dtype is none, nor is a comparison, a number without
+    axes (as the maximum of all entries) that is only read, or what the hooks of modules do. An activation within an
+    autograd function is not the output's next use: the autograd function is, which has the gradient.
     '''
     def __init__(self):
         super().__init__()
@@ -66,7 +71,7 @@ class Uses(TorchFunctionMode):
             return func(*args, **kwargs)
         self.outputs = [output for output in self.outputs if output.is_open]
         tensors = tensors_in((args, kwargs)) if self.outputs else ()
-        used = [output for output in self.outputs if output.is_among(tensors)]
+        used = [output for output in self.outputs if output.is_in(tensors)]
         if not used:
             return func(*args, **kwargs)
         name, first = name_of(func), args[0] if args else kwargs.get('input')
@@ -77,7 +82,11 @@ class Uses(TorchFunctionMode):
         activated = [output for output in used if is_activation and output.is_among([first])
                      and output.with_graph == torch.is_grad_enabled()]
         result, read = (self.activate if activated else self.call)(func, args, kwargs)
-        if name in WRITING or tensors_in(result):
+        alone = all(any(output.is_in([each]) for output in used) for each in tensors)
+        if alone and isinstance(result, torch.Tensor) and result.ndim == 0 and result is not first:
+            for output in used:
+                output.numbers.append(result)
+        elif name in WRITING or any(not is_discrete(each) for each in tensors_in(result)):
             for output in used:
                 output.use(name if output in activated else None, read, result is first)
         return result
@@ -97,8 +106,16 @@ class Uses(TorchFunctionMode):
                 if module._forward_pre_hooks or module._forward_hooks:
                     for handle in self.around_hooks(module):
                         stack.callback(handle.remove)
+            stack.callback(model.register_forward_hook(lambda module, args, output: self.end(output)).remove)
             stack.enter_context(self)
             yield self
+
+    def end(self, output):
+        '''Note what a model returns.'''
+        returned = tensors_in(output)
+        for each in self.outputs:
+            if each.is_open and any(one is number for one in returned for number in each.numbers):
+                each.use(None, each.tensor, False)
 
     def around_hooks(self, module):
         '''Hooks before and after those that a module has, such that what these do to a tensor is no use of it.'''
@@ -151,6 +168,11 @@ class Recording(Uses):
 def tensors_in(obj):
     '''The tensors in nested containers.'''
     return [each for each in flatten(obj)[0] if isinstance(each, torch.Tensor)]
+
+
+def is_discrete(tensor):
+    '''Whether a tensor has no gradient by its kind, as that of a comparison.'''
+    return not tensor.is_floating_point() and not tensor.is_complex()
 
 
 def is_same(one, other):

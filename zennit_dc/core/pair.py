@@ -194,6 +194,7 @@ class SplitTensor(torch.Tensor):
         self.layer = None  # the affine layer that this is the very output of
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.is_gate = False  # whether it may be a constant factor
+        self.is_rectified = False  # whether it is a ReLU's output, which another ReLU leaves as it is
         self.is_input = False  # whether its values are those of the input, in other places
         self.base, self.path, self.views = None, None, []
         self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is

@@ -13,7 +13,7 @@ import torch
 
 from .axes import Axis, by_sample, input_places
 from .batches import refuse_batched
-from ..forms.reading import read_alone
+from ..forms.reading import number, read_alone
 from ..forms.table import plain
 from .nested import flatten
 from ..rules import SplitRule, ruled
@@ -221,12 +221,17 @@ class MapPass(Pass):
 
     def use_layer(self, function, args, kwargs):
         '''What the model gets for a function of the layer's output. The first one tells where the map is read: after an
-        activation, of whose input nothing else may be made then; else at the output itself.'''
-        found, pair, self.output.pair = self.output, self.output.pair, None
+        activation, of whose input nothing else may be made then; else at the output itself. A number that is only read
+        tells nothing.'''
+        found, is_alone = self.output, len(pairs_in((args, kwargs))) == 1
+        goes_on = self.root not in self.canonizer.several_uses
+        if is_alone and goes_on and (read := number(function, args, kwargs)) is not None:
+            return read
         if found.is_read:
             raise SeveralUses
-        goes_on = torch.is_grad_enabled() == found.graph and self.root not in self.canonizer.several_uses
-        if len(pairs_in((args, kwargs))) > 1 or name_of(function) not in ACTIVATIONS or not goes_on:
+        pair, found.pair = found.pair, None
+        goes_on = goes_on and torch.is_grad_enabled() == found.graph
+        if not is_alone or name_of(function) not in ACTIVATIONS or not goes_on:
             self.read_at(pair)
             return super().apply(function, args, kwargs)
         output = super().apply(function, args, kwargs)

@@ -72,13 +72,15 @@ def assign(pair, value):
         new = [written(tensor, layout, pair.path, part) for tensor, part in zip(base.tensors, value.tensors)]
     if not torch.is_grad_enabled():  # then torch changes the value alone
         new = [with_graph_of(old, tensor) for old, tensor in zip(base.values, new)]
-    changed = [pair] if whole else overlapping(layout, pair, (base, *views))
-    for each in (base, *views):
+    changed = [(True, True)] if whole else [seen_part(mask) for mask in masks(layout, pair, (base, *views))]
+    for each, (sees_any, sees_all) in zip((base, *views), changed):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
             each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
                                 for tensor, old in zip(new, each.values))
         each.layer, each.recipe, each.pending = None, value.recipe if whole else None, None
-        each.depth = max(each.depth, value.depth) if any(each is one for one in changed) else each.depth
+        each.depth = max(each.depth, value.depth) if sees_any else each.depth
+        kept = each.is_rectified and (value.is_rectified or not sees_any)
+        each.is_rectified = kept or value.is_rectified and sees_all
     if lent is not None:
         lent.move(base, views)
     if base.split_pass.adopted:
@@ -86,11 +88,16 @@ def assign(pair, value):
     return pair
 
 
-def overlapping(layout, pair, others):
-    '''Those of some pairs with the memory of one layout that see what is written to a pair.'''
+def masks(layout, pair, others):
+    '''Where each of some pairs with the memory of one layout sees what is written to a pair.'''
     mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool, device=layout.device).zero_()
     (mask if pair.path is None else pair.path(mask)).fill_(True)
-    return [each for each in others if (mask if each.path is None else each.path(mask)).any()]
+    return [mask if each.path is None else each.path(mask) for each in others]
+
+
+def seen_part(mask):
+    '''Whether any entry is set, and whether all are.'''
+    return bool(mask.any()), bool(mask.all())
 
 
 def laid_out(tensor, strides):

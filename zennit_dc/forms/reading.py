@@ -5,7 +5,8 @@ import weakref
 import torch
 
 from ..core.nested import flatten
-from ..core.pair import pairs_in, unsupported
+from ..core.errors import SeveralUses
+from ..core.pair import SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import lend
 from .table import overloads, plain
@@ -65,6 +66,24 @@ class Refused:
         raise self.error
 
 
+class Number(Refused):
+    '''The same for a number that was made of a layer's output alone: to start over, as this is a use of the output.'''
+
+
+NUMBERS = ('max', 'min', 'amax', 'amin', 'mean', 'sum', 'std', 'var', 'norm', 'median', 'quantile')
+
+
+def number(function, args, kwargs):
+    '''What a function is on a layer's output, if that is a number without axes, which may be read; else None.'''
+    if getattr(function, '__name__', None) not in NUMBERS:
+        return None
+    output = read_alone(function, args, kwargs, SeveralUses())
+    if not isinstance(output, SplitTensor) or output.values[0].ndim > 0:
+        return None
+    output.pending = Number(output.pending.error)
+    return output
+
+
 def read_alone(function, args, kwargs, error):
     '''What a function without a split form returns for the differences, as pairs that may only be read; whatever else
     is made of them raises the error.'''
@@ -78,6 +97,8 @@ def read_alone(function, args, kwargs, error):
             leaves, structure = flatten(function(*plain(args), **plain(kwargs)))
     except (RuntimeError, TypeError, ValueError, IndexError) as reason:  # what torch raises for values alone
         raise error from reason
+    if any(torch.is_tensor(leaf) and leaf.is_complex() for leaf in leaves):  # which would go on as a constant
+        raise error
     output = structure([pair.like(leaf, leaf.abs()) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
                         for leaf in leaves])
     for each in pairs_in(output):
@@ -154,7 +175,7 @@ for function in overloads(
 @split_form(*overloads('detach'), torch.Tensor.data.__get__)
 @reading
 def detached(pair, *args):
-    return lend(pair)
+    return pair.values[0].detach() if isinstance(pair.pending, Number) else lend(pair)
 
 
 for function in overloads('numpy', '__array__', 'data_ptr', 'untyped_storage', '__dlpack__'):

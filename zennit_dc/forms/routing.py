@@ -146,7 +146,7 @@ def view(pair, *shape, size=None, dtype=None):
     moved = pair.difference.view(*shape)
     # the sum may lie in memory in another order than the difference
     output = pair.like(moved, pair.tensors[1].reshape(moved.shape))
-    output.is_gate, output.is_input = pair.is_gate, pair.is_input
+    output.is_gate, output.is_input, output.is_rectified = pair.is_gate, pair.is_input, pair.is_rectified
     return keep_axes(pair, as_view(output, pair, lambda tensor: tensor.view(moved.shape)))
 
 

@@ -184,6 +184,7 @@ def to_dtype(pair, function):
     if converted is difference:
         return pair
     output = pair.replaced(converted, stream_sum.to(converted.device, sum_dtype(converted.dtype)))
+    output.is_rectified = pair.is_rectified
     stays = (converted.dtype, converted.device) == (difference.dtype, difference.device)
     return keep_layer([pair], output, function) if stays else output
 
@@ -208,7 +209,8 @@ def note_tokens(pair):
     '''Note the places of a pair that are parts of one axis, in case that this axis is not followed all the way.'''
     for index, length in enumerate(pair.values[0].shape) if pair.places else ():
         inside = {key: place for key, place in pair.places.items() if place is not None and place.axis == index}
-        if index and inside and not all(place.is_whole(pair.values[0].shape) for place in inside.values()):
+        is_part = not all(place.is_whole(pair.values[0].shape) for place in inside.values())
+        if index and is_part and any(place.length > 1 for place in inside.values()):
             pair.split_pass.tokens[length] = inside
     return pair
 
