@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from ..attribution import relevance_of, require_scores
 from ..data.classifiers import black_input
+from ..data.files import UnreadableImage
 from ..data.fingerprints import as_json, description
-from ..data.images import UnreadableImage, class_folders, label_map
+from ..data.images import class_folders, label_map
 from ..data.parts import Parts, held
 from ..data.processes import local_device, process_group
 from ..data.threads import ahead, meanwhile
