@@ -10,7 +10,7 @@ from zennit_dc.demo import draw
 from zennit_dc.attribution import Sparsity
 from zennit_dc.evaluation.data import Drawings, ImageNetS, Polygons, split
 from zennit_dc.evaluation.settings import grid
-from zennit_dc.data.images import UnreadableImage
+from zennit_dc.data.files import UnreadableImage
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_classifier
 
 CLASSIFIER = Classifier('', None, IMAGENET_PREPROCESSING(resize_size=32, crop_size=24))

@@ -8,7 +8,10 @@ import pytest
 from PIL import Image
 
 from zennit_dc.data import images
-from zennit_dc.data.images import ImageFolder, UnreadableImage, find_labels, images_in, label_map, read_image
+from torchvision.datasets import folder
+
+from zennit_dc.data.files import IMG_EXTENSIONS, UnreadableImage, images_in
+from zennit_dc.data.images import ImageFolder, find_labels, label_map, read_image
 
 
 def test_images_of_all_kinds(tmp_path):
@@ -151,3 +154,7 @@ def test_a_url_is_no_file():
 ], ids=['grades', 'sorted', 'padded'])
 def test_a_folder_named_as_a_class_is_not_one_of_that_index(names, expected):
     assert find_labels([f'{folder}/a.png' for folder in expected], label_map(names)) == [*expected.values()]
+
+
+def test_names_of_images_are_those_of_torchvision():
+    assert IMG_EXTENSIONS == folder.IMG_EXTENSIONS

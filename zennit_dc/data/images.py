@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from .files import IMG_EXTENSIONS, UnreadableImage, is_image_name, require_local
+from .imagenet import wordnet_ids
 
 
 # errors that are the image's own, and not of the disk or the process, so that they will be the same tomorrow
@@ -18,10 +20,6 @@ LONGEST = 100
 DEPTHS = (8, 10, 12, 14, 16)  # the numbers of bits that cameras and scanners have
 TOLD = set()  # those of which a warning was given
 SAMPLE = 4096
-
-
-class UnreadableImage(ValueError):
-    '''An image cannot be read.'''
 
 
 def read_image(path, mode='RGB'):
@@ -80,49 +78,6 @@ def of_eight_bits(image, path):
             ' save images with 8 bits to choose another scale', stacklevel=3
         )
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
-
-
-def images_in(folder):
-    '''The images in a folder, but not in folders within.
-
-    Parameters
-    ----------
-    folder : path
-        The folder.
-
-    Returns
-    -------
-    list[path]
-        The files with the name of an image, in the order of their names. Names with a dot in front are left out.
-
-    Raises
-    ------
-    ValueError
-        If there are none.
-    '''
-    names = sorted(each.name for each in os.scandir(folder) if is_image_name(each.name) and each.is_file())
-    if not names:
-        raise ValueError(f'there is no image in the folder {folder} ({", ".join(IMG_EXTENSIONS)})')
-    return [Path(folder, name) for name in names]
-
-
-def is_image_name(name):
-    '''Whether a file's name is one of an image, and not hidden.'''
-    return name.lower().endswith(IMG_EXTENSIONS) and not name.startswith('.')
-
-
-def require_file(path):
-    '''Raise if a path is a URL, or leads to no file.'''
-    require_local(path)
-    if not os.path.isfile(path):
-        raise UnreadableImage(f'{path} cannot be read as an image: there is no such file')
-
-
-def require_local(path):
-    '''Raise if a path is a URL.'''
-    scheme = re.match(r'(https?|ftp|s3|gs|file):/+', str(path))  # a path has one slash where a URL has two
-    if scheme and not os.path.exists(path):
-        raise ValueError(f'{scheme[1]}://{str(path)[scheme.end():]} is a URL: download it first, and name the file')
 
 
 def opened(path):
@@ -313,9 +268,9 @@ def label_map(categories, folders=None):
     -------
     list[dict]
         For each class its ``index``, ``word_net_id`` and ``name``. The WordNet ID is what ViRelAy finds a class by: it
-        is the folder's name, or else the index with five digits, as torchvision does not know ImageNet's WordNet IDs.
+        is the folder's name; or else, of ImageNet's classes, the one in WordNet; or else the index with five digits.
     '''
-    ids = folders or {}
+    ids = {**dict(enumerate(wordnet_ids(categories) or ())), **(folders or {})}
     return [
         {'index': index, 'word_net_id': ids.get(index, f'{index:05d}'), 'name': name}
         for index, name in enumerate(categories)

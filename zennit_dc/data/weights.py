@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
-from .images import require_local
+from .files import require_local
 
 
 NESTS = ('state_dict', 'model_state_dict', 'model')  # where checkpoints have their state dict

@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from ..data.images import UnreadableImage, image_names, read_image, sampled
+from ..data.files import UnreadableImage
+from ..data.images import image_names, read_image, sampled
 from ..demo import CLASSES, draw
 from ..demo.drawing import SIZE
 
