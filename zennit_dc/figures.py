@@ -249,11 +249,11 @@ def concept_gallery(classifier, inputs, target, alpha=Balanced(), against=None):
         )
     gradients = {}
     for stream in ('g', 'h'):
-        composite = SplitGrad(alpha, stream, canonizers='auto')
+        composite = SplitGrad(alpha, stream)
         with Gradient(classifier.model, composite, relevance_of(target, against)) as attributor:
             outputs, gradients[f'gradient of {stream}'] = attributor(inputs)
     others = [runner_up(output, target, against) for output in outputs]
-    with Gradient(classifier.model, SplitGrad(alpha, canonizers='auto'), relevance_of(others, against)) as attributor:
+    with Gradient(classifier.model, SplitGrad(alpha), relevance_of(others, against)) as attributor:
         agreement = 0. if None in others else map_cosine(attributor(inputs)[1], gradients['gradient of g']).mean()
     heading = f'Prototypes of {classifier.category(target)}, α = {alpha}'
     if agreement > SAME:
