@@ -56,7 +56,7 @@ def ours(model, args, composite, *parameters):
     own = {}
     if composite is not SplitLRP:
         own = {'shared': args.one_class, 'alpha': Balanced() if args.alpha is None else args.alpha}
-    return Gradient(model, composite(*parameters, canonizers='auto', **own))
+    return Gradient(model, composite(*parameters, **own))
 
 
 def split(composite, model, input, relevance):

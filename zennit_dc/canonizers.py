@@ -254,6 +254,8 @@ class SplitForward(TemporaryForward):
         self.canonizer, self.forward = canonizer, forward
 
     def __call__(self, *args, **kwargs):
+        if not self.canonizer.active:
+            return self.as_it_is(args, kwargs)
         root = self.canonizer.root
         training = require_fit(root)
         if pass_of((args, kwargs)) is not None:
@@ -268,6 +270,14 @@ class SplitForward(TemporaryForward):
             where = describe(training, root)
             raise RuntimeError(f'{where} is in training mode, and random numbers are drawn: call .eval() on the model')
         return output
+
+    def as_it_is(self, args, kwargs):
+        '''What the model returns without split pairs.'''
+        if any(getattr(leaf, 'tokens', None) is not None for leaf in flatten((args, kwargs))[0]):
+            raise NotImplementedError(
+                'token numbers have no gradient while the composite is inactive: take that of what the embedding returns'
+            )
+        return self.forward(*args, **kwargs)
 
     def run(self, call, inputs):
         '''Run the model, and start over where something turns out on the way, see :py:class:`SplitCanonizer`.'''
@@ -303,7 +313,14 @@ class SwitchedPass(MapPass):
     '''A forward pass whose backward passes make no map while its composite is inactive.'''
     def begins_map(self):
         '''Whether a backward pass that comes from an output makes a map.'''
-        return self.canonizer.active and super().begins_map()
+        if self.canonizer.active:
+            return super().begins_map()
+        if self.layer is not None:
+            raise RuntimeError(
+                f'what does not go through module {self.layer!r} has no graph in this forward pass: call the model inside'
+                ' of composite.inactive(), too, for its true gradient'
+            )
+        return False
 
 
 class Call:
