@@ -120,6 +120,15 @@ def test_inactive_composites_have_the_true_gradient(build, make):
         assert not torch.equal(map, original)
 
 
+def test_backward_hooks_of_modules_are_called_where_the_composite_is_inactive(network, image):
+    seen, composite, image = [], SplitGrad(), image.requires_grad_()
+    network.conv3.register_full_backward_hook(lambda module, inputs, outputs: seen.append((*inputs, *outputs)))
+    torch.autograd.grad(network(image)[:, 2].sum(), image)
+    with composite.context(network), composite.inactive():
+        torch.autograd.grad(network(image)[:, 2].sum(), image)
+    assert len(seen) == 2 and all(map(torch.equal, *seen))
+
+
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('kind', [
     Gradient, partial(SmoothGrad, n_iter=3), partial(IntegratedGradients, n_iter=3), Occlusion
