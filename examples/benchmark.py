@@ -53,7 +53,7 @@ REFUSALS = (ModuleNotFoundError, NotImplementedError, RuntimeError, ValueError)
 def ours(model, args, composite, *parameters):
     '''An attributor with a composite. That of a sensitivity has the given shift.'''
     own = {} if composite is SplitLRP else {'alpha': Balanced() if args.alpha is None else args.alpha}
-    return Gradient(model, composite(*parameters, canonizers='auto', **own))
+    return Gradient(model, composite(*parameters, **own))
 
 
 def split(composite, model, input, relevance):

@@ -7,7 +7,7 @@
 The models have random weights, with batch norms calibrated on random images, and the smallest images that they take. Of
 torchvision, these are all classifiers, segmentation and video models; of timm, the smallest model of every family (a
 module of ``timm.models``) in which it has at most 60 million parameters; of transformers, those that classify images,
-from small configurations. Each is explained with ``canonizers='auto'``. The table says what that has taken, whether the
+from small configurations. The table says which options ``canonizers='auto'`` has taken, the default, whether the
 output was bit-identical, by how much it deviates else, in parts of the spread of the logits, and which methods gave a
 map at their defaults: SplitGrad and SplitLRP at the input, and SplitCAM at the last module that has spatial axes.
 '''
@@ -181,7 +181,7 @@ def try_layers(model, image, layers):
     error = ValueError('no module has spatial axes')
     for layer in layers[:40]:
         try:
-            return explain(SplitCAM(layer, canonizers='auto'), model, image)
+            return explain(SplitCAM(layer), model, image)
         except ValueError as current:
             error = current
     raise error
@@ -193,8 +193,8 @@ def examine(title, make):
     plain = model(image.clone().requires_grad_())  # as torch's attention rounds otherwise without a graph
     found, cells = [title, '', ''], []
     for method in (
-        lambda: explain(SplitGrad(canonizers='auto'), model, image),
-        lambda: explain(SplitLRP(canonizers='auto'), model, image),
+        lambda: explain(SplitGrad(), model, image),
+        lambda: explain(SplitLRP(), model, image),
         lambda: try_layers(model, image, last_layers(model, image)),
     ):
         try:

@@ -1,5 +1,7 @@
 '''The composites in Zennit's workflows, for models of all structures.'''
+import contextlib
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from literal import Network
 from small_models import METHODS, UNet
 from torch import nn
 from torch.nn import functional as F
-from zennit.attribution import Gradient, SmoothGrad
+from zennit.attribution import Gradient, IntegratedGradients, Occlusion, SmoothGrad
 from zennit.composites import COMPOSITES
 from zennit.core import Composite
 
@@ -73,9 +75,87 @@ def test_saliency_is_that_of_this_model_and_without_a_graph(network, image):
         assert composite.saliency is None
 
 
-def test_composites_can_not_be_made_inactive():
-    with pytest.raises(NotImplementedError, match='create_graph'):
-        SplitGrad().inactive()
+class Mixed(nn.Module):
+    '''Convolutions with a gate, a maximum, attention over places, and a smooth activation.'''
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.gate, self.dense = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+        self.double().eval()
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        x = F.max_pool2d(x * F.gelu(self.gate(x)).mean((2, 3), keepdim=True), 2).flatten(2).mT
+        return self.dense((torch.softmax(x @ x.mT, -1) @ x).mean(1))
+
+
+SWITCHED = [
+    *((Network, make) for make in METHODS.values()), *((Mixed, make) for make in (
+        SplitGrad, SplitLRP, lambda: SplitCAM('conv', stream='+g'), lambda: SplitLRP(layer='gate')
+    )),
+]
+
+
+@pytest.mark.filterwarnings('ignore:canonizers')
+@pytest.mark.parametrize('build, make', SWITCHED)
+def test_inactive_composites_have_the_true_gradient(build, make):
+    '''That of the model as it is, whether the model is called within or before.'''
+    model, composite, image = build(), make(), random_image(2, 3, 16, 16).requires_grad_()
+    expected, original, map = model(image).detach(), gradient_of(model, image), explain(make(), model, image)
+    with composite.context(model):
+        before = model(image)
+        with pytest.raises(KeyError), composite.inactive() as inactive:
+            inside = model(image)
+            assert torch.equal(torch.autograd.grad(inside[:, 2].sum(), image)[0], original)
+            if composite.canonizers[-1].layer is None:
+                gradient, = torch.autograd.grad(before[:, 2].sum(), image, retain_graph=True)
+                assert_close(gradient, original, 1e-12)
+            else:
+                with pytest.raises(RuntimeError, match=r'call the model inside of composite\.inactive\(\)'):
+                    torch.autograd.grad(before[:, 2].sum(), image, retain_graph=True)
+            raise KeyError
+        assert inactive is composite and torch.equal(inside, expected) and torch.equal(before, expected)
+        for output in (before, model(image)):
+            assert torch.equal(torch.autograd.grad(output[:, 2].sum(), image)[0], map)
+        assert not torch.equal(map, original)
+
+
+def test_backward_hooks_of_modules_are_called_where_the_composite_is_inactive(network, image):
+    seen, composite, image = [], SplitGrad(), image.requires_grad_()
+    network.conv3.register_full_backward_hook(lambda module, inputs, outputs: seen.append((*inputs, *outputs)))
+    torch.autograd.grad(network(image)[:, 2].sum(), image)
+    with composite.context(network), composite.inactive():
+        torch.autograd.grad(network(image)[:, 2].sum(), image)
+    assert len(seen) == 2 and all(map(torch.equal, *seen))
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('kind', [
+    Gradient, partial(SmoothGrad, n_iter=3), partial(IntegratedGradients, n_iter=3), Occlusion
+])
+def test_zennits_attributors_are_made_inactive(network, image, method, kind):
+    plain, attributor, maps = kind(network), kind(network, METHODS[method]()), []
+    torch.manual_seed(3)
+    _, expected = plain(image, target)
+    with attributor:
+        for context in (attributor.inactive, contextlib.nullcontext):
+            torch.manual_seed(3)
+            with context():
+                maps.append(attributor(image, target)[1])
+    assert_close(maps[0], expected, 1e-12)
+    assert torch.equal(maps[0], maps[1]) == (kind is Occlusion)  # which takes no gradients
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_gradient_of_a_map_is_its_true_one_inactive_or_not(network, image, method):
+    found, image = [], image.requires_grad_()
+    composite = METHODS[method]()
+    for context in (composite.inactive, contextlib.nullcontext):
+        with composite.context(network):
+            map, = torch.autograd.grad(network(image)[:, 2].sum(), image, create_graph=True)
+            with context():
+                found.append(torch.autograd.grad(map.square().sum(), network.dense.weight)[0])
+    assert found[0].any() and torch.equal(*found)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float32, 2e-5), (torch.bfloat16, .1)])

@@ -39,36 +39,57 @@ def fixture_no_warnings():
         yield
 
 
-def test_one_error_names_all():
-    model = Mixed()
-    with SplitGrad().context(model), pytest.raises(NotImplementedError) as error:
+@pytest.mark.parametrize('canonizers, parts', [
+    (None, ("layer_norm, called in module 'norms.0' (LayerNorm)", 'DetachedStatistics() (--canonizer attention)')),
+    ([], ("layer_norm, called in module 'norms.0' (LayerNorm)", 'DetachedStatistics() (--canonizer attention)')),
+    ([DetachedStatistics()], (
+        "silu, called in module '' (Mixed)",
+        'DetachedActivations() (--canonizer activations) or SmoothReplacement() (--canonizer smooth)',
+    )),
+    ([DetachedActivations()], ('layer_norm', 'DetachedStatistics() (--canonizer attention)')),
+])
+def test_error_names_function_module_and_option(canonizers, parts):
+    '''And the way to have all options at once.'''
+    with SplitGrad(canonizers=canonizers).context(model := Mixed()), pytest.raises(NotImplementedError) as error:
         model(IMAGE)
-    said = str(error.value)
-    for part in (
-        'layer_norm (2 ×), softmax (1 ×), gelu (1 ×), silu (1 ×)', "called in module 'norms.0' (LayerNorm)",
-        "canonizers='auto' (--canonizer auto)", 'canonizers=[DetachedStatistics(), DetachedActivations()]',
-        '--canonizer attention --canonizer activations', 'SmoothReplacement() (smooth) in place of the last',
-    ):
-        assert part in said
-    assert len(said) < 500  # which is what the command line shows
-    # the error's words are a remedy
-    explain(SplitGrad(canonizers=[DetachedStatistics(), DetachedActivations()]), model, IMAGE)
+    for part in (*parts, "canonizers='auto' (--canonizer auto)"):
+        assert part in str(error.value)
+    assert len(str(error.value)) < 500  # which is what the command line shows
 
 
-@pytest.mark.parametrize('canonizers', [None, 'auto', [DetachedStatistics(), DetachedActivations()]])
-def test_what_no_canonizer_helps_is_named_with_it(canonizers):
-    model = Mixed(lambda x: x.cumprod(1).kthvalue(1, -1, True)[0] + x)
+@pytest.mark.parametrize('canonizers', ['auto', [DetachedStatistics(), DetachedActivations()]])
+def test_what_no_option_helps_is_refused(canonizers):
+    model = Mixed(lambda x: x.cumprod(1) + x)
     with SplitGrad(canonizers=canonizers).context(model), pytest.raises(NotImplementedError) as error:
         model(IMAGE)
-    for part in ("cumprod, called in module '' (Mixed), has no split form", 'kthvalue, called in module'):
-        assert part in str(error.value)
-    assert ('gelu (1 ×)' in str(error.value)) == (canonizers is None)
+    assert "cumprod, called in module '' (Mixed), has no split form" in str(error.value)
     assert not OVERLAYS.get(model)
+
+
+def test_an_option_that_does_not_help_is_not_asked_for():
+    '''It has a form for the function, which refuses this call.'''
+    model = Between(lambda x: torch.linalg.norm(x, ord='nuc', dim=(2, 3), keepdim=True) + x)
+    for canonizers in ('auto', [DetachedStatistics()]):
+        with SplitGrad(canonizers=canonizers).context(model), pytest.raises(NotImplementedError) as error:
+            model(random_image(*SHAPE))
+        assert 'ord=' in str(error.value) and 'canonizers' not in str(error.value)
+
+
+def test_each_option_runs_the_model_once_more():
+    model, calls, composite = Mixed(), [], SplitGrad()
+    model.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    model.mlp.register_forward_pre_hook(lambda *_: calls.append('mlp'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for expected in (4, 1):  # once for each option, and once as it is and for what constants leave out
+            calls.clear()
+            explain(composite, model, IMAGE)
+            assert calls.count('mlp') == expected + 1  # and by explain, without a composite
 
 
 def test_auto():
     model, composites = Mixed(), [
-        SplitGrad(canonizers='auto'), SplitLRP(canonizers='auto'), SplitGrad(layer='mlp', canonizers='auto')
+        SplitGrad(), SplitLRP(), SplitGrad(layer='mlp')
     ]
     for composite, make in zip(composites[:2], (SplitGrad, SplitLRP)):
         expected = explain(make(canonizers=[DetachedStatistics(), DetachedActivations()]), model, IMAGE)
@@ -79,8 +100,9 @@ def test_auto():
         assert torch.equal(map, expected) and not OVERLAYS[model]
         words, = (str(warning.message) for warning in said)
         for part in (
-            'DetachedStatistics() for layer_norm (2 ×), softmax (1 ×), and',
-            'DetachedActivations() for gelu (1 ×), silu (1 ×)', 'output is bit-identical',
+            "DetachedStatistics() for layer_norm in module 'norms.0' (LayerNorm), and",
+            "DetachedActivations() for silu in module '' (Mixed)", 'output is bit-identical',
+            'Constants are layer_norm, softmax: ',
         ):
             assert part in words
         assert torch.equal(explain(composite, model, IMAGE), expected)  # and says nothing
@@ -89,19 +111,19 @@ def test_auto():
 def test_auto_where_nothing_is_needed(network, image):
     '''No warning, and the maps of no canonizer.'''
     for make in (SplitGrad, SplitLRP, lambda **kwargs: SplitCAM('pool', **kwargs)):
-        assert torch.equal(explain(make(canonizers='auto'), network, image), explain(make(), network, image))
+        assert torch.equal(explain(make(), network, image), explain(make(canonizers=None), network, image))
 
 
 def test_auto_follows_the_control_flow():
     model = Mixed(lambda x: torch.tanh(x) if x.shape[0] > 1 else x)
-    composite = SplitGrad(canonizers='auto')
+    composite = SplitGrad()
     for count in (1, 2):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             explain(composite, model, IMAGE[:count])
     relu = Between(lambda x: torch.softmax(x, 1) * x if x.shape[0] > 1 else F.silu(x))
     for count in (1, 2):
-        with pytest.warns(UserWarning, match='silu' if count == 1 else 'silu.*softmax'):
+        with pytest.warns(UserWarning, match='silu' if count == 1 else 'silu.*softmax in module'):
             explain(composite, relu, random_image(*SHAPE)[:count])
 
 
@@ -164,7 +186,7 @@ def said_of(function):
     '''What is said of the options that are chosen for a function between convolutions.'''
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        run(SplitGrad(canonizers='auto'), Between(function), random_image(*SHAPE))
+        run(SplitGrad(), Between(function), random_image(*SHAPE))
     words, = (str(warning.message) for warning in said)
     return words
 
@@ -188,4 +210,4 @@ def test_what_constants_leave_out():
 
 
 def test_gradient_is_kept_for_exact_models(network, image):
-    assert torch.equal(explain(SplitGrad(.5, canonizers='auto'), network, image), gradient_of(network, image) / 2)
+    assert torch.equal(explain(SplitGrad(.5), network, image), gradient_of(network, image) / 2)

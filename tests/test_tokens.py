@@ -103,6 +103,14 @@ def test_model_of_numbers_without_an_embedding():
         model('a text')
 
 
+def test_token_numbers_have_no_gradient_where_the_composite_is_inactive():
+    attributor = Gradient(model := Text(), SplitLRP())
+    with attributor, attributor.inactive():
+        assert torch.equal(model(TOKENS), Text()(TOKENS))
+        with pytest.raises(NotImplementedError, match='inactive: take that of what the embedding returns'):
+            attributor(TOKENS, CLASSES)
+
+
 def test_attributors_of_other_inputs_are_as_they_were():
     model, input = Rest(), random_image(2, 7, 6)
     expected = torch.autograd.grad(model(input.requires_grad_())[:, 1].sum(), input)[0]
@@ -120,10 +128,10 @@ def test_bert(layer):
         vocab_size=30, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=12, num_labels=3
     )
     model = Logits(transformers.BertForSequenceClassification(config).double().eval())
-    composite = SplitLRP(layer=layer, canonizers='auto')
+    composite = SplitLRP(layer=layer)
     output, map = Gradient(model, composite)(TOKENS, CLASSES)
     assert torch.equal(output, model(TOKENS))
     assert map.shape == TOKENS.shape
     assert torch.equal(map, composite.saliency) and map.abs().amin(1).max() > 0
-    alone = Gradient(model, SplitLRP(layer=layer, canonizers='auto'))(TOKENS[:1], class_relevance(1))[1]
+    alone = Gradient(model, SplitLRP(layer=layer))(TOKENS[:1], class_relevance(1))[1]
     assert_close(alone, map[:1], 1e-9)

@@ -1,6 +1,7 @@
 '''Canonizers: a model into split form and back.'''
 import re
 import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,10 +13,10 @@ from zennit.core import Hook
 from . import forms  # noqa: F401 (registers the split forms)
 from .core.batches import refuse_transforms
 from .forms.hooks import BackwardHooks
-from .core.needs import Choices, left_out
+from .core.needs import Choices, left_out, refuse_probabilities
 from .core.nested import flatten, modules_of
 from .core.layers import sequence_of
-from .core.passes import Independent, MapPass
+from .core.passes import MapPass
 from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
 from .recentering import Relative
 from .rules import SplitRule
@@ -37,6 +38,17 @@ class SplitCanonizer(Canonizer):
     The forward of the root module splits its input, runs the model on the split pair and returns the difference of its
     output, which is bit-identical to the original output. Its gradient is what the readout makes of the gradients of
     the output's difference and sum. Hooks, parameters and buffers of the model stay as they are.
+
+    The model is run once more from the start, so that its hooks and prints run again, where a pass meets something that
+    was not known when it began:
+
+    * a product of two activations, in a composite whose map needs no sums otherwise: once for each context;
+    * a function without an exact split form, for which an option is taken (``automatic``): once for each option and
+      model, and before the warning once as it is, and, where statistics are constants, once more to find out what that
+      leaves out;
+    * a layer's output that is used again after its activation, or samples that are along the second axis of the input:
+      once for each model;
+    * a gradient that is asked for within the model, where the input needs none: at each call.
 
     Parameters
     ----------
@@ -62,7 +74,8 @@ class SplitCanonizer(Canonizer):
         The index of the input's axis of channels, or () if it has none, where this is not known from the first layer
         with weights, see :py:class:`~zennit_dc.composites.SplitComposite`.
     automatic : bool, optional
-        Whether to choose, at a model's first forward pass, the options that it needs, and to warn of them.
+        Whether to take the options that a model needs, of those that leave its output bit-identical, and to warn of
+        them.
 
     Raises
     ------
@@ -72,8 +85,9 @@ class SplitCanonizer(Canonizer):
         When applied, if the model is in split form already.
     '''
     def __init__(
-        self, readout=None, rule=None, layer=None, pooling='wta', input_split='relu', recentering=Relative(), grid=None,
-        automatic=False, channels=None
+        self, readout: Difference | None = None, rule: TrueGradient | None = None, layer: str | None = None,
+        pooling: str = 'wta', input_split: str = 'relu', recentering: Callable | None = Relative(),
+        grid: tuple[int, ...] | None = None, automatic: bool = False, channels: int | tuple[()] | None = None
     ):
         require_choice('pooling', pooling, ('wta', 'convex'))
         require_choice('input_split', input_split, ('relu', 'half'))
@@ -87,12 +101,13 @@ class SplitCanonizer(Canonizer):
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
         self.grid, self.channels = grid, require_channels(channels)
         self.root, self.restore, self.validate = None, [], None
+        self.active = True  # as of Zennit's hooks: whether rules hold in backward passes
         self.sums = False  # whether sums are computed everywhere, as for products
         self.several_uses = weakref.WeakSet()  # the models whose layer has an output that is not used by one activation
         self.samples = weakref.WeakKeyDictionary()  # the axis of samples, for models where that was in question
         self.choices = Choices(automatic)
 
-    def copy(self):
+    def copy(self) -> 'SplitCanonizer':
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
         copy = type(self)(
             self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid,
@@ -101,7 +116,7 @@ class SplitCanonizer(Canonizer):
         copy.choices, copy.several_uses, copy.samples = self.choices, self.several_uses, self.samples
         return copy
 
-    def apply(self, root_module):
+    def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         '''Bring the model into split form.
 
         Parameters
@@ -119,7 +134,7 @@ class SplitCanonizer(Canonizer):
         instance.register(root_module)
         return [instance]
 
-    def register(self, root_module):
+    def register(self, root_module: torch.nn.Module) -> None:
         '''Replace the forward of the root module, and of modules for which a split form was registered.
 
         Parameters
@@ -164,7 +179,7 @@ class SplitCanonizer(Canonizer):
         module.forward = forward
         self.restore.append(partial(pop, 'forward') if before is None else partial(setattr, module, 'forward', before))
 
-    def remove(self):
+    def remove(self) -> None:
         '''Bring the model back into its original form.'''
         while self.restore:
             self.restore.pop()()
@@ -187,7 +202,7 @@ class NotInPlace(Canonizer):
         super().__init__()
         self.module = None
 
-    def apply(self, root_module):
+    def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         '''Apply an instance to each module that computes in place, and return the instances.'''
         modules = [module for module in root_module.modules() if getattr(module, 'inplace', False) is True]
         instances = [self.copy() for _ in modules]
@@ -195,15 +210,15 @@ class NotInPlace(Canonizer):
             instance.register(module)
         return instances
 
-    def register(self, module):
+    def register(self, module: torch.nn.Module) -> None:
         '''Let a module compute out of place.'''
         self.module, module.inplace = module, False
 
-    def remove(self):
+    def remove(self) -> None:
         '''Let it compute in place again.'''
         self.module.inplace = True
 
-    def copy(self):
+    def copy(self) -> 'NotInPlace':
         '''Return an instance that is not applied.'''
         return type(self)()
 
@@ -234,6 +249,8 @@ class SplitForward(TemporaryForward):
         self.canonizer, self.forward = canonizer, forward
 
     def __call__(self, *args, **kwargs):
+        if not self.canonizer.active:
+            return self.as_it_is(args, kwargs)
         root = self.canonizer.root
         training = require_fit(root)
         if pass_of((args, kwargs)) is not None:
@@ -249,9 +266,16 @@ class SplitForward(TemporaryForward):
             raise RuntimeError(f'{where} is in training mode, and random numbers are drawn: call .eval() on the model')
         return output
 
+    def as_it_is(self, args, kwargs):
+        '''What the model returns without split pairs.'''
+        if any(getattr(leaf, 'tokens', None) is not None for leaf in flatten((args, kwargs))[0]):
+            raise NotImplementedError(
+                'token numbers have no gradient while the composite is inactive: take that of the embedding'
+            )
+        return self.forward(*args, **kwargs)
+
     def run(self, call, inputs):
-        '''Run the model, and start over with sums where there are products that need them, or with the canonizers that
-        the model needs.'''
+        '''Run the model, and start over where something turns out on the way, see :py:class:`SplitCanonizer`.'''
         canonizer = self.canonizer
         while True:
             split_pass = MapPass(canonizer, call, inputs, call.layer)
@@ -266,10 +290,8 @@ class SplitForward(TemporaryForward):
                 canonizer.several_uses.add(canonizer.root)
             except OtherSamples:  # the second one is taken to be the first again, if nothing follows it either
                 canonizer.samples[canonizer.root] = 1 - canonizer.samples.get(canonizer.root, 0)
-            except (Unsupported, Independent) as error:
-                canonizer.restore += [
-                    option.remove for option in canonizer.choices.choose(canonizer, call, inputs, error)
-                ]
+            except Unsupported as error:
+                canonizer.restore += [option.remove for option in canonizer.choices.add(canonizer.root, error)]
             except RuntimeError as error:
                 if split_pass.refused is None:
                     raise
@@ -311,7 +333,9 @@ class Call:
         args, kwargs = self.structure([replaced.get(place, leaf) for place, leaf in enumerate(self.leaves)])
         splits = self.tokens is not None and isinstance(inputs[0], SplitTensor)
         with Embedding(inputs[0], self.tokens) if splits else nullcontext():
-            return self.forward(*args, **kwargs)
+            output = self.forward(*args, **kwargs)
+        refuse_probabilities(output)
+        return output
 
 
 def explained(leaves, root):

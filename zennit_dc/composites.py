@@ -1,6 +1,7 @@
 '''Composites: SplitLRP, SplitGrad and SplitCAM.'''
 from collections.abc import Callable, Mapping
 
+from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from zennit.attribution import Gradient
@@ -38,6 +39,10 @@ class SplitComposite(LayerMapComposite):
     and sensitivities that are not zero. In any other case the map is read at the output itself. Where a module's output
     turns out to be used again after its activation, the model is run once more from the start.
 
+    Within ``composite.inactive()``, as in Zennit, rules do not hold: the model runs as it is, and backward passes have
+    its true gradient. So has the backward pass of an output from before, but not with ``layer``, which is an error. What
+    is computed within it has no map afterwards. The gradient of a map is its true one without it, too.
+
     Samples are along the first axis of the input. Where time comes first, as recurrent layers and attention have it by
     default, they are along the second one: that is noticed at such a layer, or where the model's output has no samples
     of the first axis left, but may have those of the second one. The model is run once more from the start then, the
@@ -62,11 +67,14 @@ class SplitComposite(LayerMapComposite):
         units is too large for networks with batch norms, or :py:class:`~zennit_dc.Shifting`. None leaves it out.
     layer_map : list[tuple[tuple[torch.nn.Module, ...], SplitRule]], optional
         A mapping from module types to rules, which is prepended to that of the composite.
-    canonizers : list[:py:class:`zennit.canonizers.Canonizer`] or 'auto', optional
-        Canonizers to be applied before the model is split. None is needed for batch norms: each is part of the affine
-        layer that it follows, in the order of execution. With ``'auto'``, the canonizers for smooth activations, for
-        attention and for normalizations are chosen that the model needs, none of which changes its output; a warning
-        says which. Without, a function that needs one raises an error that names all of them.
+    canonizers : 'auto' or list[:py:class:`zennit.canonizers.Canonizer`] or None, optional
+        The canonizers to be applied before the model is split. With ``'auto'``, the default, these are the ones for
+        attention and normalizations, and for smooth activations, if the model has any, see
+        :py:class:`~zennit_dc.DetachedStatistics` and :py:class:`~zennit_dc.DetachedActivations`. Neither changes the
+        output, and a warning lists them; how often the model is run for that,
+        :py:class:`~zennit_dc.SplitCanonizer` says. With a list, or with None for no canonizers, a function that needs
+        one raises an error that names it. Batch norms need none: each is part of the affine layer that it follows, in
+        the order of execution.
     grid : tuple of int, optional
         The height and width of the grid of tokens at the layer, where they cannot be found from the input's.
     channels : int or (), optional
@@ -88,7 +96,7 @@ class SplitComposite(LayerMapComposite):
         self, readout: Difference, rule: SplitRule, layer: str | None = None,
         pooling: str = 'wta', input_split: str = 'relu',
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
-        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        canonizers: list[Canonizer] | str | None = 'auto', grid: tuple[int, ...] | None = None,
         channels: int | tuple[()] | None = None,
     ):
         layer_map = list(layer_map or [])
@@ -103,23 +111,12 @@ class SplitComposite(LayerMapComposite):
         super().__init__([*layer_map, ((Linear, BatchNorm), rule)], [*own, split])
 
     @property
-    def saliency(self):
+    def saliency(self) -> Tensor | None:
         '''The last map at the layer, of shape (batch, height, width) (and the like for other numbers of axes) at the
         layer's resolution, or None if there was none yet.'''
         return self.readout.saliency
 
-    def inactive(self):
-        '''Not to be had: the gradient of a map is its true one, without deactivating anything.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        '''
-        remedy = 'leave its context for the original gradient; create_graph=True differentiates maps as they are'
-        raise NotImplementedError(f'a composite for split pairs cannot be made inactive: {remedy}')
-
-    def register(self, module):
+    def register(self, module: Module) -> None:
         '''Bring a model into split form and register the rules, or leave it as it was if that fails.
 
         Parameters
@@ -140,6 +137,7 @@ class SplitComposite(LayerMapComposite):
         except BaseException:
             self.remove()
             raise
+        self.hook_refs.update(each for each in self.handles if isinstance(each, SplitCanonizer))  # for inactive()
 
 
 @register_composite('split_lrp')
@@ -160,7 +158,7 @@ class SplitLRP(SplitComposite):
         self, epsilon: float | Callable = 1e-6, stream: str = 'combined', layer: str | None = None,
         pooling: str = 'wta', input_split: str = 'relu',
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
-        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        canonizers: list[Canonizer] | str | None = 'auto', grid: tuple[int, ...] | None = None,
         channels: int | tuple[()] | None = None,
     ):
         require_choice('stream', stream, Relevance.streams)
@@ -181,16 +179,25 @@ class SensitivityComposite(SplitComposite):
         The shift of the local sensitivities, see :py:class:`SplitGrad`.
     stream : str
         The stream.
-    *args, **kwargs
+    layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels
         See :py:class:`SplitComposite`.
     '''
-    def __init__(self, readout, alpha, stream, *args, **kwargs):
+    def __init__(
+        self, readout: type[Sensitivity], alpha: Alpha, stream: str, layer: str | None = None,
+        pooling: str = 'wta', input_split: str = 'relu',
+        recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
+        canonizers: list[Canonizer] | str | None = 'auto', grid: tuple[int, ...] | None = None,
+        channels: int | tuple[()] | None = None,
+    ):
         require_choice('stream', stream, readout.streams)
         self.alpha = dict(alpha) if type(alpha) is dict else alpha
-        super().__init__(readout(stream), sensitivity_rule(self.alpha_of('')), *args, **kwargs)
+        super().__init__(
+            readout(stream), sensitivity_rule(self.alpha_of('')), layer, pooling, input_split, recentering, layer_map,
+            canonizers, grid, channels
+        )
         self.canonizers[-1].validate = self.require_alphas
 
-    def require_alphas(self, root):
+    def require_alphas(self, root: Module) -> None:
         '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
         for name, module in root.named_modules():
             self.mapping({}, name, module)
@@ -199,7 +206,7 @@ class SensitivityComposite(SplitComposite):
             unknown = sorted(set(self.alpha) - names)
             raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
 
-    def alpha_of(self, name):
+    def alpha_of(self, name: str) -> float | Balanced:
         '''The shift for the module of a name.'''
         if not isinstance(self.alpha, Mapping):
             return self.alpha(name) if callable(self.alpha) else self.alpha
@@ -208,7 +215,7 @@ class SensitivityComposite(SplitComposite):
             raise ValueError(f'alpha has no value for {what}')
         return self.alpha[name]
 
-    def mapping(self, ctx, name, module):
+    def mapping(self, ctx: dict, name: str, module: Module) -> SplitRule | None:
         '''Get the rule of a module: the given one of its type, or that with the module's own alpha.
 
         Parameters
@@ -234,7 +241,7 @@ class SensitivityComposite(SplitComposite):
         return own
 
 
-def sensitivity_rule(alpha):
+def sensitivity_rule(alpha: float | Balanced) -> SplitRule:
     '''The rule for a shift, or for what takes its place.'''
     return BalancedSensitivity(alpha.kappa) if isinstance(alpha, Balanced) else ShiftedSensitivity(alpha)
 
@@ -265,7 +272,7 @@ class SplitGrad(SensitivityComposite):
         self, alpha: Alpha = Balanced(), stream: str = 'g', layer: str | None = None,
         pooling: str = 'wta', input_split: str = 'relu',
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
-        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        canonizers: list[Canonizer] | str | None = 'auto', grid: tuple[int, ...] | None = None,
         channels: int | tuple[()] | None = None,
     ):
         super().__init__(
@@ -294,7 +301,7 @@ class SplitCAM(SensitivityComposite):
         self, layer: str, alpha: Alpha = Balanced(), stream: str = 'g',
         pooling: str = 'wta', input_split: str = 'relu',
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
-        canonizers: list[Canonizer] | str | None = None, grid: tuple[int, ...] | None = None,
+        canonizers: list[Canonizer] | str | None = 'auto', grid: tuple[int, ...] | None = None,
         channels: int | tuple[()] | None = None,
     ):
         if layer is None:

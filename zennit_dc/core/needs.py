@@ -1,134 +1,101 @@
-'''What a model needs to be split: all its functions without an exact split form, found by running it to its end, and
-the canonizers that have forms for them.'''
+'''Options that a model needs, taken where a function has no exact split form, and what is said of them.'''
 import functools
-import operator
 import warnings
 import weakref
-from itertools import chain
-from typing import NamedTuple
 
 import torch
 
 from ..forms.detached import DetachedActivations
 from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
-from ..forms.table import plain
 from .nested import flatten
-from .errors import Unsupported
 from .pair import Pass, SplitTensor, TrueGradient, pairs_in
-from .table import FORMS, OVERLAYS
+from .table import OVERLAYS
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
-'''The canonizers by their names on the command line, those first that leave the output as it is.'''
+'''The options by their names on the command line, those first that leave the output as it is.'''
+LOGITS = 'explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of the model'
 LARGEST_DEVIATION = .01
-TENSORS = operator.attrgetter('tensors')
+
+
+class Choices:
+    '''The options that a composite has taken for models by itself.
+
+    Parameters
+    ----------
+    automatic : bool
+        Whether it takes any. If not, an error names those that have a form for a function.
+    '''
+    def __init__(self, automatic=False):
+        self.automatic = automatic
+        self.chosen, self.reported = weakref.WeakKeyDictionary(), weakref.WeakSet()
+
+    def apply(self, root):
+        '''Apply what was taken for a model, and return the applied instances.'''
+        return [instance for name in self.chosen.get(root, {}) for instance in OPTIONS[name]().apply(root)]
+
+    def add(self, root, error):
+        '''Take the first option with a form for the function that an error names, of those that leave the output as it
+        is, and return the applied instances; or raise the error if that would not help.'''
+        applied = {type(option) for option in OVERLAYS.get(root, ())}
+        helpful = [name for name in OPTIONS if error.name in functions_of(name)]
+        if not helpful or any(OPTIONS[name] in applied for name in helpful):
+            raise error
+        exact = [name for name in helpful if OPTIONS[name].is_exact]
+        if not self.automatic or not exact:
+            raise NotImplementedError(request(error, helpful)) from error
+        self.chosen.setdefault(root, {})[exact[0]] = f'{error.name} in {error.where}'
+        self.reported.discard(root)
+        return OPTIONS[exact[0]]().apply(root)
+
+    def report(self, root, output, original, left_out):
+        '''Warn once of what was taken for a model, and where its output deviates much from the original one, which is
+        the value of a function, as is what is said of the part of the score that is left out.'''
+        chosen = self.chosen.get(root, {})
+        changed = not all(option.is_exact for option in OVERLAYS.get(root, ()))
+        if root in self.reported or not (chosen or changed):
+            return
+        self.reported.add(root)
+        deviation = relative_deviation(output, original())
+        amount = f'deviates by {deviation:.2%} of the spread of the logits' if deviation else 'is bit-identical'
+        if chosen:
+            taken = ', and '.join(f'{OPTIONS[name].__name__}() for {what}' for name, what in chosen.items())
+            warnings.warn(
+                f'canonizers=\'auto\' takes {taken}: maps are about the model around the given input. Its output'
+                f' {amount}{left_out() if "attention" in chosen else ""}', stacklevel=2
+            )
+        if not deviation <= LARGEST_DEVIATION:
+            warnings.warn(
+                f'WRONG MODEL: with smooth activations replaced, the output {amount}, so that maps explain another'
+                f' function than this model. Do not use them: take {DetachedActivations.__name__}(), which leaves the'
+                ' output as it is, or a smaller tolerance', stacklevel=2
+            )
 
 
 @functools.cache
-def option_forms():
-    '''The table of forms of each canonizer by its name.'''
-    return {name: option().forms for name, option in OPTIONS.items()}
+def functions_of(name):
+    '''The names of the functions for which an option has a form.'''
+    return {getattr(function, '__name__', '') for function in OPTIONS[name]().forms}
 
 
-class Need(NamedTuple):
-    '''A call of a function that has no exact split form.
-
-    Parameters
-    ----------
-    name : str
-        The function.
-    where : str
-        The module that called it.
-    options : tuple[str, ...]
-        The names of the canonizers with a form for it.
-    reason : str
-        What the error says.
-    '''
-    name: str
-    where: str
-    options: tuple
-    reason: str
+def request(error, options):
+    '''The words for a function without an exact split form for which options have one.'''
+    makers = ' or '.join(f'{OPTIONS[name].__name__}() (--canonizer {name})' for name in options)
+    instead = f'; or {LOGITS}, if it ends there' if 'softmax' in error.name else ''
+    return (
+        f'{error.name}, called in {error.where}, has no exact split form: pass canonizers=\'auto\' (--canonizer auto)'
+        f' to the composite, which is the default, or {makers} among its canonizers{instead}'
+    )
 
 
-class Survey(Pass):
-    '''A forward pass that goes on after functions without a split form, by their values.
-
-    Parameters
-    ----------
-    canonizer : :py:class:`~zennit_dc.SplitCanonizer`
-        The canonizer of the model.
-    forms : dict, optional
-        The table of forms. Default is the model's, with the options that are chosen for it.
-    '''
-    def __init__(self, canonizer, forms=None):
-        super().__init__(canonizer.pooling, canonizer.recentering, canonizer.rule, canonizer.root)
-        self.forms = self.forms if forms is None else forms
-        self.needs, self.softmax = [], None
-
-    def __call__(self, call, inputs):
-        '''Run the model, given as a function of its inputs. Returns whether its end is a softmax.'''
-        with torch.no_grad():
-            copies = [input.detach().clone() for input in inputs]
-            output = call([SplitTensor(copy, copy.abs(), self).as_input() for copy in copies])
-            list(map(TENSORS, pairs_in(output)))  # which features that are statistics make only now
-        tensors = [leaf for leaf in flatten(output)[0] if isinstance(leaf, torch.Tensor)]
-        return bool(tensors) and all(tensor is self.softmax for tensor in tensors)
-
-    def evaluate(self, function, args, kwargs):
-        '''What a function is on pairs, by its form, or by a canonizer's, or by its value.'''
-        try:
-            return super().evaluate(function, args, kwargs)
-        except Unsupported as error:
-            name = getattr(function, '__name__', error.name)
-            options = {key: forms[function] for key, forms in option_forms().items() if function in forms}
-            output = self.by_option(options, args, kwargs)
-            options = options if output is not None else ()
-            output = self.by_value(name, function, args, kwargs) if output is None else output
-            self.softmax = output if name.removeprefix('special_') in ('softmax', 'log_softmax') else self.softmax
-            self.needs.append(Need(name.strip('_'), error.where, tuple(options), str(error)))
-            return output
-
-    def by_option(self, forms, args, kwargs):
-        '''What the first of some forms makes of pairs, or None if it cannot.'''
-        try:
-            return next(iter(forms.values()))(*args, **kwargs) if forms else None
-        except Unsupported:
-            return None
-
-    def by_value(self, name, function, args, kwargs):
-        '''What a function is on differences, as pairs; or its first argument if that is changed in place.'''
-        leaves, structure = flatten(function(*plain(args), **plain(kwargs)))
-        if kwargs.get('inplace') or name.endswith('_') and not name.endswith('__'):
-            return args[0]
-        return structure([
-            SplitTensor(leaf, leaf.abs(), self) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
-            for leaf in leaves
-        ])
-
-    def at_layer(self, module, output):
-        '''The output of the layer at which a map is read, as it is.'''
-        return output
-
-
-def needs_of(canonizer, call, inputs, error):
-    '''What a model needs, which is given as a function of its inputs, after an error. Raises if its end is softmax, or
-    if the survey of it comes to no end.'''
-    depends = isinstance(error, Unsupported)
-    survey = Survey(canonizer, None if depends else FORMS)
-    try:
-        ends_with_softmax = survey(call, inputs)
-    except Exception as reason:  # whatever the model raises for values that no form has computed
-        if isinstance(reason, Unsupported):
-            survey.needs.append(Need(reason.name, reason.where, (), str(reason)))
-        raise (request(survey.needs) if survey.needs and depends else error) from reason
-    if ends_with_softmax:
-        last = survey.needs[-1]
+def refuse_probabilities(output):
+    '''Raise if all that a model returns of its inputs is what softmax returns.'''
+    pairs = pairs_in(output)
+    if pairs and all(pair.is_probability for pair in pairs):
         raise NotImplementedError(
-            f'the model ends with {last.name}, called in {last.where}, but a probability is no sum that could be split:'
-            ' explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of the model'
-        ) from error
-    return survey.needs if depends else []
+            f'the model ends with {pairs[0].title}, but a probability is no sum that could be split: {LOGITS}'
+        )
 
 
 class Influence(Pass):
@@ -207,61 +174,6 @@ def left_out(canonizer, call, inputs):
     )
 
 
-class Choices:
-    '''Which canonizers a composite has chosen for which models by itself.
-
-    Parameters
-    ----------
-    automatic : bool
-        Whether it chooses any, or raises an error that names all that a model needs.
-    '''
-    def __init__(self, automatic=False):
-        self.automatic = automatic
-        self.chosen, self.reported = weakref.WeakKeyDictionary(), weakref.WeakSet()
-
-    def apply(self, root):
-        '''Apply what was chosen for a model, and return the applied instances.'''
-        return [instance for name in self.chosen.get(root, {}) for instance in OPTIONS[name]().apply(root)]
-
-    def choose(self, canonizer, call, inputs, error):
-        '''Choose what a model needs, which is given as a function of its inputs, after an error; or raise an error that
-        says what that is.'''
-        root, found = canonizer.root, {}
-        for need in needs_of(canonizer, call, inputs, error):
-            found.setdefault(need.options[0] if need.options else None, []).append(need)
-        before = self.chosen.setdefault(root, {})
-        if not found or found.keys() & before.keys():
-            raise error
-        if None in found or not self.automatic:
-            raise request(found[None] if self.automatic else list(chain(*found.values()))) from error
-        before.update(found)
-        self.reported.discard(root)
-        return [instance for name in found for instance in OPTIONS[name]().apply(root)]
-
-    def report(self, root, output, original, left_out):
-        '''Warn once of what was chosen for a model, and where its output deviates much from the original one, which is
-        the value of a function, as is what is said of the part of the score that is left out.'''
-        chosen = self.chosen.get(root, {})
-        changed = not all(option.is_exact for option in OVERLAYS.get(root, ()))
-        if root in self.reported or not (chosen or changed):
-            return
-        self.reported.add(root)
-        deviation = relative_deviation(output, original())
-        amount = f'deviates by {deviation:.2%} of the spread of the logits' if deviation else 'is bit-identical'
-        if chosen:
-            taken = ', and '.join(f'{OPTIONS[name].__name__}() for {listed(needs)}' for name, needs in chosen.items())
-            warnings.warn(
-                f'canonizers=\'auto\' takes {taken}: maps are about the model around the given input. Its output'
-                f' {amount}{left_out() if "attention" in chosen else ""}', stacklevel=2
-            )
-        if not deviation <= LARGEST_DEVIATION:
-            warnings.warn(
-                f'WRONG MODEL: with smooth activations replaced, the output {amount}, so that maps explain another'
-                f' function than this model. Do not use them: take {DetachedActivations.__name__}(), which leaves the'
-                ' output as it is, or a smaller tolerance', stacklevel=2
-            )
-
-
 def relative_deviation(output, original):
     '''The largest deviation of an output, in parts of the spread of the logits.
 
@@ -284,31 +196,3 @@ def relative_deviation(output, original):
             difference = (one - other).abs().amax(1)
             ratios.append(torch.where(difference == 0., 0., difference / spread).max().item())
     return max(ratios)
-
-
-def listed(needs):
-    '''The functions that are needed, with their numbers of calls.'''
-    calls = {}
-    for need in needs:
-        calls.setdefault(need.name, []).append(need.where)
-    return ', '.join(f'{name} ({len(places)} ×)' for name, places in calls.items())
-
-
-def request(needs):
-    '''The error that says all that a model needs, in the words of Python and of the command line.'''
-    without = list({need.name: need.reason for need in needs if not need.options}.values())
-    options = {need.options[0]: None for need in needs if need.options}
-    if not options:
-        return NotImplementedError('; '.join(without))
-    helped = [need for need in needs if need.options]
-    makers = ', '.join(f'{OPTIONS[name].__name__}()' for name in OPTIONS if name in options)
-    flags = ' '.join(f'--canonizer {name}' for name in OPTIONS if name in options)
-    smooth = 'activations' in options and all('smooth' in need.options for need in helped
-                                              if need.options[0] == 'activations')
-    instead = f', or {SmoothReplacement.__name__}() (smooth) in place of the last' if smooth else ''
-    place = helped[0].where
-    return NotImplementedError('; '.join([
-        f'without an exact split form are {listed(helped)}, the first of them, {helped[0].name}, called in {place}:'
-        f' pass canonizers=\'auto\' (--canonizer auto) to the composite, or canonizers=[{makers}] ({flags}){instead}',
-        *without
-    ]))

@@ -375,10 +375,21 @@ class MapPass(Pass):
         read, and does not also differentiate a map of this forward pass.'''
         if self.probe is not None:
             return True
+        if not self.canonizer.active:
+            return self.refuse_inactive()
         reaches = torch._C._will_engine_execute_node
         entrances, maps = ([node for node in (reference() for reference in nodes) if node is not None and reaches(node)]
                            for nodes in (self.entrances, self.maps))
         return bool(entrances) and not maps
+
+    def refuse_inactive(self):
+        '''Whether an inactive composite makes a map, which it does not, or raise if there is no true gradient either.'''
+        if self.layer is not None:
+            raise RuntimeError(
+                f'what does not go through module {self.layer!r} has no graph in this forward pass: call the model inside'
+                ' of composite.inactive(), too, for its true gradient'
+            )
+        return False
 
     def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward

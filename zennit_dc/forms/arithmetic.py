@@ -108,7 +108,7 @@ def power(pair, exponent):
 @torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))
 def division(pair, other, *, rounding_mode=None):
     if isinstance(other, SplitTensor) or rounding_mode is not None:
-        raise unsupported('division by a split pair or with a rounding mode', (pair, other))
+        raise unsupported('div', (pair, other), ' for a divisor that depends on the input, or with a rounding mode')
     refuse_comparison(other, pair)
     return joined([pair], linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other)))
 

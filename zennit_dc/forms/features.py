@@ -13,7 +13,7 @@ from ..core.registry import split_form
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
 from .statistics import DetachedStatistics, detached_form, needs_constants
-from .table import follow_axes, in_place, overloads
+from .table import follow_axes, in_place, missing, overloads
 
 
 def statistic(function, carry, *args, is_weight=False, **kwargs):
@@ -351,7 +351,7 @@ for number in (1, 2, 3):
 
 # softmax
 
-@statistic_form('softmax', is_weight=True)
+@statistic_form('softmax', functions=(torch.special.softmax,), is_weight=True)
 def softmax(value, pair, dim=None, *args, **kwargs):
     '''Probabilities as features: sensitivities pass through the derivatives at the given input, and relevance passes
     unchanged.'''
@@ -379,3 +379,9 @@ def softmax(value, pair, dim=None, *args, **kwargs):
         size(total) + offset.abs().to(total.dtype)
     )
     return instead(output, pair.tensors) if split_pass.rule.passes_activations else output
+
+
+missing(
+    {*overloads('log_softmax'), torch.special.log_softmax}, ', as it is no sum that could be split',
+    'explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of a model that ends with it'
+)

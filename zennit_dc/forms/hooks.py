@@ -56,9 +56,14 @@ for getter in ('retains_grad', 'is_leaf', '_version', 'output_nr'):
         return getattr(pair.values[0], getter)
 
 
+def watched_of(each):
+    '''The tensor of an argument or output whose gradient is watched: of a pair, the difference.'''
+    return each.difference if isinstance(each, SplitTensor) else each if isinstance(each, torch.Tensor) else None
+
+
 class BackwardHooks:
-    '''The backward hooks of a module, which are called with the gradients of the differences of its input and output
-    pairs until this is removed. They only look: of an input that is used elsewhere, they see the whole gradient.
+    '''The backward hooks of a module, which are called with the gradients of its inputs and outputs, which are those of
+    the differences of pairs, until this is removed. They only look: of an input that is used elsewhere, they see the whole gradient.
 
     Parameters
     ----------
@@ -83,12 +88,12 @@ class BackwardHooks:
 
     def before(self, module, args):
         '''Keep the differences of the input, which may be changed in place.'''
-        self.inputs.append([pair.difference if isinstance(pair, SplitTensor) else None for pair in args])
+        self.inputs.append(list(map(watched_of, args)))
 
     def behind(self, module, args, output):
         '''Wait for the gradients.'''
         inputs, outputs = self.inputs.pop(), output if isinstance(output, tuple) else (output,)
-        outputs = [pair.difference if isinstance(pair, SplitTensor) else None for pair in outputs]
+        outputs = list(map(watched_of, outputs))
         tensors = [each if each is not None and each.requires_grad else None for each in (*outputs, *inputs)]
         known = [index for index, each in enumerate(tensors) if each is not None]
         if torch.is_grad_enabled() and known:

@@ -21,10 +21,10 @@ class DetachedStatistics(SplitOption):
     '''Treat what softmax returns, and statistics of the input, as constants where they scale, weight or divide
     something in the split form of a model.
 
-    Pass it to a composite among its ``canonizers``. Then attention is a positive linear map of its values; layer,
-    group, instance and RMS norm are affine; and the denominator is a constant wherever something is divided by what
-    depends on the input. Softmax and reciprocals are constants in all products with other pairs, and norms, standard
-    deviations and roots are in those that have more entries than they.
+    With ``canonizers='auto'``, composites take it where a model needs it. With it, attention is a positive linear map of
+    its values; layer, group, instance and RMS norm are affine; and the denominator is a constant wherever something is
+    divided by what depends on the input. Softmax and reciprocals are constants in all products with other pairs, and
+    norms, standard deviations and roots are in those that have more entries than they.
 
     Where such a statistic is used in another way it is a feature, as the standard deviation is that is concatenated
     with means. Features are linear around the given input: with :math:`c_i` for the derivatives there, a norm or a

@@ -80,12 +80,11 @@ def plain(name, classifier, **parameters):
     return getattr(attributors, name)(classifier.model, **parameters)
 
 
-def split(name, classifier, canonizers='auto', **parameters):
-    '''A composite for the model in split form, by its name, with the canonizers that the model needs.'''
+def split(name, classifier, **parameters):
+    '''A composite for the model in split form, by its name.'''
     from . import attributors
 
-    composite = getattr(attributors, name)(canonizers=canonizers, **parameters)
-    return attributors.Gradient(classifier.model, composite)
+    return attributors.Gradient(classifier.model, getattr(attributors, name)(**parameters))
 
 
 def smooth(name, classifier, samples=20, seed=0, **parameters):
@@ -152,8 +151,8 @@ def attributor(method, classifier, **parameters):
     classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
         The classifier.
     **parameters
-        The method's parameters, by the names that its composite has for them, and with its defaults; but the
-        canonizers are ``'auto'`` by default, and SplitLRP's stream is ``'positive'``.
+        The method's parameters, by the names that its composite or attributor has for them, and with its defaults; but
+        SplitLRP's stream is ``'positive'`` by default.
 
     Returns
     -------
