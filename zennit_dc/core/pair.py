@@ -7,7 +7,7 @@ import torch
 from .axes import Axis
 from .errors import Unsupported, called_in
 from .nested import entries_of
-from .table import FUNCTION_FORMS, forms_of, public
+from .table import FUNCTION_FORMS, OPERATORS, forms_of, public
 
 
 same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
@@ -281,7 +281,7 @@ class SplitTensor(torch.Tensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs, function = kwargs or {}, public(function)
+        kwargs, function = kwargs or {}, public(function) if isinstance(function, OPERATORS) else function
         split_pass = common_pass(function, args, kwargs)
         first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
         if first is not None:
@@ -379,6 +379,8 @@ def pairs_in(obj):
             found.append(each)
         elif type(each) in (tuple, list):
             left += each[::-1]
+        elif type(each) is dict:
+            left += [*each.values()][::-1]
         elif type(each) not in LEAVES and not isinstance(each, torch.Tensor):
             left += [*(entries_of(each) or {}).values()][::-1]
     return found
