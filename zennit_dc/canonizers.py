@@ -275,7 +275,8 @@ class SplitForward(TemporaryForward):
         '''What the model returns without split pairs.'''
         if any(getattr(leaf, 'tokens', None) is not None for leaf in flatten((args, kwargs))[0]):
             raise NotImplementedError(
-                'token numbers have no gradient while the composite is inactive: take that of what the embedding returns'
+                'token numbers have no gradient where the composite is inactive: take that of what the embedding'
+                ' returns'
             )
         return self.forward(*args, **kwargs)
 
@@ -317,8 +318,8 @@ class SwitchedPass(MapPass):
             return super().begins_map()
         if self.layer is not None:
             raise RuntimeError(
-                f'what does not go through module {self.layer!r} has no graph in this forward pass: call the model inside'
-                ' of composite.inactive(), too, for its true gradient'
+                f'what does not go through module {self.layer!r} has no graph in this forward pass: call the model'
+                ' inside of composite.inactive(), too, for its true gradient'
             )
         return False
 
