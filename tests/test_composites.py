@@ -122,7 +122,7 @@ def test_inactive_composites_have_the_true_gradient(build, make):
 
 def test_backward_hooks_of_modules_are_called_where_the_composite_is_inactive(network, image):
     seen, composite, image = [], SplitGrad(), image.requires_grad_()
-    network.conv3.register_full_backward_hook(lambda module, inputs, outputs: seen.append((*inputs, *outputs)))
+    network.dense.register_full_backward_hook(lambda module, inputs, outputs: seen.append((*inputs, *outputs)))
     torch.autograd.grad(network(image)[:, 2].sum(), image)
     with composite.context(network), composite.inactive():
         torch.autograd.grad(network(image)[:, 2].sum(), image)

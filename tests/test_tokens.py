@@ -107,7 +107,7 @@ def test_token_numbers_have_no_gradient_where_the_composite_is_inactive():
     attributor = Gradient(model := Text(), SplitLRP())
     with attributor, attributor.inactive():
         assert torch.equal(model(TOKENS), Text()(TOKENS))
-        with pytest.raises(NotImplementedError, match='inactive: take that of the embedding'):
+        with pytest.raises(NotImplementedError, match='inactive: take that of what the embedding'):
             attributor(TOKENS, CLASSES)
 
 

@@ -270,7 +270,8 @@ class SplitForward(TemporaryForward):
         '''What the model returns without split pairs.'''
         if any(getattr(leaf, 'tokens', None) is not None for leaf in flatten((args, kwargs))[0]):
             raise NotImplementedError(
-                'token numbers have no gradient while the composite is inactive: take that of the embedding'
+                'token numbers have no gradient where the composite is inactive: take that of what the embedding'
+                ' returns'
             )
         return self.forward(*args, **kwargs)
 

@@ -35,7 +35,9 @@ class Logits(torch.nn.Module):
         When called, if the output does not have such a tensor, with all that it has; or if the model does not end
         with a softmax that is to be dropped.
     '''
-    def __init__(self, model, output=None, input=None, drop=None):
+    def __init__(
+        self, model: torch.nn.Module, output: str | int | None = None, input: str | None = None, drop: str | None = None
+    ):
         require_choice('drop', drop, (None, 'softmax'))
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f'Logits needs a model, not a {type(model).__name__}')
@@ -73,7 +75,7 @@ class Logits(torch.nn.Module):
             yield prefix, self
         yield from self.model.named_modules(memo, prefix, remove_duplicate)
 
-    def forward(self, *args, **kwargs):
+    def forward(self, *args, **kwargs) -> torch.Tensor:
         '''The tensor of the model's output, for its input.'''
         if self.input is not None and args:
             args, kwargs = args[1:], {**kwargs, self.input: args[0]}

@@ -53,7 +53,7 @@ class Relative:
         if not isinstance(self.rho, Real) or isinstance(self.rho, bool) or not self.rho >= 0.:
             raise ValueError(f'rho must be a number that is not negative, not {self.rho!r}')
 
-    def __call__(self, difference, stream_sum):
+    def __call__(self, difference: torch.Tensor, stream_sum: torch.Tensor) -> torch.Tensor:
         '''Return the new sum.
 
         Parameters
@@ -109,7 +109,7 @@ class Scaling:
         if not 0. < self.threshold < math.inf:
             raise ValueError(f'threshold must be positive, not {self.threshold}')
 
-    def __call__(self, difference, stream_sum):
+    def __call__(self, difference: torch.Tensor, stream_sum: torch.Tensor) -> torch.Tensor:
         '''Return the new sum.
 
         Parameters
@@ -139,7 +139,7 @@ class Scaling:
 @dataclass(frozen=True)
 class Shifting:
     '''Shift both streams to plus and minus half of their difference (appendix C.2, 'sh'): the new sum is zero.'''
-    def __call__(self, difference, stream_sum):
+    def __call__(self, difference: torch.Tensor, stream_sum: torch.Tensor) -> torch.Tensor:
         '''Return the new sum, zeros of the sum's shape.'''
         return torch.zeros_like(stream_sum)
 

@@ -2,6 +2,7 @@
 composite maps to a module, and holds for all operations that run inside of this module.'''
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -11,7 +12,7 @@ from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .core.axes import by_sample, in_shape
 from .core.errors import describe
-from .core.pair import TrueGradient, pass_of, same
+from .core.pair import SplitTensor, TrueGradient, pass_of, same
 
 
 class Ruled(torch.autograd.Function):
@@ -36,7 +37,7 @@ class Ruled(torch.autograd.Function):
         return None, None, *gradients, *(None,) * len(values)
 
 
-def ruled(pair, function, *values):
+def ruled(pair: SplitTensor, function: Callable, *values: torch.Tensor) -> SplitTensor:
     '''A pair whose gradients a rule changes.
 
     Parameters
@@ -79,7 +80,7 @@ class SplitRule(Hook, TrueGradient):
         if split_pass is not None and len(split_pass.rules) > 1:
             split_pass.rules.pop()
 
-    def register(self, module):
+    def register(self, module: torch.nn.Module) -> RemovableHandleList:
         '''Register this rule to a module.
 
         Parameters
@@ -97,7 +98,7 @@ class SplitRule(Hook, TrueGradient):
             module.register_forward_hook(self.post_forward, with_kwargs=True, always_call=True),
         ])
 
-    def copy(self):
+    def copy(self) -> 'SplitRule':
         '''Return a copy of this rule.'''
         return copy.copy(self)
 
@@ -125,11 +126,11 @@ class ShiftedSensitivity(SplitRule):
         if not is_number(self.alpha) or not 0. <= self.alpha <= .5:
             raise ValueError(f'alpha must be a number in [0, 0.5], not {self.alpha!r}')
 
-    def output_damping(self, depth):
+    def output_damping(self, depth: float | None) -> float:
         '''The factor of the sum's gradient, at the output and at each affine layer.'''
         return 1. - 2. * self.alpha
 
-    def before_affine(self, pair):
+    def before_affine(self, pair: SplitTensor) -> SplitTensor:
         '''Shift the local sensitivities of the layer's input, if anything is made of those.'''
         if not pair.tensors[1].requires_grad:
             return pair
@@ -181,11 +182,11 @@ class BalancedSensitivity(SplitRule):
     quantity = 'sensitivity'
     __post_init__ = SplitRule.__init__
 
-    def output_damping(self, depth):
+    def output_damping(self, depth: float | None) -> float:
         '''The part of the sum's gradient, at the output and at each affine layer.'''
         return self.kappa / depth
 
-    def before_affine(self, pair):
+    def before_affine(self, pair: SplitTensor) -> SplitTensor:
         '''Balance the gradients of the layer's input, sample by sample; entry by entry where the samples have no axis
         of their own.'''
         if not pair.tensors[1].requires_grad:
@@ -223,7 +224,7 @@ class SplitEpsilon(SplitRule):
     ValueError
         If epsilon is neither a positive number nor callable.
     '''
-    epsilon: float = 1e-6
+    epsilon: float | Callable = 1e-6
     quantity, passes_activations = 'relevance', True
 
     def __post_init__(self):
@@ -231,18 +232,18 @@ class SplitEpsilon(SplitRule):
         if not callable(self.epsilon) and not (is_number(self.epsilon) and 0. < self.epsilon < math.inf):
             raise ValueError(f'epsilon must be a positive number or a callable, not {self.epsilon!r}')
 
-    def before_affine(self, pair):
+    def before_affine(self, pair: SplitTensor) -> SplitTensor:
         '''Multiply by the inputs.'''
         return ruled(pair, times_input, *pair.tensors)
 
     before_linear = before_affine
 
-    def after(self, pair):
+    def after(self, pair: SplitTensor) -> SplitTensor:
         '''Divide by the outputs.'''
         stabilize = self.epsilon if callable(self.epsilon) else partial(stabilized, self.epsilon)
         return ruled(pair, partial(over_output, stabilize, pair.split_pass), *pair.tensors)
 
-    def shared(self, pair, count):
+    def shared(self, pair: SplitTensor, count: int) -> SplitTensor:
         '''Share relevance evenly.'''
         return ruled(pair, lambda *relevances: [relevance / count for relevance in relevances])
 

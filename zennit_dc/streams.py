@@ -13,7 +13,9 @@ class Difference:
     def __init__(self):
         self.saliency = None
 
-    def seed(self, gradient, sum_dtype, damping):
+    def seed(
+        self, gradient: torch.Tensor, sum_dtype: torch.dtype, damping: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         '''The gradients of the output's difference and sum.
 
         Parameters
@@ -32,11 +34,13 @@ class Difference:
         '''
         return gradient, torch.zeros_like(gradient, dtype=sum_dtype)
 
-    def combine(self, gradient, sum_gradient):
+    def combine(self, gradient: torch.Tensor, sum_gradient: torch.Tensor) -> torch.Tensor:
         '''The map per entry, from the gradients of the difference and the sum.'''
         return gradient
 
-    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+    def at_layer(
+        self, gradient: torch.Tensor, sum_gradient: torch.Tensor, difference: torch.Tensor, stream_sum: torch.Tensor
+    ) -> torch.Tensor:
         '''The map of a layer's output, reduced over channels: their sum.'''
         return self.combine(gradient, sum_gradient).sum(1)
 
@@ -58,22 +62,26 @@ class Sensitivity(Difference):
     advice = 'try a larger alpha or an input in float64'
     streams = ('+g', '-g', 'g', '+h', '-h', 'h')
 
-    def __init__(self, stream):
+    def __init__(self, stream: str):
         super().__init__()
         self.sign, self.output = stream[:-1], stream[-1]
         self.reads_sum = self.sign != ''
 
-    def seed(self, gradient, sum_dtype, damping):
+    def seed(
+        self, gradient: torch.Tensor, sum_dtype: torch.dtype, damping: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
         gradient is shifted. A relevance :math:`t` explains :math:`\\sum_k t_k g_k`, in which it is linear.'''
         half = gradient / 2
         return half if self.output == 'g' else -half, half.to(sum_dtype) * damping
 
-    def combine(self, gradient, sum_gradient):
+    def combine(self, gradient: torch.Tensor, sum_gradient: torch.Tensor) -> torch.Tensor:
         '''The local sensitivities.'''
         return {'+': sum_gradient + gradient, '-': sum_gradient - gradient}[self.sign] if self.sign else gradient
 
-    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+    def at_layer(
+        self, gradient: torch.Tensor, sum_gradient: torch.Tensor, difference: torch.Tensor, stream_sum: torch.Tensor
+    ) -> torch.Tensor:
         '''The sensitivities' mean over channels.'''
         return self.combine(gradient, sum_gradient).mean(1)
 
@@ -88,11 +96,13 @@ class ActivatedSensitivity(Sensitivity):
     '''
     name = 'SplitCAM'
 
-    def __init__(self, stream):
+    def __init__(self, stream: str):
         super().__init__(stream)
         self.sums = self.reads_sum
 
-    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+    def at_layer(
+        self, gradient: torch.Tensor, sum_gradient: torch.Tensor, difference: torch.Tensor, stream_sum: torch.Tensor
+    ) -> torch.Tensor:
         '''The sum over channels of sensitivity times activation, which is not rectified.'''
         streams = {'+': (stream_sum + difference) / 2, '-': (stream_sum - difference) / 2}
         return (self.combine(gradient, sum_gradient) * streams.get(self.sign, difference)).sum(1)
@@ -115,13 +125,13 @@ class Relevance(Difference):
     )
     streams = ('positive', 'negative', 'combined')
 
-    def __init__(self, stream):
+    def __init__(self, stream: str):
         super().__init__()
         self.stream = stream
         if stream == 'negative':  # which may get none
             self.vanishes = ''
 
-    def combine(self, gradient, sum_gradient):
+    def combine(self, gradient: torch.Tensor, sum_gradient: torch.Tensor) -> torch.Tensor:
         '''The relevances, which the gradients of difference and sum stand for.'''
         combined = gradient - sum_gradient
         return {'positive': gradient, 'negative': sum_gradient}.get(self.stream, combined)

@@ -137,7 +137,7 @@ def test_refused_without_the_canonizer():
         with composite.context(model := Block(way)), pytest.raises(NotImplementedError, match=f'{name}.*Detached'):
             model(image)
     for function, name in (
-        (lambda x: F.softmax(x, -1) @ x.mT, 'softmax'), (F.normalize, 'norm'),
+        (lambda x: F.softmax(x, -1) @ x.mT, 'softmax'), (F.normalize, 'div'),
         (lambda x: F.scaled_dot_product_attention(x, x, x), 'attention'),
     ):
         model = nn.Module()

@@ -1,5 +1,6 @@
 '''Attributors for the rectified maps of a layer's gradient and activation.'''
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from zennit.attribution import Attributor
@@ -31,13 +32,16 @@ class ActivationMap(Attributor):
     ValueError
         If the model has no such module, or in a call, if its output is not one tensor with places in the input.
     '''
-    def __init__(self, model, layer, attr_output=None, grid=None):
+    def __init__(
+        self, model: torch.nn.Module, layer: str, attr_output: torch.Tensor | Callable | None = None,
+        grid: tuple[int, ...] | None = None
+    ):
         super().__init__(model, attr_output=attr_output)
         require_layer(model, layer)
         self.layer, self.grid = layer, grid
 
     @abstractmethod
-    def combine(self, gradient, activation):
+    def combine(self, gradient: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
         '''The map, not yet rectified.
 
         Parameters
@@ -69,7 +73,7 @@ class LayerCAM(ActivationMap):
     .. [1] P.-T. Jiang, C.-B. Zhang, Q. Hou, M.-M. Cheng, and Y. Wei: "LayerCAM: Exploring Hierarchical Class Activation
            Maps for Localization," IEEE Transactions on Image Processing, vol. 30, 2021.
     '''
-    def combine(self, gradient, activation):
+    def combine(self, gradient: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
         '''The product, summed over channels, see :py:meth:`ActivationMap.combine`.'''
         return (gradient * activation).sum(1, keepdim=True)
 
@@ -96,7 +100,7 @@ class GradCAMPlusPlus(ActivationMap):
            Visual Explanations for Deep Convolutional Networks," IEEE Winter Conference on Applications of Computer
            Vision, 2018.
     '''
-    def combine(self, gradient, activation):
+    def combine(self, gradient: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
         '''The weighted sum over channels, see :py:meth:`ActivationMap.combine`.'''
         denominator = 2. + gradient * activation.sum((2, 3), keepdim=True)  # both divided by g², which may underflow
         coefficient = 1. / torch.where(denominator == 0., 1., denominator)

@@ -12,12 +12,14 @@ References
 '''
 import math
 import warnings
+from collections.abc import Callable
 from numbers import Real
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 from zennit.attribution import Attributor
+from zennit.core import Composite
 
 from .loss import ClassGradients, MeanCrossEntropy, forward, likeliest, loss_of, require_classes
 from .maximum import PATIENCE, Sparsity, first_order, second_order
@@ -61,7 +63,11 @@ class CAFO(Attributor):
     '''
     needs_hessian = False
 
-    def __init__(self, model, composite=None, attr_output=None, penalty=None, classes=None, signed=False):
+    def __init__(
+        self, model: torch.nn.Module, composite: Composite | None = None,
+        attr_output: torch.Tensor | Callable | None = None, penalty: Sparsity | float | None = None,
+        classes: int | None = None, signed: bool = False
+    ):
         super().__init__(model, composite, attr_output)
         self.penalty = Sparsity() if penalty is None else penalty
         is_number = isinstance(self.penalty, Real) and 0. <= self.penalty < math.inf
@@ -151,8 +157,10 @@ class CASO(CAFO):
     needs_hessian = True
 
     def __init__(
-        self, model, composite=None, attr_output=None, penalty=None, classes=None, signed=False, margin=.1, offset=0.,
-        tolerance=1e-3, steps=300, krylov=10
+        self, model: torch.nn.Module, composite: Composite | None = None,
+        attr_output: torch.Tensor | Callable | None = None, penalty: Sparsity | float | None = None,
+        classes: int | None = None, signed: bool = False, margin: float = .1, offset: float = 0.,
+        tolerance: float = 1e-3, steps: int = 300, krylov: int = 10
     ):
         super().__init__(model, composite, attr_output, penalty, classes, signed)
         if not (0. <= margin < math.inf and 0. <= offset < math.inf and margin + offset > 0.):
@@ -179,15 +187,13 @@ class Smooth:
 
     Parameters
     ----------
-    *args, **kwargs
-        See the class that it is added to.
     noise_level : float, optional
         The standard deviation of the noise, as a share of the range of the image's values.
     n_iter : int, optional
         The number of copies, the last of which has no noise, as in Zennit's SmoothGrad.
     '''
-    def __init__(self, *args, noise_level=.15, n_iter=20, **kwargs):
-        super().__init__(*args, **kwargs)
+    def set_noise(self, noise_level, n_iter):
+        '''Set the parameters.'''
         if not 0. <= noise_level < math.inf or n_iter < 1:
             raise ValueError(
                 f'noise_level must be zero or more, and n_iter one or more, not {noise_level} and {n_iter}'
@@ -208,7 +214,7 @@ class SmoothCAFO(Smooth, CAFO):
 
     Parameters
     ----------
-    *args, **kwargs
+    model, composite, attr_output, penalty, classes, signed
         See :py:class:`CAFO`.
     noise_level, n_iter
         See :py:class:`Smooth`.
@@ -218,6 +224,14 @@ class SmoothCAFO(Smooth, CAFO):
     ValueError, RuntimeError, FloatingPointError
         See :py:class:`CAFO`.
     '''
+    def __init__(
+        self, model: torch.nn.Module, composite: Composite | None = None,
+        attr_output: torch.Tensor | Callable | None = None, penalty: Sparsity | float | None = None,
+        classes: int | None = None, signed: bool = False,
+        *, noise_level: float = .15, n_iter: int = 20
+    ):
+        super().__init__(model, composite, attr_output, penalty, classes, signed)
+        self.set_noise(noise_level, n_iter)
 
 
 class SmoothCASO(Smooth, CASO):
@@ -227,7 +241,7 @@ class SmoothCASO(Smooth, CASO):
 
     Parameters
     ----------
-    *args, **kwargs
+    model, composite, attr_output, penalty, classes, signed, margin, offset, tolerance, steps, krylov
         See :py:class:`CASO`.
     noise_level, n_iter
         See :py:class:`Smooth`.
@@ -237,6 +251,17 @@ class SmoothCASO(Smooth, CASO):
     ValueError, RuntimeError, FloatingPointError
         See :py:class:`CASO`.
     '''
+    def __init__(
+        self, model: torch.nn.Module, composite: Composite | None = None,
+        attr_output: torch.Tensor | Callable | None = None, penalty: Sparsity | float | None = None,
+        classes: int | None = None, signed: bool = False, margin: float = .1, offset: float = 0.,
+        tolerance: float = 1e-3, steps: int = 300, krylov: int = 10,
+        *, noise_level: float = .15, n_iter: int = 20
+    ):
+        super().__init__(
+            model, composite, attr_output, penalty, classes, signed, margin, offset, tolerance, steps, krylov
+        )
+        self.set_noise(noise_level, n_iter)
 
 
 def require_one_class(relevance, output):
@@ -256,7 +281,7 @@ def require_one_class(relevance, output):
     return relevance
 
 
-def shown(attribution, percentile=99.):
+def shown(attribution: torch.Tensor, percentile: float = 99.) -> torch.Tensor:
     '''Maps as they are shown (appendix D): absolute values, summed over channels and capped.
 
     Parameters

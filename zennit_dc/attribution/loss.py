@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 from .layers import require_evaluation
-from .relevance import class_relevance, require_scores
+from .relevance import Target, class_relevance, require_scores
 
 
 EXHAUSTED = 1e-8  # what is left of a product next to a basis that holds it, as a share of the product
@@ -118,7 +118,7 @@ class CrossEntropy:
     log_scale : :py:class:`torch.Tensor`
         The logarithm of s, of shape (batch,).
     '''
-    def __init__(self, logits, own, maps):
+    def __init__(self, logits: torch.Tensor, own: torch.Tensor, maps: ClassGradients | ClassMaps):
         logits, own = logits.detach().double(), own.bool()
         competitors = logits.masked_fill(own, -torch.inf)
         total = logits.logsumexp(1)
@@ -318,7 +318,9 @@ def loss_of(maps, output, own, chosen=None):
     return CrossEntropy(output.gather(1, indices).masked_fill(absent, -torch.inf), own.gather(1, indices), rows)
 
 
-def cross_entropy(model, input, target=None, classes=None):
+def cross_entropy(
+    model: torch.nn.Module, input: torch.Tensor, target: Target = None, classes: int | None = None
+) -> CrossEntropy:
     '''The cross-entropy of a class as a function of the input.
 
     Parameters
@@ -360,7 +362,9 @@ def require_classes(classes):
     return classes
 
 
-def hessian(model, input, target=None, classes=None):
+def hessian(
+    model: torch.nn.Module, input: torch.Tensor, target: Target = None, classes: int | None = None
+):
     '''The Hessian of the cross-entropy with respect to the input, for small inputs (equation 6).
 
     Parameters

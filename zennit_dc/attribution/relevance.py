@@ -1,9 +1,16 @@
 '''What enters at the output for a class.'''
+from collections.abc import Callable, Sequence
+
 import torch
 from torch.nn import functional as F
+from zennit.attribution import Attributor
 
 
-def require_scores(output):
+Target = int | torch.Tensor | None
+Against = str | int | Sequence[int]
+
+
+def require_scores(output: torch.Tensor) -> torch.Tensor:
     '''Return a model's output if it has the shape (batch, classes), else raise a ValueError.'''
     if not isinstance(output, torch.Tensor):
         raise ValueError(f'the model\'s output must be a tensor of shape (batch, classes), not {type(output).__name__}')
@@ -12,7 +19,7 @@ def require_scores(output):
     return output
 
 
-def class_relevance(target=None):
+def class_relevance(target: Target = None) -> Callable[[torch.Tensor], torch.Tensor]:
     '''What enters at the output to explain a class: one for this class and zero for all others.
 
     Parameters
@@ -38,7 +45,7 @@ def class_relevance(target=None):
     return relevance
 
 
-def contrast(target=None, against='others'):
+def contrast(target: Target = None, against: Against = 'others') -> Callable[[torch.Tensor], torch.Tensor]:
     '''The relevance at the output that explains why a class, rather than others.
 
     It is one for the class, and minus the weights of the others, which sum to one. Softmax does not see what is added
@@ -75,13 +82,16 @@ def contrast(target=None, against='others'):
     return relevance
 
 
-def relevance_of(target=None, against=None):
+def relevance_of(target: Target = None, against: Against | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
     '''What enters at the output for a class: :py:func:`class_relevance` if ``against`` is None or ``'none'``, and else
     :py:func:`contrast`.'''
     return class_relevance(target) if against is None or against == 'none' else contrast(target, against)
 
 
-def class_agreement(attributor, input, target=None, other=None, relevance=class_relevance):
+def class_agreement(
+    attributor: Attributor, input: torch.Tensor, target: Target = None, other: Target = None,
+    relevance: Callable = class_relevance
+) -> torch.Tensor:
     '''How much the maps of two classes agree: their cosine. A map that says the same of both is not about the class.
 
     Parameters
@@ -124,7 +134,7 @@ def class_agreement(attributor, input, target=None, other=None, relevance=class_
     return map_cosine(*maps)
 
 
-def runner_up(output, target, against=None):
+def runner_up(output: torch.Tensor, target: int, against: Against | None = None) -> int | None:
     '''The likeliest class apart from a class and from those that it is explained against, or None if there is none.
 
     Parameters
@@ -141,7 +151,7 @@ def runner_up(output, target, against=None):
     return left[0] if left else None
 
 
-def map_cosine(first, second):
+def map_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     '''The cosine of two maps of each image, of shape (batch,), in double precision; not a number where one is zero.'''
     first, second = first.detach().double().flatten(1), second.detach().double().flatten(1)
     return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))

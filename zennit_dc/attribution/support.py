@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from .layers import require_evaluation
-from .relevance import class_relevance, require_scores
+from .relevance import Target, class_relevance, require_scores
 
 
 BLUR = .1
@@ -135,7 +135,10 @@ class Support:
         return f'hiding the {names[0]} {part} lowers the log-odds of the class less ({red:.2f}) than {other}'
 
 
-def support(model, input, map, target=None, share=.2, draws=8, seed=0, blur=BLUR, batch_size=None):
+def support(
+    model: torch.nn.Module, input: torch.Tensor, map: torch.Tensor, target: Target = None, share: float = .2,
+    draws: int = 8, seed: int = 0, blur: float = BLUR, batch_size: int | None = None
+) -> Support:
     '''Ask whether maps are about what the network uses: hide the part of each image where its map is largest, and
     compare with hiding a random part of the same size, and the part where the map is smallest.
 

@@ -62,8 +62,9 @@ def watched_of(each):
 
 
 class BackwardHooks:
-    '''The backward hooks of a module, which are called with the gradients of its inputs and outputs, which are those of
-    the differences of pairs, until this is removed. They only look: of an input that is used elsewhere, they see the whole gradient.
+    '''The backward hooks of a module, which are called with the gradients of its inputs and outputs, of pairs those
+    of the differences, until this is removed. They only look: of an input that is used elsewhere, they see the whole
+    gradient.
 
     Parameters
     ----------

@@ -33,7 +33,7 @@ class SmoothReplacement(SplitOption):
     '''
     is_exact = False
 
-    def __init__(self, tolerance=1e-3):
+    def __init__(self, tolerance: float = 1e-3):
         if not 1e-6 <= tolerance < math.inf:
             raise ValueError(f'the tolerance must be a number from 1e-6 on, not {tolerance!r}')
         self.tolerance = tolerance

@@ -21,7 +21,7 @@ class DetachedStatistics(SplitOption):
     '''Treat what softmax returns, and statistics of the input, as constants where they scale, weight or divide
     something in the split form of a model.
 
-    With ``canonizers='auto'``, composites take it where a model needs it. With it, attention is a positive linear map of
+    With ``canonizers='auto'``, composites take it where a model needs it. Attention is then a positive linear map of
     its values; layer, group, instance and RMS norm are affine; and the denominator is a constant wherever something is
     divided by what depends on the input. Softmax and reciprocals are constants in all products with other pairs, and
     norms, standard deviations and roots are in those that have more entries than they.

@@ -33,7 +33,7 @@ class SplitOption(Canonizer):
     '''
     forms, is_exact = {}, True
 
-    def apply(self, root_module):
+    def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         '''Choose this option for a model.
 
         Parameters
@@ -55,7 +55,7 @@ class SplitOption(Canonizer):
         instance.register(root_module)
         return [instance]
 
-    def register(self, root_module):
+    def register(self, root_module: torch.nn.Module) -> None:
         '''Choose this option for a model until it is removed.'''
         chosen = OVERLAYS.setdefault(root_module, [])
         if any(type(option) is type(self) for option in chosen):
@@ -63,7 +63,7 @@ class SplitOption(Canonizer):
         chosen.append(self)
         self.root = root_module
 
-    def remove(self):
+    def remove(self) -> None:
         '''Choose it no longer.'''
         OVERLAYS[self.root].remove(self)
 

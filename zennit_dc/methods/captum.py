@@ -6,6 +6,7 @@ says otherwise. Zennit has Integrated Gradients and Occlusion as well, but compu
 is less accurate with as many steps, and sums of the scores that are left, not of by how much they fall.
 '''
 import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +33,7 @@ class CaptumAttributor(ScoreAttributor):
     ModuleNotFoundError
         If Captum is not installed.
     '''
-    def __init__(self, model, attr_output=None):
+    def __init__(self, model: torch.nn.Module, attr_output: torch.Tensor | Callable | None = None):
         import captum.attr
 
         super().__init__(model, attr_output=attr_output)
@@ -73,7 +74,7 @@ class IntegratedGradients(CaptumAttributor):
     steps : int, optional
         The number of steps.
     '''
-    def __init__(self, model, steps=50, attr_output=None):
+    def __init__(self, model: torch.nn.Module, steps: int = 50, attr_output: torch.Tensor | Callable | None = None):
         super().__init__(model, attr_output)
         self.steps = steps
 
@@ -103,7 +104,10 @@ class GradientSHAP(CaptumAttributor):
     '''
     one_by_one = True
 
-    def __init__(self, model, samples=5, seed=0, attr_output=None):
+    def __init__(
+        self, model: torch.nn.Module, samples: int = 5, seed: int = 0,
+        attr_output: torch.Tensor | Callable | None = None
+    ):
         super().__init__(model, attr_output)
         self.samples = samples
         self.seed = seed
@@ -137,7 +141,10 @@ class Occlusion(CaptumAttributor):
     ValueError
         If the stride is not from one to the window's side, or in a call, if the window is larger than the image.
     '''
-    def __init__(self, model, window=15, stride=8, attr_output=None):
+    def __init__(
+        self, model: torch.nn.Module, window: int = 15, stride: int = 8,
+        attr_output: torch.Tensor | Callable | None = None
+    ):
         super().__init__(model, attr_output)
         if not 1 <= stride <= window:
             raise ValueError(f'stride must be from 1 to the window\'s {window} pixels, not {stride}')
@@ -174,7 +181,7 @@ class FeatureAblation(CaptumAttributor):
     ValueError
         If the patch has no pixel.
     '''
-    def __init__(self, model, patch=16, attr_output=None):
+    def __init__(self, model: torch.nn.Module, patch: int = 16, attr_output: torch.Tensor | Callable | None = None):
         super().__init__(model, attr_output)
         if patch < 1:
             raise ValueError(f'patch must be one pixel or more, not {patch}')
@@ -214,7 +221,10 @@ class GradCAM(ScoreAttributor):
     ValueError
         If the model has no such module, or in a call, if its output is not one tensor with places in the input.
     '''
-    def __init__(self, model, layer, attr_output=None, grid=None):
+    def __init__(
+        self, model: torch.nn.Module, layer: str, attr_output: torch.Tensor | Callable | None = None,
+        grid: tuple[int, ...] | None = None
+    ):
         super().__init__(model, attr_output)
         require_layer(model, layer)
         self.layer, self.grid = layer, grid

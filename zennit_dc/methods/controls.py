@@ -1,5 +1,6 @@
 '''Controls, which explain nothing: what a method should be better than.'''
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from zennit.attribution import Attributor
@@ -43,7 +44,7 @@ class Random(Control):
     attr_output : :py:class:`torch.Tensor` or callable, optional
         Not used.
     '''
-    def __init__(self, model, seed=0, attr_output=None):
+    def __init__(self, model: torch.nn.Module, seed: int = 0, attr_output: torch.Tensor | Callable | None = None):
         super().__init__(model, attr_output=attr_output)
         self.seed = seed
 
@@ -100,7 +101,9 @@ class BinaryMask(Control):
     ValueError
         In a call, if the masks do not have the input's batch, height and width.
     '''
-    def __init__(self, model, masks, attr_output=None):
+    def __init__(
+        self, model: torch.nn.Module, masks: torch.Tensor, attr_output: torch.Tensor | Callable | None = None
+    ):
         super().__init__(model, attr_output=attr_output)
         self.masks = masks
 

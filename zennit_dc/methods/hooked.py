@@ -3,6 +3,7 @@
 A hook sees no function outside of modules, such as ``torch.nn.functional.relu``: a :py:exc:`ValueError` names them.
 '''
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -134,7 +135,10 @@ class GuidedBackprop(HookingAttributor):
     title = 'Guided Backprop'
     rules = zennit.composites.GuidedBackprop
 
-    def __init__(self, model, layer=None, attr_output=None, grid=None):
+    def __init__(
+        self, model: torch.nn.Module, layer: str | None = None,
+        attr_output: torch.Tensor | Callable | None = None, grid: tuple[int, ...] | None = None
+    ):
         super().__init__(model, attr_output)
         if layer is not None:
             require_layer(model, layer)

@@ -1,17 +1,22 @@
 '''Layer-wise relevance propagation, as Zennit has it.'''
 from abc import abstractmethod
+from typing import TYPE_CHECKING
 
 import torchvision
+from torch.nn import Module
 from zennit.attribution import Gradient
-from zennit.canonizers import SequentialMergeBatchNorm
+from zennit.canonizers import Canonizer, SequentialMergeBatchNorm
 from zennit.composites import EpsilonGammaBox, EpsilonPlus
 from zennit.torchvision import ResNetCanonizer
 
 from ..attribution import gradient_at
 from ..core.places import spread
 
+if TYPE_CHECKING:
+    from ..data import Classifier
 
-def canonizers(model):
+
+def canonizers(model: Module) -> list[Canonizer]:
     '''Zennit's canonizers that merge the batch norms of a model.'''
     if isinstance(model, torchvision.models.DenseNet):
         return []  # its batch norms stand before the convolutions
@@ -32,7 +37,9 @@ class LRP(Gradient):
     grid : tuple of int, optional
         The height and width of the grid of tokens at the layer, where they cannot be found from the input's.
     '''
-    def __init__(self, classifier, layer=None, grid=None):
+    def __init__(
+        self, classifier: 'Classifier', layer: str | None = None, grid: tuple[int, ...] | None = None
+    ):
         super().__init__(classifier.model)
         self.preprocessing = classifier.preprocessing
         self.layer, self.grid = layer, grid

@@ -36,7 +36,7 @@ class Seeded(Attributor):
     seed : int, optional
         The seed.
     '''
-    def __init__(self, attributor, seed=0):
+    def __init__(self, attributor: Attributor, seed: int = 0):
         super().__init__(attributor.model)
         self.attributor = attributor
         self.seed = seed

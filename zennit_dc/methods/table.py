@@ -2,17 +2,24 @@
 
 The table itself needs no PyTorch: the command line's help, which takes the methods from it, is there at once.
 '''
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.wording import meant, similar
+
+if TYPE_CHECKING:  # as they take long to import
+    from torch import Tensor
+    from zennit.attribution import Attributor
+
+    from ..data import Classifier
 
 
 RECENTERINGS = ('relative', 'scaling', 'shifting', 'none')
 '''The names of the forward stabilisations.'''
 
 
-def recentering_named(name):
+def recentering_named(name: str) -> Callable | None:
     '''The forward stabilisation of a name.
 
     Parameters
@@ -59,9 +66,9 @@ class Method(NamedTuple):
         Whether it explains the loss of a class, which is a contrast to the likely classes by itself and takes no other.
     '''
     title: str
-    attributor: object
-    parameters: tuple = ()
-    streams: tuple = ()
+    attributor: Callable
+    parameters: tuple[str, ...] = ()
+    streams: tuple[str, ...] = ()
     needs_layer: bool = False
     explains_loss: bool = False
 
@@ -134,14 +141,14 @@ CONTROLS = ('random', 'original-image', 'image-center', 'binary-mask')
 BASELINES = ('gradient', 'layercam', 'lrp-gamma@input')
 
 
-def method_named(name):
+def method_named(name: str) -> Method:
     '''The method of a name, or a ValueError that says which one may have been meant.'''
     if name not in METHODS:
         raise ValueError(f'there is no method {name!r}{meant(name, METHODS)}')
     return METHODS[name]
 
 
-def attributor(method, classifier, **parameters):
+def attributor(method: str, classifier: 'Classifier', **parameters: object) -> 'Attributor':
     '''The attributor of a method.
 
     Parameters
@@ -190,7 +197,10 @@ def require_layer(classifier, layer):
         )
 
 
-def saliency_map(attributor, input, target=None, against=None):
+def saliency_map(
+    attributor: 'Attributor', input: 'Tensor', target: 'int | Tensor | None' = None,
+    against: str | int | Sequence[int] | None = None
+) -> 'tuple[Tensor, Tensor]':
     '''Explain a class.
 
     Parameters
