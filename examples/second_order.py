@@ -112,11 +112,10 @@ def binned(confidence):
             (own['λ_2'] / own['L']).median(), *(own[name].median() for name in ('margin', 'article'))
         ))
     rows.append((
-        'rank correlation', len(confidence), *(
-            spearmanr(confidence['confidence'], values)[0] for values in (
-                confidence['L'], confidence['cos(g, u_1)'], confidence['λ_2'] / confidence['L'], confidence['margin'], confidence['article']
-            )
-        )
+        'rank correlation', len(confidence), *(spearmanr(confidence['confidence'], values)[0] for values in (
+            confidence['L'], confidence['cos(g, u_1)'], confidence['λ_2'] / confidence['L'], confidence['margin'],
+            confidence['article']
+        ))
     ))
     return pd.DataFrame(rows, columns=['confidence', 'images', 'L', 'cos(g, u_1)', 'λ_2 / L', 'margin', 'article'])
 

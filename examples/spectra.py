@@ -157,16 +157,16 @@ def figure(inputs, layers):
     axes = picture.subplots(1, 3)
     split = inputs[inputs['map'].str.startswith('SplitGrad, α')]
     axes[0].plot(split['EF'], split['gap'], 'o-', markersize=4, label='SplitGrad over α')
-    for number, row in enumerate(inputs[~inputs['map'].str.startswith('SplitGrad, α')].itertuples(), 1):
-        axes[0].plot(row.EF, row.gap, 'osD^vx+*P'[number % 9], color=f'C{number}', label=row.map)
+    for place, row in enumerate(inputs[~inputs['map'].str.startswith('SplitGrad, α')].itertuples(), 1):
+        axes[0].plot(row.EF, row.gap, 'osD^vx+*P'[place % 9], color=f'C{place}', label=row.map)
     axes[0].set(title='input', xlabel='EF [cycles/pixel]', ylabel='gap to the gradient')
-    for number, (layer, own) in enumerate(layers.groupby('layer', sort=False)):
+    for place, (layer, own) in enumerate(layers.groupby('layer', sort=False)):
         curve, others = own[own['map'].str.contains('α')], own[~own['map'].str.contains('α')]
         for axis, horizontal, vertical in ((axes[1], 'EF', 'gap'), (axes[2], 'gap', 'Pixel Fl. AUC@5')):
-            axis.plot(curve[horizontal], curve[vertical], 'o-', markersize=4, color=f'C{number}', label=layer)
+            axis.plot(curve[horizontal], curve[vertical], 'o-', markersize=4, color=f'C{place}', label=layer)
             for row, marker in zip(others.to_dict('records'), '*s^'):
-                axis.plot(row[horizontal], row[vertical], marker, color=f'C{number}',
-                          label=row['map'] if number == 0 else None)
+                axis.plot(row[horizontal], row[vertical], marker, color=f'C{place}',
+                          label=row['map'] if place == 0 else None)
     axes[1].set(title='layers: SplitCAM over α', xlabel='EF [cycles/pixel]', ylabel='gap to gradient × activation')
     axes[2].set(title='the gap predicts Pixel Flipping', xlabel='gap to gradient × activation', ylabel='AUC@5')
     for axis in axes[:2]:

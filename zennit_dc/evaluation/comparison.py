@@ -236,9 +236,8 @@ def page_parts(scores, name, settings=None):
         The message, which a person may replace, and the summary, by these names.
     '''
     files = f'All settings and metrics: [{name}-means.csv]({name}-means.csv). Each image: [{name}.csv]({name}.csv).'
-    return {
-        'message': message(scores, settings), 'summary': f'{summary(scores, settings)}\n\n{notes(scores, settings is None)} {files}',
-    }
+    remarks = f'{notes(scores, settings is None)} {files}'
+    return {'message': message(scores, settings), 'summary': f'{summary(scores, settings)}\n\n{remarks}'}
 
 
 def remove_results(out):

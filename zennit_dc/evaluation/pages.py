@@ -15,10 +15,11 @@ ROWS, WIDTH = 10, 80
 
 
 def number(value, digits=2):
-    '''A number for people, such as 0.57, or a dash where there is none.'''
+    '''A number for people, such as 0.57, or a dash where there is none. From 10 on it has fewer digits after the point,
+    such as 57.1 and 571.'''
     if value is None or np.isnan(value):
         return '–'
-    text = f'{value:.{digits}f}'
+    text = f'{value:.{max(0, digits - sum(abs(value) >= each for each in (10., 100., 1000.)))}f}'
     return text.lstrip('-') if not float(text) else text
 
 

@@ -205,8 +205,8 @@ def notes(scores, is_chosen_here):
     listed = '; '.join(f'{count} for {", ".join(titles)}' for count, titles in counts.items())
     chosen = ' It is its best one by these very images, which flatters methods with many settings.'
     return (
-        f'One setting of each method.{chosen if is_chosen_here else ""} ±: the standard error, by bootstrap over images.'
-        f' Images: {listed}.'
+        f'One setting of each method.{chosen if is_chosen_here else ""}'
+        f' ±: the standard error, by bootstrap over images. Images: {listed}.'
     )
 
 
