@@ -5,9 +5,9 @@
 Small SqueezeNets with SiLU are trained on the demo's drawings, without and with squeeze-and-excitation. For each of
 them, each method explains drawings that it has not seen, with DetachedActivations and with SmoothReplacement: how often
 the map's largest value is on the object (pointing game), and how much the maps of the two likeliest classes agree
-(cosine; near 1, the map does not explain the class). Writes what was found for each network, and the means over them, as
-CSV into the folder, and a table into the page beside it, activations.md, in which what you write around it is kept. It
-takes about a quarter of an hour for each kind on one core.
+(cosine; near 1, the map does not explain the class). Writes what was found for each network, and the means over them,
+as CSV into the folder, and a table into the page beside it, activations.md, in which what you write around it is kept.
+It takes about a quarter of an hour for each kind on one core.
 '''
 from functools import partial
 from pathlib import Path

@@ -2,9 +2,9 @@
 
     python compare_networks.py squeezenet efficientnet_lite0 drawings --out README.md
 
-Each folder is one that `zennit-dc evaluate` has written with --setting. The table has the mean of the Grid Pointing Game,
-or of another --metric, for the best setting of each method, and is written into the part `methods` of the page; what you
-write around it is kept.
+Each folder is one that `zennit-dc evaluate` has written with --setting. The table has the mean of the Grid Pointing
+Game, or of another --metric, for the best setting of each method, and is written into the part `methods` of the page;
+what you write around it is kept.
 '''
 from pathlib import Path
 
@@ -30,7 +30,8 @@ def methods_table(folders, metric):
     '''The best means of methods by folders: as many methods as a page has rows, by their mean over the folders.'''
     found = pd.DataFrame({folder.resolve().name: best(folder, metric) for folder in folders})
     better = METRICS[metric].larger_is_better is False
-    found = found.dropna(how='all').loc[lambda each: each.mean(axis=1).sort_values(ascending=better, kind='stable').index]
+    found = found.dropna(how='all')
+    found = found.loc[found.mean(axis=1).sort_values(ascending=better, kind='stable').index]
     header = [f'{METRICS[metric].heading}, best setting', *found]
     return table(header, [[method, *map(number, row)] for method, row in found.head(ROWS).iterrows()])
 

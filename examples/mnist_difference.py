@@ -5,7 +5,8 @@
 FOLDER holds mnist_train.npz and mnist_test.npz, with the arrays x of shape (count, 28, 28) and dtype uint8, and y. Each
 finished training is two files in runs, the weights, and the accuracy with the settings. Killed at any moment, the same
 command goes on after the last epoch; several commands can share a folder if they train different networks, variants or
-seeds. All accuracies go into accuracies.csv in the folder --results, and a table into the page beside it. Trained weights are used like this:
+seeds. All accuracies go into accuracies.csv in the folder --results, and a table into the page beside it. Trained
+weights are used like this:
 
     from zennit_dc import SplitGrad
     from zennit_dc.networks import mlp_maxout

@@ -144,11 +144,12 @@ def parts(folder):
     measured, found = read_csv(folder / 'strokes.csv'), {}
     for network, own in measured.dropna(subset='network').groupby('network', sort=False):
         own = own.assign(stream=own['stream'].replace({'positive': 'g', 'negative': 'h'}))
-        own = own.pivot(index='variant', columns='stream', values=['stroke', 'gaps']).loc[dict.fromkeys(own['variant'])]
+        order = list(dict.fromkeys(own['variant']))
+        own = own.pivot(index='variant', columns='stream', values=['stroke', 'gaps']).loc[order]
         shown = [(place, stream) for stream in 'gh' for place in ('stroke', 'gaps')]
         found[network] = table(
             [network, *(f'{stream}: {place}' for place, stream in shown)],
-            [[variant, *map(number, row)] for variant, row in own.reindex(columns=shown).iterrows()]
+            [[variant, *(number(each, 3) for each in row)] for variant, row in own.reindex(columns=shown).iterrows()]
         )
     return found
 

@@ -167,8 +167,8 @@ def over_shares(path):
 
 
 def copies_table(model, images, levels=(.02, .05, .15), n_iter=20):
-    '''For each photograph and noise level the share of noisy copies that the network misclassifies, and what weight they
-    have in the smooth versions.'''
+    '''For each photograph and noise level the share of noisy copies that the network misclassifies, and what weight
+    they have in the smooth versions.'''
     rows = []
     for image in tqdm(images.split(1), desc='copies', unit='image', disable=None):
         for level in levels:
@@ -285,17 +285,18 @@ def parts(folder):
     return shown
 
 
-def confidence_figure(table):
+def confidence_figure(confidence):
     '''The difference of CASO and CAFO over the confidence, after the article's figure 1, and the spectrum.'''
     picture = Figure(figsize=(12., 4.), layout='constrained')
     left, right = picture.subplots(1, 2)
     for name, marker, title in (('margin', 'o', 'λ2 = 1.1 L/2'), ('article', 'x', 'λ2 = L/2 + 10, pixels in [0, 1]')):
-        left.plot(table['confidence'], table[name], marker, markersize=4, label=title)
+        left.plot(confidence['confidence'], confidence[name], marker, markersize=4, label=title)
     left.set(xlabel='confidence', ylabel='|CASO − CAFO|, unit vectors')
     left.legend()
-    for number, row in enumerate(table.sort_values('confidence').iloc[[0, len(table) // 2, -1]].to_dict('records')):
+    chosen = confidence.sort_values('confidence').iloc[[0, len(confidence) // 2, -1]]
+    for place, row in enumerate(chosen.to_dict('records')):
         values = np.array([row[name] for name in ('L', 'λ_2', 'λ_3', 'λ_4')]) / row['L']
-        right.semilogy(range(1, 5), np.maximum(values, 1e-9), 'os^'[number] + '-', label=f'p = {row["confidence"]:.4f}')
+        right.semilogy(range(1, 5), np.maximum(values, 1e-9), 'os^'[place] + '-', label=f'p = {row["confidence"]:.4f}')
     right.set(xlabel='eigenvalue', ylabel='share of the largest', xticks=range(1, 5))
     right.legend()
     return picture

@@ -3,8 +3,8 @@
     python spectra.py PHOTOGRAPHS squeezenet1_0.pt --out spectra
 
 PHOTOGRAPHS is a folder of images whose names begin with the index of the class and an underscore, as 284_cat.jpg.
-Writes all numbers as CSV and spectra.png, the curve of complexity and faithfulness, into the folder, and the tables into
-the page beside it, spectra.md, in which what you write around them is kept. It takes some minutes.
+Writes all numbers as CSV and spectra.png, the curve of complexity and faithfulness, into the folder, and the tables
+into the page beside it, spectra.md, in which what you write around them is kept. It takes some minutes.
 '''
 import re
 from pathlib import Path
@@ -123,7 +123,7 @@ def over_layers(inputs, layers, column, digits):
     inputs = inputs.assign(map=inputs['map'].str.removeprefix('SplitGrad, '), layer='input')
     layers = layers.assign(map=layers['map'].str.removeprefix('SplitCAM, '))
     found = pd.concat([inputs[['layer', 'map', column]] if column in inputs else layers[:0], layers])
-    found = found.pivot_table(column, 'map', 'layer', sort=False).reindex(dict.fromkeys(layers['map']))
+    found = found.pivot_table(column, 'map', 'layer', sort=False).reindex(list(dict.fromkeys(layers['map'])))
     order = [layer for layer in ('input', *LAYERS) if layer in found]
     return table(
         [column, *order], [[map, *(number(each, digits) for each in row)] for map, row in found[order].iterrows()]
@@ -146,7 +146,7 @@ def parts(folder):
             [layer, number(frequency), number(gap)] for layer, frequency, gap in ranks.itertuples(index=False)
         ]),
         'noise': table(['map', 'EF of ranks [cycles/pixel]', 'published × 1e5'], [
-            [map, number(frequency, 3), number(published)] for map, frequency, published in noise.itertuples(index=False)
+            [row['map'], number(row['EF'], 3), number(row['published × 1e5'])] for row in noise.to_dict('records')
         ]),
     }
 

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pandas as pd
-from tabulate import tabulate
 
 from ..data.parts import atomic_write
 
@@ -43,18 +42,20 @@ def table(header, rows):
     ValueError
         If it has more than :py:data:`ROWS` rows, or lines of more than :py:data:`WIDTH` characters.
     '''
-    rows = [[str(cell).replace('|', '\\|') for cell in row] for row in rows]
-    numeric = [all(re.fullmatch(r'-?[\d.,]+|–', cell) for cell in column) for column in zip(*rows)]
-    text = tabulate(
-        rows, header, 'pipe', disable_numparse=True, colalign=['right' if each else 'left' for each in numeric]
-    )
-    width = max(map(len, text.splitlines()))
-    if len(rows) > ROWS or width > WIDTH:
+    columns = []
+    for title, *column in zip(*([str(cell).replace('|', '\\|') for cell in row] for row in (header, *rows))):
+        is_number = all(re.fullmatch(r'-?[\d.]+|–', cell) for cell in column)
+        width = max(map(len, (title, *column)))
+        rule = '-' * (width + 1) + ':' if is_number else ':' + '-' * (width + 1)
+        cells = (f' {cell.rjust(width) if is_number else cell.ljust(width)} ' for cell in (title, *column))
+        columns.append([rule, *cells])
+    rule, first, *others = (f'|{"|".join(line)}|' for line in zip(*columns))
+    if len(others) > ROWS or len(rule) > WIDTH:
         raise ValueError(
-            f'the table {" | ".join(header)!r} has {len(rows)} rows and {width} characters a line, more than {ROWS} or'
-            f' {WIDTH}: write it as CSV, and show a summary'
+            f'the table {" | ".join(header)!r} has {len(others)} rows and {len(rule)} characters a line, more than'
+            f' {ROWS} or {WIDTH}: write it as CSV, and show a summary'
         )
-    return text
+    return '\n'.join((first, rule, *others))
 
 
 def fits(header, rows):
