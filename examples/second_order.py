@@ -259,12 +259,12 @@ def parts(folder):
     '''The tables of the page, of those in a folder.'''
     found = {path.stem: read_csv(path).to_dict('records') for path in (folder / 'tables').glob('*.csv')}
     shown = {
-        'confidence': table(['confidence', 'images', 'L', 'cos(g, u_1)', 'λ_2 / L', '1.1 L/2', 'L/2 + 10'], [
+        'confidence': table(['confidence', 'n', 'L', 'cos(g, u_1)', 'λ_2 / L', '1.1 L/2', 'L/2 + 10'], [
             [row['confidence'], row['images'], *rounded(row, ('L', 'cos(g, u_1)', 'λ_2 / L', 'margin', 'article'), 3)]
             for row in found['confidence']
         ]),
         'rank_one': table(
-            ['d', 'c', 'p_y/s ggᵀ, p_y = 0.5', 'ggᵀ/s, same', 'p_y/s ggᵀ, p_y = 0.999', '1/√min(d, c)'],
+            ['d', 'c', 'p_y/s ggᵀ, 0.5', 'ggᵀ/s, 0.5', 'p_y/s ggᵀ, 0.999', '1/√min(d, c)'],
             [[row['d'], row['c'], *rounded(row, list(row)[2:], 3)] for row in found['rank_one']]
         ),
         'sparsity': table(['η', 'cosine', 'overlap of supports', 'λ_max / L'], [

@@ -35,7 +35,7 @@ from zennit_dc.methods.captum import GradCAM
 
 BATCH, LEARNING_RATE, CHECKED_EVERY, HELD_OUT = 64, 3e-3, 20, 1_000
 MEASURED = {
-    'accuracy': 'accuracy', 'frequency': 'EF(gradient)', 'smoothgrad frequency gap': 'ΔEF SmoothGrad',
+    'accuracy': 'accuracy', 'frequency': 'EF', 'smoothgrad frequency gap': 'ΔEF SmoothGrad',
     'smoothgrad gap': 'gap SmoothGrad', 'gradcam frequency gap': 'ΔEF GradCAM',
 }
 

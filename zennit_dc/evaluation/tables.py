@@ -153,22 +153,23 @@ def message(scores, settings=None):
     '''
     order, metric = ranking(scores, settings), ranked_metrics(scores)[0]
     found, errors = means(scores)[metric], standard_errors(scores)[metric]
-    title, count = METRICS[metric].title, scores[scores['metric'] == metric]['image'].nunique()
+    title, count = METRICS[metric].title.rstrip('.'), scores[scores['metric'] == metric]['image'].nunique()
     explaining = [each for each in order if each[0] not in controls() and not np.isnan(found[each])]
     looking_at_nothing = [each for each in order if each[0] in controls() and not np.isnan(found[each])]
     sentences = []
     if explaining:
         best = explaining[0]
         sentences.append(
-            f'{shortened(*best)} has the best {title} with {cell(found[best], errors[best], False)}, by {count} images.'
+            f'By {title} ({count} images), {in_words(*best)} is the best setting, with'
+            f' {cell(found[best], errors[best], False)}.'
         )
     rest = [each for each in explaining[1:] if each[0] != best[0]]
     if rest:
         difference, error = difference_of(scores, metric, best, rest[0])
         told = 'is more than' if abs(difference) > 2. * error else 'is not more than'
         sentences.append(
-            f'The next method is {shortened(*rest[0])} with {cell(found[rest[0]], errors[rest[0]], False)}: the'
-            f' difference on the same images, {difference:.3f}, {told} two standard errors.'
+            f'The next method is {in_words(*rest[0])}, with {cell(found[rest[0]], errors[rest[0]], False)}: the'
+            f' difference on the same images, {abs(difference):.3f}, {told} two standard errors.'
         )
     if looking_at_nothing:
         named = ', and '.join(f'{method} has {shown_as(found[method, name])}' for method, name in looking_at_nothing)
@@ -192,6 +193,12 @@ def shortened(method, setting):
     return ', '.join([method, *(value if name in known else f'{name}{space}{value}' for name, space, value in words)])
 
 
+def in_words(method, setting):
+    '''A method and its setting in a sentence.'''
+    name, comma, values = shortened(method, setting).partition(', ')
+    return f'{name} ({values})' if comma else name
+
+
 def controls():
     '''The titles of the methods that look at nothing.'''
     return [METHODS[name].title for name in CONTROLS]
@@ -200,7 +207,7 @@ def controls():
 def notes(scores, is_chosen_here):
     '''What a summary has to say of its numbers, and whether the settings were chosen by the same images.'''
     counts = scores.groupby('metric')['image'].nunique()
-    counts = {count: [METRICS[each].title for each in ranked_metrics(scores) if counts[each] == count]
+    counts = {count: [METRICS[each].title.rstrip('.') for each in ranked_metrics(scores) if counts[each] == count]
               for count in dict.fromkeys(counts)}
     listed = '; '.join(f'{count} for {", ".join(titles)}' for count, titles in counts.items())
     chosen = ' It is its best one by these very images, which flatters methods with many settings.'
