@@ -25,8 +25,9 @@ from zennit_dc.evaluation.runs import evaluate, finished  # noqa: E402
 from zennit_dc.evaluation.selection import means  # noqa: E402
 from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid  # noqa: E402
 from zennit_dc.evaluation.localisation import attribution_localisation  # noqa: E402
-from zennit_dc.evaluation.tables import (
-    latex, mean_scores, message, results_table, shortened, standard_errors, summary
+from zennit_dc.evaluation import tables  # noqa: E402
+from zennit_dc.evaluation.tables import (  # noqa: E402
+    latex, mean_scores, results_table, shortened, standard_errors, summary
 )  # noqa: E402
 from zennit_dc.methods import attributor  # noqa: E402
 
@@ -307,7 +308,7 @@ def test_settings_are_reported_without_a_choice(tmp_path):
     require_success(result)
     assert '5 settings on 9 images' in result.stdout
     page = (tmp_path / 'report.md').read_text()
-    for text in ('Grid Point. ↑', 'AUC Obj. ↑', '4 for Grid Point', '2 for Pixel Fl. AUC@20, Max Sens', '(settings.csv)'):
+    for text in ('Grid Point. ↑', 'AUC Obj. ↑', '4 for Grid Point', '2 for Pixel Fl. AUC@20, Max Sens', 'settings.csv'):
         assert text in page
     assert f'zennit-dc {SETTINGS[0]} drawings --model demo' in page
     means_of = pd.read_csv(tmp_path / 'settings-means.csv').set_index('metric')['images']
@@ -452,14 +453,14 @@ def test_a_summary_fits_whatever_the_names_are(several):
 
 
 def test_a_message_tells_whether_two_methods_differ(several):
-    sentences = message(several)
+    sentences = tables.message(several)
     assert sentences.startswith('By Grid Point (6 images), Method ') and sentences.count('. ') == 2
     assert 'is not more than two standard errors' in sentences and 'Image Center has 0.' in sentences
     ahead = several['method'].eq('Method 3').astype(float)
-    apart = message(several.assign(score=several['score'] + ahead))
+    apart = tables.message(several.assign(score=several['score'] + ahead))
     assert 'Method 3 (two) is the best setting, with 1.2' in apart and 'is more than two' in apart
     alone = several[several['method'] == 'Method 3']
-    assert message(alone).count('Method') == 1 and 'No control' in message(alone)
+    assert tables.message(alone).count('Method') == 1 and 'No control' in tables.message(alone)
 
 
 def test_names_of_parameters_that_speak_for_themselves_are_left_out():
