@@ -28,7 +28,7 @@ from zennit_dc.evaluation.localisation import attribution_localisation  # noqa: 
 from zennit_dc.evaluation import tables  # noqa: E402
 from zennit_dc.evaluation.tables import (  # noqa: E402
     latex, mean_scores, results_table, shortened, standard_errors, summary
-)  # noqa: E402
+)
 from zennit_dc.methods import attributor  # noqa: E402
 
 OPTIONS = (
@@ -438,7 +438,7 @@ def test_a_summary_has_the_best_setting_of_each_method(several):
     assert shown == sorted(shown, reverse=True)
     found = mean_scores(several).set_index(['method', 'setting', 'metric'])
     means = found.loc[(slice(None), 'layer two', 'grid_pointing_game'), 'mean']
-    explaining = means.drop(index=['Random Baseline', 'Image Center'])
+    explaining = means.drop(index=['Random Baseline', 'Image Center'], level='method')
     assert shown == [float(f'{value:.2f}') for value in explaining.sort_values(ascending=False)[:8]]
     assert found['images'].eq(6).all()
     chosen = [('Method 1', 'layer one'), ('Method 2', 'layer one')]
@@ -453,7 +453,10 @@ def test_a_summary_fits_whatever_the_names_are(several):
 
 
 def test_a_message_tells_whether_two_methods_differ(several):
-    sentences = tables.message(several)
+    own = several[several['method'].isin(['Method 3', 'Image Center'])]
+    other = own[own['method'] == 'Method 3'].assign(method='Method 4')  # better on half of the images, worse on others
+    other['score'] += other['image'].map({image: .05 if image in 'abc' else -.05 for image in 'abcdef'})
+    sentences = tables.message(tables.pd.concat([own, other]))
     assert sentences.startswith('By Grid Point (6 images), Method ') and sentences.count('. ') == 2
     assert 'is not more than two standard errors' in sentences and 'Image Center has 0.' in sentences
     ahead = several['method'].eq('Method 3').astype(float)
