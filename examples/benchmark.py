@@ -1,17 +1,23 @@
-'''Measure time and memory of the methods, as multiples of the plain gradient's, and print them in Markdown.
+'''Measure time and memory of the methods, as multiples of the plain gradient's.
 
-    python benchmark.py --models vgg16 resnet18 --batch 2
+    python benchmark.py --out speed
+    python benchmark.py --out speed --device cuda
     python benchmark.py --models resnet50 --batch 16 --alpha 0.4 --methods SplitGrad SplitCAM --device cuda
+
+Prints a table, and with --out writes it into the page beside this folder, speed.md, in the part that is named after the
+measurement: cpu-2 is the default, and cuda-64 is of 64 images on a GPU. What you write around
+the parts is kept. All that was measured is a CSV file of the same name in the folder.
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
 once, and the gradient right before it, so that the ratio for the gradient itself says how far to trust the others. Each
 image explains a class of its own. Memory is the peak of one call: on a GPU what PyTorch has allocated, on a CPU the
 resident size of a process of its own; and its increase over that before. In that process glibc returns the memory of
-each large tensor at once, since what it keeps else varies by a third. A method that refuses a model is named below the
-table, with its reason.
+each large tensor at once, since what it keeps else varies by a third. A method that refuses a model has a dash in the
+table, and its reason is named below it.
 '''
 import argparse
+import datetime
 import os
 import platform
 import resource
@@ -20,7 +26,9 @@ import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
+import pandas as pd
 import torch
 import torchvision
 from zennit.attribution import Gradient
@@ -29,6 +37,7 @@ from zennit.composites import EpsilonPlus
 from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer
+from zennit_dc.evaluation.pages import command_line, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.methods.attributors import DeepLift, GradCAM
 from zennit_dc.methods.lrp import LRPGamma, canonizers
 
@@ -141,33 +150,67 @@ def measure(name, method, args):
         print('refused', ' '.join(str(error).split()))
 
 
+def processor():
+    '''The name of the processor.'''
+    path = Path('/proc/cpuinfo')
+    lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def name_of(args):
+    '''The name of a measurement.'''
+    return f'{args.device.type}-{args.batch}'
+
+
 def description(args):
-    '''What was measured where, in a sentence.'''
+    '''What was measured when and where, in a sentence.'''
     device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else (
-        f'{torch.get_num_threads()} threads on {platform.machine()}'
+        f'{torch.get_num_threads()} threads of {processor()}'
     )
     shift = '' if args.alpha is None else f', α = {args.alpha:g}'
     return (
-        f'PyTorch {torch.__version__}, {device}, {args.dtype}, {args.batch} images of {args.size} × {args.size},'
-        f' each of another class{shift}; median of {args.rounds} rounds (least to largest); increase: over the loaded'
-        ' model.'
+        f'Measured on {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}: PyTorch {torch.__version__}, {device},'
+        f' {args.dtype}, {args.batch} images of {args.size} × {args.size}, each of another class{shift}; medians of'
+        f' {args.rounds} rounds.'
     )
 
 
-def table(name, timings, memories, args):
-    '''The rows of a model.'''
+COLUMNS = [
+    'model', 'method', 'time', 'least', 'most', 'seconds', 'images_per_second', 'peak_mib', 'peak', 'increase_mib',
+    'increase', 'measured'
+]
+
+
+def rows_of(name, timings, memories, args):
+    '''The rows of a model: time, peak and increase are multiples of the gradient's.'''
     gradient_before, gradient_peak = memories[BASELINE]
     for method, (ratios, median) in timings.items():
         before, peak = memories[method]
         yield (
-            f'| {name} | {method} | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})'
-            f' | {median:.4f} | {args.batch / median:.1f} | {peak / 2 ** 20:.0f} | {peak / gradient_peak:.2f}'
-            f' | {(peak - before) / 2 ** 20:.0f} | {(peak - before) / (gradient_peak - gradient_before):.2f} |'
+            name, method, statistics.median(ratios), min(ratios), max(ratios), median, args.batch / median,
+            peak / 2 ** 20, peak / gradient_peak, (peak - before) / 2 ** 20,
+            (peak - before) / (gradient_peak - gradient_before), description(args)
         )
 
 
+def part(measured):
+    '''The part of the page, of the numbers of a measurement: time and memory of each method and model.'''
+    found = measured.set_index(['method', 'model'])[['time', 'increase']]
+    models = list(dict.fromkeys(measured['model']))
+    return table(['time / memory', *models], [[method, *(
+        '{:.2f} / {:.2f}'.format(*found.loc[(method, model)]) if (method, model) in found.index else '–'
+        for model in models
+    )] for method in dict.fromkeys(measured['method'])]) + f'\n\n{measured["measured"].iloc[0]}'
+
+
+def parts(folder):
+    '''The parts of the page, by the names of the measurements in a folder.'''
+    return {path.stem: part(read_csv(path)) for path in sorted(folder.glob('*.csv'))}
+
+
 def main():
-    '''Measure, and print a table in Markdown.'''
+    '''Measure, print a table, and write it.'''
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         '--models', nargs='+', default=list(LAYERS), metavar='MODEL', help='the names of classifiers of torchvision',
@@ -176,6 +219,7 @@ def main():
     parser.add_argument(
         '--methods', nargs='+', default=list(METHODS), choices=METHODS, help=f'default: all; {BASELINE} is always one'
     )
+    parser.add_argument('--out', type=Path, help='the folder of CSV files, beside which the page is')
     parser.add_argument('--batch', type=int, default=2, help='the number of images (default: 2)')
     parser.add_argument('--size', type=int, default=224, help='their height and width (default: 224)')
     parser.add_argument('--alpha', type=float, help='the shift of SplitGrad and SplitCAM (default: balanced)')
@@ -196,14 +240,15 @@ def main():
 
     # memory first, as the peak of a new process starts with the size of the one that it comes from
     memories = {name: {method: memory_apart(name, method) for method in args.methods} for name in args.models}
-    print(description(args), end='\n\n')
-    print(
-        '| model | method | time / gradient | seconds | images/s | peak MiB | / gradient | increase MiB | / gradient |',
-        '|---|---|---|---|---|---|---|---|---|', sep='\n'
-    )
+    rows = []
     for name in args.models:
         measured = [method for method, memory in memories[name].items() if not isinstance(memory, str)]
-        print(*table(name, times(name, measured, args), memories[name], args), sep='\n', flush=True)
+        rows += rows_of(name, times(name, measured, args), memories[name], args)
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    print(part(found))
+    if args.out is not None:
+        save_csv(args.out / f'{name_of(args)}.csv', found)
+        update_page(page_beside(args.out), 'What maps cost', command_line(), {name_of(args): part(found)})
     reasons = [
         f'{method} refuses {name}: {memory}.' for name in args.models for method, memory in memories[name].items()
         if isinstance(memory, str)

@@ -1,18 +1,20 @@
 '''Compare two ways to explain a network with smooth activations: constants and piecewise-linear interpolations.
 
-    python compare_activations.py --kind SiLU --out activations.md
+    python compare_activations.py --kind SiLU --out activations
 
 Small SqueezeNets with SiLU are trained on the demo's drawings, without and with squeeze-and-excitation. For each of
 them, each method explains drawings that it has not seen, with DetachedActivations and with SmoothReplacement: how often
 the map's largest value is on the object (pointing game), and how much the maps of the two likeliest classes agree
-(cosine; near 1, the map does not explain the class). It takes about a quarter of an hour for each kind on one core.
+(cosine; near 1, the map does not explain the class). Writes what was found for each network, and the means over them,
+as CSV into the folder, and a table into the page beside it, activations.md, in which what you write around it is kept.
+It takes about a quarter of an hour for each kind on one core.
 '''
-import statistics
 from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 from train_demo import HELD_OUT_SERIES, TRAINING_SERIES, accuracy, drawings, train
@@ -20,9 +22,9 @@ from zennit.attribution import Gradient
 
 from zennit_dc import DetachedActivations, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_agreement, class_relevance
-from zennit_dc.data.parts import atomic_write
 from zennit_dc.demo import CLASSES, demo_preprocessing, draw_batch
 from zennit_dc.evaluation.localisation import pointing_game
+from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 
 
 CANONIZERS = {
@@ -104,27 +106,42 @@ def largest_deviation(network, images, option):
     return ((output - original).abs().amax(1) / original.std(1)).max().item()
 
 
-def mean_and_error(values):
-    '''The mean of several networks, and its standard error.'''
-    error = statistics.stdev(values) / len(values) ** .5 if len(values) > 1 else float('nan')
-    return f'{statistics.mean(values):.3f} ± {error:.3f}'
+COLUMNS = ['kind', 'network', 'method', 'canonizer', 'pointing game', 'class agreement', 'deviation', 'accuracy']
 
 
-def table(kind, found, deviations):
-    '''The lines of the table of a kind of network, for what was found for each of them.'''
-    yield f'| {kind} | canonizer | pointing game | class agreement |'
-    yield '|---|---|---|---|'
-    for method in METHODS:
-        for canonizer in CANONIZERS:
-            cells = [mean_and_error(values) for values in zip(*(each[method, canonizer] for each in found))]
-            yield f'| {method} | {canonizer} | {" | ".join(cells)} |'
-    yield ''
-    shares = ', '.join(f'{name} {max(values):.2%}' for name, values in deviations.items())
-    yield f'Largest deviation of the output, as a share of the standard deviation of an image\'s logits: {shares}.'
+def rows_of(kind, seed, found, deviations, share):
+    '''The rows of a network.'''
+    return [
+        (kind, seed, *names, *values, deviations[names[1]], share) for names, values in found.items()
+    ]
+
+
+def averaged(rows):
+    '''The means over networks of each kind and their standard errors, and the largest deviation.'''
+    keys, names = COLUMNS[0:1] + COLUMNS[2:4], ['pointing game', 'class agreement', 'accuracy']
+    found = rows.groupby(keys, sort=False)[names].agg(['mean', 'sem'])
+    found.columns = [name if kind == 'mean' else f'{name}, error' for name, kind in found.columns]
+    found['deviation'] = rows.groupby(keys, sort=False)['deviation'].max()
+    return found.reset_index()
+
+
+def parts(folder):
+    '''The tables of the page, of the means in a folder: constants beside interpolations, for each kind of network.'''
+    means = read_csv(folder / 'means.csv')
+    constants, interpolations, *_ = CANONIZERS
+    header = ['Pointing game ↑ / class agreement ↓', 'constants', 'interpolations']
+    found = {}
+    for kind, own in means.groupby('kind', sort=False):
+        own = own.set_index(['method', 'canonizer'])
+        found[kind] = table(header, [[method, *(
+            f'{number(own.loc[(method, each), "pointing game"])} / {number(own.loc[(method, each), "class agreement"])}'
+            for each in (constants, interpolations)
+        )] for method in METHODS])
+    return found
 
 
 @click.command()
-@click.option('--out', type=click.Path(dir_okay=False, path_type=Path), required=True, help='File for the tables.')
+@click.option('--out', type=click.Path(file_okay=False, path_type=Path), default='activations', help='The folder.')
 @click.option('--kind', 'kinds', multiple=True, type=click.Choice(NETWORKS), default=tuple(NETWORKS), show_default=True)
 @click.option('--networks', type=click.IntRange(1), default=3, show_default=True, help='Networks of each kind.')
 @click.option('--epochs', type=click.IntRange(1), default=12, show_default=True, help='Passes through the drawings.')
@@ -134,24 +151,22 @@ def main(out, kinds, networks, epochs, samples, count):
     '''Train networks, explain drawings and write the tables.'''
     if not out.parent.is_dir():
         raise click.ClickException(f'there is no folder {out.parent}')
+    rows = []
     known, held_out = drawings(samples, TRAINING_SERIES), drawings(1_000, HELD_OUT_SERIES)
     pictures, masks, labels = draw_batch(count, HELD_OUT_SERIES + 1)
     images = demo_preprocessing()(torch.from_numpy(pictures).permute(0, 3, 1, 2))
     masks, labels = torch.from_numpy(masks), torch.from_numpy(labels)
-    lines = []
     for kind in kinds:
-        found, accuracies, deviations = [], [], {name: [] for name in CANONIZERS}
         for seed in range(networks):
             network = train(*known, epochs, seed, torch.device('cpu'), NETWORKS[kind], learning_rate=2e-3).eval()
-            accuracies.append(accuracy(network, *held_out))
-            found.append(scores(network, images, masks, labels))
-            for name, option in CANONIZERS.items():
-                deviations[name].append(largest_deviation(network, images, option))
-        heading = f'{networks} networks with {kind}, accuracy {mean_and_error(accuracies)}'
-        lines += [f'**{heading}**', '', *table(kind, found, deviations), '']
-        print('\n'.join(lines))
-    with atomic_write(out) as temporary:
-        temporary.write_text('\n'.join(lines), encoding='utf-8')
+            deviations = {name: largest_deviation(network, images, option) for name, option in CANONIZERS.items()}
+            found = scores(network, images, masks, labels)
+            rows += rows_of(kind, seed, found, deviations, accuracy(network, *held_out))
+    rows = pd.DataFrame(rows, columns=COLUMNS)
+    save_csv(out / 'networks.csv', rows)
+    save_csv(out / 'means.csv', averaged(rows))
+    update_page(page_beside(out), 'Networks with smooth activations', command_line(), parts(out))
+    click.echo('\n\n'.join(parts(out).values()))
 
 
 if __name__ == '__main__':

@@ -5,7 +5,8 @@
 FOLDER holds mnist_train.npz and mnist_test.npz, with the arrays x of shape (count, 28, 28) and dtype uint8, and y. Each
 finished training is two files in runs, the weights, and the accuracy with the settings. Killed at any moment, the same
 command goes on after the last epoch; several commands can share a folder if they train different networks, variants or
-seeds. Trained weights are used like this:
+seeds. All accuracies go into accuracies.csv in the folder --results, and a table into the page beside it. Trained
+weights are used like this:
 
     from zennit_dc import SplitGrad
     from zennit_dc.networks import mlp_maxout
@@ -23,10 +24,12 @@ from statistics import median
 
 import click
 import numpy as np
+import pandas as pd
 import torch
 
 from zennit_dc.data.parts import atomic_write, differences
 from zennit_dc.data.processes import local_device
+from zennit_dc.evaluation.pages import command_line, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.networks import VARIANTS, accuracy, cnn_maxout, mlp_maxout, train
 
 
@@ -63,25 +66,47 @@ def finished(out):
     return {tuple(result[key] for key in ('network', 'variant', 'seed')): result for result in results}
 
 
-def table(results):
-    '''Table 12: the median of the test accuracies in per cent, with their minimum and maximum.'''
-    shown = [variant for variant in VARIANTS if any(result['variant'] == variant for result in results)]
-    lines = ['| Model | ' + ' | '.join(shown) + ' |', '|---' * (len(shown) + 1) + '|']
-    for network in (name for name in NETWORKS if any(result['network'] == name for result in results)):
-        cells = []
-        for variant in shown:
+TITLES = {
+    'none': 'None', 'ic': 'IC', 'mon': 'Mon', 'dic': 'DIC', 'dm': 'DM', 'diff': 'Diff.None', 'dicin': 'DICIN',
+    'dmin': 'DMIN'
+}
+PAPER = {
+    'mlp_maxout': (98.39, 98.36, 98.30, 98.56, 98.55, 98.47, 98.58, 98.54),
+    'cnn_maxout': (99.19, 99.16, 98.50, 97.94, 98.06, 97.94, 98.17, 98.28),
+}
+'''Table 12 of the paper: medians in per cent, by network and in the order of the titles.'''
+
+
+def accuracies(results):
+    '''The test accuracies in per cent: of each network and variant the median, the least and the largest.'''
+    rows = []
+    for network in NETWORKS:
+        for variant in TITLES:
             shares = [
                 100 * result['accuracy'] for result in results
                 if (result['network'], result['variant']) == (network, variant)
             ]
-            cells.append(f'{median(shares):.2f} [{min(shares):.2f}, {max(shares):.2f}]' if shares else '')
-        lines.append(f'| {network} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
+            if shares:
+                rows.append((network, variant, len(shares), median(shares), min(shares), max(shares)))
+    return pd.DataFrame(rows, columns=['network', 'variant', 'seeds', 'median', 'least', 'most'])
+
+
+def parts(folder):
+    '''The table of the page, of the accuracies in a folder: medians beside the paper's.'''
+    found = read_csv(folder / 'accuracies.csv').set_index(['network', 'variant'])['median']
+    networks = list(found.index.unique('network'))
+    header = ['accuracy in %', *(title for network in networks for title in (network, 'paper'))]
+    return {'accuracies': table(header, [
+        [title, *(f'{value:.2f}' if value == value else '–' for network in networks for value in (
+            found.get((network, variant), np.nan), PAPER[network][place]
+        ))] for place, (variant, title) in enumerate(TITLES.items()) if variant in found.index.unique('variant')
+    ])}
 
 
 @click.command(help=__doc__.split('\n\n')[0])
 @click.argument('folder', type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option('--out', type=click.Path(file_okay=False, path_type=Path), required=True, help='Folder for the results.')
+@click.option('--results', type=click.Path(file_okay=False, path_type=Path), help='For the numbers.  [default: --out]')
 @click.option('--network', 'networks', type=click.Choice(list(NETWORKS)), multiple=True, default=['mlp_maxout'],
               show_default=True)
 @click.option('--variant', 'variants', type=click.Choice(VARIANTS), multiple=True, default=VARIANTS,
@@ -96,7 +121,7 @@ def table(results):
               help='Of the initial non-negative weights.  [default: 0.01; cnn_maxout 0.003]')
 @click.option('--bfloat16', is_flag=True, help='Multiply with weights in this precision, which some CPUs do faster.')
 @click.option('--device', default='cpu', show_default=True, help='Where to train.')
-def main(folder, out, networks, variants, seeds, bfloat16, device, epochs, weight_decay, **given):
+def main(folder, out, results, networks, variants, seeds, bfloat16, device, epochs, weight_decay, **given):
     '''Train what is not trained yet.'''
     try:
         device = local_device(device)
@@ -136,7 +161,10 @@ def main(folder, out, networks, variants, seeds, bfloat16, device, epochs, weigh
         with atomic_write(out / f'{name}.json') as temporary:
             temporary.write_text(json.dumps(run, indent=1))
         checkpoint.unlink()
-    click.echo(table(finished(out).values()))
+    results = results or out
+    save_csv(results / 'accuracies.csv', accuracies(finished(out).values()))
+    update_page(page_beside(results), 'Networks trained as a difference', command_line(), parts(results))
+    click.echo(parts(results)['accuracies'])
 
 
 if __name__ == '__main__':

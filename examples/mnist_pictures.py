@@ -9,29 +9,26 @@ there, at the first seed:
 - digits_*.png (figure 8): a digit of each class, and the gradients of its own class;
 - comparison_*.png: SplitLRP and SplitGrad of an ordinary network, and of the difference;
 
-and prints how much of each stream's gradient is on the strokes, and how much in the gaps between them. It needs
-scikit-image, which comes with pip install "zennit-dc[evaluation]".
+and strokes.csv: how much of each stream's gradient is on the strokes, and how much in the gaps between them. The page
+beside the folder gets a table of it for each network; what you write around it is kept. It needs scikit-image, which
+comes with pip install "zennit-dc[evaluation]".
 '''
 from pathlib import Path
 
 import click
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from mnist_difference import NETWORKS, digits
+from mnist_difference import NETWORKS, TITLES, digits
 from skimage.morphology import convex_hull_image
 from tqdm import tqdm
 from zennit.attribution import Gradient
 
 from zennit_dc import SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
+from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.figures import color, stream_overlay
 from zennit_dc.networks import Difference, DifferenceOfConvex
-
-
-TITLES = {
-    'none': 'None', 'ic': 'IC', 'mon': 'Mon', 'dic': 'DIC', 'dm': 'DM', 'diff': 'Diff.None', 'dicin': 'DICIN',
-    'dmin': 'DMIN'
-}
 
 
 def load(runs, network, variant):
@@ -139,9 +136,22 @@ def shares(map, places):
     return [(torch.where(place, mass, 0.).sum((1, 2)) / total)[total > 0].mean().item() for place in places.values()]
 
 
-def line(name, values):
-    '''A row of a table.'''
-    return f'| {name} | ' + ' | '.join(f'{value:.3f}' if isinstance(value, float) else value for value in values) + ' |'
+COLUMNS = ['network', 'variant', 'stream', 'stroke', 'gaps', 'elsewhere']
+
+
+def parts(folder):
+    '''The tables of the page, of the numbers in a folder: for each network the shares of both streams.'''
+    measured, found = read_csv(folder / 'strokes.csv'), {}
+    for network, own in measured.dropna(subset='network').groupby('network', sort=False):
+        own = own.assign(stream=own['stream'].replace({'positive': 'g', 'negative': 'h'}))
+        order = list(dict.fromkeys(own['variant']))
+        own = own.pivot(index='variant', columns='stream', values=['stroke', 'gaps']).loc[order]
+        shown = [(place, stream) for stream in 'gh' for place in ('stroke', 'gaps')]
+        found[network] = table(
+            [network, *(f'{stream}: {place}' for place, stream in shown)],
+            [[variant, *(number(each, 3) for each in row)] for variant, row in own.reindex(columns=shown).iterrows()]
+        )
+    return found
 
 
 @click.command(help=__doc__.split('\n\n')[0])
@@ -156,8 +166,7 @@ def main(folder, runs, out, count):
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, labels = images[chosen], labels[chosen]
     places = regions(images[:count])
-    table = [line('network', ['stream', *places]), '|---' * (2 + len(places)) + '|']
-    table.append(line('area', ['', *shares(torch.ones_like(images[:count, 0]), places)]))
+    rows = [(None, 'area', None, *shares(torch.ones_like(images[:count, 0]), places))]
     out.mkdir(parents=True, exist_ok=True)
 
     def save(figure, name):
@@ -187,19 +196,20 @@ def main(folder, runs, out, count):
             figure = comparison(('None', models['None']), ('DICIN', models['DICIN']), images[shown], labels[shown])
             save(figure, f'comparison_{network}.png')
         split = {
-            f'{network} None, split (α = {alpha:g})': SplitGrad(alpha, 'g', pooling='convex') for alpha in (.4, 0.)
+            f'None, split (α = {alpha:g})': SplitGrad(alpha, 'g', pooling='convex') for alpha in (.4, 0.)
             if 'None' in models
         }
         for title, model in tqdm(models.items(), network, leave=False, disable=None):
             pair = streams(model, images[:count], labels[:count])
             names = ('g', 'h') if isinstance(model, Difference) else ('positive', 'negative')
             for name, map in zip(names, pair, strict=True):
-                table.append(line(f'{network} {title}', [name, *shares(map, places)]))
+                rows.append((network, title, name, *shares(map, places)))
         for title, composite in split.items():
-            table.append(line(title, ['g', *shares(
-                map_by(models['None'], composite, images[:count], labels[:count]), places
-            )]))
-    click.echo('\n'.join(table))
+            map = map_by(models['None'], composite, images[:count], labels[:count])
+            rows.append((network, title, 'g', *shares(map, places)))
+    save_csv(out / 'strokes.csv', pd.DataFrame(rows, columns=COLUMNS))
+    update_page(page_beside(out), 'What the streams of trained differences see', command_line(), parts(out))
+    click.echo('\n\n'.join(parts(out).values()))
 
 
 if __name__ == '__main__':

@@ -3,8 +3,9 @@
     python second_order.py PHOTOGRAPHS squeezenet1_0.pt --outlines masks.json --out second_order
 
 PHOTOGRAPHS is a folder of images whose names begin with the index of the class and an underscore, as 284_cat.jpg.
-Writes second_order.md, with the tables; confidence.png, after the article's figure 1; and examples.png and path.png,
-after its figures 2 and 3. It takes about ten minutes on a CPU.
+Writes the numbers of each photograph, and the tables of them, as CSV into the folder, with confidence.png, after the
+article's figure 1, and examples.png and path.png, after its figures 2 and 3; and the tables into the page beside it,
+second_order.md, in which what you write around them is kept. It takes about ten minutes on a CPU.
 '''
 import time
 from functools import partial
@@ -26,9 +27,9 @@ from zennit_dc.attribution import (
     CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, cross_entropy, shown
 )
 from zennit_dc.data.classifiers import load_classifier
-from zennit_dc.data.parts import atomic_write
 from zennit_dc.evaluation.data import Polygons
 from zennit_dc.evaluation.metrics import attribution_localisation, pointing_game
+from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.figures import save
 
 
@@ -101,26 +102,22 @@ def confidence_table(model, images, pixel_model):
     return pd.DataFrame(rows, columns=['confidence', 'L', 'λ_2', 'λ_3', 'λ_4', 'cos(g, u_1)', 'margin', 'article'])
 
 
-def binned(table):
+def binned(confidence):
     '''The medians of the confidence table over ranges of confidence, and rank correlations.'''
     rows = []
     for low, high in zip(BINS, BINS[1:]):
-        own = table[(table['confidence'] >= low) & (table['confidence'] < (high if high < 1. else 2.))]
+        own = confidence[(confidence['confidence'] >= low) & (confidence['confidence'] < (high if high < 1. else 2.))]
         rows.append((
-            f'{low:g} – {high:g}', len(own), *(f'{own[name].median():.2g}' for name in ('L', 'cos(g, u_1)')),
-            f'{(own["λ_2"] / own["L"]).median():.2g}', *(f'{own[name].median():.2g}' for name in ('margin', 'article'))
+            f'{low:g} to {high:g}', len(own), *(own[name].median() for name in ('L', 'cos(g, u_1)')),
+            (own['λ_2'] / own['L']).median(), *(own[name].median() for name in ('margin', 'article'))
         ))
     rows.append((
-        'rank correlation with confidence', len(table), *(
-            f'{spearmanr(table["confidence"], values)[0]:.2f}' for values in (
-                table['L'], table['cos(g, u_1)'], table['λ_2'] / table['L'], table['margin'], table['article']
-            )
-        )
+        'rank correlation', len(confidence), *(spearmanr(confidence['confidence'], values)[0] for values in (
+            confidence['L'], confidence['cos(g, u_1)'], confidence['λ_2'] / confidence['L'], confidence['margin'],
+            confidence['article']
+        ))
     ))
-    return pd.DataFrame(rows, columns=[
-        'confidence', 'images', 'L', 'cos(g, u_1)', 'λ_2 / L', '|CASO − CAFO|, λ2 = 1.1 L/2',
-        '|CASO − CAFO|, λ2 = L/2 + 10, pixels'
-    ])
+    return pd.DataFrame(rows, columns=['confidence', 'images', 'L', 'cos(g, u_1)', 'λ_2 / L', 'margin', 'article'])
 
 
 def rank_one_errors(d, c, confidence):
@@ -143,7 +140,7 @@ def rank_one_table():
         for d, c in ((40, 10), (400, 10), (400, 100), (400, 1000), (2000, 1000))
     ]
     return pd.DataFrame(rows, columns=[
-        'd', 'c', 'p_y/s ggᵀ, p_y = .5', 'ggᵀ/s, p_y = .5', 'p_y/s ggᵀ, p_y = .999', '1/√min(d, c)'
+        'd', 'c', 'p_y/s ggᵀ, p_y = 0.5', 'ggᵀ/s, p_y = 0.5', 'p_y/s ggᵀ, p_y = 0.999', '1/√min(d, c)'
     ])
 
 
@@ -159,12 +156,19 @@ def path_table(model, images):
             shared = (supports[0] & supports[1]).sum() / (supports[0] | supports[1]).sum()
             rest = OnSupport(loss, second != 0.).eigenpairs(1, 10)[0].item()
             rows.append((share, loss.probability.item(), angle(first, second), shared.item(), rest / largest))
-    table = pd.DataFrame(rows, columns=['η', 'confidence', 'cos', 'overlap of supports', 'λ_max on the support / L'])
-    return table.groupby('η').agg(['min', 'median', 'max']).drop(columns='confidence', level=0)
+    return pd.DataFrame(rows, columns=['η', 'confidence', 'cosine', 'overlap of supports', 'λ_max / L'])
+
+
+def over_shares(path):
+    '''The least, the median and the largest value of the path's columns for each share.'''
+    found = path.drop(columns='confidence').groupby('η').agg(['min', 'median', 'max'])
+    found.columns = [f'{name}, {kind}' for name, kind in found.columns]
+    return found.reset_index()
 
 
 def copies_table(model, images, levels=(.02, .05, .15), n_iter=20):
-    '''How many noisy copies the network misclassifies, and what weight they have in the smooth versions.'''
+    '''For each photograph and noise level the share of noisy copies that the network misclassifies, and what weight
+    they have in the smooth versions.'''
     rows = []
     for image in tqdm(images.split(1), desc='copies', unit='image', disable=None):
         for level in levels:
@@ -175,15 +179,13 @@ def copies_table(model, images, levels=(.02, .05, .15), n_iter=20):
             target = p[-1].argmax()
             weights, wrong = 1. - p[:, target], p.argmax(1) != target
             rows.append((level, wrong.double().mean().item(), ((weights * wrong).sum() / weights.sum()).item()))
-    return pd.DataFrame(rows, columns=['noise level', 'misclassified copies', 'their weight']).groupby(
-        'noise level'
-    ).mean().reset_index()
+    return pd.DataFrame(rows, columns=['noise level', 'misclassified copies', 'their weight'])
 
 
 METHODS = {
     'gradient of the logit': Gradient,
     'gradient of the loss': partial(CAFO, penalty=0.),
-    **{f'CAFO, η = {share}': partial(CAFO, penalty=Sparsity(share)) for share in (.75, .9, .98)},
+    **{f'CAFO, η = {share:g}': partial(CAFO, penalty=Sparsity(share)) for share in (.75, .9, .98)},
     'CASO, η = 0': partial(CASO, penalty=0., tolerance=1e-2),
     'CASO, η = 0.9': partial(CASO, penalty=Sparsity(.9), tolerance=1e-2),
     'SmoothGrad, 10 copies': partial(SmoothGrad, noise_level=.15, n_iter=10),
@@ -195,13 +197,12 @@ def localisation_table(classifier, samples):
     '''Where the maps of the labels are, by outlines.'''
     rows = []
     for name, method in tqdm(METHODS.items(), desc='localisation', disable=None):
-        scores = []
-        for sample in samples:
+        for place, sample in enumerate(samples):
             torch.manual_seed(0)
             map = method(classifier.model)(sample.input[None], class_relevance(sample.label))[1].detach().abs().sum(1)
-            scores.append([score(map, sample.mask[None])[0] for score in (pointing_game, attribution_localisation)])
-        rows.append((name, *np.mean(scores, 0)))
-    return pd.DataFrame(rows, columns=['map', 'pointing game', 'mass inside'])
+            scores = [float(score(map, sample.mask[None])[0]) for score in (pointing_game, attribution_localisation)]
+            rows.append((name, place, *scores))
+    return pd.DataFrame(rows, columns=['map', 'image', 'pointing game', 'mass inside'])
 
 
 COSTS = {
@@ -232,20 +233,70 @@ def cost_table(model, images):
             for image in images.split(1)
         ]
         rows.append((name, np.median(ratios), min(ratios), max(ratios)))
-    return pd.DataFrame(rows, columns=['method', 'gradients, median', 'least', 'most'])
+    return pd.DataFrame(rows, columns=['method', 'median', 'least', 'most'])
 
 
-def confidence_figure(table):
+def summaries(raw):
+    '''The tables of the page, of what was measured of each photograph.'''
+    found = {
+        'confidence': binned(raw['confidence']), 'rank_one': rank_one_table(), 'sparsity': over_shares(raw['sparsity']),
+        'copies': raw['copies'].groupby('noise level').mean().reset_index(), 'cost': raw['cost'],
+    }
+    if 'localisation' in raw:
+        scores = raw['localisation'].drop(columns='image')
+        found['localisation'] = scores.groupby('map', sort=False).mean().reset_index()
+    return found
+
+
+def rounded(row, names, digits=2):
+    '''Columns of a row for people, those of a name with min, median and max in one cell.'''
+    return [number(row[name], digits) if name in row else ', '.join(
+        number(row[f'{name}, {kind}'], digits) for kind in ('min', 'median', 'max')
+    ) for name in names]
+
+
+def parts(folder):
+    '''The tables of the page, of those in a folder.'''
+    found = {path.stem: read_csv(path).to_dict('records') for path in (folder / 'tables').glob('*.csv')}
+    shown = {
+        'confidence': table(['confidence', 'n', 'L', 'cos(g, u_1)', 'λ_2 / L', '1.1 L/2', 'L/2 + 10'], [
+            [row['confidence'], row['images'], *rounded(row, ('L', 'cos(g, u_1)', 'λ_2 / L', 'margin', 'article'), 3)]
+            for row in found['confidence']
+        ]),
+        'rank_one': table(
+            ['d', 'c', 'p_y/s ggᵀ, 0.5', 'ggᵀ/s, 0.5', 'p_y/s ggᵀ, 0.999', '1/√min(d, c)'],
+            [[row['d'], row['c'], *rounded(row, list(row)[2:], 3)] for row in found['rank_one']]
+        ),
+        'sparsity': table(['η', 'cosine', 'overlap of supports', 'λ_max / L'], [
+            [number(row['η']), *rounded(row, ('cosine', 'overlap of supports', 'λ_max / L'), 3)]
+            for row in found['sparsity']
+        ]),
+        'copies': table(['noise level', 'misclassified copies', 'their weight'], [
+            rounded(row, row) for row in found['copies']
+        ]),
+        'cost': table(['method', 'gradients, median', 'least', 'most'], [
+            [row['method'], *rounded(row, ('median', 'least', 'most'))] for row in found['cost']
+        ]),
+    }
+    if 'localisation' in found:
+        shown['localisation'] = table(['map', 'pointing game', 'mass inside'], [
+            [row['map'], *rounded(row, ('pointing game', 'mass inside'), 3)] for row in found['localisation']
+        ])
+    return shown
+
+
+def confidence_figure(confidence):
     '''The difference of CASO and CAFO over the confidence, after the article's figure 1, and the spectrum.'''
     picture = Figure(figsize=(12., 4.), layout='constrained')
     left, right = picture.subplots(1, 2)
     for name, marker, title in (('margin', 'o', 'λ2 = 1.1 L/2'), ('article', 'x', 'λ2 = L/2 + 10, pixels in [0, 1]')):
-        left.plot(table['confidence'], table[name], marker, markersize=4, label=title)
+        left.plot(confidence['confidence'], confidence[name], marker, markersize=4, label=title)
     left.set(xlabel='confidence', ylabel='|CASO − CAFO|, unit vectors')
     left.legend()
-    for number, row in enumerate(table.sort_values('confidence').iloc[[0, len(table) // 2, -1]].to_dict('records')):
+    chosen = confidence.sort_values('confidence').iloc[[0, len(confidence) // 2, -1]]
+    for place, row in enumerate(chosen.to_dict('records')):
         values = np.array([row[name] for name in ('L', 'λ_2', 'λ_3', 'λ_4')]) / row['L']
-        right.semilogy(range(1, 5), np.maximum(values, 1e-9), 'os^'[number] + '-', label=f'p = {row["confidence"]:.4f}')
+        right.semilogy(range(1, 5), np.maximum(values, 1e-9), 'os^'[place] + '-', label=f'p = {row["confidence"]:.4f}')
     right.set(xlabel='eigenvalue', ylabel='share of the largest', xticks=range(1, 5))
     right.legend()
     return picture
@@ -290,39 +341,26 @@ def main(photographs, weights, outlines, out, count):
     torch.set_num_threads(1)
     classifier = load_classifier('squeezenet1_0', weights)
     model, (images, _) = classifier.model, images_of(photographs, classifier, count)
-    table = confidence_table(model, images, Normalized(model, classifier.preprocessing).eval())
-    by_confidence = images[np.argsort(table['confidence'].tolist())]
+    confidence = confidence_table(model, images, Normalized(model, classifier.preprocessing).eval())
+    by_confidence = images[np.argsort(confidence['confidence'].tolist())]
     some = by_confidence[np.linspace(0, len(images) - 1, min(7, len(images))).astype(int)]
-    tables = {
-        f'Confidence, {len(images)} photographs, predicted class, λ1 = 0': binned(table),
-        'A Hessian of rank one: errors for random class gradients and equal competitors': rank_one_table(),
-        f'Sparsity, {len(some)} photographs': path_table(model, some),
-        f'Noisy copies, {len(images)} photographs': copies_table(model, images),
-        f'Cost, {len(some)} photographs, one thread': cost_table(model, some),
+    raw = {
+        'confidence': confidence, 'sparsity': path_table(model, some), 'copies': copies_table(model, images),
+        'cost': cost_table(model, some),
     }
     if outlines is not None:
         data = Polygons(classifier, photographs, outlines)
         samples = [data.sample(index) for index in range(min(len(data), count))]
-        tables[f'Localisation, {len(samples)} photographs, label'] = localisation_table(classifier, samples)
-    out.mkdir(parents=True, exist_ok=True)
-    save(confidence_figure(table), out / 'confidence.png')
+        raw['localisation'] = localisation_table(classifier, samples)
+    for name, found in raw.items():
+        save_csv(out / f'{name}.csv', found)
+    for name, found in summaries(raw).items():
+        save_csv(out / 'tables' / f'{name}.csv', found)
+    save(confidence_figure(confidence), out / 'confidence.png')
     save(examples_figure(classifier, some[[0, 1, -2, -1]] if len(some) > 3 else some), out / 'examples.png')
     save(path_figure(classifier, some[:1]), out / 'path.png')
-    text = '\n\n'.join(
-        f'## {title}\n\n{markdown(each)}' for title, each in tables.items()
-    )
-    with atomic_write(out / 'second_order.md') as temporary:
-        temporary.write_text(text + '\n', encoding='utf-8')
-    click.echo(text)
-
-
-def markdown(table):
-    '''A table in Markdown.'''
-    if table.columns.nlevels > 1:
-        table = table.copy()
-        table.columns = [f'{name}, {kind}' for name, kind in table.columns]
-        table = table.reset_index()
-    return table.to_markdown(index=False, floatfmt='.3g')
+    update_page(page_beside(out), f'CAFO and CASO, {len(images)} photographs', command_line(), parts(out))
+    click.echo('\n\n'.join(parts(out).values()))
 
 
 if __name__ == '__main__':

@@ -5,7 +5,8 @@
 FOLDER holds mnist_train.npz and mnist_test.npz, as for mnist_difference.py. In place of ReLUs the networks have
 Softplus of precision beta, and ReLUs for inf. Each is trained until it classifies a share of digits right that it has
 not seen, so that all are compared at about the same accuracy. Each finished training is two files in runs, the weights,
-and what was measured with its settings; killed at any moment, the same command goes on with the next one.
+and what was measured with its settings; killed at any moment, the same command goes on with the next one. All that was
+measured goes into smooth_relu.csv and smooth_relu.png in the folder --results, and the means into the page beside it.
 
 Measured on test digits, for the predicted class: the expected frequency (EF) of the gradient, the differences to it of
 SmoothGrad and GradCAM, and the gap of SmoothGrad to the gradient, see zennit_dc.evaluation.spectra.
@@ -26,6 +27,7 @@ from zennit.attribution import Gradient, SmoothGrad
 
 from zennit_dc.attribution import class_relevance
 from zennit_dc.data.parts import atomic_write, differences
+from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.evaluation.spectra import expected_frequency, frequency_gap, gradient_gap
 from zennit_dc.figures import save
 from zennit_dc.methods.captum import GradCAM
@@ -33,7 +35,7 @@ from zennit_dc.methods.captum import GradCAM
 
 BATCH, LEARNING_RATE, CHECKED_EVERY, HELD_OUT = 64, 3e-3, 20, 1_000
 MEASURED = {
-    'accuracy': 'accuracy', 'frequency': 'EF(gradient)', 'smoothgrad frequency gap': 'ΔEF SmoothGrad',
+    'accuracy': 'accuracy', 'frequency': 'EF', 'smoothgrad frequency gap': 'ΔEF SmoothGrad',
     'smoothgrad gap': 'gap SmoothGrad', 'gradcam frequency gap': 'ΔEF GradCAM',
 }
 
@@ -111,13 +113,13 @@ def run(beta, seed, settings, data, out, progress):
     return result
 
 
-def table(results):
-    '''The means over seeds, and in brackets the seeds' own numbers.'''
-    rows = []
-    for beta, own in results.groupby('beta', sort=False):
-        cells = [f'{own[name].mean():.4f} ({", ".join(f"{value:.4f}" for value in own[name])})' for name in MEASURED]
-        rows.append([beta.replace('inf', '∞ (ReLU)'), *cells])
-    return pd.DataFrame(rows, columns=['β', *MEASURED.values()]).to_markdown(index=False, disable_numparse=True)
+def parts(folder):
+    '''The table of the page, of the numbers in a folder: the means over seeds.'''
+    results = read_csv(folder / 'smooth_relu.csv')
+    return {'smooth_relu': table(['β', *MEASURED.values()], [
+        [f'{beta:g}'.replace('inf', '∞ (ReLU)'), *(number(own[name].mean(), 3) for name in MEASURED)]
+        for beta, own in results.groupby('beta', sort=False)
+    ])}
 
 
 def figure(results):
@@ -141,6 +143,7 @@ def drawn(images, labels, count):
 @click.command()
 @click.argument('folder', type=click.Path(path_type=Path))
 @click.option('--out', type=click.Path(path_type=Path, file_okay=False), default='runs', help='The folder of results.')
+@click.option('--results', type=click.Path(path_type=Path, file_okay=False), help='For the numbers.  [default: --out]')
 @click.option('--beta', 'betas', type=click.FloatRange(0., min_open=True), multiple=True, help='A precision, or inf.',
               default=(.3, 1., 5., 30., math.inf))
 @click.option('--seed', 'seeds', type=click.IntRange(0), multiple=True, default=(0, 1), help='A seed.')
@@ -148,7 +151,7 @@ def drawn(images, labels, count):
 @click.option('--until', type=click.FloatRange(0., 1.), default=.965, help='The accuracy at which training stops.')
 @click.option('--epochs', type=click.IntRange(1), default=8, help='The largest number of epochs.')
 @click.option('--maps', 'shown', type=click.IntRange(1), default=200, help='Test digits to explain.')
-def main(folder, out, betas, seeds, count, until, epochs, shown):
+def main(folder, out, results, betas, seeds, count, until, epochs, shown):
     '''Train networks on the digits in FOLDER with smooth ReLUs, and measure their maps.'''
     known = drawn(*digits(folder / 'mnist_train.npz'), count)
     tests, answers = drawn(*digits(folder / 'mnist_test.npz'), shown + HELD_OUT)
@@ -157,11 +160,12 @@ def main(folder, out, betas, seeds, count, until, epochs, shown):
     out.mkdir(parents=True, exist_ok=True)
     runs = [(beta, seed) for beta in dict.fromkeys(betas) for seed in dict.fromkeys(seeds)]
     with tqdm(unit='step', disable=None) as progress:
-        results = pd.DataFrame([run(*each, settings, data, out, progress) for each in runs])
-    save(figure(results), out / 'smooth_relu.png')
-    with atomic_write(out / 'smooth_relu.md') as temporary:
-        temporary.write_text(f'{table(results)}\n', encoding='utf-8')
-    click.echo(table(results))
+        found = pd.DataFrame([run(*each, settings, data, out, progress) for each in runs])
+    folder = results or out
+    save_csv(folder / 'smooth_relu.csv', found[['beta', 'seed', *MEASURED]])
+    save(figure(found), folder / 'smooth_relu.png')
+    update_page(page_beside(folder), 'Networks trained with smooth ReLUs', command_line(), parts(folder))
+    click.echo(parts(folder)['smooth_relu'])
 
 
 if __name__ == '__main__':

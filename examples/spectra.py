@@ -3,7 +3,8 @@
     python spectra.py PHOTOGRAPHS squeezenet1_0.pt --out spectra
 
 PHOTOGRAPHS is a folder of images whose names begin with the index of the class and an underscore, as 284_cat.jpg.
-Writes spectra.md, with the tables, and spectra.png: the curve of complexity and faithfulness. It takes some minutes.
+Writes all numbers as CSV and spectra.png, the curve of complexity and faithfulness, into the folder, and the tables
+into the page beside it, spectra.md, in which what you write around them is kept. It takes some minutes.
 '''
 import re
 from pathlib import Path
@@ -22,8 +23,8 @@ from zennit.composites import BetaSmooth
 from zennit_dc import Balanced, NotInPlace, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.data.images import read_image
-from zennit_dc.data.parts import atomic_write
 from zennit_dc.evaluation.metrics import pixel_flipping
+from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.evaluation.spectra import (
     expected_frequency, frequency_gap, gradient_gap, published_expected_frequency,
 )
@@ -59,9 +60,9 @@ def published_table():
         **{f'blurred, σ = {width}': gaussian_filter(noise, (0, width, width), mode='wrap') for width in (1, 2, 8, 16)},
         **{f'{share:.0%} set to zero': noise * (kept > share) for share in (.5, .9, .98)},
     }
-    rows = [(name, f'{expected_frequency(each).mean():.4f}', f'{1e5 * published_expected_frequency(each).mean():.3f}')
+    rows = [(name, expected_frequency(each).mean(), 1e5 * published_expected_frequency(each).mean())
             for name, each in maps.items()]
-    return pd.DataFrame(rows, columns=['map', 'EF of ranks [cycles/pixel]', 'published × 1e5'])
+    return pd.DataFrame(rows, columns=['map', 'EF', 'published × 1e5'])
 
 
 def input_table(classifier, images, targets):
@@ -71,7 +72,7 @@ def input_table(classifier, images, targets):
         'Gradient': Gradient(model),
         **{f'SplitGrad, α = {alpha}': Gradient(model, SplitGrad(alpha)) for alpha in ALPHAS},
         'SplitGrad, Balanced()': Gradient(model, SplitGrad()),
-        'SmoothGrad, .15, 16 copies': SmoothGrad(model, noise_level=.15, n_iter=16),
+        'SmoothGrad, 0.15, 16 copies': SmoothGrad(model, noise_level=.15, n_iter=16),
         'Integrated Gradients': attributor('integrated-gradients', classifier),
         'SplitLRP, positive': Gradient(model, SplitLRP(stream='positive')),
         **{f'BetaSmooth, β = {beta}, in place': Gradient(model, BetaSmooth(beta)) for beta in (1., 10.)},
@@ -108,12 +109,46 @@ def layer_table(classifier, images, targets):
     return pd.DataFrame(rows, columns=['layer', 'map', 'EF', 'ΔEF', 'gap', 'Pixel Fl. AUC@5'])
 
 
-def correlations(table):
+def correlations(layers):
     '''The rank correlation of EF and gap with Pixel Flipping over the maps at each layer.'''
     return pd.DataFrame([
-        (layer, *(f'{spearmanr(own[name], own["Pixel Fl. AUC@5"])[0]:.2f}' for name in ('EF', 'gap')))
-        for layer, own in table.groupby('layer', sort=False)
-    ], columns=['layer', 'EF and Pixel Flipping', 'gap and Pixel Flipping'])
+        (layer, *(spearmanr(own[name], own['Pixel Fl. AUC@5'])[0] for name in ('EF', 'gap')))
+        for layer, own in layers.groupby('layer', sort=False)
+    ], columns=['layer', 'EF', 'gap'])
+
+
+def over_layers(inputs, layers, column, digits):
+    '''A table of a column over the layers, with SplitGrad at the input beside SplitCAM.'''
+    inputs = inputs[inputs['map'].str.startswith('SplitGrad, ')]
+    inputs = inputs.assign(map=inputs['map'].str.removeprefix('SplitGrad, '), layer='input')
+    layers = layers.assign(map=layers['map'].str.removeprefix('SplitCAM, '))
+    found = pd.concat([inputs[['layer', 'map', column]] if column in inputs else layers[:0], layers])
+    found = found.pivot_table(column, 'map', 'layer', sort=False).reindex(list(dict.fromkeys(layers['map'])))
+    order = [layer for layer in ('input', *LAYERS) if layer in found]
+    return table(
+        [column, *order], [[map, *(number(each, digits) for each in row)] for map, row in found[order].iterrows()]
+    )
+
+
+def parts(folder):
+    '''The tables of the page, of the numbers in a folder.'''
+    inputs, layers, noise, ranks = (
+        read_csv(folder / f'{name}.csv') for name in ('input', 'layers', 'noise', 'correlations')
+    )
+    return {
+        'gap': over_layers(inputs, layers, 'gap', 2), 'frequency': over_layers(inputs, layers, 'EF', 3),
+        'flipping': over_layers(inputs, layers, 'Pixel Fl. AUC@5', 2),
+        'others': table(['map at the input', 'EF', 'ΔEF', 'gap'], [
+            [row['map'], number(row['EF'], 3), number(row['ΔEF'], 3), number(row['gap'])]
+            for row in inputs.to_dict('records') if not row['map'].startswith('SplitGrad, α')
+        ]),
+        'correlations': table(['layer', 'EF and Pixel Flipping', 'gap and Pixel Flipping'], [
+            [layer, number(frequency), number(gap)] for layer, frequency, gap in ranks.itertuples(index=False)
+        ]),
+        'noise': table(['map', 'EF of ranks [cycles/pixel]', 'published × 1e5'], [
+            [row['map'], number(row['EF'], 3), number(row['published × 1e5'])] for row in noise.to_dict('records')
+        ]),
+    }
 
 
 def figure(inputs, layers):
@@ -122,16 +157,16 @@ def figure(inputs, layers):
     axes = picture.subplots(1, 3)
     split = inputs[inputs['map'].str.startswith('SplitGrad, α')]
     axes[0].plot(split['EF'], split['gap'], 'o-', markersize=4, label='SplitGrad over α')
-    for number, row in enumerate(inputs[~inputs['map'].str.startswith('SplitGrad, α')].itertuples(), 1):
-        axes[0].plot(row.EF, row.gap, 'osD^vx+*P'[number % 9], color=f'C{number}', label=row.map)
+    for place, row in enumerate(inputs[~inputs['map'].str.startswith('SplitGrad, α')].itertuples(), 1):
+        axes[0].plot(row.EF, row.gap, 'osD^vx+*P'[place % 9], color=f'C{place}', label=row.map)
     axes[0].set(title='input', xlabel='EF [cycles/pixel]', ylabel='gap to the gradient')
-    for number, (layer, own) in enumerate(layers.groupby('layer', sort=False)):
+    for place, (layer, own) in enumerate(layers.groupby('layer', sort=False)):
         curve, others = own[own['map'].str.contains('α')], own[~own['map'].str.contains('α')]
         for axis, horizontal, vertical in ((axes[1], 'EF', 'gap'), (axes[2], 'gap', 'Pixel Fl. AUC@5')):
-            axis.plot(curve[horizontal], curve[vertical], 'o-', markersize=4, color=f'C{number}', label=layer)
+            axis.plot(curve[horizontal], curve[vertical], 'o-', markersize=4, color=f'C{place}', label=layer)
             for row, marker in zip(others.to_dict('records'), '*s^'):
-                axis.plot(row[horizontal], row[vertical], marker, color=f'C{number}',
-                          label=row['map'] if number == 0 else None)
+                axis.plot(row[horizontal], row[vertical], marker, color=f'C{place}',
+                          label=row['map'] if place == 0 else None)
     axes[1].set(title='layers: SplitCAM over α', xlabel='EF [cycles/pixel]', ylabel='gap to gradient × activation')
     axes[2].set(title='the gap predicts Pixel Flipping', xlabel='gap to gradient × activation', ylabel='AUC@5')
     for axis in axes[:2]:
@@ -149,18 +184,12 @@ def main(photographs, weights, out, count):
     classifier = load_classifier('squeezenet1_0', weights)
     images, targets = images_of(photographs, classifier, count)
     inputs, layers = (make(classifier, images, targets) for make in (input_table, layer_table))
-    tables = {
-        'Noise': published_table(), f'Input, {len(images)} photographs': inputs,
-        f'Layers, {len(images)} photographs': layers, 'Rank correlations': correlations(layers),
-    }
-    out.mkdir(parents=True, exist_ok=True)
+    tables = {'noise': published_table(), 'input': inputs, 'layers': layers, 'correlations': correlations(layers)}
+    for name, found in tables.items():
+        save_csv(out / f'{name}.csv', found)
     save(figure(inputs, layers), out / 'spectra.png')
-    text = '\n\n'.join(
-        f'## {title}\n\n{table.to_markdown(index=False, floatfmt=".4f")}' for title, table in tables.items()
-    )
-    with atomic_write(out / 'spectra.md') as temporary:
-        temporary.write_text(text + '\n', encoding='utf-8')
-    click.echo(text)
+    update_page(page_beside(out), f'Spectra of maps, {len(images)} photographs', command_line(), parts(out))
+    click.echo('\n\n'.join(parts(out).values()))
 
 
 if __name__ == '__main__':

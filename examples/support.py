@@ -1,11 +1,12 @@
 '''Tell how often `support` tells right maps from maps that are wrong on purpose.
 
-    python support.py PHOTOGRAPHS squeezenet1_0.pt --out support.md
+    python support.py PHOTOGRAPHS squeezenet1_0.pt --out support
 
 PHOTOGRAPHS is a folder of images whose names begin with the index of the class and an underscore, as 284_cat.jpg. With
-the extra efficientnet-lite, EfficientNet-Lite0 is asked, too. Writes a
-table with a row for each kind of map: by how much hiding the red fifth, a random fifth and the blue fifth lowers the
-log-odds of the class in the mean, and the share of the photographs in which the map passes. It takes some minutes.
+the extra efficientnet-lite, EfficientNet-Lite0 is asked, too. Writes maps.csv into the folder, with a row for each
+map: by how much hiding the red fifth, a random fifth and the blue fifth lowers the log-odds of the class in the mean,
+and the share of the photographs in which the map passes; images.csv, the same for each photograph; and a table into the
+page beside the folder, support.md, in which what you write around it is kept. It takes some minutes.
 '''
 import argparse
 import re
@@ -21,7 +22,7 @@ from zennit_dc import Scaling
 from zennit_dc.attribution import support
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.data.images import read_image
-from zennit_dc.data.parts import atomic_write
+from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.methods import attributor, saliency_map
 
 
@@ -56,6 +57,9 @@ MAPS = {
 }
 
 
+KINDS = {'splitlrp _bn1, Scaling()': 'another re-centering', 'splitcam before the activation': 'another place'}
+
+
 def maps_of(classifier, images, targets, method, parameters, against='likely'):
     '''The maps of images, one after the other.'''
     own = attributor(method, classifier, **parameters)
@@ -79,19 +83,21 @@ def redraw(model, images):
 
 
 def all_maps(name, load, images, targets):
-    '''The maps of a network, with whether they are right.'''
+    '''The maps of a network, each with its title and kind.'''
     right, wrong, layer = MAPS[name]
     classifier, other = load(), load()
     redraw(other.model, images)
     explain = partial(maps_of, images=images, targets=targets)
     for title, chosen in {**right, **wrong}.items():
-        yield title, title in right, explain(classifier, method=chosen[0], parameters=chosen[1])
+        kind = 'right' if title in right else KINDS.get(title, title)
+        yield title, kind, explain(classifier, method=chosen[0], parameters=chosen[1])
     for method in ('splitcam', 'layercam'):
-        yield f'{method} {layer}, re-drawn weights', False, explain(other, method=method, parameters={'layer': layer})
+        redrawn = explain(other, method=method, parameters={'layer': layer})
+        yield f'{method} {layer}, re-drawn weights', 're-drawn weights', redrawn
     maps = explain(classifier, method='splitcam', parameters={'layer': layer})
-    yield f'splitcam {layer} of another image', False, maps.roll(1, 0)
-    yield f'splitcam {layer}, inverted', False, -maps
-    yield 'white noise', False, torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
+    yield f'splitcam {layer} of another image', 'another image', maps.roll(1, 0)
+    yield f'splitcam {layer}, inverted', 'inverted', -maps
+    yield 'white noise', 'white noise', torch.randn(maps.shape, generator=torch.Generator().manual_seed(0))
 
 
 def rows_of(name, load, paths):
@@ -99,11 +105,27 @@ def rows_of(name, load, paths):
     classifier = load()
     images = torch.stack([classifier.preprocessing(read_image(path)) for path in paths])
     targets = torch.tensor([int(path.name.partition('_')[0]) for path in paths])
-    for title, is_right, maps in tqdm(all_maps(name, load, images, targets), desc=name, disable=None):
+    for title, kind, maps in tqdm(all_maps(name, load, images, targets), desc=name, disable=None):
         found = support(classifier.model, images, maps, targets)
-        falls = (f'{each.nanmean():.2f}' for each in (found.red_fall, found.random_fall, found.blue_fall))
-        yield (name, title, 'right' if is_right else 'wrong', *(fall.replace('nan', '–') for fall in falls),
-               (~found.fails).double().mean().item())
+        columns = found.red_fall, found.random_fall, found.blue_fall, ~found.fails
+        for path, *values in zip(paths, *(each.double().tolist() for each in columns)):
+            yield name, title, kind, path.name, *values
+
+
+NUMBERS = ['red', 'random', 'blue', 'passes']
+
+
+def parts(folder):
+    '''The table of the page, of the numbers in a folder: the share of the photographs on which maps pass, as the mean
+    over all maps of a kind.'''
+    maps = read_csv(folder / 'maps.csv')
+    found = maps.pivot_table('passes', 'kind', 'network', sort=False)
+    counts = maps.pivot_table('map', 'kind', 'network', aggfunc='nunique', sort=False)
+    return {'passes': table(
+        ['kind of map: passes (number of maps)', *found], [[kind, *(
+            f'{number(share)} ({count:.0f})' if share == share else '–' for share, count in zip(row, counts.loc[kind])
+        )] for kind, row in found.iterrows()]
+    )}
 
 
 def main():
@@ -111,7 +133,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photographs', type=Path)
     parser.add_argument('weights', type=Path)
-    parser.add_argument('--out', type=Path, default=Path('support.md'))
+    parser.add_argument('--out', type=Path, default=Path('support'), help='the folder (default: support)')
     parser.add_argument('--images', type=int, default=24, help='the number of photographs (default: 24)')
     arguments = parser.parse_args()
     paths = [path for path in sorted(arguments.photographs.iterdir()) if re.match(r'\d+_', path.name)]
@@ -125,13 +147,13 @@ def main():
     except ModuleNotFoundError as error:
         print(f'without EfficientNet-Lite0: {error}')
     rows = [row for name, load in networks.items() for row in rows_of(name, load, paths)]
-    table = pd.DataFrame(rows, columns=['network', 'map', 'kind', 'red', 'random', 'blue', 'passes'])
-    told = table.groupby(['network', 'kind'])['passes'].mean().unstack()
-    tables = table.to_markdown(index=False, floatfmt='.2f'), told.to_markdown(floatfmt='.2f')
-    text = '\n\n'.join((f'{len(paths)} photographs', *tables, ''))
-    with atomic_write(arguments.out) as temporary:
-        temporary.write_text(text, encoding='utf-8')
-    print(text)
+    images = pd.DataFrame(rows, columns=['network', 'map', 'kind', 'image', *NUMBERS])
+    save_csv(arguments.out / 'images.csv', images)
+    means = images.groupby(['network', 'map', 'kind'], sort=False)[NUMBERS].mean().reset_index()
+    save_csv(arguments.out / 'maps.csv', means)
+    found = parts(arguments.out)
+    update_page(page_beside(arguments.out), f'Support of maps, {len(paths)} photographs', command_line(), found)
+    print(*found.values())
 
 
 if __name__ == '__main__':

@@ -1,6 +1,6 @@
 '''Run the models of a library in split form, and tell how exact they are.
 
-    python supported_models.py --library torchvision --out torchvision.md
+    python supported_models.py --library torchvision --out models
     python supported_models.py --library timm resnet vision_transformer
     python supported_models.py --library transformers ViT ResNet
 
@@ -9,7 +9,9 @@ torchvision, these are all classifiers, segmentation and video models; of timm, 
 module of ``timm.models``) in which it has at most 60 million parameters; of transformers, those that classify images,
 from small configurations. The table says which options ``canonizers='auto'`` has taken, the default, whether the
 output was bit-identical, by how much it deviates else, in parts of the spread of the logits, and which methods gave a
-map at their defaults: SplitGrad and SplitLRP at the input, and SplitCAM at the last module that has spatial axes.
+map at their defaults: SplitGrad and SplitLRP at the input, and SplitCAM at the last module that has spatial axes. With
+--out, it is a CSV file of the library's name in this folder, and the page beside it, models.md, gets the counts; what
+you write around them is kept.
 '''
 import argparse
 import sys
@@ -18,11 +20,13 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torchvision
 
 from zennit_dc import Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
 from zennit_dc.core.needs import relative_deviation
+from zennit_dc.evaluation.pages import command_line, page_beside, read_csv, save_csv, table, update_page
 
 
 FAMILIES = {
@@ -209,30 +213,46 @@ def examine(title, make):
     return [*found, *cells]
 
 
+LIBRARIES = 'torchvision', 'timm', 'transformers'
+METHODS = ['SplitGrad', 'SplitLRP', 'SplitCAM']
+COLUMNS = ['group', 'model', 'split form', 'output', *METHODS]
+
+
+def parts(folder):
+    '''The table of the page, of the models in a folder: of each library and group how many run, and how.'''
+    rows = []
+    for library in LIBRARIES:
+        if (folder / f'{library}.csv').is_file():
+            for group, own in read_csv(folder / f'{library}.csv').groupby('group', sort=False):
+                exact = own['split form'].str.startswith('exact', na=False)
+                explained = (own[METHODS].map(lambda cell: cell.startswith('yes'))).all(axis=1)
+                rows.append((f'{library}, {group}', len(own), explained.sum(), exact.sum(),
+                             (explained & ~exact).sum(), own['output'].eq('bit-identical').sum()))
+    return {'models': table(['models', 'all', 'maps', 'exact', 'constants', 'identical'], rows)}
+
+
 def main():
     '''Print the table, and a summary.'''
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('models', nargs='*', help='names of models, or of families of timm (default: all)')
-    parser.add_argument('--library', choices=('torchvision', 'timm', 'transformers'), default='torchvision')
-    parser.add_argument('--out', type=Path, help='a file for the table')
+    parser.add_argument('--library', choices=LIBRARIES, default='torchvision')
+    parser.add_argument('--out', type=Path, help='a folder for the table, whose page is beside it')
     args = parser.parse_args()
     warnings.simplefilter('ignore')  # what is chosen for a model is in the table
-    lines, counts = [], {}
+    rows = []
     entries = entries_of(args.library, args.models)
     for place, (group, title, make) in enumerate(entries, 1):
         start = time.perf_counter()
         row = examine(title, make)
-        counts.setdefault(group, []).append(row[3:] == ['yes'] * 3)
-        lines.append('| ' + ' | '.join(row) + ' |')
+        rows.append((group, *row))
         seconds = time.perf_counter() - start
-        print(f'{place} of {len(entries)}: {lines[-1]} {seconds:.1f} s', file=sys.stderr, flush=True)
-    table = ['| model | split form | output | SplitGrad | SplitLRP | SplitCAM |', '|---|' + '---|' * 5, *lines, '']
-    table += [f'{sum(given)} of {len(given)} {group} models give maps with all three methods.'
-              for group, given in counts.items()]
-    text = '\n'.join(table)
-    print(text)
+        print(f'{place} of {len(entries)}: {", ".join(row)}, {seconds:.1f} s', file=sys.stderr, flush=True)
+    found = pd.DataFrame(rows, columns=COLUMNS)
+    print(found.to_csv(index=False), end='')
     if args.out is not None:
-        args.out.write_text(text + '\n', encoding='utf-8')
+        save_csv(args.out / f'{args.library}.csv', found)
+        update_page(page_beside(args.out), 'Models in split form', command_line(), parts(args.out))
+        print(parts(args.out)['models'])
 
 
 if __name__ == '__main__':

@@ -1,14 +1,16 @@
 '''The example that compares two ways to explain smooth activations.'''
 import compare_activations
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 
 from zennit_dc.demo import demo_preprocessing, draw_batch
+from zennit_dc.evaluation.pages import save_csv
 
 
 @pytest.mark.parametrize('kind', compare_activations.NETWORKS)
-def test_scores(kind):
+def test_scores(kind, tmp_path):
     torch.manual_seed(0)
     network = compare_activations.NETWORKS[kind]().eval()
     pictures, masks, labels = draw_batch(2, 3)
@@ -20,13 +22,18 @@ def test_scores(kind):
     name, = [name for name in compare_activations.CANONIZERS if name.startswith('Detached')]
     assert found['SplitGrad, input', name] == found['SplitGrad, input, α = 0.4', name]
     deviations = {
-        name: [compare_activations.largest_deviation(network, images, option)]
+        name: compare_activations.largest_deviation(network, images, option)
         for name, option in compare_activations.CANONIZERS.items()
     }
-    lines = '\n'.join(compare_activations.table(kind, [found, found], deviations))
-    assert '± 0.000' in lines and f'{name} 0.00%' in lines
+    assert deviations[name] == 0.
+    rows = [row for seed in (0, 1) for row in compare_activations.rows_of(kind, seed, found, deviations, .5)]
+    means = compare_activations.averaged(pd.DataFrame(rows, columns=compare_activations.COLUMNS))
+    assert (means['pointing game, error'] == 0.).all() and len(means) == len(found)
+    save_csv(tmp_path / 'means.csv', means)
+    table, = compare_activations.parts(tmp_path).values()
+    assert table.count('\n') == 1 + len(compare_activations.METHODS)
 
 
 def test_command(tmp_path):
-    result = CliRunner().invoke(compare_activations.main, ['--out', str(tmp_path / 'none' / 'out.md')])
+    result = CliRunner().invoke(compare_activations.main, ['--out', str(tmp_path / 'none' / 'out')])
     assert result.exit_code == 1 and 'there is no folder' in result.stderr

@@ -25,7 +25,10 @@ from zennit_dc.evaluation.runs import evaluate, finished  # noqa: E402
 from zennit_dc.evaluation.selection import means  # noqa: E402
 from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid  # noqa: E402
 from zennit_dc.evaluation.localisation import attribution_localisation  # noqa: E402
-from zennit_dc.evaluation.tables import latex, markdown, results_table, standard_errors  # noqa: E402
+from zennit_dc.evaluation import tables  # noqa: E402
+from zennit_dc.evaluation.tables import (  # noqa: E402
+    latex, mean_scores, results_table, shortened, standard_errors, summary
+)
 from zennit_dc.methods import attributor  # noqa: E402
 
 OPTIONS = (
@@ -35,8 +38,8 @@ OPTIONS = (
     '--mosaics', '1', '--ablation', 'pooling'
 )
 RESULTS = (
-    'validation.csv', 'winners.csv', 'test.csv', 'table.md', 'table.tex', 'randomisation.md', 'mosaics.csv',
-    'mosaics.md', 'ablation.csv', 'ablation.md', 'layers.png', 'maps.png'
+    'validation.csv', 'winners.csv', 'test.csv', 'test-means.csv', 'table.tex', 'randomisation.tex', 'mosaics.csv',
+    'mosaics.tex', 'ablation.csv', 'ablation-means.csv', 'layers.png', 'maps.png', 'report.md'
 )
 
 
@@ -304,9 +307,12 @@ def test_settings_are_reported_without_a_choice(tmp_path):
     result = run(*SETTINGS, '--out', tmp_path)
     require_success(result)
     assert '5 settings on 9 images' in result.stdout
-    table = (tmp_path / 'settings.md').read_text()
-    for title in ('Neg. Loc. ↓ (n = 9)', 'AUC Obj. ↑ (n = 9)', 'Max Sens. ↓ (n = 2)', 'Grid Point. ↑ (n = 4)'):
-        assert title in table
+    page = (tmp_path / 'report.md').read_text()
+    for text in ('Grid Point. ↑', 'AUC Obj. ↑', '4 for Grid Point', '2 for Pixel Fl. AUC@20, Max Sens', 'settings.csv'):
+        assert text in page
+    assert f'zennit-dc {SETTINGS[0]} drawings --model demo' in page
+    means_of = pd.read_csv(tmp_path / 'settings-means.csv').set_index('metric')['images']
+    assert means_of['negative_localisation'].eq(9).all() and means_of['max_sensitivity'].eq(2).all()
     scores = pd.read_csv(tmp_path / 'settings.csv').fillna({'setting': ''})
     counts = scores.groupby(['method', 'setting']).count()
     assert {*counts.index} == {
@@ -359,7 +365,7 @@ def test_options_in_a_file(tmp_path, monkeypatch):
                        'layer = ["features"]\nmetric = ["pointing_game"]\nsubset = 1\nout = "there"\n')
     result = run('evaluate', '--config', options, '--method', 'gradcam')
     require_success(result)
-    assert 'GradCAM' in (tmp_path / 'there' / 'table.md').read_text()
+    assert 'GradCAM' in (tmp_path / 'there' / 'report.md').read_text()
     assert 'LayerCAM' not in result.stdout
     for text, message in (
         ('images = 3\nspeed = 1', '\'speed\''), ('[', 'as TOML'), ('images = "many"', 'many'),
@@ -370,13 +376,14 @@ def test_options_in_a_file(tmp_path, monkeypatch):
 
 
 def test_tables(whole):
-    text, _, note = (whole / 'table.md').read_text().rpartition('\n\n')
-    assert 'bold: the best of its column' in note and '**' in text and '*|' not in text
-    rows = [line.split(' | ') for line in text.strip('|\n').split('\n')]
-    assert len(rows) >= 2 + 3 and all(len(row) == len(rows[0]) for row in rows if len(row) > 1)
+    pd = pytest.importorskip('pandas')
+    lines = (whole / 'report.md').read_text().splitlines()
+    rows = [line for line in lines if line.startswith('|')]
+    assert [row.split(',')[0].split('|')[1].strip() for row in rows[2:]][-1] == 'Random Baseline' and len(rows) == 2 + 3
+    assert all(len(row) <= 80 for row in rows)
+    winning = pd.read_csv(whole / 'winners.csv').fillna('')
     text = (whole / 'table.tex').read_text()
-    assert text.count(r'\\') == len(rows) - 1 and r'\toprule' in text
-    assert [line.strip(' |') for line in markdown([['a|b'], ['c']]).split('\n')] == [r'a\|b', ':-------', 'c', '']
+    assert text.count(r'\\') == 1 + len(winning[['method', 'setting']].drop_duplicates()) and r'\toprule' in text
     assert r'50\% \& α'.replace('α', r'$\alpha$') in latex([['x'], ['50% & α']])
 
 
@@ -389,7 +396,6 @@ def test_the_best_score_has_a_star():
     header, one, two = results_table(scores)
     assert header == ['method', 'setting', 'Select. ↓ (n = 1)', 'Point. ↑ (n = 1)']
     assert one == ['CAM', 'one', '1.00*', '1.00'] and two == ['CAM', 'two', '2.00', '2.00*']
-    assert '| **1.00**' in markdown([header, one, two])
     header, *rows = results_table(pd.concat([scores, scores.assign(method='Binary Mask')]))
     assert [row[-1] for row in rows] == ['1.00', '2.00*', '1.00', '2.00']
     more = pd.concat([scores, scores[scores['metric'] == 'selectivity'].assign(image='b')])
@@ -407,6 +413,63 @@ def test_standard_errors_are_those_of_the_mean():
     # 1,000 samples have the standard error up to some 2 %
     assert abs(error / (values.std() / 50 ** .5) - 1.) < .1
     assert results_table(scores)[1][-1] == f'{values.mean():.2f} ± {error:.2f}*'
+
+
+@pytest.fixture(name='several')
+def fixture_several():
+    '''Scores of twelve methods with two settings each, and of two controls.'''
+    pd = pytest.importorskip('pandas')
+    drawn = np.random.default_rng(0)
+    methods = [*(f'Method {number}' for number in range(12)), 'Random Baseline', 'Image Center']
+    return pd.DataFrame([
+        (image, method, setting, metric, min(.05 * place, .3) + .1 * (setting == 'layer two') + .01 * drawn.normal())
+        for place, method in enumerate(methods) for setting in ('layer one', 'layer two') for image in 'abcdef'
+        for metric in ('pointing_game', 'grid_pointing_game', 'hog')
+    ], columns=['image', 'method', 'setting', 'metric', 'score'])
+
+
+def test_a_summary_has_the_best_setting_of_each_method(several):
+    header, _, *rows = summary(several).splitlines()
+    cells = [[cell.strip() for cell in row.strip('|').split('|')] for row in rows]
+    assert [cell.strip() for cell in header.strip('|').split('|')] == ['setting', 'Grid Point. ↑', 'Point. ↑', 'HOG ↓']
+    assert len(rows) == 10 and all(row[0].endswith(', two') for row in cells)
+    assert {row[0] for row in cells[-2:]} == {'Random Baseline, two', 'Image Center, two'}  # as the controls come last
+    shown = [float(row[1].split()[0]) for row in cells[:-2]]
+    assert shown == sorted(shown, reverse=True)
+    found = mean_scores(several).set_index(['method', 'setting', 'metric'])
+    means = found.loc[(slice(None), 'layer two', 'grid_pointing_game'), 'mean']
+    explaining = means.drop(index=['Random Baseline', 'Image Center'], level='method')
+    assert shown == [float(f'{value:.2f}') for value in explaining.sort_values(ascending=False)[:8]]
+    assert found['images'].eq(6).all()
+    chosen = [('Method 1', 'layer one'), ('Method 2', 'layer one')]
+    assert [row.split('|')[1].strip() for row in summary(several, chosen).splitlines()[2:]] == [
+        'Method 2, one', 'Method 1, one'
+    ]
+
+
+def test_a_summary_fits_whatever_the_names_are(several):
+    long = several.assign(setting=several['setting'] + '.conv' * 30)
+    assert {len(line) for line in summary(long).splitlines()} <= set(range(81)) and '…' in summary(long)
+
+
+def test_a_message_tells_whether_two_methods_differ(several):
+    own = several[several['method'].isin(['Method 3', 'Image Center'])]
+    other = own[own['method'] == 'Method 3'].assign(method='Method 4')  # better on half of the images, worse on others
+    other['score'] += other['image'].map({image: .05 if image in 'abc' else -.05 for image in 'abcdef'})
+    sentences = tables.message(tables.pd.concat([own, other]))
+    assert sentences.startswith('By Grid Point (6 images), Method ') and sentences.count('. ') == 2
+    assert 'is not more than two standard errors' in sentences and 'Image Center has 0.' in sentences
+    ahead = several['method'].eq('Method 3').astype(float)
+    apart = tables.message(several.assign(score=several['score'] + ahead))
+    assert 'Method 3 (two) is the best setting, with 1.2' in apart and 'is more than two' in apart
+    alone = several[several['method'] == 'Method 3']
+    assert tables.message(alone).count('Method') == 1 and 'No control' in tables.message(alone)
+
+
+def test_names_of_parameters_that_speak_for_themselves_are_left_out():
+    assert shortened('SplitLRP', 'layer input, stream positive, against none') == 'SplitLRP, input, positive, none'
+    assert shortened('SplitCAM', 'alpha 0.4, recentering none, abs') == 'SplitCAM, alpha 0.4, recentering none, abs'
+    assert shortened('Image Center', '') == 'Image Center'
 
 
 def test_against_is_a_dimension_of_settings():

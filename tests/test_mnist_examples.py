@@ -39,10 +39,12 @@ def test_smooth_relus(folder, tmp_path):
         result = CliRunner().invoke(main, [str(each) for each in (folder, *options, 2)])
         assert result.exit_code == 0, result.output
         weights = tmp_path / 'runs' / 'inf_1.pt'
-        results.append((weights.with_name('smooth_relu.md').read_text(), weights.stat().st_mtime))
+        written = weights.with_name('smooth_relu.csv').read_text(), (tmp_path / 'runs.md').read_text()
+        results.append((*written, weights.stat().st_mtime))
     assert results[0] == results[1]
-    header, _, *rows = results[0][0].splitlines()
-    assert 'EF(gradient)' in header and [row.split('|')[1].strip() for row in rows] == ['1', '∞ (ReLU)']
+    header, _, *rows = [line for line in results[0][1].splitlines() if line.startswith('|')]
+    assert results[0][0].splitlines()[0].startswith('beta,seed,accuracy') and len(results[0][0].splitlines()) == 5
+    assert ' EF ' in header and [row.split('|')[1].strip() for row in rows] == ['1', '∞ (ReLU)']
     assert (tmp_path / 'runs' / 'smooth_relu.png').is_file()
     result = CliRunner().invoke(main, [str(each) for each in (folder, *options, 3)])
     assert result.exit_code == 1 and 'epochs (2 there, 3 here)' in result.output
@@ -56,7 +58,9 @@ def test_example(folder, tmp_path):
     assert result.exit_code == 0, result.output
     first = json.loads((out / 'mlp_maxout_ic_0.json').read_text())
     assert first['variant'] == 'ic' and first['epochs'] == 1 and 0 <= first['accuracy'] <= 1
-    assert sorted(path.name for path in out.iterdir()) == ['mlp_maxout_ic_0.json', 'mlp_maxout_ic_0.pt']
+    assert sorted(path.name for path in out.iterdir()) == [
+        'accuracies.csv', 'mlp_maxout_ic_0.json', 'mlp_maxout_ic_0.pt'
+    ]
     trained = mlp_maxout('ic')
     trained.load_state_dict(torch.load(out / 'mlp_maxout_ic_0.pt', weights_only=True))
     with np.load(folder / 'mnist_test.npz') as arrays:
@@ -69,11 +73,12 @@ def test_example(folder, tmp_path):
     results = [json.loads((out / f'mlp_maxout_{variant}_0.json').read_text()) for variant in ('ic', 'mon')]
     assert results[0] == first and results[1]['variant'] == 'mon'
     assert not (out / 'mlp_maxout_ic_0.pt').exists()  # was not trained again
-    assert result.stdout.splitlines() == [
-        '| Model | ic | mon |', '|---|---|---|', '| mlp_maxout | ' + ' | '.join(
-            '{0:.2f} [{0:.2f}, {0:.2f}]'.format(100 * each['accuracy']) for each in results
-        ) + ' |'
+    rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in result.stdout.splitlines()]
+    paper = {'IC': '98.36', 'Mon': '98.30'}
+    assert rows[0] == ['accuracy in %', 'mlp_maxout', 'paper'] and rows[2:] == [
+        [title, f'{100 * each["accuracy"]:.2f}', paper[title]] for title, each in zip(('IC', 'Mon'), results)
     ]
+    assert result.stdout.strip() in (tmp_path / 'runs.md').read_text()
 
     result = run_example(folder, *options[:4], '--variant', 'none', '--network', 'cnn_maxout', '--scale', .02)
     assert result.exit_code == 0, result.output

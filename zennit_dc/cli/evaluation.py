@@ -1,4 +1,5 @@
 '''The command that compares methods by the paper's metrics.'''
+import shlex
 import sys
 from pathlib import Path
 
@@ -88,7 +89,14 @@ PARAMETERS = (
 )
 
 
-@click.command()
+class Recorded(click.Command):
+    '''A command that keeps what was typed.'''
+    def parse_args(self, ctx, args):
+        ctx.meta['zennit_dc.typed'] = shlex.join(['zennit-dc', ctx.info_name, *args])
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=Recorded)
 @click.argument('source', type=path, metavar='drawings|FOLDER')
 @option(
     '--config', type=path, is_eager=True, expose_value=False, callback=configured,
@@ -151,9 +159,10 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
     validation split, all combinations of the parameters are scored, with and without the absolute value of the maps; on
     the test split, of each method the best by localisation and the best by Pixel Flipping. With --setting, nothing is
-    chosen: all of these are reported on the test split. Writes all scores as CSV, tables as Markdown and LaTeX, and
-    figures into the folder. Interrupted at any moment, the same command goes on where
-    it was; started by torchrun, the processes share the work.
+    chosen: all of these are reported on the test split. Writes report.md, a page with what the scores say, all scores
+    and their means as CSV, tables as LaTeX, and figures into the folder. What you write into report.md around the
+    marked parts is kept. Interrupted at any moment, the same command goes on where it was; started by torchrun, the
+    processes share the work.
 
     \b
     zennit-dc evaluate drawings --model demo --layer features --layer residual --alpha 0.4 --alpha balanced
@@ -192,7 +201,10 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
         'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch, 'flipping_step': flipping_step,
         'sensitivity_samples': sensitivity_samples
     }
-    comparison = MethodComparison(classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo)
+    typed = click.get_current_context().meta['zennit_dc.typed']
+    comparison = MethodComparison(
+        classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo, typed
+    )
     comparison.require_all()
     if own:
         shown = comparison.report_settings(settings)
@@ -200,9 +212,9 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
         return
     chosen_on = comparison.scores(settings, (comparison.validation, list(SELECTION)))
     chosen, best, localising = comparison.choose(settings, chosen_on, ablations)
-    comparison.report('validation', chosen_on, echo=False)
+    comparison.report('validation', chosen_on)
     comparison.report_spectra(settings, chosen_on)
-    comparison.report_test(best, chosen)
+    comparison.report_test(best, chosen, localising)
     if ablations:
         comparison.report_ablations(best, ablations, ablated)
     comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), localising), 'maps.png')

@@ -383,11 +383,11 @@ class MapPass(Pass):
         return bool(entrances) and not maps
 
     def refuse_inactive(self):
-        '''Whether an inactive composite makes a map, which it does not, or raise if there is no true gradient either.'''
+        '''Whether an inactive composite makes a map: it does not. Raise if there is no true gradient either.'''
         if self.layer is not None:
             raise RuntimeError(
-                f'what does not go through module {self.layer!r} has no graph in this forward pass: call the model inside'
-                ' of composite.inactive(), too, for its true gradient'
+                f'what does not go through module {self.layer!r} has no graph in this forward pass: call the model'
+                ' inside of composite.inactive(), too, for its true gradient'
             )
         return False
 

@@ -5,18 +5,18 @@ import numpy as np
 import pandas as pd
 
 from ..data.classifiers import layers
-from ..data.parts import atomic_write
 from ..data.processes import local_device
 from ..figures import save
 from .data import split
 from .figures import layer_figure, pareto_figure, spectra_figure
 from .metrics import METRICS
 from .mosaics import Mosaics
+from .pages import save_csv, save_text, update_page
 from .randomisation import randomised
 from .runs import evaluate
 from .selection import means, winners
 from .settings import CRITERIA, SELECTION, ablation
-from .tables import NOTE, latex, markdown, results_table
+from .tables import FIRST, latex, mean_scores, message, notes, results_table, summary
 
 
 FEWEST = 6
@@ -25,7 +25,8 @@ them, the sign test has 2 · 0.5 ** n, which is below 0.05 from six on.'''
 SENSITIVITY = 'max_sensitivity'
 CHEAP = 'attribution_localisation', 'negative_localisation', 'object_auc', 'pointing_game'
 '''The metrics that take no forward pass.'''
-LOCALISING = 'grid_pointing_game', 'object_auc', 'attribution_localisation', 'pointing_game'
+REPORT = 'report.md'
+'''The page of an evaluation.'''
 
 
 class MethodComparison:
@@ -53,10 +54,16 @@ class MethodComparison:
         What :py:func:`zennit_dc.evaluation.runs.evaluate` takes.
     echo : callable
         What prints a text.
+    command : str, optional
+        The command that makes the report.
     '''
-    def __init__(self, classifier, images, out, metrics, costly, subset, mosaics, share, options, echo):
+    def __init__(
+        self, classifier, images, out, metrics, costly, subset, mosaics, share, options, echo,
+        command='zennit-dc evaluate'
+    ):
         self.classifier, self.images, self.out, self.metrics = classifier, images, out, metrics
         self.costly, self.options, self.seed, self.echo = costly, options, options['seed'], echo
+        self.command = command
         self.validation, self.test = split(images, share, self.seed)
         self.few = self.sample(subset)
         self.mosaics = Mosaics(images, self.test, mosaics, self.seed) if mosaics else None
@@ -97,7 +104,7 @@ class MethodComparison:
         metrics = [each for each in self.metrics if METRICS[each].table == 'spectra']
         if metrics:
             scores = self.scores(settings, (self.validation, metrics))
-            self.report('validation-spectra', scores, echo=False)
+            self.report('validation-spectra', scores)
             self.save(lambda: spectra_figure(pd.concat([chosen_on, scores]), settings), 'spectra.png')
 
     def choose(self, settings, scores, ablations):
@@ -119,7 +126,7 @@ class MethodComparison:
                 raise ValueError(f'none of the best settings depends on {name}: leave out --ablation {name}')
         if self.is_first:
             remove_results(self.out)
-            save_text(self.out / 'winners.csv', chosen.to_csv(index=False))
+            save_csv(self.out / 'winners.csv', chosen)
             which = 'the best ones' if len(self.validation) >= FEWEST else 'the first ones'
             counts = f'{len(self.validation)} images, {which} on {len(self.test)} others'
             self.echo(f'{len(settings)} settings on {counts}:\n')
@@ -133,15 +140,19 @@ class MethodComparison:
         self.save(lambda: layer_figure(scores, settings, localising, order), 'layers.png')
         return chosen, best, localising
 
-    def report_test(self, best, chosen):
-        '''Report the best settings on the test split, and on mosaics.'''
+    def report_test(self, best, chosen, localising):
+        '''Report the best settings on the test split, and on mosaics, and of each method the best by localisation on
+        the page.'''
         others = [each for each in self.metrics if each not in (*SELECTION, SENSITIVITY)]
         by_which = [each for each in self.metrics if each in SELECTION]
         sensitivity = [each for each in self.metrics if each == SENSITIVITY]
         scores = self.scores(best, (self.test, by_which), (self.few, others), (self.few, sensitivity))
         self.report('test', scores, chosen)
         if self.mosaics:
-            self.report('mosaics', self.game(best), chosen)
+            game = self.game(best)
+            self.report('mosaics', game, chosen)
+            scores = pd.concat([scores, game])
+        self.save_page(scores, 'test', [(each.title, each.name) for each in localising])
 
     def report_settings(self, settings):
         '''Report all settings on the test split, in one table with their scores on mosaics, and what is gained at what
@@ -150,8 +161,8 @@ class MethodComparison:
         Returns
         -------
         list[:py:class:`~zennit_dc.evaluation.settings.Setting`]
-            Of each method the setting with the best score in the first of :py:data:`LOCALISING` that was asked for, or
-            its first one.
+            Of each method the setting with the best score in the first of
+            :py:data:`zennit_dc.evaluation.tables.FIRST` that was asked for, or its first one.
         '''
         found = [self.scores(settings, (self.test, [each for each in self.metrics if each in CHEAP]))]
         if self.mosaics:
@@ -163,14 +174,14 @@ class MethodComparison:
         scores = pd.concat(found)
         if self.is_first:
             remove_results(self.out)
-            rows = results_table(scores)
             save_text(self.out / 'settings.csv', wide(scores).to_csv())
-            save_text(self.out / 'settings.md', f'{markdown(rows)}\n{NOTE}')
-            save_text(self.out / 'settings.tex', latex(rows))
-            self.echo(f'{len(settings)} settings on {len(self.test)} images:\n\n{markdown(rows)}\n{NOTE}')
+            save_csv(self.out / 'settings-means.csv', mean_scores(scores))
+            save_text(self.out / 'settings.tex', latex(results_table(scores)))
+            self.echo(f'{len(settings)} settings on {len(self.test)} images:\n')
+        self.save_page(scores, 'settings')
         self.save(lambda: pareto_figure(scores), 'pareto.png')
         table, best = means(scores), {}
-        metric = next((each for each in LOCALISING if each in table), None)
+        metric = next((each for each in FIRST if each in table), None)
         for setting in settings:
             score = -1. if metric is None else table.loc[(setting.title, setting.name), metric]
             if setting.method not in best or score > best[setting.method][0]:
@@ -192,19 +203,23 @@ class MethodComparison:
         if self.mosaics:
             self.report('ablation-mosaics', self.game(changed))
 
-    def report(self, name, scores, chosen=None, echo=True):
-        '''Save scores and their tables, and print the tables.'''
+    def report(self, name, scores, chosen=None):
+        '''Save scores, their means, and their tables.'''
         if not self.is_first:
             return
-        save_text(self.out / f'{name}.csv', scores.to_csv(index=False))
+        save_csv(self.out / f'{name}.csv', scores)
+        save_csv(self.out / f'{name}-means.csv', mean_scores(scores))
         kinds = scores['metric'].map(lambda metric: METRICS[metric].table)
         for kind in dict.fromkeys(kinds):
-            rows = results_table(scores[kinds == kind], chosen)
             title = kind if name == 'test' else name
-            save_text(self.out / f'{title}.md', f'{markdown(rows)}\n{NOTE}')
-            save_text(self.out / f'{title}.tex', latex(rows))
-            if echo:
-                self.echo(f'{title}:\n\n{markdown(rows)}\n{NOTE}')
+            save_text(self.out / f'{title}.tex', latex(results_table(scores[kinds == kind], chosen)))
+
+    def save_page(self, scores, name, settings=None):
+        '''Save the page of scores whose means are in a CSV file of a name, and print what it says.'''
+        if self.is_first:
+            parts = page_parts(scores, name, settings)
+            update_page(self.out / REPORT, f'Evaluation of {self.classifier.name}', self.command, parts)
+            self.echo('\n\n'.join(parts.values()))
 
     def save(self, make, name):
         '''Save a figure, if there is one to make.'''
@@ -213,14 +228,37 @@ class MethodComparison:
             save(figure, self.out / name)
 
 
+def page_parts(scores, name, settings=None):
+    '''What is generated of the page of an evaluation.
+
+    Parameters
+    ----------
+    scores : :py:class:`pandas.DataFrame`
+        The scores, see :py:func:`zennit_dc.evaluation.selection.means`.
+    name : str
+        The name of the CSV files.
+    settings : sequence of tuples, optional
+        The methods and settings that are shown, see :py:func:`zennit_dc.evaluation.tables.summary`.
+
+    Returns
+    -------
+    dict[str, str]
+        The message, which a person may replace, and the summary, by these names.
+    '''
+    files = f'All settings and metrics: [{name}-means.csv]({name}-means.csv). Each image: [{name}.csv]({name}.csv).'
+    remarks = f'{notes(scores, settings is None)} {files}'
+    return {'message': message(scores, settings), 'summary': f'{summary(scores, settings)}\n\n{remarks}'}
+
+
 def remove_results(out):
-    '''Remove the tables and figures of an earlier run with other settings.'''
+    '''Remove the tables and figures of an earlier run with other settings, but for the page, of which a person may have
+    written a part.'''
     for name in (
         'validation', 'winners', 'test', 'table', 'randomisation', 'time', 'mosaics', 'ablation', 'ablation-mosaics',
         'layers', 'maps', 'spectra', 'validation-spectra', 'settings', 'pareto'
     ):
-        for end in ('csv', 'md', 'tex', 'png'):
-            (out / f'{name}.{end}').unlink(missing_ok=True)
+        for end in ('.csv', '-means.csv', '.md', '.tex', '.png'):
+            (out / f'{name}{end}').unlink(missing_ok=True)
 
 
 def wide(scores):
@@ -233,7 +271,9 @@ def wide(scores):
     ]
 
 
-def save_text(file, content):
-    '''Write a text as a whole or not at all.'''
-    with atomic_write(file) as temporary:
-        temporary.write_text(content, encoding='utf-8')
+def read_wide(path):
+    '''The scores that :py:func:`wide` has made a table of, see :py:func:`zennit_dc.evaluation.selection.means`.'''
+    found = pd.read_csv(path, keep_default_na=False, dtype=str)
+    found = found.melt(['method', 'setting', 'image'], var_name='metric', value_name='score')
+    found = found[found['score'] != '']
+    return found.assign(score=found['score'].astype(float))
