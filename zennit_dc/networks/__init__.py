@@ -1,8 +1,8 @@
 '''Monotone and input-convex networks, and their trained differences (section 3.5 and appendix D of the paper).
 
-A network can be trained as g − h, with non-negative weights, and then needs no split: its streams are the two networks.
-Where h sees the inverted image, g shows the strokes that are there, and h those that are missing. For ``images`` of shape
-(count, 1, 28, 28) and their ``labels``::
+A network can be trained as g - h, with non-negative weights, and then needs no split: its streams are the two networks.
+Where h sees the inverted image, g shows the strokes that are there, and h those that are missing. For ``images`` of
+shape (count, 1, 28, 28) and their ``labels``::
 
     from torch import nn
     from zennit.attribution import Gradient
