@@ -69,7 +69,7 @@ def test_links(name):
     for target in targets:
         if not target.startswith(('https://', '../../actions/')):
             path, _, anchor = target.partition('#')
-            path = (ROOT / name).parent / path
+            path = (ROOT / name).parent / path if path else ROOT / name
             assert path.exists(), target
             assert not anchor or anchor in anchors(path), target
 
