@@ -15,7 +15,7 @@ from zennit_dc.core.blocks import Layer, activation, affine
 
 
 def test_own_function_and_own_module():
-    '''How to add a split form: the README's example.'''
+    '''How to add a split form: the example of .github/DESIGN.md.'''
     class Squares(nn.Module):
         def forward(self, x):
             return torch.trace(x)[None]

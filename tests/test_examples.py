@@ -10,13 +10,9 @@ import pytest
 import torch
 import torchvision
 from commands import run_script
-from helpers import assert_close, rounding
 from PIL import Image
-from torch import nn
-from zennit.attribution import Gradient
 
-from zennit_dc import Balanced, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.table import FORMS
+from zennit_dc import Balanced, SplitGrad, SplitLRP
 
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
@@ -71,84 +67,6 @@ def test_virelay_project(tmp_path, monkeypatch, capsys):
     predictions = [project.get_attribution(index).prediction.argmax() for index in range(100)]
     assert np.mean(predictions == labels[::10]) > .7  # 80.4 % on all of them
     project.close()
-
-
-def snippets():
-    '''The Python code of the README.'''
-    return re.findall(r'```python\n(.*?)```', (EXAMPLES.parent / 'README.md').read_text(), re.DOTALL)
-
-
-def test_use_in_the_readme(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / 'examples').symlink_to(EXAMPLES)
-    state = torchvision.models.vgg16(weights=None).state_dict()
-    monkeypatch.setattr('torchvision.models._api.load_state_dict_from_url', lambda *args, **kwargs: state)
-    names = {}
-    exec(snippets()[0], names)
-    assert names['composite'].saliency.shape == (1, 14, 14)
-    assert Image.open('map.png').size == (224, 224)
-
-
-def test_models_in_the_readme():
-    '''In two lines, with random weights, and a small configuration for the one that has none by its name.'''
-    pytest.importorskip('timm', reason='the extra "models" is not installed')
-    transformers = pytest.importorskip('transformers', reason='the extra "models" is not installed')
-    if not transformers.utils.is_torch_available():
-        pytest.skip('this version of transformers needs a later version of PyTorch')
-    config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, num_labels=1000
-    )
-    code = snippets()[2].replace('pretrained=True', 'pretrained=False').replace('convnext_tiny', 'convnext_atto')
-    code = code.replace(".from_pretrained('google/vit-base-patch16-224')", '(config)')
-    names = {'Gradient': Gradient, 'image': torch.randn(1, 3, 64, 64), 'config': config}
-    with pytest.warns(UserWarning, match='canonizers=\'auto\' takes'):
-        exec(code, names)
-    assert names['attribution'].shape == (1, 3, 64, 64) and names['attribution'].any()
-
-
-def test_additions_in_the_readme():
-    '''A form, a rule, a method and a metric, each of which does what it says.'''
-    pytest.importorskip('quantus')
-    from zennit_dc.data import IMAGENET_PREPROCESSING, Classifier
-    from zennit_dc.evaluation.metrics import METRICS, Explained
-    from zennit_dc.methods import METHODS, attributor, saliency_map
-
-    names = {}
-    try:
-        exec(snippets()[4], names)
-        pair = SplitTensor.of(torch.tensor([[1., 2., 0.], [3., -4., 0.], [0., 0., 0.]]))
-        assert torch.trace(pair).difference == -3 and torch.trace(pair).stream_sum == 5
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
-        ).eval()
-        model[-1].weight.data *= 1000.  # so that gradients are clipped
-        image = torch.randn(1, 3, 8, 8)
-        composites = [SplitGrad(.3), SplitGrad(.3, layer_map=[((nn.Conv2d,), names['Clipped'](.3))])]
-        first, second = (saliency_map(Gradient(model, composite), image, 1)[1] for composite in composites)
-        assert second.isfinite().all() and not torch.equal(first, second)
-        classifier = Classifier('', model, IMAGENET_PREPROCESSING())
-        map = saliency_map(attributor('smooth-splitgrad', classifier, alpha=.4), image, 1)[1]
-        assert map.shape == (1, 8, 8) and map.any()
-        explained = Explained(model, image, map > 0, torch.tensor([1]), map, False, None, None)
-        assert METRICS['peak'].score(explained) == map.max()
-    finally:
-        FORMS.pop(torch.trace, None), METHODS.pop('smooth-splitgrad', None), METRICS.pop('peak', None)
-
-
-def test_difference_of_the_readme():
-    torch.manual_seed(0)
-    names = {'images': torch.randint(256, (64, 1, 28, 28), dtype=torch.uint8), 'labels': torch.randint(10, (64,))}
-    exec(snippets()[1], names)
-    model = names['model'].double()
-    inputs = (names['images'][:8] / 255.).double().requires_grad_()
-    h = model.h(1. - inputs)
-    classes = names['output'].argmax(1)
-    gradient, = torch.autograd.grad(h[torch.arange(8), classes].sum(), inputs)
-    tolerance = max(
-        rounding(names['model'].float(), (1. - inputs[[i]]).float(), unit=unit) for i, unit in enumerate(classes)
-    )
-    assert_close(names['missing'].double(), gradient, tolerance)
 
 
 @pytest.mark.slow(10)

@@ -150,7 +150,9 @@ class SplitLRP(SplitComposite):
     epsilon : float or callable, optional
         The stabilizer of the epsilon rule (equation 9), see :py:class:`~zennit_dc.rules.SplitEpsilon`.
     stream : {'positive', 'negative', 'combined'}, optional
-        :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10).
+        :math:`R^+`, :math:`R^-` or :math:`R^+ - R^-` (equation 10). At the input of a network with
+        ``input_split='relu'``, the sign of the combined relevance is the sign of the normalized pixel, and no vote for
+        or against the class: take the positive stream there, as the command line does.
     layer, pooling, input_split, recentering, layer_map, canonizers, grid, channels
         See :py:class:`SplitComposite`. With ``pooling='convex'``, relevance goes to the winner all the same.
     '''
