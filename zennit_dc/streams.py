@@ -1,5 +1,6 @@
 '''What is read off the streams: which gradients enter at the output, and which map they make at input or layer.'''
 import torch
+from torch import Tensor
 
 
 class Difference:
@@ -9,10 +10,10 @@ class Difference:
     advice = 'check the input and the weights'
     vanishes = ''  # what may be the reason for a map of zeros
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.saliency = None
 
-    def seed(self, gradient, sum_dtype, damping):
+    def seed(self, gradient: Tensor, sum_dtype: torch.dtype, damping: float) -> tuple[Tensor, Tensor]:
         '''The gradients of the output's difference and sum.
 
         Parameters
@@ -31,11 +32,11 @@ class Difference:
         '''
         return gradient, torch.zeros_like(gradient, dtype=sum_dtype)
 
-    def combine(self, gradient, sum_gradient):
+    def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The map per entry, from the gradients of the difference and the sum.'''
         return gradient
 
-    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+    def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The map of a layer's output, reduced over channels: their sum.'''
         return self.combine(gradient, sum_gradient).sum(1)
 
@@ -57,22 +58,22 @@ class Sensitivity(Difference):
     advice = 'try a larger alpha or an input in float64'
     streams = ('+g', '-g', 'g', '+h', '-h', 'h')
 
-    def __init__(self, stream):
+    def __init__(self, stream: str):
         super().__init__()
         self.sign, self.output = stream[:-1], stream[-1]
         self.reads_sum = self.sign != ''
 
-    def seed(self, gradient, sum_dtype, damping):
+    def seed(self, gradient: Tensor, sum_dtype: torch.dtype, damping: float) -> tuple[Tensor, Tensor]:
         '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
         gradient is shifted. A relevance :math:`t` explains :math:`\\sum_k t_k g_k`, in which it is linear.'''
         half = gradient / 2
         return half if self.output == 'g' else -half, half.to(sum_dtype) * damping
 
-    def combine(self, gradient, sum_gradient):
+    def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The local sensitivities.'''
         return {'+': sum_gradient + gradient, '-': sum_gradient - gradient}[self.sign] if self.sign else gradient
 
-    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+    def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The sensitivities' mean over channels.'''
         return self.combine(gradient, sum_gradient).mean(1)
 
@@ -87,11 +88,11 @@ class ActivatedSensitivity(Sensitivity):
     '''
     name = 'SplitCAM'
 
-    def __init__(self, stream):
+    def __init__(self, stream: str):
         super().__init__(stream)
         self.needs_sum = self.reads_sum
 
-    def at_layer(self, gradient, sum_gradient, difference, stream_sum):
+    def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The sum over channels of sensitivity times activation, which is not rectified.'''
         streams = {'+': (stream_sum + difference) / 2, '-': (stream_sum - difference) / 2}
         return (self.combine(gradient, sum_gradient) * streams.get(self.sign, difference)).sum(1)
@@ -114,13 +115,13 @@ class Relevance(Difference):
     )
     streams = ('positive', 'negative', 'combined')
 
-    def __init__(self, stream):
+    def __init__(self, stream: str):
         super().__init__()
         self.stream = stream
         if stream == 'negative':  # which may get none
             self.vanishes = ''
 
-    def combine(self, gradient, sum_gradient):
+    def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The relevances, which the gradients of difference and sum stand for.'''
         combined = gradient - sum_gradient
         return {'positive': gradient, 'negative': sum_gradient}.get(self.stream, combined)
