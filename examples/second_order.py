@@ -30,6 +30,7 @@ from zennit_dc.data.parts import atomic_write
 from zennit_dc.evaluation.data import Polygons
 from zennit_dc.evaluation.metrics import attribution_localisation, pointing_game
 from zennit_dc.figures import save
+import itertools
 
 
 SHARES = (.5, .75, .9, .95, .98)
@@ -104,7 +105,7 @@ def confidence_table(model, images, pixel_model):
 def binned(table):
     '''The medians of the confidence table over ranges of confidence, and rank correlations.'''
     rows = []
-    for low, high in zip(BINS, BINS[1:]):
+    for low, high in itertools.pairwise(BINS):
         own = table[(table['confidence'] >= low) & (table['confidence'] < (high if high < 1. else 2.))]
         rows.append((
             f'{low:g} – {high:g}', len(own), *(f'{own[name].median():.2g}' for name in ('L', 'cos(g, u_1)')),

@@ -20,6 +20,7 @@ from zennit_dc.evaluation.spectra import (
     expected_frequency, frequency_gap, gap_profile, gradient_gap, published_expected_frequency, radial_profile, ranks,
     spectral_tail,
 )
+import itertools
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 
@@ -83,7 +84,8 @@ def test_everything_against_sums_written_out(shape):
         gaps.append(((scale * map - reference) ** 2).sum() / (reference ** 2).sum())
         edges = [0., .1, .25, .5, .71]
         spectrum = list(literal_spectrum((scale * map - reference) / np.linalg.norm(reference)))
-        expected = [sum(energy for rho, energy in spectrum if low <= rho < high) for low, high in zip(edges, edges[1:])]
+        between = itertools.pairwise(edges)
+        expected = [sum(energy for rho, energy in spectrum if low <= rho < high) for low, high in between]
         np.testing.assert_allclose(gap_profile(map[None], reference[None], edges)[0], expected, atol=1e-12)
     np.testing.assert_allclose(gradient_gap(maps, references), gaps, rtol=1e-10)
     expected = np.abs([literal_frequency(a) - literal_frequency(literal_ranks(b)) for a, b in zip(literal, references)])

@@ -51,8 +51,6 @@ class Sensitivity(Difference):
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}
         Whether the output's g or h is explained, and the sensitivity to the positive or negative stream, or to their
         difference.
-    damping : float
-        :math:`1 - 2 \\alpha^{(L)}`, the factor of the sum's gradient at the output.
     '''
     name = 'SplitGrad'
     advice = 'try a larger alpha or an input in float64'

@@ -228,8 +228,7 @@ class Krylov:
         return torch.einsum('bi...,bic->bc...', self.basis, self.rotation[:, :, :count])
 
     def solved(self, shift: Tensor) -> Iterator[Tensor]:
-        '''The solution of (shift − H) Δ = g on the space, and its product with the Hessian, both of shape (batch, ...).
-        '''
+        '''The solution of (shift − H) Δ = g on the space, and its product with the Hessian, of shape (batch, ...).'''
         size = inner(self.gradient, self.gradient).sqrt().flatten(1)
         shares = torch.einsum('bij,bj->bi', self.rotation, size * self.rotation[:, 0] / (shift[:, None] - self.values))
         return (torch.einsum('bi...,bi->b...', each, shares) for each in (self.basis, self.products))

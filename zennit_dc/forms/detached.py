@@ -1,5 +1,6 @@
 '''Smooth activations as multiplications by constants of the input, and gates as constant factors.'''
 import functools
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -35,7 +36,7 @@ class DetachedActivations(SplitOption):
            Attention-Aware Layer-Wise Relevance Propagation for Transformers," International Conference on Machine
            Learning, 2024.
     '''
-    forms = {}
+    forms: ClassVar[dict] = {}
 
 
 FUNCTIONS = {

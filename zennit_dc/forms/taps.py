@@ -103,7 +103,8 @@ class Tap:
         '''Let the pair pass its gradients here, as soon as it is not about to become another layer's.'''
         self.pair, settle = reference, pair.settle
         if settle is None:
-            return self.insert(pair)
+            self.insert(pair)
+            return
 
         def settle_and_insert(pair):
             settle(pair)
@@ -265,7 +266,7 @@ def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=Fal
     count = len(wanted)
     wanted += [tensor for tap in taps.values() for tensor in tap.before]
     needed = [tensor for tensor in wanted if tensor.requires_grad]
-    with reaching(taps.values()):
+    with Reaching(taps.values()):
         found = iter(torch.autograd.grad(starts, needed, seeds, retain_graph, create_graph, **kwargs))
         gradients = [next(found) if tensor.requires_grad else None for tensor in wanted]
     plain, pairs = iter(gradients[:count]), iter(zip(gradients[count::2], gradients[count + 1::2]))
@@ -274,7 +275,7 @@ def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=Fal
     )
 
 
-class reaching:
+class Reaching:
     '''A context in which backward passes that get to some taps make a map.'''
     def __init__(self, taps):
         self.passes = [(tap.kept.split_pass, list(tap.nodes)) for tap in taps]
