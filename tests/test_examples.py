@@ -91,8 +91,8 @@ def test_use_in_the_readme(tmp_path, monkeypatch):
 
 def test_models_in_the_readme():
     '''In two lines, with random weights, and a small configuration for the one that has none by its name.'''
-    pytest.importorskip('timm', reason='the extra "models" is not installed')
-    transformers = pytest.importorskip('transformers', reason='the extra "models" is not installed')
+    pytest.importorskip('timm', reason='the extra "test" is not installed')
+    transformers = pytest.importorskip('transformers', reason='the extra "test" is not installed')
     if not transformers.utils.is_torch_available():
         pytest.skip('this version of transformers needs a later version of PyTorch')
     config = transformers.ViTConfig(
