@@ -1,4 +1,4 @@
-'''What a user installs: a wheel of a clean clone, in an environment of its own without extras; and the project's files.'''
+'''What a user installs, a wheel of a clean clone in an environment without extras; and the project's files.'''
 import hashlib
 import os
 import shutil
@@ -37,7 +37,8 @@ def needed(requirements, extras=('',)):
         text, extras = waiting.pop()
         requirement = Requirement(text)
         marker, key = requirement.marker, (requirement.name.lower(), frozenset(requirement.extras))
-        if key in found or marker is not None and not any(marker.evaluate({'extra': extra}) for extra in extras):
+        is_needed = marker is None or any(marker.evaluate({'extra': extra}) for extra in extras)
+        if key in found or not is_needed:
             continue
         found[key] = distribution(requirement.name)
         waiting += [(each, ('', *requirement.extras)) for each in found[key].requires or ()]
@@ -50,8 +51,8 @@ def fixture_clone(tmp_path_factory):
     if not (ROOT / '.git').exists():
         pytest.skip('this is no clone of a repository')
     folder = tmp_path_factory.mktemp('clone')
-    probe = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', 'setuptools-scm', '--dest', folder / 'probe']
-    if subprocess.run(probe, capture_output=True).returncode:
+    download = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--dest', folder / 'downloads']
+    if subprocess.run([*download, 'setuptools-scm'], capture_output=True).returncode:
         pytest.skip('pip has neither a network nor a cache, from which it needs setuptools-scm')
     called('git', 'clone', '--quiet', ROOT, folder / 'zennit-dc')
     return folder / 'zennit-dc'
@@ -79,7 +80,7 @@ def fixture_scripts(wheel, tmp_path_factory):
     venv.create(folder, symlinks=os.name != 'nt')
     paths = sysconfig.get_paths('venv', {'base': folder, 'platbase': folder})
     packages, scripts = Path(paths['purelib']), Path(paths['scripts'])
-    metadata = next(zipfile.Path(wheel).glob('*.dist-info'))
+    metadata = next(path for path in zipfile.Path(wheel).iterdir() if path.name.endswith('.dist-info'))
     for package in needed(PathDistribution(metadata).requires):
         for name in {path.parts[0] for path in package.files} - {'..', '__pycache__'}:
             if not (packages / name).exists():

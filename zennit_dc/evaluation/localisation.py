@@ -124,9 +124,9 @@ def pointing_game(maps, masks):
     '''Whether the map's largest value is inside the mask: 1 or 0.
 
     The hits are those of Quantus, which is not needed for it. If several pixels have the largest value, one of them
-    inside is enough, be it negative or not. A constant map points nowhere: it scores 0, where Quantus raises for a batch of such
-    maps, and else counts them as hits. For an empty mask, Quantus' score is a hit, too, as its NaN is written to an
-    array of type bool.
+    inside is enough, be it negative or not. A constant map points nowhere: it scores 0, where Quantus raises for a
+    batch of such maps, and else counts them as hits. For an empty mask, Quantus' score is a hit, too, as its NaN is
+    written to an array of type bool.
 
     Parameters
     ----------
