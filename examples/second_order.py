@@ -31,6 +31,7 @@ from zennit_dc.evaluation.data import Polygons
 from zennit_dc.evaluation.metrics import attribution_localisation, pointing_game
 from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.figures import save
+import itertools
 
 
 SHARES = (.5, .75, .9, .95, .98)
@@ -105,7 +106,7 @@ def confidence_table(model, images, pixel_model):
 def binned(confidence):
     '''The medians of the confidence table over ranges of confidence, and rank correlations.'''
     rows = []
-    for low, high in zip(BINS, BINS[1:]):
+    for low, high in itertools.pairwise(BINS):
         own = confidence[(confidence['confidence'] >= low) & (confidence['confidence'] < (high if high < 1. else 2.))]
         rows.append((
             f'{low:g} to {high:g}', len(own), *(own[name].median() for name in ('L', 'cos(g, u_1)')),

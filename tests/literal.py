@@ -217,7 +217,7 @@ class LiteralNetwork:
         for name, operation, sources in self.nodes:
             arguments = [self.streams[source] for source in sources]
             streams = operation.forward(*(arguments if len(arguments) > 1 else arguments[0]))
-            asked = operation.recentered or isinstance(operation, ReLU) and isinstance(recentering, float)
+            asked = operation.recentered or (isinstance(operation, ReLU) and isinstance(recentering, float))
             self.streams[name] = recenter(*streams, recentering) if asked else streams
         return self.streams[name]
 

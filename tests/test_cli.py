@@ -603,7 +603,7 @@ def test_demo(tmp_path):
     }
     assert all(0. <= each <= 1. for numbers in scores.values() for each in numbers)
     assert scores['SplitCAM', 'residual'][0] > 2. * chance
-    images, masks, labels = draw_batch(20, 5)
+    images, masks, _ = draw_batch(20, 5)
     paths = sorted((tmp_path / 'first' / 'images').glob('*/*.png'), key=lambda path: path.name)
     for index, path in enumerate(paths):
         assert (np.array(Image.open(path)) == images[index]).all()

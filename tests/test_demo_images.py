@@ -12,12 +12,13 @@ from commands import require_success, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from skimage import measure
 from zennit.attribution import Gradient
 
 from zennit_dc import SplitGrad
 from zennit_dc.demo import CLASSES, DemoNetwork, demo_network, demo_preprocessing, draw, draw_batch, drawing
 from zennit_dc.demo.network import WEIGHTS
+
+measure = pytest.importorskip('skimage.measure', reason='the extra "evaluation" is not installed')
 
 COUNT = 500
 numbers = st.integers(0, 2 ** 40)

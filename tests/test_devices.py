@@ -191,7 +191,7 @@ def test_maps_are_those_of_the_cpu(device, name, method):
     assert_close(map.cpu(), expected, 1e-6 if (name, device) == ('mobile', 'cuda') else 1e-10)
     saliency = composite.saliency
     assert (saliency is None) == ('CAM' not in method and 'layer' not in method)
-    assert saliency is None or saliency.device.type == device and saliency.ndim == 3
+    assert saliency is None or (saliency.device.type == device and saliency.ndim == 3)
 
 
 @ON_DEVICES

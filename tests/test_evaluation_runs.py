@@ -17,19 +17,19 @@ from zennit_dc.data.classifiers import load_classifier
 
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
-from zennit_dc.evaluation.metrics import pixel_flipping, pointing_game  # noqa: E402
-from zennit_dc.evaluation.figures import layer_figure, pareto_figure, pareto_front, spectra_figure  # noqa: E402
-from zennit_dc.evaluation.mosaics import Mosaics  # noqa: E402
-from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
-from zennit_dc.evaluation.runs import evaluate, finished  # noqa: E402
-from zennit_dc.evaluation.selection import means  # noqa: E402
-from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid  # noqa: E402
-from zennit_dc.evaluation.localisation import attribution_localisation  # noqa: E402
-from zennit_dc.evaluation import tables  # noqa: E402
-from zennit_dc.evaluation.tables import (  # noqa: E402
+from zennit_dc.evaluation.metrics import pixel_flipping, pointing_game
+from zennit_dc.evaluation.figures import layer_figure, pareto_figure, pareto_front, spectra_figure
+from zennit_dc.evaluation.mosaics import Mosaics
+from zennit_dc.evaluation.randomisation import randomised, similarities
+from zennit_dc.evaluation.runs import evaluate, finished
+from zennit_dc.evaluation.selection import means
+from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid
+from zennit_dc.evaluation.localisation import attribution_localisation
+from zennit_dc.evaluation import tables
+from zennit_dc.evaluation.tables import (
     latex, mean_scores, results_table, shortened, standard_errors, summary
 )
-from zennit_dc.methods import attributor  # noqa: E402
+from zennit_dc.methods import attributor
 
 OPTIONS = (
     'evaluate', 'drawings', '--model', 'demo', '--images', '12', '--method', 'splitcam', '--method', 'layercam',
@@ -217,7 +217,7 @@ def test_failures_are_named_and_leave_the_others(tmp_path, capsys, monkeypatch):
     found = evaluate(classifier, drawings, [0, 1], settings, ['pointing_game'], tmp_path / 'a', progress=False)
     assert found['score'].isna().tolist() == [False, False, True, False]
     assert '0-00001, Gradient: no score, as of a wrong number' in capsys.readouterr().err
-    assert [row[-1] for row in results_table(found)[1:]][0] == '–'
+    assert results_table(found)[1][-1] == '–'
     monkeypatch.setattr(runs, 'explain_by', failing(ValueError))
     with pytest.raises(ValueError, match='0-00001, Gradient: of a wrong number'):
         evaluate(classifier, drawings, [0, 1], settings, ['pointing_game'], tmp_path / 'b', progress=False)

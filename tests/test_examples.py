@@ -1,5 +1,4 @@
 '''The examples.'''
-import re
 import runpy
 import sys
 from argparse import Namespace

@@ -317,7 +317,7 @@ def test_mosaics_of_drawings():
     assert sample.label == member.label and sample.input.shape == (3, 128, 128)
     assert torch.equal(sample.input[:, :64, 64:], member.input)
     assert sample.mask[:64, 64:].all() and sample.mask.sum() == 64 ** 2
-    assert set(sum(chosen.members, [])) <= set(range(2, 12))
+    assert set().union(*chosen.members) <= set(range(2, 12))
     assert chosen.fingerprint() == Mosaics(drawings, list(range(2, 12)), 3, seed=1).fingerprint()
     assert chosen.fingerprint() != Mosaics(drawings, list(range(2, 12)), 3, seed=2).fingerprint()
     # the share inside the quadrant's mask is the score of the game

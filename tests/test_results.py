@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
-import pandas as pd  # noqa: E402
-import render_results  # noqa: E402
+import pandas as pd
+import render_results
 
-from zennit_dc.evaluation.pages import (  # noqa: E402
+from zennit_dc.evaluation.pages import (
     ROWS, WIDTH, fits, number, page, read_csv, replaced, save_csv, table, update_page,
 )
 

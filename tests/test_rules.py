@@ -17,6 +17,7 @@ from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
 from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, mean_size, ruled, stabilized
+import itertools
 
 UNIT = 2
 # the activations from each node to the output, on the longest way; a map at conv4 is read after its own
@@ -289,7 +290,7 @@ def convolutional(channels, bias):
 
 
 def dense(*widths, bias):
-    layers = [each for pair in zip(widths, widths[1:]) for each in (nn.Linear(*pair, bias=bias), nn.ReLU())]
+    layers = [each for pair in itertools.pairwise(widths) for each in (nn.Linear(*pair, bias=bias), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 

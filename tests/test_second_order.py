@@ -1,10 +1,11 @@
 '''The example of CAFO and CASO, with a small network.'''
-import pandas as pd
 import pytest
-import second_order
 import torch
 from group_features import NETWORKS, images
 from torch import nn
+
+pd = pytest.importorskip('pandas', reason='the extra "evaluation" is not installed')
+second_order = pytest.importorskip('second_order')
 
 MODEL = NETWORKS['CNN']().float()
 

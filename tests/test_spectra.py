@@ -8,8 +8,6 @@ import torch
 from helpers import random_image
 from literal import Network
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from scipy.stats import spearmanr
 from zennit.attribution import Gradient
 from zennit.composites import BetaSmooth
 
@@ -20,6 +18,10 @@ from zennit_dc.evaluation.spectra import (
     expected_frequency, frequency_gap, gap_profile, gradient_gap, published_expected_frequency, radial_profile, ranks,
     spectral_tail,
 )
+import itertools
+
+ndimage = pytest.importorskip('scipy.ndimage', reason='the extra "evaluation" is not installed')
+stats = pytest.importorskip('scipy.stats', reason='the extra "evaluation" is not installed')
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 
@@ -83,7 +85,8 @@ def test_everything_against_sums_written_out(shape):
         gaps.append(((scale * map - reference) ** 2).sum() / (reference ** 2).sum())
         edges = [0., .1, .25, .5, .71]
         spectrum = list(literal_spectrum((scale * map - reference) / np.linalg.norm(reference)))
-        expected = [sum(energy for rho, energy in spectrum if low <= rho < high) for low, high in zip(edges, edges[1:])]
+        between = itertools.pairwise(edges)
+        expected = [sum(energy for rho, energy in spectrum if low <= rho < high) for low, high in between]
         np.testing.assert_allclose(gap_profile(map[None], reference[None], edges)[0], expected, atol=1e-12)
     np.testing.assert_allclose(gradient_gap(maps, references), gaps, rtol=1e-10)
     expected = np.abs([literal_frequency(a) - literal_frequency(literal_ranks(b)) for a, b in zip(literal, references)])
@@ -155,12 +158,12 @@ def test_noise_and_blur():
     assert expected_frequency(sparse[:8]).mean() == pytest.approx(expected, abs=.002)
     checkerboard = np.indices((1, 8, 8)).sum(0) % 2
     assert expected_frequency(checkerboard) == pytest.approx(math.sqrt(.5), abs=1e-12)
-    blurred = gaussian_filter(noise[:8], (0, 2, 2), mode='wrap')
+    blurred = ndimage.gaussian_filter(noise[:8], (0, 2, 2), mode='wrap')
     assert expected_frequency(blurred).mean() == pytest.approx(.074, abs=.003)
     # what is published does not tell a blur from zeros
     assert published_expected_frequency(noise).mean() * 1e5 == pytest.approx(.332, abs=.003)
     assert published_expected_frequency(sparse).mean() * 1e5 == pytest.approx(.089, abs=.003)
-    blurred = gaussian_filter(noise[:8], (0, 1, 1), mode='wrap')
+    blurred = ndimage.gaussian_filter(noise[:8], (0, 1, 1), mode='wrap')
     assert published_expected_frequency(blurred).mean() * 1e5 == pytest.approx(.207, abs=.003)
 
 
@@ -275,7 +278,7 @@ def test_the_gap_predicts_pixel_flipping(squeezenet, layer):
         map = method(images, targets)[1].sum(1)
         gaps.append(gradient_gap(map, reference).mean())
         flipped.append(pixel_flipping(model, images, targets.argmax(1), map, (.05,)).mean())
-    assert spearmanr(gaps, flipped)[0] <= -.7
+    assert stats.spearmanr(gaps, flipped)[0] <= -.7
 
 
 @needs_data

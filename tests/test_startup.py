@@ -1,8 +1,10 @@
 '''What is there before PyTorch is: help, errors, and the public names.'''
 import json
+import platform
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import zennit_dc
@@ -49,7 +51,16 @@ def test_help_is_there_at_once():
         require_success(result)
         assert result.stdout and heavy == [], result.args
     result = subprocess.run(command('--version'), capture_output=True, text=True)
-    assert result.returncode == 0 and result.stdout.startswith('zennit-dc, version')
+    assert result.returncode == 0 and result.stdout.startswith(f'zennit-dc, version {zennit_dc.__version__}\n')
+
+
+def test_versions_that_a_report_needs():
+    '''Those of what the maps are made with, without importing it.'''
+    (result, heavy), = answered(['--version'])
+    require_success(result)
+    for package in ('torch', 'torchvision', 'zennit'):
+        assert f'{package} {version(package)}' in result.stdout
+    assert f'Python {platform.python_version()}' in result.stdout and heavy == []
 
 
 def test_wrong_arguments_are_refused_at_once():

@@ -8,6 +8,7 @@ from literal import Affine, Network
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.core.pair import Pass
+import itertools
 
 seeds = st.integers(0, 2 ** 31)
 alphas = st.floats(0., .5)
@@ -25,7 +26,7 @@ def perceptron(widths, seed):
     '''A network of linear layers with ReLUs between, without bias, and its weights.'''
     generator = torch.Generator().manual_seed(seed)
     layers = []
-    for before, behind in zip(widths, widths[1:]):
+    for before, behind in itertools.pairwise(widths):
         layers += [torch.nn.Linear(before, behind, bias=False), torch.nn.ReLU()]
         layers[-2].weight.data = torch.randn(behind, before, generator=generator, dtype=torch.float64)
     return torch.nn.Sequential(*layers[:-1]).eval(), [layer.weight.data for layer in layers[:-1:2]]

@@ -10,7 +10,7 @@ from zennit_dc import DetachedStatistics, SmoothReplacement, SplitCAM, SplitGrad
 from zennit_dc.attribution import LayerCAM, contrast, recorded
 from zennit_dc.core.places import spread
 
-timm = pytest.importorskip('timm', reason='the extra "models" is not installed')
+timm = pytest.importorskip('timm', reason='the extra "test" is not installed')
 SMALL = {  # the size of the image, and what makes a model small
     'convnextv2_atto': (64, {'depths': (1, 1, 1, 1)}), 'poolformer_s12': (32, {}), 'efficientvit_b0': (64, {}),
     'resmlp_12_224': (32, {'img_size': 32}), 'shvit_s1': (64, {}),

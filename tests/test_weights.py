@@ -111,9 +111,8 @@ def test_weights_that_are_not_finite_are_told(value, tmp_path):
 
 
 def test_finite_weights_are_not_the_reason():
-    with pytest.raises(FloatingPointError, match='the map is not finite .the weights are finite'):
-        with diagnosed(small()):
-            raise FloatingPointError('the map is not finite')
+    with pytest.raises(FloatingPointError, match='the map is not finite .the weights are finite'), diagnosed(small()):
+        raise FloatingPointError('the map is not finite')
 
 
 @pytest.mark.parametrize('name, meant', [('squeeznet1_0', 'squeezenet1_0'), ('VGG16', 'vgg16'), ('dmeo', 'demo')])

@@ -6,12 +6,15 @@ from lazy_loader import attach_stub
 from wrapt import when_imported
 
 
-__version__ = '0.1.0'
 attribute_named, __dir__, __all__ = attach_stub(__name__, __file__)
 
 
 def __getattr__(name):
-    '''The public name, once the split forms are registered.'''
+    '''The public name, once the split forms are registered; or the version of the package that is installed.'''
+    if name == '__version__':
+        from importlib.metadata import version
+
+        return version('zennit-dc')
     if name in __all__:
         import_module(f'{__name__}.forms')
     return attribute_named(name)

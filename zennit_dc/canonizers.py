@@ -100,11 +100,15 @@ class SplitCanonizer(Canonizer):
         self.rule = TrueGradient() if rule is None else rule
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
         self.grid, self.channels = grid, require_channels(channels)
-        self.root, self.restore, self.validate = None, [], None
+        self.root: torch.nn.Module | None = None
+        self.restore: list[Callable] = []
+        self.validate: Callable | None = None
         self.active = True  # as of Zennit's hooks: whether rules hold in backward passes
         self.sums = False  # whether sums are computed everywhere, as for products
-        self.several_uses = weakref.WeakSet()  # the models whose layer has an output that is not used by one activation
-        self.samples = weakref.WeakKeyDictionary()  # the axis of samples, for models where that was in question
+        # the models whose layer has an output that is not used by one activation
+        self.several_uses: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+        # the axis of samples, for models where that was in question
+        self.samples: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
         self.choices = Choices(automatic)
 
     def copy(self) -> 'SplitCanonizer':
@@ -212,7 +216,8 @@ class NotInPlace(Canonizer):
 
     def register(self, module: torch.nn.Module) -> None:
         '''Let a module compute out of place.'''
-        self.module, module.inplace = module, False
+        self.module = module
+        setattr(module, 'inplace', False)  # noqa: B010 (which modules in general do not have)
 
     def remove(self) -> None:
         '''Let it compute in place again.'''

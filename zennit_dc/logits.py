@@ -1,5 +1,10 @@
 '''Any model as one that takes one tensor and returns one, as attributors have it.'''
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
+from torch import Tensor
+from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
 from .forms.table import overloads, plain
@@ -11,7 +16,7 @@ NAMES = ('logits', 'out')  # what models call what is explained, where they retu
 SOFTMAX = overloads('softmax', 'log_softmax') | {torch.special.softmax, torch.special.log_softmax}
 
 
-class Logits(torch.nn.Module):
+class Logits(Module):
     '''A model that returns one tensor of all that another one returns, for Zennit's attributors, Captum and others.
 
     It shares parameters and modules with the other model, which have the same names in it, and changes nothing in it.
@@ -35,39 +40,44 @@ class Logits(torch.nn.Module):
         When called, if the output does not have such a tensor, with all that it has; or if the model does not end
         with a softmax that is to be dropped.
     '''
+    model: Module
+
     def __init__(
-        self, model: torch.nn.Module, output: str | int | None = None, input: str | None = None, drop: str | None = None
+        self, model: Module, output: str | int | None = None, input: str | None = None, drop: str | None = None
     ):
         require_choice('drop', drop, (None, 'softmax'))
-        if not isinstance(model, torch.nn.Module):
+        if not isinstance(model, Module):
             raise TypeError(f'Logits needs a model, not a {type(model).__name__}')
         model = getattr(model, '_orig_mod', model)  # of a compiled one
         vars(self)['model'] = model  # not as a module, which would change the names of those in it
         super().__init__()
         vars(self).update({name: vars(model)[name] for name in ('_parameters', '_buffers', '_modules')})
-        self.output, self.input, self.drop, self.dropped = output, input, drop, None
+        self.output, self.input, self.drop = output, input, drop
+        self.dropped: int | None = None
 
     # the model's own, which may be set after this one is made
     training = property(lambda self: self.model.training, lambda self, value: None)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> 'Logits':
         '''Set the model to training or evaluation mode.'''
         self.model.train(mode)
         return self
 
-    def _apply(self, function, recurse=True):
+    def _apply(self, function: Callable, recurse: bool = True) -> 'Logits':
         self.model._apply(function, recurse)
         return self
 
-    def state_dict(self, *args, **kwargs):
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         '''The state dict of the model.'''
         return self.model.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, *args, **kwargs):
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
         '''Load a state dict into the model.'''
         return self.model.load_state_dict(*args, **kwargs)
 
-    def named_modules(self, memo=None, prefix='', remove_duplicate=True):
+    def named_modules(
+        self, memo: set[Module] | None = None, prefix: str = '', remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Module]]:
         '''This module, the model under the same empty name, such that rules and forms for it hold, and its modules.'''
         memo = set() if memo is None else memo
         if self not in memo or not remove_duplicate:
@@ -75,7 +85,7 @@ class Logits(torch.nn.Module):
             yield prefix, self
         yield from self.model.named_modules(memo, prefix, remove_duplicate)
 
-    def forward(self, *args, **kwargs) -> torch.Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         '''The tensor of the model's output, for its input.'''
         if self.input is not None and args:
             args, kwargs = args[1:], {**kwargs, self.input: args[0]}
@@ -90,7 +100,7 @@ class Logits(torch.nn.Module):
             raise ValueError('another softmax is the last one than for the first input: make another Logits')
         return output
 
-    def last_softmax(self, args, kwargs):
+    def last_softmax(self, args: tuple, kwargs: dict) -> int:
         '''The number of the softmax that is the end of the model, counted by running it without a graph, on copies that
         need no gradient, as Zennit's hooks expect a graph of all that needs one.'''
         leaves, structure = flatten((args, kwargs))
@@ -103,7 +113,7 @@ class Logits(torch.nn.Module):
             raise ValueError('the model does not end with a softmax or log_softmax to be dropped: leave out drop')
         return calls.count
 
-    def tensor_of(self, output):
+    def tensor_of(self, output: Any) -> Tensor:
         '''The tensor that is chosen of an output.'''
         if isinstance(output, torch.Tensor):
             if self.output is not None:
@@ -128,13 +138,13 @@ class Logits(torch.nn.Module):
             )
         return found[0]
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         '''What is chosen.'''
         given = {name: getattr(self, name) for name in ('output', 'input', 'drop')}
         return ', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)
 
 
-def entry(output, entries, name):
+def entry(output: Any, entries: dict, name: str | int) -> Any:
     '''The entry of an output by its key, index or attribute, or None if it has none.'''
     if name in entries:
         return entries[name]
@@ -159,11 +169,11 @@ class SoftmaxCalls(TorchFunctionMode):
     last : :py:class:`torch.Tensor` or None
         What the call that is left out has returned, or the last one if there is none such.
     '''
-    def __init__(self, dropped=None):
+    def __init__(self, dropped: int | None = None):
         super().__init__()
         self.count, self.dropped, self.last = 0, dropped, None
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if function not in SOFTMAX:
             return function(*args, **kwargs)

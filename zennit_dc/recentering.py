@@ -5,14 +5,16 @@ A re-centering is a callable ``(difference, sum) -> sum``. It is asked after aff
 activations as well, if it has an attribute ``after_activations`` that is true.
 '''
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from .core.axes import by_sample, in_shape
-from .core.pair import true_gradients
+from .core.pair import SplitTensor, true_gradients
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,11 @@ class Relative:
     rho: float = 1.
     after_activations: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.rho, Real) or isinstance(self.rho, bool) or not self.rho >= 0.:
             raise ValueError(f'rho must be a number that is not negative, not {self.rho!r}')
 
-    def __call__(self, difference: torch.Tensor, stream_sum: torch.Tensor) -> torch.Tensor:
+    def __call__(self, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''Return the new sum.
 
         Parameters
@@ -103,13 +105,13 @@ class Scaling:
     theta: float = 0.1
     threshold: float = 10.
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0. < self.theta < 1.:
             raise ValueError(f'theta must be in (0, 1), not {self.theta}')
         if not 0. < self.threshold < math.inf:
             raise ValueError(f'threshold must be positive, not {self.threshold}')
 
-    def __call__(self, difference: torch.Tensor, stream_sum: torch.Tensor) -> torch.Tensor:
+    def __call__(self, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''Return the new sum.
 
         Parameters
@@ -139,7 +141,7 @@ class Scaling:
 @dataclass(frozen=True)
 class Shifting:
     '''Shift both streams to plus and minus half of their difference (appendix C.2, 'sh'): the new sum is zero.'''
-    def __call__(self, difference: torch.Tensor, stream_sum: torch.Tensor) -> torch.Tensor:
+    def __call__(self, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''Return the new sum, zeros of the sum's shape.'''
         return torch.zeros_like(stream_sum)
 
@@ -148,31 +150,31 @@ class Recenter(torch.autograd.Function):
     '''Another sum for a pair. In a pass that makes a map, the sum's gradient does not see it (theorem 6); in any other
     it is the true one.'''
     @staticmethod
-    def forward(ctx, difference, stream_sum, split_pass, choose):
+    def forward(ctx: Any, difference: Tensor, stream_sum: Tensor, split_pass: Any, choose: Callable) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.split_pass, ctx.choose = split_pass, choose
         ctx.save_for_backward(difference, stream_sum)
         return choose(difference, stream_sum)
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple:
         if gradient is None or ctx.split_pass.makes_map():
             return None, gradient, None, None
         return *true_gradients(ctx.choose, ctx.saved_tensors, gradient), None, None
 
 
-def recenter(pair):
+def recenter(pair: SplitTensor) -> SplitTensor:
     '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
     if not pair.split_pass.sums or pair.split_pass.recentering is None:
         return pair
     return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, pair.split_pass, choice(pair)))
 
 
-def choice(pair):
+def choice(pair: SplitTensor) -> Callable[..., Tensor]:
     '''The function that chooses a new sum for a pair, from its difference and its sum.'''
     recentering, batch = pair.split_pass.recentering, pair.batch  # not the pair, which may keep the graph of this
 
-    def choose(*tensors):
+    def choose(*tensors: Tensor) -> Tensor:
         new = recentering(*(by_sample(tensor, batch) for tensor in tensors))
         return in_shape(new, batch, tensors[0].shape)
 

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .core.axes import by_sample, in_shape
@@ -19,7 +22,9 @@ class Ruled(torch.autograd.Function):
     '''A pair's tensors as they are. In a backward pass that makes a map, their gradients become what a function of
     these gradients and of some values makes of them; in any other, they pass.'''
     @staticmethod
-    def forward(ctx, split_pass, function, difference, stream_sum, *values):
+    def forward(
+        ctx: Any, split_pass: Any, function: Callable, difference: Tensor, stream_sum: Tensor, *values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.split_pass, ctx.function = split_pass, function
         ctx.like = [(tensor.shape, tensor.dtype) for tensor in (difference, stream_sum)]
@@ -27,17 +32,19 @@ class Ruled(torch.autograd.Function):
         return same(difference), same(stream_sum)
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple:
         values = ctx.saved_tensors
         known = next((gradient for gradient in gradients if gradient is not None), None)
         if known is not None and ctx.split_pass.makes_map():
-            gradients = (known.new_zeros(shape, dtype=dtype) if gradient is None else gradient
-                         for gradient, (shape, dtype) in zip(gradients, ctx.like))
-            gradients = ctx.function(*gradients, *values)
+            filled = (known.new_zeros(shape, dtype=dtype) if gradient is None else gradient
+                      for gradient, (shape, dtype) in zip(gradients, ctx.like))
+            gradients = changed = ctx.function(*filled, *values)
+            if changed[1].shape != ctx.like[1][0]:
+                raise RuntimeError('a rule makes a sum\'s gradient that differs by image: do without shared=True')
         return None, None, *gradients, *(None,) * len(values)
 
 
-def ruled(pair: SplitTensor, function: Callable, *values: torch.Tensor) -> SplitTensor:
+def ruled(pair: SplitTensor, function: Callable, *values: Tensor) -> SplitTensor:
     '''A pair whose gradients a rule changes.
 
     Parameters
@@ -64,7 +71,9 @@ class SplitRule(Hook, TrueGradient):
     While the module runs that it is registered to, operations on pairs ask this rule instead of the composite's
     default what to place before and after them. No state is kept between forward and backward.
     '''
-    def pre_forward(self, module, args, kwargs):
+    quantity: Any  # the name of what the gradients stand for
+
+    def pre_forward(self, module: Module, args: tuple, kwargs: dict) -> None:
         '''Hold from here on for the operations on the pairs of this forward pass.'''
         split_pass = pass_of((args, kwargs))
         if split_pass is not None:
@@ -74,13 +83,13 @@ class SplitRule(Hook, TrueGradient):
                 raise TypeError(f'{type(self).__name__} is a rule for {self.quantity}, but {where}')
             split_pass.rules.append(self)
 
-    def post_forward(self, module, args, kwargs, output):
+    def post_forward(self, module: Module, args: tuple, kwargs: dict, output: Any) -> None:
         '''Hold no longer.'''
         split_pass = pass_of((args, kwargs))
         if split_pass is not None and len(split_pass.rules) > 1:
             split_pass.rules.pop()
 
-    def register(self, module: torch.nn.Module) -> RemovableHandleList:
+    def register(self, module: Module) -> RemovableHandleList:
         '''Register this rule to a module.
 
         Parameters
@@ -121,12 +130,12 @@ class ShiftedSensitivity(SplitRule):
     alpha: float
     quantity = 'sensitivity'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__init__()
         if not is_number(self.alpha) or not 0. <= self.alpha <= .5:
             raise ValueError(f'alpha must be a number in [0, 0.5], not {self.alpha!r}')
 
-    def output_damping(self, depth: float | None) -> float:
+    def output_damping(self, depth: int | None) -> float:
         '''The factor of the sum's gradient, at the output and at each affine layer.'''
         return 1. - 2. * self.alpha
 
@@ -164,7 +173,7 @@ class Balanced:
     '''
     kappa: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not is_number(self.kappa) or not 0. <= self.kappa < math.inf:
             raise ValueError(f'kappa must be a number that is not negative, not {self.kappa!r}')
 
@@ -180,9 +189,11 @@ class BalancedSensitivity(SplitRule):
     '''
     kappa: float
     quantity = 'sensitivity'
-    __post_init__ = SplitRule.__init__
 
-    def output_damping(self, depth: float | None) -> float:
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def output_damping(self, depth: Tensor | int) -> Tensor | float:
         '''The part of the sum's gradient, at the output and at each affine layer.'''
         return self.kappa / depth
 
@@ -193,7 +204,7 @@ class BalancedSensitivity(SplitRule):
             return pair
         split_pass, batch = pair.split_pass, pair.batch
 
-        def balance(gradient, sum_gradient):
+        def balance(gradient: Tensor, sum_gradient: Tensor) -> tuple[Tensor, Tensor]:
             rows = by_sample(sum_gradient, batch)
             present, other = mean_size(rows), mean_size(by_sample(gradient.to(rows.dtype), batch))
             # zero times a mean that overflows is not a number, so that this does not pass unnoticed
@@ -224,10 +235,10 @@ class SplitEpsilon(SplitRule):
     ValueError
         If epsilon is neither a positive number nor callable.
     '''
-    epsilon: float | Callable = 1e-6
+    epsilon: float | Callable[[Tensor], Tensor] = 1e-6
     quantity, passes_activations = 'relevance', True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__init__()
         if not callable(self.epsilon) and not (is_number(self.epsilon) and 0. < self.epsilon < math.inf):
             raise ValueError(f'epsilon must be a positive number or a callable, not {self.epsilon!r}')
@@ -251,29 +262,33 @@ class SplitEpsilon(SplitRule):
 SMALL = 2. ** -6  # the part of the sum of which a stream has enough bits
 
 
-def is_number(value):
+def is_number(value: Any) -> bool:
     '''Whether a value is a real number.'''
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def mean_size(rows):
+def mean_size(rows: Tensor) -> Tensor:
     '''The mean absolute value of each sample.'''
     return rows.abs().mean([*range(1, rows.ndim)], keepdim=True) if rows.ndim > 1 else rows.abs()
 
 
-def times_input(gradient, sum_gradient, difference, stream_sum):
+def times_input(
+    gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor
+) -> tuple[Tensor, Tensor]:
     '''The relevances of a layer's input: :math:`R^\\pm = a^\\pm c^\\pm` (equation 9).'''
     positive = reuse(torch.mul, plus(difference, stream_sum), plus(gradient, sum_gradient))
     negative = reuse(torch.mul, minus(difference, stream_sum), minus(gradient, sum_gradient))
     return positive.to(difference.dtype), negative
 
 
-def stabilized(epsilon, denominator):
+def stabilized(epsilon: float, denominator: Tensor) -> Tensor:
     '''A denominator plus epsilon with its sign, as :py:class:`zennit.core.Stabilizer` has it, in two steps.'''
     return denominator + torch.copysign(denominator.new_full((), epsilon), denominator + 0.)  # which makes zero of -0
 
 
-def over_output(stabilize, split_pass, positive, negative, difference, stream_sum):
+def over_output(
+    stabilize: Callable, split_pass: Any, positive: Tensor, negative: Tensor, difference: Tensor, stream_sum: Tensor
+) -> tuple[Tensor, Tensor]:
     '''The relevances of a layer's output over this output, :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\,
     \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`. Zero
     where the output is, but for rounding, as all that it is made of is zero, too.'''
@@ -289,23 +304,23 @@ def over_output(stabilize, split_pass, positive, negative, difference, stream_su
 
 
 @torch.no_grad()
-def loss(quotient, difference, stream_sum):
+def loss(quotient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
     '''The largest error of a layer's relevance: a stream has the rounding of the sum, by which relevance is multiplied
     as it is divided by a stream. Only that counts which is less than a part of the sum.'''
     excess = difference.abs().sub_(stream_sum, alpha=1. - 2. * SMALL).relu_().mul_(quotient).abs_()
     return excess.amax() * (torch.finfo(difference.dtype).eps / (2. * SMALL))
 
 
-def plus(difference, stream_sum):
+def plus(difference: Tensor, stream_sum: Tensor) -> Tensor:
     '''The positive stream, :math:`(s + d) / 2`.'''
     return (stream_sum + difference).mul_(.5)
 
 
-def minus(difference, stream_sum):
+def minus(difference: Tensor, stream_sum: Tensor) -> Tensor:
     '''The negative stream, :math:`(s - d) / 2`.'''
     return (stream_sum - difference).mul_(.5)
 
 
-def reuse(function, buffer, other):
+def reuse(function: Callable, buffer: Tensor, other: Tensor) -> Tensor:
     '''A function of two tensors, in the memory of the first one if there is no graph that needs it.'''
     return function(buffer, other, out=None if torch.is_grad_enabled() else buffer)

@@ -1,5 +1,6 @@
 '''What is read off the streams: which gradients enter at the output, and which map they make at input or layer.'''
 import torch
+from torch import Tensor
 
 
 class Difference:
@@ -10,12 +11,10 @@ class Difference:
     advice = 'check the input and the weights'
     vanishes = ''  # what may be the reason for a map of zeros
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.saliency = None
 
-    def seed(
-        self, gradient: torch.Tensor, sum_dtype: torch.dtype, damping: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def seed(self, gradient: Tensor, sum_dtype: torch.dtype, damping: float) -> tuple[Tensor, Tensor]:
         '''The gradients of the output's difference and sum.
 
         Parameters
@@ -34,13 +33,11 @@ class Difference:
         '''
         return gradient, torch.zeros_like(gradient, dtype=sum_dtype)
 
-    def combine(self, gradient: torch.Tensor, sum_gradient: torch.Tensor) -> torch.Tensor:
+    def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The map per entry, from the gradients of the difference and the sum.'''
         return gradient
 
-    def at_layer(
-        self, gradient: torch.Tensor, sum_gradient: torch.Tensor, difference: torch.Tensor, stream_sum: torch.Tensor
-    ) -> torch.Tensor:
+    def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The map of a layer's output, reduced over channels: their sum.'''
         return self.combine(gradient, sum_gradient).sum(1)
 
@@ -55,8 +52,6 @@ class Sensitivity(Difference):
     stream : {'+g', '-g', 'g', '+h', '-h', 'h'}
         Whether the output's g or h is explained, and the sensitivity to the positive or negative stream, or to their
         difference.
-    damping : float
-        :math:`1 - 2 \\alpha^{(L)}`, the factor of the sum's gradient at the output.
     '''
     name = 'SplitGrad'
     advice = 'try a larger alpha or an input in float64'
@@ -67,21 +62,17 @@ class Sensitivity(Difference):
         self.sign, self.output = stream[:-1], stream[-1]
         self.reads_sum = self.sign != ''
 
-    def seed(
-        self, gradient: torch.Tensor, sum_dtype: torch.dtype, damping: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def seed(self, gradient: Tensor, sum_dtype: torch.dtype, damping: float) -> tuple[Tensor, Tensor]:
         '''The gradients of :math:`g = (s + d) / 2` or :math:`h = (s - d) / 2` of the explained output, whose sum's
         gradient is shifted. A relevance :math:`t` explains :math:`\\sum_k t_k g_k`, in which it is linear.'''
         half = gradient / 2
         return half if self.output == 'g' else -half, half.to(sum_dtype) * damping
 
-    def combine(self, gradient: torch.Tensor, sum_gradient: torch.Tensor) -> torch.Tensor:
+    def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The local sensitivities.'''
         return {'+': sum_gradient + gradient, '-': sum_gradient - gradient}[self.sign] if self.sign else gradient
 
-    def at_layer(
-        self, gradient: torch.Tensor, sum_gradient: torch.Tensor, difference: torch.Tensor, stream_sum: torch.Tensor
-    ) -> torch.Tensor:
+    def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The sensitivities' mean over channels.'''
         return self.combine(gradient, sum_gradient).mean(1)
 
@@ -100,9 +91,7 @@ class ActivatedSensitivity(Sensitivity):
         super().__init__(stream)
         self.sums = self.reads_sum
 
-    def at_layer(
-        self, gradient: torch.Tensor, sum_gradient: torch.Tensor, difference: torch.Tensor, stream_sum: torch.Tensor
-    ) -> torch.Tensor:
+    def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The sum over channels of sensitivity times activation, which is not rectified.'''
         streams = {'+': (stream_sum + difference) / 2, '-': (stream_sum - difference) / 2}
         return (self.combine(gradient, sum_gradient) * streams.get(self.sign, difference)).sum(1)
@@ -131,7 +120,7 @@ class Relevance(Difference):
         if stream == 'negative':  # which may get none
             self.vanishes = ''
 
-    def combine(self, gradient: torch.Tensor, sum_gradient: torch.Tensor) -> torch.Tensor:
+    def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The relevances, which the gradients of difference and sum stand for.'''
         combined = gradient - sum_gradient
         return {'positive': gradient, 'negative': sum_gradient}.get(self.stream, combined)

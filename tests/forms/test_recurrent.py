@@ -140,7 +140,7 @@ class Packed(nn.Module):
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
         for layer in self.layers:
             packed, states = layer(packed)
-        output, counts = pad_packed_sequence(packed, batch_first=True)
+        output, _ = pad_packed_sequence(packed, batch_first=True)
         states = states[0] if isinstance(states, tuple) else states
         return self.last(output.sum(1) + states[-1])
 

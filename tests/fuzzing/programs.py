@@ -166,7 +166,7 @@ class Program(nn.Module):
         width = max([len(str(step)) for step in self.steps], default=0)
         return '\n'.join([
             f'seed {self.seed}: ' + ', '.join(f'{name} {shape}' for name, shape in zip(self.names, self.shapes)),
-            *(f'  {index}: {str(step):{width}}  # -> {shapes[step.output]}' for index, step in enumerate(self.steps)),
+            *(f'  {index}: {step!s:{width}}  # -> {shapes[step.output]}' for index, step in enumerate(self.steps)),
             f'  return {self.output}'
         ])
 
@@ -418,7 +418,7 @@ class Builder:
         program.steps.append(step)
         result = self.runs[0][step.output].detach()
         largest = result.abs().max() if 0 < result.numel() <= self.MOST else torch.inf
-        if not 1e-3 < largest < self.LARGEST or overlaps(self.runs[0][names[0]]) and changes:
+        if not 1e-3 < largest < self.LARGEST or (overlaps(self.runs[0][names[0]]) and changes):
             raise Rejected
         if self.value(step.output).axis is None and not self.may_mix:
             raise Rejected

@@ -3,6 +3,8 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 from zennit.attribution import Attributor
 
 from ..core.places import spread
@@ -33,7 +35,7 @@ class ActivationMap(Attributor):
         If the model has no such module, or in a call, if its output is not one tensor with places in the input.
     '''
     def __init__(
-        self, model: torch.nn.Module, layer: str, attr_output: torch.Tensor | Callable | None = None,
+        self, model: Module, layer: str, attr_output: Tensor | Callable | None = None,
         grid: tuple[int, ...] | None = None
     ):
         super().__init__(model, attr_output=attr_output)
@@ -41,7 +43,7 @@ class ActivationMap(Attributor):
         self.layer, self.grid = layer, grid
 
     @abstractmethod
-    def combine(self, gradient: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
+    def combine(self, gradient: Tensor, activation: Tensor) -> Tensor:
         '''The map, not yet rectified.
 
         Parameters
@@ -56,7 +58,7 @@ class ActivationMap(Attributor):
             The map of shape (batch, 1, height, width).
         '''
 
-    def forward(self, input, attr_output_fn):
+    def forward(self, input: Tensor, attr_output_fn: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         '''The output and the attribution, see :py:meth:`zennit.attribution.Attributor.forward`.'''
         output, gradient, activation = gradient_at(self.model, self.layer, input, attr_output_fn, self.grid)
         return output, spread(self.combine(gradient, activation).relu(), input)
@@ -73,7 +75,7 @@ class LayerCAM(ActivationMap):
     .. [1] P.-T. Jiang, C.-B. Zhang, Q. Hou, M.-M. Cheng, and Y. Wei: "LayerCAM: Exploring Hierarchical Class Activation
            Maps for Localization," IEEE Transactions on Image Processing, vol. 30, 2021.
     '''
-    def combine(self, gradient: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
+    def combine(self, gradient: Tensor, activation: Tensor) -> Tensor:
         '''The product, summed over channels, see :py:meth:`ActivationMap.combine`.'''
         return (gradient * activation).sum(1, keepdim=True)
 
@@ -100,7 +102,7 @@ class GradCAMPlusPlus(ActivationMap):
            Visual Explanations for Deep Convolutional Networks," IEEE Winter Conference on Applications of Computer
            Vision, 2018.
     '''
-    def combine(self, gradient: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
+    def combine(self, gradient: Tensor, activation: Tensor) -> Tensor:
         '''The weighted sum over channels, see :py:meth:`ActivationMap.combine`.'''
         denominator = 2. + gradient * activation.sum((2, 3), keepdim=True)  # both divided by g², which may underflow
         coefficient = 1. / torch.where(denominator == 0., 1., denominator)

@@ -12,17 +12,19 @@ References
 '''
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Real
+from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
+from torch.nn import Module, functional as F
 from tqdm import tqdm
 from zennit.attribution import Attributor
 from zennit.core import Composite
 
-from .loss import ClassGradients, MeanCrossEntropy, forward, likeliest, loss_of, require_classes
-from .maximum import PATIENCE, Sparsity, first_order, second_order
+from .loss import Chosen, ClassGradients, CrossEntropy, MeanCrossEntropy, forward, likeliest, loss_of, require_classes
+from .maximum import PATIENCE, Solution, Sparsity, first_order, second_order
 
 
 class CAFO(Attributor):
@@ -64,31 +66,30 @@ class CAFO(Attributor):
     needs_hessian = False
 
     def __init__(
-        self, model: torch.nn.Module, composite: Composite | None = None,
-        attr_output: torch.Tensor | Callable | None = None, penalty: Sparsity | float | None = None,
-        classes: int | None = None, signed: bool = False
+        self, model: Module, composite: Composite | None = None, attr_output: Tensor | Callable | None = None,
+        penalty: Sparsity | float | None = None, classes: int | None = None, signed: bool = False
     ):
         super().__init__(model, composite, attr_output)
         self.penalty = Sparsity() if penalty is None else penalty
-        is_number = isinstance(self.penalty, Real) and 0. <= self.penalty < math.inf
+        is_number = isinstance(self.penalty, Real) and 0. <= float(self.penalty) < math.inf
         if not isinstance(self.penalty, Sparsity) and not is_number:
             raise ValueError(f'penalty must be a Sparsity or a number of zero or more, not {penalty!r}')
         self.classes = 10 if classes is None and composite is not None else classes
         if self.classes is not None:
             require_classes(self.classes)
         self.signed = signed
-        self.solution = None
+        self.solution: Solution | None = None
         self.is_checked = False
 
-    def noisy(self, input):
+    def noisy(self, input: Tensor) -> Sequence[Tensor]:
         '''The noisy copies of the input over which the loss is averaged, too.'''
         return ()
 
-    def solve(self, loss):
+    def solve(self, loss: MeanCrossEntropy) -> tuple[Tensor, Solution]:
         '''The Δ of a loss, and how it was found.'''
         return first_order(loss, self.penalty)
 
-    def forward(self, input, attr_output_fn):
+    def forward(self, input: Tensor, attr_output_fn: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         '''The output and the attribution, see :py:meth:`zennit.attribution.Attributor.forward`.'''
         leaf, output = forward(self.model, input)
         own = require_one_class(attr_output_fn(output.detach()).detach(), output)
@@ -105,7 +106,7 @@ class CAFO(Attributor):
             )
         return output.detach(), attribution
 
-    def report_curved(self, leaf, output):
+    def report_curved(self, leaf: Tensor, output: Tensor) -> None:
         '''Warn, once, if the Hessian is that of a network that is not piecewise linear.'''
         if self.needs_hessian and self.composite is None and not self.is_checked:
             self.is_checked = True
@@ -113,14 +114,14 @@ class CAFO(Attributor):
                 warnings.warn('the model is not piecewise linear: the Gauss–Newton matrix takes the place of the'
                               ' Hessian', stacklevel=4)
 
-    def loss(self, leaf, output, own, chosen):
+    def loss(self, leaf: Tensor, output: Tensor, own: Tensor, chosen: Chosen) -> CrossEntropy:
         '''The loss of a forward pass.'''
         if self.composite is None:
             gradients = ClassGradients(leaf, output)
             return loss_of(gradients if chosen is None else gradients.of, output, own, chosen)
         return loss_of(lambda indices: self.class_map(leaf, indices), output.detach(), own, chosen)
 
-    def class_map(self, input, indices):
+    def class_map(self, input: Tensor, indices: Tensor) -> Tensor:
         '''The composite's map of one class for each image; it may not be linear in the relevance of several.'''
         leaf, output = forward(self.model, input)  # as a composite's graph may serve once
         return torch.autograd.grad(output, leaf, F.one_hot(indices, output.shape[1]).to(output))[0].detach()
@@ -157,10 +158,9 @@ class CASO(CAFO):
     needs_hessian = True
 
     def __init__(
-        self, model: torch.nn.Module, composite: Composite | None = None,
-        attr_output: torch.Tensor | Callable | None = None, penalty: Sparsity | float | None = None,
-        classes: int | None = None, signed: bool = False, margin: float = .1, offset: float = 0.,
-        tolerance: float = 1e-3, steps: int = 300, krylov: int = 10
+        self, model: Module, composite: Composite | None = None, attr_output: Tensor | Callable | None = None,
+        penalty: Sparsity | float | None = None, classes: int | None = None, signed: bool = False, margin: float = .1,
+        offset: float = 0., tolerance: float = 1e-3, steps: int = 300, krylov: int = 10
     ):
         super().__init__(model, composite, attr_output, penalty, classes, signed)
         if not (0. <= margin < math.inf and 0. <= offset < math.inf and margin + offset > 0.):
@@ -175,7 +175,7 @@ class CASO(CAFO):
         self.margin, self.offset, self.tolerance = margin, offset, tolerance
         self.steps, self.krylov = steps, krylov
 
-    def solve(self, loss):
+    def solve(self, loss: MeanCrossEntropy) -> tuple[Tensor, Solution]:
         '''The Δ of a loss, and how it was found.'''
         return second_order(
             loss, self.penalty, self.margin, self.offset, self.tolerance, self.steps, self.krylov
@@ -192,15 +192,15 @@ class Smooth:
     n_iter : int, optional
         The number of copies, the last of which has no noise, as in Zennit's SmoothGrad.
     '''
-    def set_noise(self, noise_level, n_iter):
-        '''Set the parameters.'''
+    def __init__(self, *args: Any, noise_level: float = .15, n_iter: int = 20, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         if not 0. <= noise_level < math.inf or n_iter < 1:
             raise ValueError(
                 f'noise_level must be zero or more, and n_iter one or more, not {noise_level} and {n_iter}'
             )
         self.noise_level, self.n_iter = noise_level, n_iter
 
-    def noisy(self, input):
+    def noisy(self, input: Tensor) -> Sequence[Tensor]:
         '''The noisy copies of the input, by PyTorch's generator.'''
         axes = tuple(range(1, input.ndim))
         deviation = self.noise_level * (input.amax(axes, keepdim=True) - input.amin(axes, keepdim=True))
@@ -264,7 +264,7 @@ class SmoothCASO(Smooth, CASO):
         self.set_noise(noise_level, n_iter)
 
 
-def require_one_class(relevance, output):
+def require_one_class(relevance: Tensor, output: Tensor) -> Tensor:
     '''Return the relevance if it has the output's shape and is one for one class of each image, else raise a
     ValueError.'''
     if relevance.shape != output.shape:
@@ -281,7 +281,7 @@ def require_one_class(relevance, output):
     return relevance
 
 
-def shown(attribution: torch.Tensor, percentile: float = 99.) -> torch.Tensor:
+def shown(attribution: Tensor, percentile: float = 99.) -> Tensor:
     '''Maps as they are shown (appendix D): absolute values, summed over channels and capped.
 
     Parameters

@@ -4,16 +4,19 @@ A map at a layer is about a feature map. Where the only use of a module's output
 that: a unit that does not fire is no feature. Where there are other uses, as a sum or a second branch, or none, it is
 read at the module's output itself. So a network that is written with functions has the same maps as one of modules.
 '''
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 from ..core.places import places_of
 from .uses import Output, Recording
 
 
-def require_evaluation(model: torch.nn.Module) -> None:
+def require_evaluation(model: Module) -> None:
     '''Raise a RuntimeError if a module of a model is in training mode.'''
     for name, module in model.named_modules():
         if module.training:
@@ -21,16 +24,16 @@ def require_evaluation(model: torch.nn.Module) -> None:
             raise RuntimeError(f'{where} ({type(module).__name__}) is in training mode: call .eval() on the model')
 
 
-def require_layer(model: torch.nn.Module, layer: str) -> None:
+def require_layer(model: Module, layer: str) -> None:
     '''Raise a ValueError if a model has no module of a name.'''
     if not layer or layer not in dict(model.named_modules()):
         raise ValueError(f'the model has no module named {layer!r}')
 
 
 def gradient_at(
-    model: torch.nn.Module, layer: str, input: torch.Tensor, attr_output_fn: Callable,
+    model: Module, layer: str, input: Tensor, attr_output_fn: Callable[[Tensor], Tensor],
     grid: tuple[int, ...] | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     '''The gradient at a layer's output as what follows sees it, or what the hooks of a composite make of it.
 
     This is after an activation, if the output goes straight into one and nowhere else; else at the output itself.
@@ -63,12 +66,12 @@ def gradient_at(
 
 
 @contextmanager
-def recorded(model: torch.nn.Module, layer: str) -> Iterator[list]:
+def recorded(model: Module, layer: str) -> Iterator[list]:
     '''A context in which the outputs of a module are recorded, in a list: as what follows sees them, which is known at
     the context's end.'''
     activations, uses = [], Recording()
 
-    def record(module, args, output):
+    def record(module: Module, args: tuple, output: Any) -> Tensor | None:
         if not isinstance(output, torch.Tensor):
             activations.append(output)
             return None
@@ -87,8 +90,8 @@ def recorded(model: torch.nn.Module, layer: str) -> Iterator[list]:
 
 
 def require_one_map(
-    activations: list, layer: str, input_shape: torch.Size, grid: tuple[int, ...] | None = None
-) -> tuple:
+    activations: list, layer: str, input_shape: Sequence[int], grid: tuple[int, ...] | None = None
+) -> tuple[Tensor, Any]:
     '''Return the only one of a layer's recorded outputs, and its places in the input, or raise a ValueError if there
     are none. Where the shape leaves it open, channels come first.'''
     if len(activations) != 1 or not isinstance(activations[0], torch.Tensor):

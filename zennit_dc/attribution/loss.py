@@ -14,19 +14,24 @@ References
        Features in Deep Learning Interpretation," International Conference on Machine Learning, 2019.
 '''
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch.nn import functional as F
+from torch import Tensor
+from torch.nn import Module, functional as F
 
 from .layers import require_evaluation
 from .relevance import Target, class_relevance, require_scores
 
 
+Chosen = tuple[Tensor, Tensor] | None
+'''The likeliest classes as :py:func:`likeliest` returns them, or None for all classes.'''
 EXHAUSTED = 1e-8  # what is left of a product next to a basis that holds it, as a share of the product
 
 
-def inner(first, second):
+def inner(first: Tensor, second: Tensor) -> Tensor:
     '''The inner product of each image's entries, with axes of length one in place of the image's.'''
     return (first * second).flatten(1).sum(1).view(-1, *[1] * (first.ndim - 1))
 
@@ -41,21 +46,21 @@ class ClassGradients:
     output : :py:class:`torch.Tensor`
         The logits of shape (batch, classes).
     '''
-    def __init__(self, input, output):
+    def __init__(self, input: Tensor, output: Tensor):
         self.input, self.output = input, output
 
-    def combined(self, coefficients):
+    def combined(self, coefficients: Tensor) -> Tensor:
         '''The sum Wc of shape (batch, ...), for coefficients c of shape (batch, classes).'''
         gradient, = torch.autograd.grad(
             self.output, self.input, coefficients.to(self.output), retain_graph=True, materialize_grads=True
         )
         return gradient.double()
 
-    def of(self, indices):
+    def of(self, indices: Tensor) -> Tensor:
         '''The gradients of the logits with indices of shape (batch,), of shape (batch, ...).'''
         return self.combined(F.one_hot(indices, self.output.shape[1]))
 
-    def products(self, directions):
+    def products(self, directions: Tensor) -> Tensor:
         '''The inner products Wᵀu of shape (batch, classes), for directions u of shape (batch, ...).'''
         coefficients, gradient = self.linear
         products, = torch.autograd.grad(
@@ -64,7 +69,7 @@ class ClassGradients:
         return products.double()
 
     @cached_property
-    def linear(self):
+    def linear(self) -> tuple[Tensor, Tensor]:
         '''Coefficients and their sum Wc, as a function of which its derivative is Wᵀu.'''
         classes = self.output.shape[1]
         coefficients = torch.linspace(-1., 1., classes).to(self.output).expand_as(self.output).clone().requires_grad_()
@@ -72,7 +77,7 @@ class ClassGradients:
         return coefficients, gradient
 
     @property
-    def is_curved(self):
+    def is_curved(self) -> bool:
         '''Whether a second derivative of the logits is not zero.'''
         _, gradient = self.linear
         second, = torch.autograd.grad(
@@ -89,14 +94,14 @@ class ClassMaps:
     rows : :py:class:`torch.Tensor`
         The maps of shape (batch, classes, ...), in double precision.
     '''
-    def __init__(self, rows):
+    def __init__(self, rows: Tensor):
         self.rows = rows
 
-    def combined(self, coefficients):
+    def combined(self, coefficients: Tensor) -> Tensor:
         '''The sum Wc, see :py:meth:`ClassGradients.combined`.'''
         return torch.einsum('bc,bc...->b...', coefficients, self.rows)
 
-    def products(self, directions):
+    def products(self, directions: Tensor) -> Tensor:
         '''The inner products Wᵀu, see :py:meth:`ClassGradients.products`.'''
         return torch.einsum('bcd,bd->bc', self.rows.flatten(2), directions.flatten(1))
 
@@ -118,21 +123,21 @@ class CrossEntropy:
     log_scale : :py:class:`torch.Tensor`
         The logarithm of s, of shape (batch,).
     '''
-    def __init__(self, logits: torch.Tensor, own: torch.Tensor, maps: ClassGradients | ClassMaps):
+    def __init__(self, logits: Tensor, own: Tensor, maps: ClassGradients | ClassMaps):
         logits, own = logits.detach().double(), own.bool()
         competitors = logits.masked_fill(own, -torch.inf)
         total = logits.logsumexp(1)
-        self.maps = maps
+        self.maps: Any = maps
         self.log_scale = competitors.logsumexp(1) - total
         self.probability = (logits[own] - total).exp()[:, None]
         self.competitors = competitors.softmax(1)
         self.difference = self.competitors - own.double()
 
-    def gradient(self):
+    def gradient(self) -> Tensor:
         '''The gradient d of shape (batch, ...).'''
         return self.maps.combined(self.difference)
 
-    def product(self, directions):
+    def product(self, directions: Tensor) -> Tensor:
         '''The Hessian's products with directions of shape (batch, ...), in their shape.'''
         slopes = self.maps.products(directions)
         slopes = slopes - slopes.gather(1, self.competitors.argmax(1, keepdim=True))  # what is certain cancels exactly
@@ -141,7 +146,7 @@ class CrossEntropy:
             + self.competitors * (slopes - inner(self.competitors, slopes))
         )
 
-    def eigenpairs(self, count, steps=None):
+    def eigenpairs(self, count: int, steps: int | None = None) -> tuple[Tensor, Tensor]:
         '''The Hessian's largest eigenvalues of shape (batch, count), descending, and their eigenvectors of shape
         (batch, count, ...), from the Krylov space of the gradient after ``steps`` products (``2 * count`` by default,
         ten at least). Where this space has fewer dimensions, eigenvalues and vectors are zero.'''
@@ -159,22 +164,22 @@ class MeanCrossEntropy:
     '''
     eigenpairs = CrossEntropy.eigenpairs
 
-    def __init__(self, losses):
+    def __init__(self, losses: Sequence[CrossEntropy]):
         logarithms = torch.stack([loss.log_scale for loss in losses])
         total = logarithms.logsumexp(0)
         self.losses = losses
         self.log_scale = total - math.log(len(losses))
         self.weights = (logarithms - total).exp()
 
-    def gradient(self):
+    def gradient(self) -> Tensor:
         '''The gradient, see :py:meth:`CrossEntropy.gradient`.'''
         return self.weighted(loss.gradient() for loss in self.losses)
 
-    def product(self, directions):
+    def product(self, directions: Tensor) -> Tensor:
         '''The Hessian's products, see :py:meth:`CrossEntropy.product`.'''
         return self.weighted(loss.product(directions) for loss in self.losses)
 
-    def weighted(self, values):
+    def weighted(self, values: Iterable[Tensor]) -> Tensor:
         '''The sum of each loss's values, by the losses' weights.'''
         return sum(weight.view(-1, *[1] * (value.ndim - 1)) * value for weight, value in zip(self.weights, values))
 
@@ -204,7 +209,7 @@ class Krylov:
     FloatingPointError
         If the gradients are not finite.
     '''
-    def __init__(self, loss, steps):
+    def __init__(self, loss: CrossEntropy | MeanCrossEntropy, steps: int):
         self.gradient = loss.gradient()
         vector, basis, products = unit(self.gradient), [], []
         for _ in range(steps):
@@ -218,25 +223,24 @@ class Krylov:
         values, self.rotation = torch.linalg.eigh((matrix + matrix.mT) / 2)
         self.values, self.rotation = values.flip(1), self.rotation.flip(2)
 
-    def vectors(self, count):
+    def vectors(self, count: int) -> Tensor:
         '''The eigenvectors of the largest eigenvalues, of shape (batch, count, ...).'''
         return torch.einsum('bi...,bic->bc...', self.basis, self.rotation[:, :, :count])
 
-    def solved(self, shift):
-        '''The solution of (shift − H) Δ = g on the space, and its product with the Hessian, both of shape (batch, ...).
-        '''
+    def solved(self, shift: Tensor) -> Iterator[Tensor]:
+        '''The solution of (shift − H) Δ = g on the space, and its product with the Hessian, of shape (batch, ...).'''
         size = inner(self.gradient, self.gradient).sqrt().flatten(1)
         shares = torch.einsum('bij,bj->bi', self.rotation, size * self.rotation[:, 0] / (shift[:, None] - self.values))
         return (torch.einsum('bi...,bi->b...', each, shares) for each in (self.basis, self.products))
 
 
-def unit(vector):
+def unit(vector: Tensor) -> Tensor:
     '''Each image's vector, of length one or zero.'''
     length = inner(vector, vector).sqrt()
     return vector / torch.where(length > 0., length, 1.)
 
 
-def independent(vector, basis):
+def independent(vector: Tensor, basis: list[Tensor]) -> Tensor:
     '''The part of each image's vector that is orthogonal to its basis, or zero where this is nothing but rounding.'''
     rest = vector
     for _ in range(2):  # once leaves rounding behind
@@ -245,7 +249,7 @@ def independent(vector, basis):
     return rest * (inner(rest, rest) > EXHAUSTED ** 2 * inner(vector, vector))
 
 
-def likeliest(output, own, count):
+def likeliest(output: Tensor, own: Tensor, count: int) -> tuple[Tensor, Tensor]:
     '''The indices of each image's class and of the likeliest classes.
 
     Parameters
@@ -272,7 +276,7 @@ def likeliest(output, own, count):
     return torch.cat([target, others], 1), absent
 
 
-def forward(model, input):
+def forward(model: Module, input: Tensor) -> tuple[Tensor, Tensor]:
     '''A copy of the input that requires a gradient, and the logits as a function of it.
 
     Raises
@@ -291,7 +295,9 @@ def forward(model, input):
     return input, output
 
 
-def loss_of(maps, output, own, chosen=None):
+def loss_of(
+    maps: Any, output: Tensor, own: Tensor, chosen: Chosen = None
+) -> CrossEntropy:
     '''The loss of a forward pass.
 
     Parameters
@@ -318,9 +324,7 @@ def loss_of(maps, output, own, chosen=None):
     return CrossEntropy(output.gather(1, indices).masked_fill(absent, -torch.inf), own.gather(1, indices), rows)
 
 
-def cross_entropy(
-    model: torch.nn.Module, input: torch.Tensor, target: Target = None, classes: int | None = None
-) -> CrossEntropy:
+def cross_entropy(model: Module, input: Tensor, target: Target = None, classes: int | None = None) -> CrossEntropy:
     '''The cross-entropy of a class as a function of the input.
 
     Parameters
@@ -355,16 +359,14 @@ def cross_entropy(
     return loss_of(gradients.of, output, own, likeliest(output, own, require_classes(classes)))
 
 
-def require_classes(classes):
+def require_classes(classes: int) -> int:
     '''Return a number of classes if it is two or more, else raise a ValueError.'''
     if not isinstance(classes, int) or classes < 2:
         raise ValueError(f'classes must be two or more, not {classes!r}: a class has a loss by its competitors alone')
     return classes
 
 
-def hessian(
-    model: torch.nn.Module, input: torch.Tensor, target: Target = None, classes: int | None = None
-):
+def hessian(model: Module, input: Tensor, target: Target = None, classes: int | None = None) -> Tensor:
     '''The Hessian of the cross-entropy with respect to the input, for small inputs (equation 6).
 
     Parameters

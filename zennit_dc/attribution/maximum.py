@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from .loss import Krylov, inner
+from .loss import Krylov, MeanCrossEntropy, inner
 
 
 SETTLING = 20  # the steps in which the penalty follows the solution, whatever its error
@@ -32,11 +33,11 @@ class Sparsity:
     '''
     share: float = .75
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0. <= self.share < 1.:
             raise ValueError(f'the share of pixels without importance must be from 0 to below 1, not {self.share}')
 
-    def bounds(self, values):
+    def bounds(self, values: Tensor) -> Tensor:
         '''The penalties from and up to which each image has this sparsity, if ``values`` of shape (batch, ...) are
         g + HΔ.'''
         pixels = values.abs().flatten(2).amax(1) if values.ndim > 2 else values.abs()
@@ -67,25 +68,25 @@ class Solution(NamedTuple):
     steps: torch.Tensor
 
 
-def per_image(values, like):
+def per_image(values: Tensor, like: Tensor) -> Tensor:
     '''Values of shape (batch,) with axes of length one, as many as ``like`` has.'''
     return values.view(-1, *[1] * (like.ndim - 1))
 
 
-def thresholded(values, lambda1):
+def thresholded(values: Tensor, lambda1: Tensor) -> Tensor:
     '''Values of shape (batch, ...), softly thresholded by λ1 of shape (batch,): 2λ2 Δ after a proximal step, if they
     are g + HΔ.'''
     return values.sign() * (values.abs() - per_image(lambda1, values)).clamp(min=0.)
 
 
-def penalty_of(penalty, values, log_scale):
+def penalty_of(penalty: Sparsity | float, values: Tensor, log_scale: Tensor) -> Tensor:
     '''The penalty λ1 divided by s, for each image, if ``values`` are (g + HΔ) / s.'''
     if isinstance(penalty, Sparsity):
         return penalty.bounds(values).mean(0)
     return penalty * (-log_scale).exp() if penalty else torch.zeros_like(log_scale)
 
 
-def first_order(loss, penalty):
+def first_order(loss: MeanCrossEntropy, penalty: Sparsity | float) -> tuple[Tensor, Solution]:
     '''The maximum without a Hessian, and how it was found.
 
     Parameters
@@ -107,7 +108,10 @@ def first_order(loss, penalty):
     return thresholded(gradient, lambda1), Solution(lambda1 * scale, scale / 2., none, none, none.long())
 
 
-def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300, krylov=10):
+def second_order(
+    loss: MeanCrossEntropy, penalty: Sparsity | float, margin: float = .1, offset: float = 0., tolerance: float = 1e-3,
+    steps: int = 300, krylov: int = 10
+) -> tuple[Tensor, Solution]:
     '''The maximum with the Hessian, by accelerated proximal steps from the maximum for λ1 = 0.
 
     A step contracts by L/(2λ2), which bounds the error. Each image stops on its own, whatever the others need.
@@ -144,7 +148,7 @@ def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300,
     del space
     lambda1 = penalty_of(penalty, gradient, loss.log_scale)
 
-    def advanced():
+    def advanced() -> tuple[Tensor, Tensor, Tensor]:
         step = thresholded(gradient + curved, lambda1)
         return step, norm(point - step) / (1. - rate), tolerance * norm(step)
 
@@ -176,7 +180,7 @@ def second_order(loss, penalty, margin=.1, offset=0., tolerance=1e-3, steps=300,
     )
 
 
-def shift(largest, gradient, log_scale, margin, offset):
+def shift(largest: Tensor, gradient: Tensor, log_scale: Tensor, margin: float, offset: float) -> Tensor:
     '''The penalty λ2 divided by s, for each image. Where the Hessian is zero next to the gradient's own square, to the
     precision of its numbers, and there is no offset, it is 1/2, as without a Hessian.'''
     if offset:
@@ -185,12 +189,12 @@ def shift(largest, gradient, log_scale, margin, offset):
     return torch.where(largest > rounding, (1. + margin) * largest / 2., .5)
 
 
-def norm(values):
+def norm(values: Tensor) -> Tensor:
     '''The Euclidean length of each image's entries, of shape (batch,).'''
     return inner(values, values).sqrt().flatten()
 
 
-def require_concave(lambda2, largest, gradient):
+def require_concave(lambda2: Tensor, largest: Tensor, gradient: Tensor) -> None:
     '''Raise a ValueError if the loss does not depend on an image, or λ2 is not a number larger than L/2.'''
     for index, (shift, value, slope) in enumerate(zip(lambda2.tolist(), largest.tolist(), norm(gradient).tolist())):
         if not slope:

@@ -1,16 +1,19 @@
 '''What enters at the output for a class.'''
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from zennit.attribution import Attributor
 
 
-Target = int | torch.Tensor | None
-Against = str | int | Sequence[int]
+Target = int | Tensor | None
+Against = str | int | Sequence[int] | None
+Relevance = Callable[[Tensor], Tensor]
 
 
-def require_scores(output: torch.Tensor) -> torch.Tensor:
+def require_scores(output: Any) -> Tensor:
     '''Return a model's output if it has the shape (batch, classes), else raise a ValueError.'''
     if not isinstance(output, torch.Tensor):
         raise ValueError(f'the model\'s output must be a tensor of shape (batch, classes), not {type(output).__name__}')
@@ -19,7 +22,7 @@ def require_scores(output: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def class_relevance(target: Target = None) -> Callable[[torch.Tensor], torch.Tensor]:
+def class_relevance(target: Target = None) -> Relevance:
     '''What enters at the output to explain a class: one for this class and zero for all others.
 
     Parameters
@@ -33,7 +36,7 @@ def class_relevance(target: Target = None) -> Callable[[torch.Tensor], torch.Ten
         A function of the output of shape (batch, classes), as Zennit's attributors take it for ``attr_output``. It
         raises an :py:exc:`ValueError` for a class that the output does not have.
     '''
-    def relevance(output):
+    def relevance(output: Tensor) -> Tensor:
         require_scores(output)
         classes = output.detach().argmax(1) if target is None else torch.as_tensor(target, device=output.device)
         if classes.min() < 0 or classes.max() >= output.shape[1]:
@@ -45,7 +48,7 @@ def class_relevance(target: Target = None) -> Callable[[torch.Tensor], torch.Ten
     return relevance
 
 
-def contrast(target: Target = None, against: Against = 'others') -> Callable[[torch.Tensor], torch.Tensor]:
+def contrast(target: Target = None, against: Against = 'others') -> Relevance:
     '''The relevance at the output that explains why a class, rather than others.
 
     It is one for the class, and minus the weights of the others, which sum to one. Softmax does not see what is added
@@ -68,7 +71,7 @@ def contrast(target: Target = None, against: Against = 'others') -> Callable[[to
         raise ValueError(f'against must be \'others\', \'likely\' or indices of classes, not {against!r}')
     own_of = class_relevance(target)
 
-    def relevance(output):
+    def relevance(output: Tensor) -> Tensor:
         own = own_of(output)
         if isinstance(against, str):
             if output.shape[1] < 2:
@@ -82,16 +85,16 @@ def contrast(target: Target = None, against: Against = 'others') -> Callable[[to
     return relevance
 
 
-def relevance_of(target: Target = None, against: Against | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+def relevance_of(target: Target = None, against: Against = None) -> Relevance:
     '''What enters at the output for a class: :py:func:`class_relevance` if ``against`` is None or ``'none'``, and else
     :py:func:`contrast`.'''
     return class_relevance(target) if against is None or against == 'none' else contrast(target, against)
 
 
 def class_agreement(
-    attributor: Attributor, input: torch.Tensor, target: Target = None, other: Target = None,
-    relevance: Callable = class_relevance
-) -> torch.Tensor:
+    attributor: Attributor, input: Tensor, target: Target = None, other: Target = None,
+    relevance: Callable[[Tensor], Relevance] = class_relevance
+) -> Tensor:
     '''How much the maps of two classes agree: their cosine. A map that says the same of both is not about the class.
 
     Parameters
@@ -119,9 +122,10 @@ def class_agreement(
     ValueError
         If there is no such class, or if both are the same.
     '''
-    maps, targets = [], []
+    maps: list[Tensor] = []
+    targets: list[Tensor] = []
     for chosen in (target, other):
-        def entering(output, chosen=chosen):
+        def entering(output: Tensor, chosen: Target = chosen) -> Tensor:
             own = class_relevance(chosen)(output)
             if targets and chosen is None:
                 own = class_relevance()(output.detach().masked_fill(targets[0] > 0, -torch.inf)).to(output)
@@ -134,7 +138,7 @@ def class_agreement(
     return map_cosine(*maps)
 
 
-def runner_up(output: torch.Tensor, target: int, against: Against | None = None) -> int | None:
+def runner_up(output: Tensor, target: int, against: Against = None) -> int | None:
     '''The likeliest class apart from a class and from those that it is explained against, or None if there is none.
 
     Parameters
@@ -151,7 +155,7 @@ def runner_up(output: torch.Tensor, target: int, against: Against | None = None)
     return left[0] if left else None
 
 
-def map_cosine(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def map_cosine(first: Tensor, second: Tensor) -> Tensor:
     '''The cosine of two maps of each image, of shape (batch,), in double precision; not a number where one is zero.'''
     first, second = first.detach().double().flatten(1), second.detach().double().flatten(1)
     return (first * second).sum(1) / (first.norm(dim=1) * second.norm(dim=1))

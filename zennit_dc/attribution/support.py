@@ -1,9 +1,13 @@
 '''Whether a map is about what the network uses: what becomes of the class where the map's largest part is hidden.'''
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 
 from .layers import require_evaluation
 from .relevance import Target, class_relevance, require_scores
@@ -42,39 +46,39 @@ class Support:
     random: torch.Tensor
 
     @property
-    def red_fall(self):
+    def red_fall(self) -> Tensor:
         '''By how much hiding the red part lowers the log-odds, of shape (batch,).'''
         return self.log_odds - self.red
 
     @property
-    def blue_fall(self):
+    def blue_fall(self) -> Tensor:
         '''By how much hiding the blue part lowers the log-odds, of shape (batch,).'''
         return self.log_odds - self.blue
 
     @property
-    def random_fall(self):
+    def random_fall(self) -> Tensor:
         '''By how much hiding a random part lowers the log-odds, the mean over the draws, of shape (batch,).'''
         return self.log_odds - self.random.mean(1)
 
     @property
-    def margin(self):
+    def margin(self) -> Tensor:
         '''By how much more hiding the red part lowers the log-odds than hiding a random one: the map's support, of
         shape (batch,). It is 0 for a constant map, whose red part could be any.'''
         return torch.where(self.is_constant, 0., self.red_fall - self.random_fall)
 
     @property
-    def is_constant(self):
+    def is_constant(self) -> Tensor:
         '''Whether the map is the same everywhere, and so has no red part, of shape (batch,).'''
         return self.red.isnan()
 
     @property
-    def fails(self):
+    def fails(self) -> Tensor:
         '''Whether the map is not to be trusted, of shape (batch,): where hiding the red part lowers the log-odds no
         more than a random part does in the mean, or less than the blue part does; or where the map is constant.'''
         return ~(self.margin > 0.) | (self.blue_fall > self.red_fall)
 
     @property
-    def probabilities(self):
+    def probabilities(self) -> dict[str, Tensor]:
         '''The probabilities of the class by what is hidden: ``'nothing'``, ``'red'``, ``'random'`` and ``'blue'``, each
         of shape (batch,). That of ``'random'`` belongs to the mean of the log-odds.'''
         log_odds = {
@@ -82,9 +86,9 @@ class Support:
         }
         return {name: each.sigmoid() for name, each in log_odds.items()}
 
-    def numbers(self, index=0):
+    def numbers(self, index: int = 0) -> dict[str, Any]:
         '''All that is known of an image, as a dict that JSON can hold: what is not a number is None.'''
-        def known(value):
+        def known(value: float) -> float | None:
             return None if math.isnan(value) else value
 
         log_odds = {'nothing': self.log_odds, 'red': self.red, 'random': self.random.mean(1), 'blue': self.blue}
@@ -96,7 +100,7 @@ class Support:
             'support': self.margin[index].item(), 'fails': bool(self.fails[index]),
         }
 
-    def sentence(self, index=0, names=('red', 'blue'), separator='; '):
+    def sentence(self, index: int = 0, names: tuple[str, str] = ('red', 'blue'), separator: str = '; ') -> str:
         '''What hiding does to the class of an image, in one line.
 
         Parameters
@@ -122,7 +126,7 @@ class Support:
             if not math.isnan(own[name])
         )
 
-    def reason(self, index=0, names=('red', 'blue')):
+    def reason(self, index: int = 0, names: tuple[str, str] = ('red', 'blue')) -> str | None:
         '''Why the map of an image fails, in words that may follow its name, or None if it does not fail. See
         :py:meth:`sentence`.'''
         if not self.fails[index]:
@@ -136,8 +140,8 @@ class Support:
 
 
 def support(
-    model: torch.nn.Module, input: torch.Tensor, map: torch.Tensor, target: Target = None, share: float = .2,
-    draws: int = 8, seed: int = 0, blur: float = BLUR, batch_size: int | None = None
+    model: Module, input: Tensor, map: Tensor, target: Target = None, share: float = .2, draws: int = 8, seed: int = 0,
+    blur: float = BLUR, batch_size: int | None = None
 ) -> Support:
     '''Ask whether maps are about what the network uses: hide the part of each image where its map is largest, and
     compare with hiding a random part of the same size, and the part where the map is smallest.
@@ -212,14 +216,14 @@ def support(
         found.append(dict(zip(masks, log_odds)))
     missing = torch.tensor(torch.nan, dtype=torch.float64)
 
-    def column(name):
+    def column(name: str | int) -> Tensor:
         return torch.stack([each.get(name, missing) for each in found])
 
     random = torch.stack([column(number) for number in range(draws)], 1)
     return Support(share, column('nothing'), column('red'), column('blue'), random)
 
 
-def require_fitting(input, map, target):
+def require_fitting(input: Tensor, map: Tensor, target: Target) -> None:
     '''Raise a ValueError if images, maps or classes do not fit.'''
     if input.ndim != 4 or not input.is_floating_point() or not input.numel():
         raise ValueError(
@@ -239,7 +243,7 @@ def require_fitting(input, map, target):
         )
 
 
-def require_range(share, draws, blur, batch_size, pixels):
+def require_range(share: float, draws: int, blur: float, batch_size: int | None, pixels: int) -> None:
     '''Raise a ValueError if a number is not in its range.'''
     if not 0. < share <= .5 or not round(share * pixels):
         raise ValueError(
@@ -252,19 +256,19 @@ def require_range(share, draws, blur, batch_size, pixels):
             raise ValueError(f'{name} must be positive, not {number!r}')
 
 
-def image_seed(image, seed):
+def image_seed(image: Tensor, seed: int) -> int:
     '''A seed from the values of an image of shape (channels, height, width), and another seed.'''
     values = image.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
     return int.from_bytes(hashlib.sha256(b'%d ' % seed + values).digest()[:7], 'big')
 
 
-def hidden_parts(map, count, draws, seed):
+def hidden_parts(map: Tensor, count: int, draws: int, seed: int) -> dict[str | int, Tensor]:
     '''The masks of what is hidden, by name, each of the map's shape (height, width): true for none or ``count`` pixels.
 
     They are ``'nothing'``, and but for a constant map ``'red'``, the numbers of the random parts, and, for a map with
     negative values, ``'blue'``.
     '''
-    masks = {'nothing': torch.zeros(map.shape, dtype=torch.bool)}
+    masks: dict[str | int, Tensor] = {'nothing': torch.zeros(map.shape, dtype=torch.bool)}
     if map.min() < map.max():
         masks['red'] = largest(map, count)
         masks.update(enumerate(moved(masks['red'], draws, seed)))
@@ -273,7 +277,7 @@ def hidden_parts(map, count, draws, seed):
     return masks
 
 
-def largest(map, count):
+def largest(map: Tensor, count: int) -> Tensor:
     '''A mask of the largest values of a map; of equal ones, those with larger values around them come first.'''
     scaled = map / map.abs().max()
     around = blurred(scaled[None], SPREAD * min(map.shape))[0]
@@ -284,7 +288,7 @@ def largest(map, count):
     return mask.reshape(map.shape)
 
 
-def moved(mask, draws, seed):
+def moved(mask: Tensor, draws: int, seed: int) -> Iterator[Tensor]:
     '''A mask at random places: moved around the edges and mirrored, as often as there are draws.'''
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
@@ -295,7 +299,7 @@ def moved(mask, draws, seed):
         yield mask.flip([axis for axis in (0, 1) if axes[axis]]).roll(steps, (0, 1))
 
 
-def blurred(image, width):
+def blurred(image: Tensor, width: float) -> Tensor:
     '''An image of shape (channels, height, width), blurred by a Gaussian with a standard deviation in pixels. At the
     edges the weights of what lies outside are shared by what lies inside.'''
     dtype = torch.promote_types(image.dtype, torch.float32)
@@ -303,14 +307,16 @@ def blurred(image, width):
     return (rows @ image.to(dtype) @ columns.T).to(image.dtype)
 
 
-def gaussian(side, width):
+def gaussian(side: int, width: float) -> Tensor:
     '''The weights of a blur along a side, of shape (side, side). Each row sums to one.'''
     places = torch.arange(side, dtype=torch.float64)
     return (-.5 * ((places[:, None] - places) / width) ** 2).softmax(1)
 
 
 @torch.no_grad()
-def log_odds_of(model, image, hidden, masks, target, batch_size):
+def log_odds_of(
+    model: Module, image: Tensor, hidden: Tensor, masks: Tensor, target: int | None, batch_size: int
+) -> Tensor:
     '''The log-odds of a class of an image where parts of it are hidden.
 
     Parameters
@@ -344,12 +350,12 @@ def log_odds_of(model, image, hidden, masks, target, batch_size):
     return chosen - logits.masked_fill(own, -torch.inf).logsumexp(1)
 
 
-def part_name(share):
+def part_name(share: float) -> str:
     '''A share of the pixels in words.'''
     return {.2: 'fifth', .25: 'quarter', .1: 'tenth', .5: 'half'}.get(share, f'{100. * share:.3g} %')
 
 
-def percent(probability):
+def percent(probability: float) -> str:
     '''A probability in percent, with as many digits as it takes to tell it from 0 and 1, up to three.'''
     rest = min(probability, 1. - probability)
     if rest < 5e-6:

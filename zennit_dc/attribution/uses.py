@@ -1,8 +1,13 @@
 '''What follows a module: the functions that use its output.'''
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Module
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from ..core.nested import flatten
 from ..core.places import ACTIVATIONS, name_of
@@ -26,21 +31,23 @@ class Output:
     read : :py:class:`torch.Tensor`
         Where a map is read: the activation's output, or else the module's.
     '''
-    def __init__(self, tensor):
+    def __init__(self, tensor: Tensor):
         self.tensor = self.read = tensor
-        self.aliases, self.numbers = [tensor], []
-        self.activation, self.is_open = None, True
+        self.aliases = [tensor]
+        self.numbers: list[Tensor] = []
+        self.activation: str | None = None
+        self.is_open = True
         self.with_graph = torch.is_grad_enabled()
 
-    def is_among(self, tensors):
+    def is_among(self, tensors: Iterable[Tensor]) -> bool:
         '''Whether this output, or what hooks made of it, is one of some tensors.'''
         return any(is_same(one, other) for one in tensors for other in self.aliases)
 
-    def is_in(self, tensors):
+    def is_in(self, tensors: Iterable[Tensor]) -> bool:
         '''Whether this output, or a number made of it alone, is one of some tensors.'''
         return self.is_among(tensors) or any(one is number for one in tensors for number in self.numbers)
 
-    def use(self, activation, result, in_place):
+    def use(self, activation: str | None, result: Tensor, in_place: bool) -> None:
         '''Note a use, by an activation or, if that is None, by another function, and its result.'''
         if activation is None or self.activation is not None:
             self.activation, self.read, self.is_open = None, self.tensor, False
@@ -56,16 +63,18 @@ class Uses(TorchFunctionMode):
     axes (as the maximum of all entries) that is only read, or what the hooks of modules do. An activation within an
     autograd function is not the output's next use: the autograd function is, which has the gradient.
     '''
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.outputs, self.held, self.paused = [], [], 0
+        self.outputs: list[Output] = []
+        self.held: list[list[Tensor]] = []
+        self.paused = 0
 
-    def follow(self, tensor):
+    def follow(self, tensor: Tensor) -> Output:
         '''Begin to watch an output, and return it as an :py:class:`Output`.'''
         self.outputs.append(Output(tensor))
         return self.outputs[-1]
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
@@ -74,7 +83,8 @@ class Uses(TorchFunctionMode):
         used = [output for output in self.outputs if output.is_in(tensors)]
         if not used:
             return func(*args, **kwargs)
-        name, first = name_of(func), args[0] if args else kwargs.get('input')
+        name = name_of(func)
+        first: Any = args[0] if args else kwargs.get('input')
         times = sum(each is first for each in tensors)
         if name == 'view_as' and times == 2:  # which autograd functions call on what they return as it is
             return func(*args, **kwargs)
@@ -91,7 +101,7 @@ class Uses(TorchFunctionMode):
                 output.use(name if output in activated else None, read, result is first)
         return result
 
-    def call(self, func, args, kwargs):
+    def call(self, func: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
         '''The result of a function, and where it is to be read.'''
         result = func(*args, **kwargs)
         return result, result
@@ -99,7 +109,7 @@ class Uses(TorchFunctionMode):
     activate = call
 
     @contextmanager
-    def watching(self, model):
+    def watching(self, model: Module) -> Iterator['Uses']:
         '''A context in which a model is run.'''
         with ExitStack() as stack:
             for module in model.modules():
@@ -110,14 +120,14 @@ class Uses(TorchFunctionMode):
             stack.enter_context(self)
             yield self
 
-    def end(self, output):
+    def end(self, output: Any) -> None:
         '''Note what a model returns.'''
         returned = tensors_in(output)
         for each in self.outputs:
             if each.is_open and any(one is number for one in returned for number in each.numbers):
                 each.use(None, each.tensor, False)
 
-    def around_hooks(self, module):
+    def around_hooks(self, module: Module) -> tuple[RemovableHandle, ...]:
         '''Hooks before and after those that a module has, such that what these do to a tensor is no use of it.'''
         return (
             module.register_forward_pre_hook(lambda module, *inputs: self.enter(inputs), prepend=True,
@@ -127,12 +137,12 @@ class Uses(TorchFunctionMode):
             module.register_forward_hook(lambda module, args, output: self.leave(output)),
         )
 
-    def enter(self, before):
+    def enter(self, before: Any) -> None:
         '''Begin to pass over what is done, with the tensors before it.'''
         self.held.append(tensors_in(before))
         self.paused += 1
 
-    def leave(self, after):
+    def leave(self, after: Any) -> None:
         '''Go on, with the tensors after what was done.'''
         self.paused -= 1
         before, after = self.held.pop(), tensors_in(after)
@@ -142,7 +152,7 @@ class Uses(TorchFunctionMode):
                     output.aliases.append(other)
 
     @contextmanager
-    def pause(self):
+    def pause(self) -> Iterator[None]:
         '''A context in which nothing is a use.'''
         self.paused += 1
         try:
@@ -154,7 +164,7 @@ class Uses(TorchFunctionMode):
 class Recording(Uses):
     '''The same for outputs of which gradients are taken, so that what is written to them later has to leave where they
     are read as it is.'''
-    def activate(self, func, args, kwargs):
+    def activate(self, func: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
         '''The result of an activation, and where it is to be read.'''
         first = args[0] if args else kwargs['input']
         copy = first.clone()
@@ -165,16 +175,17 @@ class Recording(Uses):
         return first, read
 
 
-def tensors_in(obj):
+def tensors_in(obj: Any) -> list[Tensor]:
     '''The tensors in nested containers.'''
     return [each for each in flatten(obj)[0] if isinstance(each, torch.Tensor)]
 
 
-def is_discrete(tensor):
+def is_discrete(tensor: Tensor) -> bool:
     '''Whether a tensor has no gradient by its kind, as that of a comparison.'''
     return not tensor.is_floating_point() and not tensor.is_complex()
 
 
-def is_same(one, other):
+def is_same(one: Tensor, other: Tensor) -> bool:
     '''Whether two tensors are one, or all of the same memory, as what the backward hooks of a module make of it is.'''
-    return one is other or one.shape == other.shape and one.dtype == other.dtype and torch._C._is_alias_of(one, other)
+    is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
+    return one is other or (one.shape == other.shape and one.dtype == other.dtype and is_alias(one, other))

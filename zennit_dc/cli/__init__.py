@@ -6,12 +6,12 @@ import warnings
 
 import click
 
-from .. import __version__
 from ..data.progress import begin
 from .data import analyze, attribute, project
 from .demo import demo
 from .evaluation import evaluate
 from .maps import explain, layers
+from .versions import show_versions
 
 
 class Commands(click.Group):
@@ -68,7 +68,10 @@ def fail(reason, status=1):
     cls=Commands, commands=[demo, explain, layers, attribute, analyze, project, evaluate],
     context_settings={'help_option_names': ['-h', '--help'], 'show_default': True, 'max_content_width': 110}
 )
-@click.version_option(__version__, prog_name='zennit-dc')
+@click.option(
+    '--version', is_flag=True, is_eager=True, expose_value=False, callback=show_versions,
+    help='Show the versions of zennit-dc, Python, PyTorch and Zennit, and exit.'
+)
 def main():
     '''Explain neural networks by their DC decomposition: SplitLRP, SplitGrad and SplitCAM.
 

@@ -182,7 +182,7 @@ def note_channels(pair, index):
     for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels):
         own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
         inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
-        if len(inside) == 1 or not inside and None not in own.values():
+        if len(inside) == 1 or (not inside and None not in own.values()):
             pair.split_pass.input_channels[source] = inside[0] if inside else None
 
 
@@ -224,4 +224,4 @@ def in_shape(rows, batch, shape):
 
 def leads(batch, shape):
     '''Whether samples are the first axis of a shape.'''
-    return math.prod(shape) == 0 or batch is not None and batch.index == 0
+    return math.prod(shape) == 0 or (batch is not None and batch.index == 0)

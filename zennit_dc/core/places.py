@@ -125,7 +125,7 @@ def followed(shape, places, input_channels=None, channels=None):
             kinds.append(None)
     lost = [axis for axis, place in places.items() if place is None and axis != input_channels]
     axes = tuple(sorted(axis for axis in live if axis))
-    if 0 not in live or not axes or lost and (len(others) > 1 or others != [channels] * len(others)):
+    if 0 not in live or not axes or (lost and (len(others) > 1 or others != [channels] * len(others))):
         return None
     rest = [index for index, kind in enumerate(kinds) if kind is None]
     order = kinds.index(0), *rest, *(kinds.index(axis) for axis in axes)
@@ -183,7 +183,7 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
     last, possible = len(shape) - 1, channel_axes(shape, size, grid)
     if channels is None and possible:
         channels = possible[0] if len(possible) == 1 else default
-    if channels not in (1, last) or grid is not None and channels not in possible:
+    if channels not in (1, last) or (grid is not None and channels not in possible):
         raise ValueError(f'{what}, of which it is not clear which axes are spatial: choose a layer whose output has the'
                          ' channels first or last, or pass grid=(height, width), the lengths of the spatial axes')
     return Places(channels, shape[2:] if channels == 1 else shape[1:-1])
@@ -191,7 +191,7 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
 
 def require_channels(channels):
     '''The index of an input's axis of channels as it is given, or a ValueError if it cannot be one.'''
-    if channels is None or channels == () or type(channels) is int and channels != 0:
+    if channels is None or channels == () or (type(channels) is int and channels != 0):
         return channels
     raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
 

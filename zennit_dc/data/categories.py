@@ -152,7 +152,7 @@ def choice_of(name, count, categories):
     categories : list[str] or None
         Their names.
     '''
-    if categories is None or number_of(name) is None and INDEX.fullmatch(name.strip()) is None:
+    if categories is None or (number_of(name) is None and INDEX.fullmatch(name.strip()) is None):
         return None
     index = find_class(name, count, categories)
     if INDEX.fullmatch(name.strip()) is None and named_class(name, categories) is not None:

@@ -238,7 +238,7 @@ class Survey(Uses):
 
 def makes_map(name, inputs):
     '''Whether a function makes a feature map.'''
-    return name in MAKING or name in PRODUCTS and sum(tensor.requires_grad for tensor in inputs) == 1
+    return name in MAKING or (name in PRODUCTS and sum(tensor.requires_grad for tensor in inputs) == 1)
 
 
 def key(tensor):

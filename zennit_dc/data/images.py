@@ -152,7 +152,7 @@ class ImageFolder:
             return read_image(self.folder / self.names[index], mode)
         except UnreadableImage as error:
             number = getattr(error.__cause__, 'errno', None)
-            if number is None or number in OWN_ERRORS and self.folder.is_dir():
+            if number is None or (number in OWN_ERRORS and self.folder.is_dir()):
                 raise
             raise OSError(str(error)) from error
 
@@ -182,7 +182,7 @@ class ImageArray:
     folder = folders = None
 
     def __init__(self, images, labels=None):
-        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.ndim == 4 and images.shape[-1] != 3:
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] != 3):
             raise ValueError(
                 'images must be of type uint8 and shape (number, height, width[, 3]), but are of type'
                 f' {images.dtype} and shape {images.shape}'
@@ -208,7 +208,7 @@ class ImageArray:
                     raise ValueError('it holds a single array without a name')
                 if 'x' not in arrays:
                     raise ValueError(f'it has no array x, but {", ".join(arrays)}')
-                return cls(arrays['x'], arrays['y'] if 'y' in arrays else None)
+                return cls(arrays['x'], arrays.get('y'))
         except MemoryError:
             raise
         except Exception as error:  # what is wrong with a file can come from any of zipfile, zlib, tokenize ...

@@ -1,9 +1,7 @@
 '''Localisation: Attribution Localisation, the Pointing Game (section 5.2), the AUC on the object, and the Grid Pointing
 Game.'''
 import numpy as np
-import quantus
 import torch
-from sklearn.metrics import roc_auc_score
 
 from .checks import filled_masks, finite_maps, require_shape
 
@@ -111,6 +109,8 @@ def object_auc(maps, masks):
     FloatingPointError
         If a map is not finite.
     '''
+    from sklearn.metrics import roc_auc_score  # of the extra "evaluation", which zennit-dc demo does without
+
     maps, masks = finite_maps(maps, masks.shape), filled_masks(masks)
     if masks.all((1, 2)).any():
         raise ValueError(
@@ -123,10 +123,10 @@ def object_auc(maps, masks):
 def pointing_game(maps, masks):
     '''Whether the map's largest value is inside the mask: 1 or 0.
 
-    The hits are Quantus'. If several pixels have the largest value, one of them inside is enough,
-    be it negative or not. A constant map points nowhere: it scores 0, where Quantus raises for a batch of such
-    maps, and else counts them as hits. For an empty mask, Quantus' score is a hit, too, as its NaN is written to an
-    array of type bool.
+    The hits are those of Quantus, which is not needed for it. If several pixels have the largest value, one of them
+    inside is enough, be it negative or not. A constant map points nowhere: it scores 0, where Quantus raises for a
+    batch of such maps, and else counts them as hits. For an empty mask, Quantus' score is a hit, too, as its NaN is
+    written to an array of type bool.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def pointing_game(maps, masks):
         If a map is not finite.
     '''
     maps, masks = finite_maps(maps, masks.shape), filled_masks(masks)
-    hits = quantus.PointingGame(disable_warnings=True).evaluate_batch(a_batch=maps, s_batch=masks)
+    hits = (masks & (maps == maps.max((1, 2), keepdims=True))).any((1, 2))
     return (hits & (np.ptp(maps, axis=(1, 2)) > 0.)).astype(np.float64)
 
 

@@ -31,9 +31,21 @@ except ModuleNotFoundError as error:
 
 
 __all__ = [
-    'Explained', 'METRICS', 'MaxSensitivity', 'Metric', 'PixelFlipping', 'Selectivity', 'attribution_localisation',
-    'grid_pointing_game', 'max_sensitivity', 'negative_localisation', 'object_auc', 'pixel_flipping', 'pointing_game',
-    'selectivity', 'similarities',
+    'METRICS',
+    'Explained',
+    'MaxSensitivity',
+    'Metric',
+    'PixelFlipping',
+    'Selectivity',
+    'attribution_localisation',
+    'grid_pointing_game',
+    'max_sensitivity',
+    'negative_localisation',
+    'object_auc',
+    'pixel_flipping',
+    'pointing_game',
+    'selectivity',
+    'similarities',
 ]
 
 

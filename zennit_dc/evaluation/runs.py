@@ -209,7 +209,7 @@ def results_of(classifier, other, sample, method, group, seed, sizes):
         scores = {metric: torch.as_tensor(METRICS[metric].score(explained)).item() for metric in left}
         shared.update({  # the absolute value has the same
             metric: value for metric, value in scores.items() if METRICS[metric].of_absolute
-            or (map >= 0.).all() and not METRICS[metric].needs_random
+            or ((map >= 0.).all() and not METRICS[metric].needs_random)
         })
         yield setting, {metric: shared[metric] if metric in shared else scores[metric] for metric in missing}
 

@@ -92,18 +92,10 @@ def grid(methods, absolute=(False, True), **choices):
         If there is no such method; if there are no layers for a method that needs one, or streams, but none of a
         method's own; or if no method has some parameter or stream.
     '''
-    for method in methods:
-        if method not in METHODS:
-            raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
-    chosen = [METHODS[method] for method in methods]
-    for name, values in choices.items():
-        if values and not any(name in parameters_of(method) for method in methods):
-            raise ValueError(f'none of the methods has a parameter {name!r}')
-    for stream in choices.get('stream', ()):
-        if not any(stream in each.streams for each in chosen):
-            raise ValueError(f'none of the methods has a stream {stream!r}')
+    require_known(methods, choices)
     settings = []
-    for method, each in zip(methods, chosen):
+    for method in methods:
+        each = METHODS[method]
         taken = parameters_of(method)
         own = {name: list(dict.fromkeys(values)) for name, values in choices.items() if values and name in taken}
         if 'stream' in own:
@@ -117,6 +109,20 @@ def grid(methods, absolute=(False, True), **choices):
         for values in itertools.product(*own.values()):
             settings += [Setting(method, tuple(zip(own, values)), absolute=choice) for choice in absolute]
     return settings
+
+
+def require_known(methods, choices):
+    '''Raise a ValueError if there is no such method, or if no method has some parameter or stream.'''
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
+    chosen = [METHODS[method] for method in methods]
+    for name, values in choices.items():
+        if values and not any(name in parameters_of(method) for method in methods):
+            raise ValueError(f'none of the methods has a parameter {name!r}')
+    for stream in choices.get('stream', ()):
+        if not any(stream in each.streams for each in chosen):
+            raise ValueError(f'none of the methods has a stream {stream!r}')
 
 
 def parameters_of(method):

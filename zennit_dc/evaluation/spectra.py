@@ -11,6 +11,7 @@ resolution are in cycles per cell.
 import numpy as np
 import torch
 from scipy.stats import rankdata
+import itertools
 
 
 def ranks(maps):
@@ -225,7 +226,7 @@ def gap_profile(maps, reference, edges):
     return np.stack([
         (energies * inside).sum((1, 2)) for inside in (
             (frequencies >= low) & ((frequencies < high) | (high == edges[-1]) & (frequencies == high))
-            for low, high in zip(edges, edges[1:])
+            for low, high in itertools.pairwise(edges)
         )
     ], 1)
 

@@ -180,7 +180,7 @@ def in_state(split_pass, rules, sums, without_graph, graph):
 def is_in_place(function, kwargs):
     '''Whether a function changes its first argument.'''
     name = getattr(function, '__name__', '')
-    return kwargs.get('inplace') is True or name in IN_PLACE or name.endswith('_') and not name.endswith('__')
+    return kwargs.get('inplace') is True or name in IN_PLACE or (name.endswith('_') and not name.endswith('__'))
 
 
 def chained(split_pass, function, args, kwargs, sources):

@@ -1,5 +1,6 @@
 '''Smooth activations as multiplications by constants of the input, and gates as constant factors.'''
 import functools
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -18,7 +19,8 @@ class DetachedActivations(SplitOption):
     With ``canonizers='auto'``, composites take it where a model needs it. Each activation :math:`\\varphi` (ELU, SELU,
     CELU, SiLU, GELU, Mish, Softplus, Sigmoid, LogSigmoid, Tanh, Tanhshrink, Hardsigmoid, Hardswish; as module or
     function) becomes :math:`\\varphi(0) + c z` with the constant :math:`c = (\\varphi(z) - \\varphi(0)) / z \\geq 0` at
-    the given input, which is the identity rule of AttnLRP [1]_ for relevance. In a product, a sigmoid is a constant factor.
+    the given input, which is the identity rule of AttnLRP [1]_ for relevance. In a product, a sigmoid is a constant
+    factor.
 
     The model's output stays bit-identical, whatever the depth and the weights, and products do not let the streams
     grow: deep networks with gates have finite maps. But g and h are convex and monotone only as functions around the
@@ -35,7 +37,7 @@ class DetachedActivations(SplitOption):
            Attention-Aware Layer-Wise Relevance Propagation for Transformers," International Conference on Machine
            Learning, 2024.
     '''
-    forms = {}
+    forms: ClassVar[dict] = {}
 
 
 FUNCTIONS = {

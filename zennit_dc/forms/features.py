@@ -173,7 +173,7 @@ def division_by_constant(first, other, *, rounding_mode=None):
 def power_or_root(pair, exponent):
     '''A product for exponents from 1 to 8. Any other power is a statistic, as a square root is.'''
     is_number = isinstance(exponent, (int, float))
-    if not isinstance(pair, SplitTensor) or is_number and exponent in range(1, 9) or pairs_in((exponent,)):
+    if not isinstance(pair, SplitTensor) or (is_number and exponent in range(1, 9)) or pairs_in((exponent,)):
         return power(pair, exponent)
     is_weight = bool((torch.as_tensor(exponent) < 0).all())
     return statistic(torch.pow, power_of, pair, exponent, is_weight=is_weight)

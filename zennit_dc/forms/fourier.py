@@ -153,7 +153,7 @@ def sum_of(first, other, function):
 def product_of(first, other, function):
     '''A product or quotient.'''
     first, other = (first, other) if isinstance(first, ComplexPair) else (other, first)
-    if isinstance(other, (int, float)) or isinstance(other, torch.Tensor) and not other.is_complex():
+    if isinstance(other, (int, float)) or (isinstance(other, torch.Tensor) and not other.is_complex()):
         return function(first.parts, other if isinstance(other, (int, float)) else other.unsqueeze(-1))
     if function is torch.div:
         raise unsupported('a division by complex numbers', (first,), remedy='multiply by the reciprocal')

@@ -88,7 +88,7 @@ def read_alone(function, args, kwargs, error):
     '''What a function without a split form returns for the differences, as pairs that may only be read; whatever else
     is made of them raises the error.'''
     name = getattr(function, '__name__', '')
-    in_place = name.endswith('_') and not name.endswith('__') or name.startswith('__i') or kwargs.get('inplace')
+    in_place = (name.endswith('_') and not name.endswith('__')) or name.startswith('__i') or kwargs.get('inplace')
     if in_place or name in ('__get__', '__set__', '__setitem__', 'backward'):
         raise error
     pair = pairs_in((args, kwargs))[0]

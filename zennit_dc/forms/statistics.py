@@ -2,6 +2,7 @@
 and variances, and division by a pair.'''
 import math
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -36,7 +37,7 @@ class DetachedStatistics(SplitOption):
     convex and monotone only as functions around the given input, and the sensitivities leave out how attention weights
     and the statistics of normalizations change with the input.
     '''
-    forms = {}
+    forms: ClassVar[dict] = {}
 
 
 detached_form = partial(torch_form, table=DetachedStatistics.forms)

@@ -257,7 +257,7 @@ def moved_axis(pairs, pair, axis, output, function):
     '''The index that an axis of a pair has in what a function made of pairs, or None if it is not known.'''
     place = axis - pair.values[0].ndim
     for aligned in (False, True) if len(pairs) > 1 else (False,):  # others may have the same axis
-        places = [place if each is pair or aligned and -place <= each.values[0].ndim else None for each in pairs]
+        places = [place if each is pair or (aligned and -place <= each.values[0].ndim) else None for each in pairs]
         try:
             found = places_of(pairs, places, output, function, coarse=True)
         except (RuntimeError, IndexError, NotImplementedError, TypeError):

@@ -106,7 +106,8 @@ class Tap:
         '''Let the pair pass its gradients here, as soon as it is not about to become another layer's.'''
         self.pair, pending = reference, pair.pending
         if pending is None:
-            return self.insert(pair)
+            self.insert(pair)
+            return
 
         def finish(pair):
             pending(pair)
@@ -267,7 +268,7 @@ def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=Fal
     count = len(wanted)
     wanted += [tensor for tap in taps.values() for tensor in tap.before]
     needed = [tensor for tensor in wanted if tensor.requires_grad]
-    with reaching(taps.values()):
+    with Reaching(taps.values()):
         found = iter(torch.autograd.grad(starts, needed, seeds, retain_graph, create_graph, **kwargs))
         gradients = [next(found) if tensor.requires_grad else None for tensor in wanted]
     plain, pairs = iter(gradients[:count]), iter(zip(gradients[count::2], gradients[count + 1::2]))
@@ -276,7 +277,7 @@ def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=Fal
     )
 
 
-class reaching:
+class Reaching:
     '''A context in which backward passes that get to some taps make a map.'''
     def __init__(self, taps):
         self.passes = [(tap.kept.split_pass, list(tap.nodes)) for tap in taps]

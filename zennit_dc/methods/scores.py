@@ -90,7 +90,7 @@ class Isolated(torch.nn.Module):
     model : :py:class:`torch.nn.Module`
         The model.
     dtype : :py:class:`torch.dtype`
-        The dtype of its input. (Captum's noise has float32 as its own.)
+        The dtype of its input, as Captum's noise is in float32.
     relevance : :py:class:`torch.Tensor`, optional
         The relevance of the output for each image, of shape (images, classes). Default is to return the output.
     expected : :py:class:`torch.Tensor`, optional

@@ -40,7 +40,7 @@ def recentering_named(name: str) -> Callable | None:
     from ..recentering import Relative, Scaling, Shifting
 
     kind, colon, rho = name.partition(':')
-    if kind not in RECENTERINGS or colon and kind != 'relative':
+    if kind not in RECENTERINGS or (colon and kind != 'relative'):
         raise ValueError(f'there is no re-centering {name!r}, but relative[:RHO], {", ".join(RECENTERINGS[1:])}')
     if colon:
         return Relative(float(rho))

@@ -293,7 +293,7 @@ def require_labels(classifier, images, labels, target, device, dtype):
 
 def require_space(classifier, out, count, missing):
     '''Raise if the disk has no space for the parts and the result.'''
-    channels, height, width = black_input(classifier).shape
+    height, width = black_input(classifier).shape[1:]
     needed = (count + missing) * height * width * 3 * 5
     folder = next(parent for parent in out.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(folder).free
