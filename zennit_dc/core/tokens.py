@@ -121,9 +121,9 @@ def relevance_by(attr_output_fn):
         entering = attr_output_fn(output)
         if isinstance(entering, Integral):
             raise TypeError(
-                f'what enters at the output is a tensor of its shape, or a function of the output, and not the class'
-                f' {entering}: pass zennit_dc.attribution.class_relevance({entering}), or zennit_dc.contrast({entering})'
-                ' for the class rather than the others'
+                'what enters at the output is a tensor of its shape, or a function of the output, and not the class'
+                f' {entering}: pass zennit_dc.attribution.class_relevance({entering}), or'
+                f' zennit_dc.contrast({entering}) for the class rather than the others'
             )
         return entering
     return relevance
