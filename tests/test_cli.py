@@ -119,6 +119,43 @@ def test_a_map_that_is_not_about_the_class_is_reported(tmp_path, drawings, monke
     assert not result.stderr
 
 
+def test_two_classes_are_compared_each_by_itself(tmp_path, drawings, monkeypatch):
+    '''Their contrasts differ by construction, so that these would never be reported.'''
+    monkeypatch.chdir(tmp_path)
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--alpha', 0, '--no-support')
+    for more in ((), ('--against', 'others'), ('--top', 2)):
+        result = run(*options, *more)
+        require_success(result)
+        line, = result.stderr.splitlines()
+        assert re.search(r'where each is explained by itself \(cosine (1\.00|0\.9\d)\)', line)
+        assert '--against' not in line and '--alpha balanced, a layer, as in --method splitgrad@LAYER, or' in line
+
+
+@pytest.mark.parametrize('method, against, advice', [
+    ('random', 'none', '--against likely, or another method'), ('random', 'likely', 'another method'),
+])
+def test_advice_has_the_options_of_the_method(tmp_path, drawings, method, against, advice):
+    result = run('explain', drawings[0], '--model', 'demo', '--method', method, '--against', against, '--no-support',
+                 '--out', tmp_path / 'out.png')
+    require_success(result)
+    line, = result.stderr.splitlines()
+    assert line.endswith(f'; try {advice}') and '--alpha' not in line
+
+
+def test_gradients_are_blurred_in_pictures_alone(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'gradient', '--no-support', '--save-arrays')
+    require_success(run(*options, '--out', 'blurred.png'))
+    require_success(run(*options, '--smoothing', 0, '--percentile', 100, '--out', 'raw.png'))
+    blurred, raw = (np.load(f'{name}_maps/0_Gradient.npy') for name in ('blurred', 'raw'))
+    assert np.array_equal(blurred, raw)
+    expected = np.asarray(color(torch.from_numpy(raw)).convert('RGB'), int)
+    assert np.abs(np.asarray(Image.open('raw_maps/0_Gradient.png').convert('RGB'), int) - expected).max() <= 2
+    red, _, blue = np.asarray(Image.open('blurred_maps/0_Gradient.png').convert('RGB'), int).reshape(-1, 3).T
+    assert (red >= blue).all() and (red > blue).any()
+    require_error(run(*options, '--percentile', 0), 'percentile')
+
+
 def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weights, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = tmp_path / 'other' / 'coffee.jpg'
@@ -151,6 +188,31 @@ def broken():
 
 def number():
     return 1
+
+class Twice(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.unused = torch.nn.Conv2d(3, 3, 3), torch.nn.ReLU(), torch.nn.ReLU()
+        self.last = torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.last(self.again(self.first(self.again(x))).mean((2, 3)))
+
+def twice():
+    torch.manual_seed(0)
+    return Twice()
+
+class Smooth(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.last(torch.nn.functional.gelu(x).mean((2, 3)))
+
+def smooth():
+    torch.manual_seed(0)
+    return Smooth()
 
 class Both(torch.nn.Module):
     def forward(self, x):
@@ -238,6 +300,41 @@ def fixture_explains(own, drawings, monkeypatch):
     return lambda model, *more: run(
         'explain', drawings[0], '--model', f'own:{model}', '--size', 28, '--method', 'gradient', '--save-arrays', *more
     )
+
+
+def test_a_layer_that_is_not_called_once_is_refused_before_the_first_map(own, drawings, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    for layer, message in (('again', 'called 2 times'), ('unused', 'not called'), ('frist', "did you mean 'first'")):
+        for start in (
+            ('explain', drawings[0], '--method', 'gradient', '--method', 'layercam'),
+            ('attribute', drawings[0].parent, '--method', 'layercam', '--out', 'out.h5'),
+        ):
+            require_error(run(*start, '--model', 'own:twice', '--size', 28, '--layer', layer), layer, message)
+    assert not (own / 'explanation_maps').exists() and not (own / 'out.h5').exists()
+
+
+def test_the_other_maps_are_kept_where_a_method_fails(own, drawings, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    options = ('explain', *drawings[:2], '--model', 'own:smooth', '--size', 28, '--canonizer', 'none', '--no-support')
+    result = run(*options, '--method', 'splitgrad', '--method', 'gradient', '--save-arrays')
+    assert result.returncode == 1
+    *_, line = result.stderr.splitlines()
+    assert line.startswith('zennit-dc: error: 0.png, SplitGrad at the input: ')
+    assert 'gelu' in line and '(2 failed)' in line
+    assert '2 maps in explanation_maps' in result.stdout and Image.open('explanation.png').size[0] > 600
+    assert {path.name for path in (own / 'explanation_maps').glob('*.npy')} == {'0_Gradient.npy', '1_Gradient.npy'}
+    (own / 'explanation.png').unlink()
+    require_error(run(*options, '--method', 'splitgrad'), 'gelu')
+    assert not (own / 'explanation.png').exists()
+
+
+def test_a_model_of_ones_own_is_told_how_it_is_fed(explains, own):
+    said = 'own:cnn: images resized to 28 and cropped to 28 pixels (--size), normalized by mean 0.485,0.456,0.406 (--'
+    line, *_ = explains('cnn').stdout.splitlines()
+    assert line.startswith(said) and line.endswith('classes have numbers, as no --categories FILE names them')
+    (own / 'names.txt').write_text('\n'.join('abcde'))
+    line, *_ = explains('cnn', '--mean', '.5', '--std', '.25', '--categories', 'names.txt').stdout.splitlines()
+    assert 'by mean 0.5,0.5,0.5 (--mean) and standard deviation 0.25,0.25,0.25 (--std); names of --categories' in line
 
 
 def test_one_number_is_for_all_channels(explains, own):
@@ -592,6 +689,8 @@ def test_demo(tmp_path):
         require_success(result)
         lines = result.stdout.splitlines()
         assert '20 drawings of 10 classes' in lines[0]
+        for column in ('pointing game', '|map|', 'mass inside', 'ms / image', 'chance'):
+            assert sum(line.startswith(f'{column}  ') for line in lines[13:]) == 1
         tables.append([re.split(r'\s{2,}', line.rstrip())[:6] for line in lines[3:13]])
         assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
     assert tables[0] == tables[1]

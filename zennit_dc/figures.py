@@ -14,8 +14,10 @@ from zennit.image import imgify
 from .data.parts import atomic_write
 
 
-COLUMN, LETTERS = 2.4, 26
-'''The width of a figure's column in inches, and the number of letters of a title that fit into it.'''
+COLUMN, SIDE, LETTERS = 2.4, 2.25, 26
+'''The width of a figure's column and of the image in it, in inches, and the number of letters of a title that fit.'''
+LINE, SMALL = .18, .115
+'''The heights of a line of a title and of small letters, in inches.'''
 
 
 class Bar(NamedTuple):
@@ -194,34 +196,41 @@ def side_by_side(rows, heading=None, bars=None, cmap='bwr', notes=None):
     '''
     notes, bars = ([{} for _ in rows] if each is None else each for each in (notes, bars))
     width = COLUMN * (1 + len(rows[0][2]))
-    heading = None if heading is None else '\n'.join(
-        textwrap.fill(line, int(LETTERS * width / COLUMN)) for line in heading.split('\n')
-    )
+    heading = '\n'.join(textwrap.fill(line, int(LETTERS * width / COLUMN)) for line in (heading or '').split('\n'))
     heights = [height_of(row, own, any(bars)) for row, own in zip(rows, notes, strict=True)]
-    height = .2 + sum(heights) + .25 * lines_of(heading)
-    figure = Figure(figsize=(width, height), layout='constrained')
-    figure.get_layout_engine().set(w_pad=.06, h_pad=.04)
-    figure.suptitle(heading, fontsize='medium')
-    axes = figure.subplots(len(rows), 1 + len(rows[0][2]), squeeze=False, gridspec_kw={'height_ratios': heights})
-    for (text, photo, maps), own_bars, own_notes, row in zip(rows, bars, notes, axes, strict=True):
-        draw(row[0], text, photo)
-        for axis, (title, map) in zip(row[1:], maps.items(), strict=True):
-            draw(axis, title, map)
-            axis.set_xlabel(own_notes.get(title, ''), fontsize='xx-small')
-        for axis, title in zip(row, [None, *maps]) if any(bars) else ():
-            explain_colors(figure, axis, own_bars.get(title), cmap)
+    top = sum(heights)
+    height = top + (LINE * lines_of(heading) + .15 if heading else 0.)
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(heading, fontsize='medium', y=1. - .06 / height, va='top')
+    for row, own_bars, own_notes, own in zip(rows, bars, notes, heights, strict=True):
+        text, photo, maps = row
+        top, end = top - own, top - titles_of(row)
+        for column, (title, image) in enumerate([(text, photo), *maps.items()]):
+            left = column * COLUMN + .5 * (COLUMN - SIDE)
+            axis = figure.add_axes([left / width, (end - SIDE) / height, SIDE / width, SIDE / height])
+            draw(axis, title, image)
+            if column and title in own_notes:
+                axis.set_xlabel(own_notes[title], fontsize='xx-small')
+            if column and title in own_bars:
+                place = [(left + .07 * SIDE) / width, (top + .48) / height, .86 * SIDE / width, .08 / height]
+                explain_colors(figure.add_axes(place, label='<colorbar>'), own_bars[title], cmap)
     return figure
 
 
 def height_of(row, notes, has_bars):
     '''The height in inches of a row of a figure.'''
-    titles = max(lines_of(fitting(title)) for title in (row[0], *row[2]))
-    return COLUMN - .1 + .165 * titles + .12 * max(map(lines_of, notes.values()), default=0) + (.55 if has_bars else 0.)
+    noted = max(map(lines_of, notes.values()), default=0)
+    return titles_of(row) + SIDE + (SMALL * noted + .1 if noted else 0.) + (.65 if has_bars else .1)
+
+
+def titles_of(row):
+    '''The height in inches of the titles of a row of a figure.'''
+    return LINE * max(lines_of(fitting(title)) for title in (row[0], *row[2])) + .12
 
 
 def lines_of(text):
-    '''The number of lines of a text, or of none.'''
-    return 0 if text is None else text.count('\n') + 1
+    '''The number of lines of a text.'''
+    return text.count('\n') + 1 if text else 0
 
 
 def fitting(title):
@@ -240,22 +249,19 @@ def draw(axis, title, image):
     axis.set(xticks=[], yticks=[])
 
 
-def explain_colors(figure, axis, bar, cmap):
-    '''Add a color bar below an axis that says which values Zennit's color map shows and what its ends mean, or leave
-    its place free.'''
-    known = Bar(1., '', '') if bar is None else bar
+def explain_colors(axis, bar, cmap):
+    '''Draw a color bar that says which values Zennit's color map shows, and what its ends mean.'''
     colors = np.asarray(imgify(np.linspace(-1., 1., 255)[None], vmin=-1., vmax=1., cmap=cmap).convert('RGB'))[0] / 255.
-    end, least = known.largest or 1., -1. if known.low else 0.
-    shown = ListedColormap(colors if known.low else colors[127:]).with_extremes(under=colors[0], over=colors[-1])
-    extend = 'neither' if not known.is_clipped else 'both' if known.low else 'max'
-    drawn = figure.colorbar(
-        ScalarMappable(Normalize(least * end, end), shown), ax=axis, location='bottom', aspect=25, shrink=.86,
-        pad=.02, extend=extend, ticks=[each * end for each in sorted({least, 0., 1.})]
+    end, least = bar.largest or 1., -1. if bar.low else 0.
+    shown = ListedColormap(colors if bar.low else colors[127:]).with_extremes(under=colors[0], over=colors[-1])
+    extend = 'neither' if not bar.is_clipped else 'both' if bar.low else 'max'
+    axis.figure.colorbar(
+        ScalarMappable(Normalize(least * end, end), shown), cax=axis, orientation='horizontal', extend=extend,
+        ticks=[each * end for each in sorted({least, 0., 1.})]
     )
-    drawn.ax.set_visible(bar is not None)
-    labels = [f'{number(-end)}\n{known.low}'] if known.low else []
-    drawn.ax.set_xticklabels([*labels, '0', f'{number(end)}\n{known.high}'], fontsize='x-small')
-    for label, side in zip(drawn.ax.get_xticklabels(), [*(['left'] if known.low else []), 'center', 'right']):
+    labels = [f'{number(-end)}\n{bar.low}'] if bar.low else []
+    axis.set_xticklabels([*labels, '0', f'{number(end)}\n{bar.high}'], fontsize='x-small')
+    for label, side in zip(axis.get_xticklabels(), [*(['left'] if bar.low else []), 'center', 'right']):
         label.set_horizontalalignment(side)
 
 

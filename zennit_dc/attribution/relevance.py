@@ -25,6 +25,9 @@ def require_scores(output: Any) -> Tensor:
 def class_relevance(target: Target = None) -> Relevance:
     '''What enters at the output to explain a class: one for this class and zero for all others.
 
+    An attributor of Zennit takes it in place of the class, which is no relevance:
+    ``Gradient(model, SplitLRP())(image, class_relevance(967))``.
+
     Parameters
     ----------
     target : int, :py:class:`torch.Tensor` or None, optional

@@ -35,9 +35,9 @@ COLUMNS = (
     'ms / image     the time for a map',
     'chance         what a map that knows nothing would have',
     '',
-    'Mass inside favors maps at the input, which follow the object\'s outline: LRP-γ is ahead in it, and maps at a layer',
-    'reach over the edge by their coarser grid. None of the columns asks whether a map tells one class from another,',
-    'for which "zennit-dc explain" has a line; "zennit-dc evaluate" has more metrics.',
+    'Mass inside favors maps at the input, which follow the outline of the object, as those of LRP-γ do; maps at a',
+    'layer reach beyond it, as their grid is coarser. No column asks whether a map tells one class from another: see',
+    '"zennit-dc explain" for that, and "zennit-dc evaluate" for more metrics.',
 )
 
 
@@ -112,7 +112,8 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     table.append(('chance', '', '', chance, chance, chance, ''))
     return '\n'.join([
         f'{count} drawings of {len(CLASSES)} classes, {right:.1%} of them classified correctly; explained is the'
-        ' drawn class, by itself (none) or rather than the other likely ones', '', *format_table(table), '', *COLUMNS, '',
+        ' drawn class, by itself (none) or rather than the other likely ones', '', *format_table(table), '',
+        *COLUMNS, '',
         f'The figure is {out / "demo.png"}, the drawings are in {out / "images"}.'
     ])
 
