@@ -22,7 +22,9 @@ from .maps import Node, input_gradients, layer_gradients, marked
 from .rerun import Rerun, changed, tensors_of
 from .places import ACTIVATIONS, name_of
 from .errors import OtherSamples, SeveralUses, Unsupported
-from .pair import LEAVES, Pass, SplitTensor, common_pass, foreign, input_sum, pairs_in, same, sum_dtype, unsupported
+from .pair import (
+    LEAVES, Pass, SplitTensor, common_pass, foreign, foreign_cause, input_sum, pairs_in, same, sum_dtype, unsupported
+)
 from .views import become_plain
 
 
@@ -262,13 +264,12 @@ class MapPass(Pass):
     def value_alone(self, function, args, kwargs, error):
         '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
         function without a form, that goes on as one of which there is no map.'''
-        cause = self.foreign_cause(args, kwargs)
+        cause = foreign_cause(args, kwargs)
         if cause is None and (kind := running_function()) is not None and not self.without_graph:
             cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
         output = read_alone(function, args, kwargs, error)
         if cause is None:
             return output
-        self.has_foreign = True
         for pair in pairs_in(output):
             pair.pending, pair.depth = None, -math.inf
         return foreign(output, cause)
