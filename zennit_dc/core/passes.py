@@ -445,7 +445,8 @@ class MapPass(Pass):
         with self.rerun.running(self.root, exact) as (call, inputs):
             probe = Probe(index)
             output = MapPass(self.canonizer, call, inputs, self.layer, probe).run()
-        return inputs, output, probe.tensors
+        read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
+        return inputs, output, read
 
 
 def running_function():
