@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from .axes import Axis, Place, by_sample, input_places
-from .batches import refuse_batched
+from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
 from ..forms.reading import Refused, number, read_alone
 from ..forms.table import plain
 from .nested import flatten, modules_of
@@ -256,8 +256,12 @@ class SplitPass(Pass):
                 values = [tensor.detach() for tensor in pair.tensors]
                 leaves[place] = Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
                 continue
-            leaves[place] = Node.apply([], seeds, *pair.tensors)[0].clone()  # which may be changed in place
+            leaves[place] = self.end(seeds, *pair.tensors).clone()  # which may be changed in place
         return structure(leaves)
+
+    def end(self, seeds, *tensors):
+        '''The difference of an output, whose gradient enters by a function.'''
+        return Node.apply([], seeds, *tensors)[0]
 
     @staticmethod
     def independence(output, leaves):
@@ -278,7 +282,7 @@ class SplitPass(Pass):
     def seeds_of(self, place, depth, batch, sum_dtype, sum_shape, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
-        refuse_batched(gradient)
+        refuse_batch(gradient)
         if not self.begins_map():
             return gradient, None
         task = torch._C._current_graph_task_id()
@@ -322,6 +326,7 @@ class MapPass(SplitPass):
         kind = self.device_type = next((device for *_, device, _ in self.state), 'cpu')
         self.autocast_dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self.calls, self.is_inside = 0, False  # of functions on pairs, and within one
+        self.exits, self.batches = [], set()  # nodes of outputs, and backward passes with several gradients
         self.has_left = False  # whether the forward pass is at its end
         self.may_differentiate = False  # whether the caller of the running function has a graph
 
@@ -385,9 +390,34 @@ class MapPass(SplitPass):
         '''Whether a backward pass that comes from an output makes a map: it does if it gets to the place where one is
         read, and does not also differentiate a map of this forward pass.'''
         reaches = torch._C._will_engine_execute_node
-        entrances, maps = ([node for node in (reference() for reference in nodes) if node is not None and reaches(node)]
-                           for nodes in (self.entrances, self.maps))
-        return bool(entrances) and not maps
+        entrances, maps = (any(map(reaches, alive(nodes))) for nodes in (self.entrances, self.maps))
+        return entrances and not maps
+
+    def end(self, seeds, *tensors):
+        '''The difference of an output, whose gradient enters by a function; the maps of several at once go to the
+        inputs from here.'''
+        inputs = [input for input in self.inputs if input.requires_grad and tensors[0].requires_grad]
+
+        def maps(gradient):
+            with torch.enable_grad():
+                output = super(MapPass, self).end(seeds, *tensors)
+            return torch.autograd.grad(output, inputs, gradient, retain_graph=True, allow_unused=True)
+
+        def enter(gradient, sum_gradient):
+            if not is_batch(gradient):
+                return *seeds(gradient, sum_gradient), *[None] * len(inputs)
+            self.begin_batch()
+            return None, None, *maps_of_batch(self.readout, maps, gradient, alive(self.exits), self.trained)
+
+        return Node.apply(self.exits, enter, *tensors, *inputs)[0]
+
+    def begin_batch(self):
+        '''Note for the time of this backward pass that there is nothing between outputs and inputs.'''
+        if not self.begins_map():
+            raise refused_batch('several gradients in one backward pass that does not reach the input, or a map')
+        task = torch._C._current_graph_task_id()
+        self.batches.add(task)
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self.batches.discard(task))
 
     def split(self, index, input, stream_sum):
         '''The difference and the sum of an input, whose gradient is the map.'''
@@ -497,6 +527,8 @@ class MapPass(SplitPass):
         '''The gradients by the layer's output, the inputs and the parameters: the map for the input that has its
         places, or the true ones of what is below the layer, which is run again for them.'''
         input, maps = self.inputs[self.explained], [None] * (len(self.inputs) + len(self.trained))
+        if torch._C._current_graph_task_id() in self.batches:
+            return None, None, *maps
         if not self.makes_map():
             return None, None, *self.below_layer(*gradients)
         saliency = self.saliency(*(self.again() if torch.is_grad_enabled() else (*gradients, *values)))
@@ -683,6 +715,11 @@ class Node(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         return None, None, *ctx.function(*gradients)
+
+
+def alive(nodes):
+    '''Those of some nodes that still exist.'''
+    return [node for node in (reference() for reference in nodes) if node is not None]
 
 
 def running_function():
