@@ -11,7 +11,7 @@ from zennit.canonizers import Canonizer
 from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .core.batches import refuse_transforms
+from .core.batches import refuse_transforms, transformed, within_transforms
 from .forms.hooks import BackwardHooks
 from .core.needs import Choices, left_out, refuse_probabilities
 from .core.nested import flatten, modules_of
@@ -265,7 +265,12 @@ class SplitForward(TemporaryForward):
         leaves, places = explained(leaves, root)
         call, inputs = Call(self.forward, leaves, structure, places), [leaves[place] for place in places]
         before = None if training is None else random_state(inputs[0].device)
-        output = self.run(call, inputs)
+        run = partial(self.run, call)
+        if within_transforms():
+            others = (leaf for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and place not in places)
+            output = transformed(run, self.canonizer.readout, inputs, (*others, *root.parameters(), *root.buffers()))
+        else:
+            output = run(inputs)
         if training is not None and not all(map(torch.equal, before, random_state(inputs[0].device))):
             where = describe(training, root)
             raise RuntimeError(f'{where} is in training mode, and random numbers are drawn: call .eval() on the model')

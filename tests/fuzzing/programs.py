@@ -500,7 +500,7 @@ ORDER_OF_MEMORY = (
 )
 
 
-JOINS = 'torch.cat(', 'torch.stack(', 'F.pad(', 'F.unfold(', 'new_zeros(', 'index_fill('  # with others or with zeros
+JOINS = 'torch.cat(', 'torch.stack(', 'F.pad(', 'new_zeros(', 'index_fill('  # with others or with zeros
 
 
 def route(interpreter, step, *pairs):

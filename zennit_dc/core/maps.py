@@ -35,6 +35,11 @@ class Node(torch.autograd.Function):
         return None, None, *ctx.function(*gradients)
 
 
+def alive(nodes):
+    '''Those of some nodes that still exist.'''
+    return [node for node in (reference() for reference in nodes) if node is not None]
+
+
 def marked(tensor, nodes):
     '''A tensor such that it is noticed when it is differentiated.'''
     return Node.apply(nodes, lambda gradient: (gradient,), tensor)[0] if torch.is_grad_enabled() else tensor
@@ -57,6 +62,8 @@ def input_gradients(split_pass, index, *gradients):
 def layer_gradients(split_pass, values, trained, *gradients):
     '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
     input that has its places, or the true ones of what is below the layer, which is run again for them.'''
+    if torch._C._current_graph_task_id() in split_pass.batches:  # in which outputs give the maps to the inputs
+        return (None,) * (2 + len(split_pass.inputs) + len(trained))
     if not split_pass.makes_map():
         return None, None, *split_pass.below_layer(gradients, trained)
     places, source, axes, windows = split_pass.output.location

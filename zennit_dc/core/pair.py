@@ -64,7 +64,6 @@ class Pass:
         The places of inputs in the last axis of tokens of each length, where there are others before them.
     '''
     has_graph, without_graph, is_over = False, False, False
-    has_foreign = False  # whether there are pairs that an autograd function without a form has made
     refused = None  # the error for an operation that was not called by Python, where another one may take its place
 
     def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
@@ -120,15 +119,14 @@ class Pass:
 
     def noted(self, form, args, kwargs):
         '''What a form returns, with a note where that depends on an autograd function that has no form.'''
-        cause = self.foreign_cause(args, kwargs)
+        cause = foreign_cause(args, kwargs)
         output = form(*args, **kwargs)
         return output if cause is None else foreign(output, cause)
 
-    def foreign_cause(self, args, kwargs):
-        '''The error for a pair among arguments that depends on an autograd function without a form, or None.'''
-        if not self.has_foreign:
-            return None
-        return next((pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign is not None), None)
+
+def foreign_cause(args, kwargs):
+    '''The error for a pair among arguments that depends on an autograd function without a form, or None.'''
+    return next((pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign is not None), None)
 
 
 def foreign(output, cause):
@@ -336,7 +334,6 @@ def common_pass(function, args, kwargs):
             cause = f'{type(node).__name__.removesuffix("Backward")}.apply'
             cause = f'{cause} (an autograd function or reentrant checkpoint) before {name}'
             foreign(pair, unsupported(cause, (pair,)))
-            split_pass.has_foreign = True
     return split_pass
 
 

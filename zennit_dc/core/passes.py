@@ -12,17 +12,19 @@ from typing import NamedTuple
 import torch
 
 from .axes import Axis, by_sample, input_places
-from .batches import refuse_batched
+from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
 from ..forms.reading import number, read_alone
 from ..forms.table import plain
 from .nested import flatten
 from ..rules import SplitRule, ruled
 from .layers import LayerOutput, require_one_map
-from .maps import Node, input_gradients, layer_gradients, marked
-from .rerun import Rerun, changed, tensors_of
+from .maps import Node, alive, input_gradients, layer_gradients, marked
+from .rerun import Rerun, changed, trained_of
 from .places import ACTIVATIONS, name_of
 from .errors import OtherSamples, SeveralUses, Unsupported
-from .pair import LEAVES, Pass, SplitTensor, common_pass, foreign, input_sum, pairs_in, same, sum_dtype, unsupported
+from .pair import (
+    LEAVES, Pass, SplitTensor, common_pass, foreign, foreign_cause, input_sum, pairs_in, same, sum_dtype, unsupported
+)
 from .views import become_plain
 
 
@@ -83,8 +85,11 @@ class MapPass(Pass):
     ----------
     backward : dict
         The :py:class:`Backward` of each backward pass that is running, by its number.
-    entrances, maps : list
-        The nodes of the graph at which the map is read, and those behind a map that can be differentiated.
+    batches : set
+        The numbers of the running backward passes with several gradients at once.
+    entrances, exits, maps : list
+        The nodes of the graph at which the map is read, those of the outputs, and those behind a map that can be
+        differentiated.
     output : :py:class:`~zennit_dc.core.layers.LayerOutput` or None
         What is known of the output of the layer at which the map is read.
     has_left : bool
@@ -100,7 +105,8 @@ class MapPass(Pass):
         self.sums = self.sums_above if self.layer is None else canonizer.sums or self.readout.sums
         self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.without_graph = not self.has_graph or probe is None and self.layer is not None
-        self.backward, self.entrances, self.maps = {}, [], []
+        self.backward, self.batches = {}, set()
+        self.entrances, self.exits, self.maps = [], [], []
         self.output, self.has_left, self.may_differentiate = None, False, False
 
     @property
@@ -262,13 +268,12 @@ class MapPass(Pass):
     def value_alone(self, function, args, kwargs, error):
         '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
         function without a form, that goes on as one of which there is no map.'''
-        cause = self.foreign_cause(args, kwargs)
+        cause = foreign_cause(args, kwargs)
         if cause is None and (kind := running_function()) is not None and not self.without_graph:
             cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
         output = read_alone(function, args, kwargs, error)
         if cause is None:
             return output
-        self.has_foreign = True
         for pair in pairs_in(output):
             pair.pending, pair.depth = None, -math.inf
         return foreign(output, cause)
@@ -307,7 +312,7 @@ class MapPass(Pass):
         '''The tensors of the layer's output, of which the gradients make the map of an input.'''
         with torch.enable_grad():
             inputs = [marked(input, self.entrances) for input in self.inputs]
-            trained = [tensor for tensor in tensors_of(self.root) if tensor.requires_grad]
+            trained = trained_of(self.root)
             return Node.apply([], partial(layer_gradients, self, values, trained), *values, *inputs, *trained)
 
     # the end of the model
@@ -362,7 +367,27 @@ class MapPass(Pass):
             values = [tensor.detach() for tensor in pair.tensors]
             return Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
         seeds = partial(self.seeds_of, place, pair.depth, pair.batch, pair.tensors[1].dtype)
-        return Node.apply([], seeds, *pair.tensors)[0].clone()
+        exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(seeds, *pair.tensors)
+        return exit.clone()
+
+    def exit(self, seeds, *tensors):
+        '''The difference of an output, whose gradient enters by a function; the maps of several at once go to the
+        inputs from here.'''
+        inputs = [input for input in self.inputs if input.requires_grad and tensors[0].requires_grad]
+
+        def maps(gradient):
+            with torch.enable_grad():
+                output = Node.apply([], seeds, *tensors)[0]
+            return torch.autograd.grad(output, inputs, gradient, retain_graph=True, allow_unused=True)
+
+        def enter(gradient, sum_gradient):
+            if not is_batch(gradient):
+                return *seeds(gradient, sum_gradient), *[None] * len(inputs)
+            self.begin_batch()
+            trained = trained_of(self.root)
+            return None, None, *maps_of_batch(self.readout, maps, gradient, alive(self.exits), trained)
+
+        return Node.apply(self.exits, enter, *tensors, *inputs)[0]
 
     # backward passes
 
@@ -378,9 +403,16 @@ class MapPass(Pass):
         if not self.canonizer.active:
             return self.refuse_inactive()
         reaches = torch._C._will_engine_execute_node
-        entrances, maps = ([node for node in (reference() for reference in nodes) if node is not None and reaches(node)]
-                           for nodes in (self.entrances, self.maps))
-        return bool(entrances) and not maps
+        entrances, maps = (any(map(reaches, alive(nodes))) for nodes in (self.entrances, self.maps))
+        return entrances and not maps
+
+    def begin_batch(self):
+        '''Note for the time of this backward pass that there is nothing between outputs and inputs.'''
+        if not self.begins_map():
+            raise refused_batch('several gradients in one backward pass that does not reach the input, or a map')
+        task = torch._C._current_graph_task_id()
+        self.batches.add(task)
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: self.batches.discard(task))
 
     def refuse_inactive(self):
         '''Whether an inactive composite makes a map: it does not. Raise if there is no true gradient either.'''
@@ -394,7 +426,7 @@ class MapPass(Pass):
     def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
-        refuse_batched(gradient)
+        refuse_batch(gradient)
         if not self.begins_map():
             return gradient, None
         task, depth = torch._C._current_graph_task_id(), max(depth, 1)
@@ -455,7 +487,8 @@ class MapPass(Pass):
         with self.rerun.running(self.root, exact) as (call, inputs):
             probe = Probe(index)
             output = MapPass(self.canonizer, call, inputs, self.layer, probe).run()
-        return inputs, output, probe.tensors
+        read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
+        return inputs, output, read
 
 
 def running_function():

@@ -71,6 +71,11 @@ def tensors_of(root):
     return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
 
 
+def trained_of(root):
+    '''The parameters of a model that need a gradient.'''
+    return [tensor for tensor in tensors_of(root) if tensor.requires_grad]
+
+
 def versions_of(root):
     '''What tells whether the parameters and buffers of a model are others than before.'''
     return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors_of(root)]

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
+from ..core.batches import refused
 from ..core.nested import flatten
 from ..core.maps import Node
 from ..core.errors import NeedsGraph
@@ -52,6 +53,8 @@ class Kept:
 
     def pass_on(self, *gradients):
         '''The gradients as the hooks leave them.'''
+        if torch._C._current_graph_task_id() in getattr(self.split_pass, 'batches', ()):
+            raise refused('several gradients in one backward pass at a tensor within the model, as hooks see it')
         if self.split_pass.makes_map():
             self.depth = self.split_pass.largest_depth()
         seen = self.seen(*gradients)
