@@ -18,7 +18,8 @@ class DetachedActivations(SplitOption):
     With ``canonizers='auto'``, composites take it where a model needs it. Each activation :math:`\\varphi` (ELU, SELU,
     CELU, SiLU, GELU, Mish, Softplus, Sigmoid, LogSigmoid, Tanh, Tanhshrink, Hardsigmoid, Hardswish; as module or
     function) becomes :math:`\\varphi(0) + c z` with the constant :math:`c = (\\varphi(z) - \\varphi(0)) / z
-    \\geq 0` at the given input, which is the identity rule of AttnLRP [1]_ for relevance. In a product, a sigmoid is a constant factor.
+    \\geq 0` at the given input,
+    which is the identity rule of AttnLRP [1]_ for relevance. In a product, a sigmoid is a constant factor.
 
     The model's output stays bit-identical, whatever the depth and the weights, and products do not let the streams
     grow: deep networks with gates have finite maps. But g and h are convex and monotone only as functions around the
