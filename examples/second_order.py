@@ -6,6 +6,7 @@ PHOTOGRAPHS is a folder of images whose names begin with the index of the class 
 Writes second_order.md, with the tables; confidence.png, after the article's figure 1; and examples.png and path.png,
 after its figures 2 and 3. It takes about ten minutes on a CPU.
 '''
+import itertools
 import time
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,6 @@ from zennit_dc.data.parts import atomic_write
 from zennit_dc.evaluation.data import Polygons
 from zennit_dc.evaluation.metrics import attribution_localisation, pointing_game
 from zennit_dc.figures import save
-import itertools
 
 
 SHARES = (.5, .75, .9, .95, .98)
