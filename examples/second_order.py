@@ -7,6 +7,7 @@ Writes the numbers of each photograph, and the tables of them, as CSV into the f
 article's figure 1, and examples.png and path.png, after its figures 2 and 3; and the tables into the page beside it,
 second_order.md, in which what you write around them is kept. It takes about ten minutes on a CPU.
 '''
+import itertools
 import time
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,6 @@ from zennit_dc.evaluation.data import Polygons
 from zennit_dc.evaluation.metrics import attribution_localisation, pointing_game
 from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.figures import save
-import itertools
 
 
 SHARES = (.5, .75, .9, .95, .98)

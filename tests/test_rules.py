@@ -1,5 +1,6 @@
 '''The rules of layers.'''
 import copy
+import itertools
 import warnings
 
 import pytest
@@ -17,7 +18,6 @@ from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
 from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, mean_size, ruled, stabilized
-import itertools
 
 UNIT = 2
 # the activations from each node to the output, on the longest way; a map at conv4 is read after its own

@@ -1,4 +1,5 @@
 '''Spectra of maps, against sums written out, waves whose frequency is known, and real networks.'''
+import itertools
 import math
 from pathlib import Path
 
@@ -14,14 +15,14 @@ from zennit.composites import BetaSmooth
 from zennit_dc import Balanced, NotInPlace, SplitCAM, SplitGrad
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.methods import attributor
-from zennit_dc.evaluation.spectra import (
-    expected_frequency, frequency_gap, gap_profile, gradient_gap, published_expected_frequency, radial_profile, ranks,
-    spectral_tail,
-)
-import itertools
 
 ndimage = pytest.importorskip('scipy.ndimage', reason='the extra "evaluation" is not installed')
 stats = pytest.importorskip('scipy.stats', reason='the extra "evaluation" is not installed')
+
+from zennit_dc.evaluation.spectra import (  # noqa: E402
+    expected_frequency, frequency_gap, gap_profile, gradient_gap, published_expected_frequency, radial_profile, ranks,
+    spectral_tail,
+)
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 

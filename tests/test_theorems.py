@@ -1,4 +1,6 @@
 '''The paper's theorems, and what else holds for every network, as properties.'''
+import itertools
+
 import pytest
 import torch
 from helpers import assert_close, explain, gradient_of, random_image
@@ -8,7 +10,6 @@ from literal import Affine, Network
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.core.pair import Pass
-import itertools
 
 seeds = st.integers(0, 2 ** 31)
 alphas = st.floats(0., .5)

@@ -8,10 +8,11 @@ Maps are tensors or arrays of shape (batch, height, width). Everything is comput
 number never depends on the other maps. Frequencies are in cycles per pixel of the map: those of a map at a layer's own
 resolution are in cycles per cell.
 '''
+import itertools
+
 import numpy as np
 import torch
 from scipy.stats import rankdata
-import itertools
 
 
 def ranks(maps):
