@@ -15,7 +15,7 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SplitGrad, SplitTensor, networks
 from zennit_dc.cli import main
-from zennit_dc.core.pair import FORMS
+from zennit_dc.core.table import FORMS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / 'examples'

@@ -9,9 +9,11 @@ import random
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.nn import functional as F
+from zennit.attribution import Gradient
 from zennit_dc import (
     Balanced, DetachedStatistics, Relative, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 )
+from zennit_dc.attribution import NotRecorded, Recorded
 
 from .interpreter import Interpreter
 
@@ -396,6 +398,26 @@ def recenterings(program, rng):
         choices += [(Scaling(.3, 1.), (.3, 1.)), (Scaling(), (.1, 10.))]
         choices += [(Relative(rho), rho) for rho in (0., .1, 1.)]
     return rng.choice(choices)
+
+
+@check
+def check_recorded(program, rng):
+    '''A map that is replayed has the bits of one that is not.'''
+    inputs, others = (program.inputs(rng.random()) for _ in range(2))
+    output = output_of(program, inputs[:1]) if len(inputs) == 1 else None
+    if output is None or output.isnan().any():
+        raise Inapplicable
+    weights = relevance_like(output, rng)
+    composite = rng.choice([SplitGrad, SplitLRP])(canonizers=options(program).get('canonizers'))
+    recorded = Recorded(program, composite)
+    try:
+        first = recorded(inputs[0], weights)
+    except NotRecorded:
+        raise Inapplicable from None
+    again, replayed = recorded(inputs[0], weights), recorded(others[0], weights)
+    plain = Gradient(program, composite)(others[0].clone(), weights)
+    for one, two in (*zip(first, again), *zip(replayed, plain)):
+        assert torch.equal(one.nan_to_num(), two.nan_to_num()), f'{composite}: recorded'
 
 
 @check

@@ -4,6 +4,7 @@ from .group_features import CAFO, CASO, SmoothCAFO, SmoothCASO, shown
 from .layers import gradient_at, recorded, require_evaluation, require_layer, require_one_map
 from .loss import CrossEntropy, cross_entropy, hessian
 from .maximum import Solution, Sparsity
+from .recorded import NotRecorded, Recorded
 from .relevance import class_agreement, class_relevance, contrast, map_cosine, relevance_of, require_scores, runner_up
 from .support import Support, support
 
@@ -15,6 +16,8 @@ __all__ = [
     'CrossEntropy',
     'GradCAMPlusPlus',
     'LayerCAM',
+    'NotRecorded',
+    'Recorded',
     'SmoothCAFO',
     'SmoothCASO',
     'Solution',

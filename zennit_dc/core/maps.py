@@ -8,6 +8,7 @@ import torch
 
 from .pair import same
 from .places import laid_over
+from .recording import DOUBTS
 
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
 
@@ -74,7 +75,7 @@ def layer_gradients(split_pass, values, trained, *gradients):
     input, samples = split_pass.inputs[source], split_pass.samples_of(source)
     saliency = read(*(split_pass.again() if torch.is_grad_enabled() else (*gradients, *values)))
     saliency = exact(split_pass, saliency, read, input.dtype)
-    if not saliency.any():
+    if DOUBTS.noted is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
@@ -86,8 +87,12 @@ def layer_gradients(split_pass, values, trained, *gradients):
 
 def exact(split_pass, map, read, dtype, index=0, samples=0):
     '''A map; or what is read off another run in float64, where it is not finite, or rounding changes it.'''
-    finite, losses = is_finite(map), split_pass.running.losses
-    part = part_of(map.movedim(samples, 0), losses) if losses and map.numel() else 0.
+    losses = split_pass.running.losses
+    if DOUBTS.noted is not None:
+        DOUBTS.noted.append(is_doubtful(map, losses, samples))
+        return map
+    finite = is_finite(map)
+    part = part_of(map.movedim(samples, 0), losses).item() if losses and map.numel() else 0.
     if finite and part <= EXACT:
         return map
     try:
@@ -120,7 +125,8 @@ def in_range(readout, map, dtype, samples=0):
 
 def require_dependence(split_pass, map):
     '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
-    if map.any() or not any(seed.gradient.any() for seed in split_pass.running.seeds.values()):
+    seeds = split_pass.running.seeds.values()
+    if DOUBTS.noted is not None or map.any() or not any(seed.gradient.any() for seed in seeds):
         return
     readout = split_pass.readout
     zero = [name for name, tensor in split_pass.root.named_parameters()
@@ -139,7 +145,15 @@ def require_dependence(split_pass, map):
 def part_of(map, losses):
     '''The largest of some losses, as a part of the largest entry of a map of any sample that is not zero.'''
     largest = map.detach().abs().reshape(len(map), -1).amax(1)
-    return (torch.stack(losses).amax() / largest.masked_fill(largest == 0., math.inf).amin()).item()
+    return torch.stack(losses).amax() / largest.masked_fill(largest == 0., math.inf).amin()
+
+
+def is_doubtful(map, losses, samples=0):
+    '''Whether a map is zero, not finite, or changed by rounding, as a tensor of one entry.'''
+    if not map.numel():
+        return map.new_zeros((), dtype=torch.bool)
+    doubtful = ~(torch.isfinite(map).all() & map.any())
+    return doubtful | (part_of(map.movedim(samples, 0), losses) > EXACT) if losses else doubtful
 
 
 def is_finite(map):

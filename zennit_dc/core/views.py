@@ -9,6 +9,7 @@ import weakref
 from functools import partial
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes as untraced
 
 from .axes import Axis
 from .pair import SplitTensor, same, unsupported
@@ -72,7 +73,7 @@ def assign(pair, value):
         new = [written(tensor, layout, pair.path, part) for tensor, part in zip(base.tensors, value.tensors)]
     if not torch.is_grad_enabled():  # then torch changes the value alone
         new = [with_graph_of(old, tensor) for old, tensor in zip(base.values, new)]
-    changed = [(True, True)] if whole else [seen_part(mask) for mask in masks(layout, pair, (base, *views))]
+    changed = [(True, True)] if whole else seen_parts(layout, pair, (base, *views))
     for each, (sees_any, sees_all) in zip((base, *views), changed):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
             each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
@@ -88,16 +89,14 @@ def assign(pair, value):
     return pair
 
 
-def masks(layout, pair, others):
-    '''Where each of some pairs with the memory of one layout sees what is written to a pair.'''
-    mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool, device=layout.device).zero_()
-    (mask if pair.path is None else pair.path(mask)).fill_(True)
-    return [mask if each.path is None else each.path(mask) for each in others]
-
-
-def seen_part(mask):
-    '''Whether any entry is set, and whether all are.'''
-    return bool(mask.any()), bool(mask.all())
+def seen_parts(layout, pair, others):
+    '''Whether each of some pairs with the memory of one layout sees anything of what is written to a pair, and whether
+    all that it sees is.'''
+    with untraced():  # as shapes and strides alone tell
+        mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool, device=layout.device).zero_()
+        (mask if pair.path is None else pair.path(mask)).fill_(True)
+        seen = [mask if each.path is None else each.path(mask) for each in others]
+        return [(bool(each.any()), bool(each.all())) for each in seen]
 
 
 def laid_out(tensor, strides):
