@@ -1069,7 +1069,9 @@ def statistic(g):
         centered = d - d.mean(-1, True) if 'std' in code else d
         value = step.evaluate(d)[..., 1:]
         weights = centered / (value * (d.shape[-1] if 'std' in code else 1))
-        weights = torch.where(value == 0, 0., weights)
+        is_rounding = value <= 1e-12 * d.abs().amax(-1, keepdim=True)  # what is left of values that are equal
+        interpreter.tied |= bool((is_rounding & (value > 0)).any())
+        weights = torch.where(is_rounding, 0., weights)
         mean = interpreter.linear(pair, lambda a: a.mean(-1, True))
         return interpreter.route(lambda *streams: torch.cat(streams, -1), mean, interpreter.linear(
             pair, lambda a, w: (a * w).sum(-1, True), weights
