@@ -325,25 +325,26 @@ def test_maps_that_are_not_finite(network, image, method):
 
 # what is kept
 
-def test_no_forward_pass_is_kept_alive():
-    model, image = UNet(), random_image(2, 2, 16, 16)
+@pytest.mark.parametrize('again', [False, True])
+@pytest.mark.parametrize('name', ['SplitGrad', 'SplitLRP', 'SplitCAM'])
+def test_no_forward_pass_is_kept_alive(name, again):
+    '''Nor one that is run again, as for a map at a layer that can be differentiated.'''
+    model, image, seen = UNet(), random_image(2, 2, 16, 16), []
+    makers = {'SplitGrad': SplitGrad, 'SplitLRP': SplitLRP, 'SplitCAM': lambda: SplitCAM('bottom', stream='+g')}
+    composite = makers[name]()
+    model.conv.register_forward_hook(lambda module, args, output: seen.append(weakref.ref(output.difference)))
     gc.collect()
     gc.disable()
     try:
-        for composite in (SplitGrad(), SplitLRP(), SplitCAM('bottom', stream='+g')):
-            seen = []
-            handle = model.conv.register_forward_hook(
-                lambda module, args, output, seen=seen: seen.append(weakref.ref(output.difference))
-            )
-            with composite.context(model):
-                pixels = image.clone().requires_grad_()
-                output = model(pixels)
-                torch.autograd.grad(output[:, 1].sum(), pixels)
-                del output
-                kept = weakref.ref(pixels)
-                del pixels
-                assert kept() is None and all(one() is None for one in seen) and seen
-            handle.remove()
+        with composite.context(model):
+            pixels = image.clone().requires_grad_()
+            output = model(pixels)
+            map, = torch.autograd.grad(output[:, 1].sum(), pixels, create_graph=again)
+            del output, map
+            kept = weakref.ref(pixels)
+            del pixels
+            assert kept() is None and all(one() is None for one in seen)
+            assert len(seen) > (again and name == 'SplitCAM')
     finally:
         gc.enable()
 
