@@ -58,6 +58,16 @@ def test_classes_by_index_and_name():
         find_class('crane', 3, ['crane', 'x', 'Crane'])
 
 
+def test_names_that_contain_the_word_come_first():
+    names = ['crate', 'oxcart', 'Egyptian cat', 'polecat', 'tiger cat', 'cat of the woods', 'cat a', 'cat b', 'cat c']
+    with pytest.raises(ValueError, match="'cat a' or 'cat b' or 'cat c' or 'tiger cat' or 'Egyptian cat' or one of 1"):
+        find_class('cat', len(names), names)
+    with pytest.raises(ValueError, match="did you mean 'Egyptian cat'"):
+        find_class('cat, Egyptian', len(names), names)
+    with pytest.raises(ValueError, match="did you mean 'crate'"):
+        find_class('crat', len(names), names)
+
+
 NUMBERS = [
     (['1', '2', '3', '4', '5'],
      {'3': 2, '5': 4, ' 1 ': 0, '0': 0, '03': 2, '3.0': 2, 'index:3': 3, 'INDEX: 4': 4, 3: 3}),
