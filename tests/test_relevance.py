@@ -194,3 +194,16 @@ def test_agreement_on_a_residual_network():
     inputs = torch.stack([classifier.preprocessing(Image.fromarray(image)) for image in images])
     assert (model(inputs).argmax(1) == torch.arange(0, 1000, 40) // 100).double().mean() > .7
     assert max(mean_agreements(classifier, inputs, 'likely').values()) < .5
+
+
+def test_a_class_is_no_relevance():
+    '''It would end in an error of torch that does not say what to pass.'''
+    model, image = demo_network(), torch.rand(1, 3, 64, 64)
+    expected = Gradient(model, SplitGrad())(image, class_relevance(3))[1]
+    for wrong in (3, np.int64(3)):
+        with pytest.raises(TypeError, match=r'class_relevance\(3\), or zennit_dc.contrast\(3\)'):
+            Gradient(model, SplitGrad())(image, wrong)
+    tensor = torch.nn.functional.one_hot(torch.tensor([3]), 10).float()
+    assert torch.equal(Gradient(model, SplitGrad())(image, tensor)[1], expected)
+    with pytest.raises(TypeError, match='got int'):  # as Zennit has it, whose attributors are left as they are
+        Gradient(model)(image, 3)

@@ -15,6 +15,9 @@ def require_scores(output):
 def class_relevance(target=None):
     '''What enters at the output to explain a class: one for this class and zero for all others.
 
+    An attributor of Zennit takes it in place of the class, which is no relevance:
+    ``Gradient(model, SplitLRP())(image, class_relevance(967))``.
+
     Parameters
     ----------
     target : int, :py:class:`torch.Tensor` or None, optional

@@ -1,6 +1,7 @@
 '''Models of token numbers, as texts are: the split begins at what an embedding makes of them, and the map has one entry
 for each token.'''
 from functools import wraps
+from numbers import Integral
 
 import torch
 from torch.nn import functional as F
@@ -110,5 +111,19 @@ def explaining_tokens(grad, canonizers):
             dtype = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
             with torch.enable_grad():
                 input = token_weights(input, dtype)
-        return grad(self, input, attr_output_fn)
+        return grad(self, input, relevance_by(attr_output_fn) if splits else attr_output_fn)
     return gradient
+
+
+def relevance_by(attr_output_fn):
+    '''The function that returns what enters at the output, which raises a TypeError if that is the index of a class.'''
+    def relevance(output):
+        entering = attr_output_fn(output)
+        if isinstance(entering, Integral):
+            raise TypeError(
+                'what enters at the output is a tensor of its shape, or a function of the output, and not the class'
+                f' {entering}: pass zennit_dc.attribution.class_relevance({entering}), or'
+                f' zennit_dc.contrast({entering}) for the class rather than the others'
+            )
+        return entering
+    return relevance
