@@ -19,6 +19,7 @@ from ..composites import SplitCAM
 from ..data.fingerprints import description
 from ..data.parts import atomic_write, differences
 from ..data.processes import local_device, process_group
+from ..data.progress import progress_bar
 from ..methods import METHODS, attributor, saliency_map
 from .metrics import METRICS, Explained
 from .mosaics import Mosaics
@@ -63,7 +64,8 @@ def evaluate(
     seed : int, optional
         The seed of Max Sensitivity's noise and of randomised layers.
     progress : bool, optional
-        Whether to show a progress bar, with an estimate of the time that is left.
+        Whether to show a progress bar, with an estimate of the time that is left; without a terminal, a line each
+        minute.
     randomised_layers : int, optional
         The number of layers that are randomised, see :py:func:`~zennit_dc.evaluation.randomisation.randomised`.
     selectivity_patch : int, optional
@@ -116,7 +118,7 @@ def evaluate(
         wait()
         with appended(out / f'scores-{rank}.jsonl') as file:
             file.write('\n')  # ends a line that was being written when the last run was killed
-            for index, method, group in tqdm(tasks, 'maps', unit='map', disable=not progress or rank > 0):
+            for index, method, group in progress_bar(tasks, 'maps', unit='map', shown=progress and rank == 0):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
                 results = results_of(classifier, other, sample, method, group, seed, sizes)

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..data.images import load_label_map
 from ..data.parts import Parts, atomic_write
+from ..data.progress import progress_bar
 from .databases import beside, require_same_run
+
+
+SPARE = 3  # attributions more than clusters, which k-means and the eigensolver need
 
 
 def analyze(
@@ -72,8 +75,7 @@ def analyze(
         raise ValueError(f'attributions can be grouped by label, prediction or target, not by {by!r}')
     classes, attributed = read_classes(attribution, by)
     names = {entry['index']: entry['word_net_id'] for entry in load_label_map(beside(attribution, '_labels.json'))}
-    # as few as k-means and the eigensolver can do with
-    least = max(clusters[-1], 2) + 3
+    least = max(clusters[-1], 2) + SPARE
     sizes = {label: int((classes == label).sum()) for label in np.unique(classes).tolist()}
     unknown = [label for label in sizes if label not in names]
     if unknown:
@@ -82,7 +84,7 @@ def analyze(
     if not large:
         raise ValueError(
             f'no class has the {least} attributions that {clusters[-1]} clusters need: the largest has'
-            f' {max(sizes.values())}; use fewer clusters or more images'
+            f' {max(sizes.values())}; {remedy(clusters, max(sizes.values()))}'
         )
     run = {
         'attribution': attributed, 'classes': hashlib.sha256(classes.tobytes()).hexdigest(),
@@ -96,8 +98,8 @@ def analyze(
         return small
     parts.open()
     missing = parts.missing()
-    for number in tqdm(
-        missing, 'classes', len(large), initial=len(large) - len(missing), unit='class', disable=not progress
+    for number in progress_bar(
+        missing, 'classes', len(large), initial=len(large) - len(missing), unit='class', shown=progress
     ):
         rows = np.flatnonzero(classes == large[number])
         features = read_features(attribution, rows, size)
@@ -105,6 +107,15 @@ def analyze(
     write_analyses(out, parts, [names[label] for label in large])
     parts.remove()
     return small
+
+
+def remedy(clusters, count):
+    '''What can be done where the largest class has too few attributions for the numbers of clusters.'''
+    possible = [each for each in range(2, max(clusters)) if each + SPARE <= count]
+    if not possible:
+        return f'two clusters need {2 + SPARE} images in a class'
+    fewer = ','.join(str(each) for each in clusters if each in possible) or str(possible[-1])
+    return f'--clusters {fewer} can do with that'
 
 
 def read_classes(path, by):

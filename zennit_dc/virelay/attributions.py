@@ -15,6 +15,7 @@ from ..data.fingerprints import as_json, description
 from ..data.images import class_folders, label_map
 from ..data.parts import Parts, held
 from ..data.processes import local_device, process_group
+from ..data.progress import progress_bar
 from ..data.threads import ahead, meanwhile
 from ..methods import METHODS, attributor
 from ..methods.table import method_named
@@ -213,7 +214,7 @@ def own_parts(parts, out, rank, size, wait, shard):
 def image_bar(sizes, mine, all, progress):
     '''A progress bar that counts the images of all batches of a process, of which some are left to it.'''
     total, left = (sum(sizes[batch] for batch in batches) for batches in (all, mine))
-    return tqdm(desc='attributions', total=total, initial=total - left, unit='image', disable=not progress)
+    return progress_bar(desc='attributions', total=total, initial=total - left, unit='image', shown=progress)
 
 
 def left_out(images, failures):
