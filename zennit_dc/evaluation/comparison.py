@@ -19,6 +19,9 @@ from .settings import CRITERIA, SELECTION, ablation
 from .tables import NOTE, latex, markdown, results_table
 
 
+FEWEST = 6
+'''The fewest images on which one setting can be better than another by more than chance: where it is better on all n of
+them, the sign test has 2 · 0.5 ** n, which is below 0.05 from six on.'''
 SENSITIVITY = 'max_sensitivity'
 CHEAP = 'attribution_localisation', 'negative_localisation', 'object_auc', 'pointing_game'
 '''The metrics that take no forward pass.'''
@@ -117,8 +120,15 @@ class MethodComparison:
         if self.is_first:
             remove_results(self.out)
             save_text(self.out / 'winners.csv', chosen.to_csv(index=False))
-            counts = f'{len(self.validation)} images, the best ones on {len(self.test)} others'
+            which = 'the best ones' if len(self.validation) >= FEWEST else 'the first ones'
+            counts = f'{len(self.validation)} images, {which} on {len(self.test)} others'
             self.echo(f'{len(settings)} settings on {counts}:\n')
+            if len(self.validation) < FEWEST:
+                self.echo(
+                    f'{len(self.validation)} images cannot name a best setting: reported are the first by mean rank,'
+                    f' which may be chance. {FEWEST} images are the fewest that can tell two settings apart (sign test,'
+                    ' 5 %); take more images, or a larger --share.\n'
+                )
         order = [name for name, *_ in layers(self.classifier, self.options['device'], self.options['dtype'])]
         self.save(lambda: layer_figure(scores, settings, localising, order), 'layers.png')
         return chosen, best, localising
