@@ -106,7 +106,10 @@ METHODS = {
     'lrp-epsilon-plus': Method('EpsilonPlus', partial(lrp, 'LRPEpsilonPlus'), ('layer', 'grid')),
     'splitgrad': Method('SplitGrad', partial(split, 'SplitGrad'), SENSITIVITY, STREAMS),
     'splitcam': Method('SplitCAM', partial(split, 'SplitCAM'), SENSITIVITY, STREAMS, needs_layer=True),
-    'splitlrp': Method('SplitLRP', partial(split, 'SplitLRP'), RELEVANCE, ('positive', 'negative', 'combined')),
+    # the composite's default is the paper's combined relevance, whose sign at the input is the pixel's own
+    'splitlrp': Method(
+        'SplitLRP', partial(split, 'SplitLRP', stream='positive'), RELEVANCE, ('positive', 'negative', 'combined')
+    ),
     'saliency': Method('Saliency', partial(plain, 'Saliency')),
     'input-x-gradient': Method('Input × Gradient', partial(plain, 'InputXGradient')),
     'integrated-gradients': Method('Integrated Gradients', partial(plain, 'IntegratedGradients'), ('steps',)),
@@ -150,7 +153,7 @@ def attributor(method, classifier, **parameters):
         The classifier.
     **parameters
         The method's parameters, by the names that its composite has for them, and with its defaults; but the
-        canonizers are ``'auto'`` by default.
+        canonizers are ``'auto'`` by default, and SplitLRP's stream is ``'positive'``.
 
     Returns
     -------
@@ -173,13 +176,19 @@ def attributor(method, classifier, **parameters):
         raise ValueError(
             f'{chosen.title} needs a layer: name one with --layer; `zennit-dc layers {classifier.name}` lists them'
         )
+    if layer is not None:
+        require_layer(classifier, layer)
+    return chosen.attributor(classifier, **parameters)
+
+
+def require_layer(classifier, layer):
+    '''Raise a ValueError if a classifier's model has no module of a name.'''
     modules = [name for name, _ in classifier.model.named_modules() if name]
-    if layer is not None and layer not in modules:
+    if layer not in modules:
         raise ValueError(
             f'{classifier.name} has no layer {layer!r}{similar(layer, modules) or ":"} `zennit-dc layers'
             f' {classifier.name}` lists them'
         )
-    return chosen.attributor(classifier, **parameters)
 
 
 def saliency_map(attributor, input, target=None, against=None):
