@@ -1,5 +1,4 @@
 '''The command that shows all methods at work on fresh drawings.'''
-import sys
 from pathlib import Path
 
 import click
@@ -16,7 +15,8 @@ def demo(out, images, device, dtype, seed):
 
     A small network comes with the package, which tells drawn, textured objects apart. Fresh images are drawn, of which
     it is known where the object is; all methods explain them. Writes a figure, and prints how often the largest value
-    of a map is on the object (the pointing game), and how much of its positive part is. No downloads.
+    of a map is on the object (the pointing game), how much of its positive part is, and what these numbers favor. No
+    downloads.
 
     \b
     zennit-dc demo
@@ -26,4 +26,4 @@ def demo(out, images, device, dtype, seed):
 
     hold(out)
     device, dtype = require_compute(device, dtype, seed)
-    click.echo(report(out, images, device, dtype, seed, progress=sys.stderr.isatty()))
+    click.echo(report(out, images, device, dtype, seed))

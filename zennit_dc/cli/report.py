@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from ..data.classifiers import load_classifier
 from ..data.parts import atomic_write
+from ..data.progress import progress_bar
 from ..demo.drawing import CLASSES, draw_batch
 from ..evaluation.localisation import attribution_localisation, pointing_game
 from ..figures import caption, color, side_by_side
@@ -25,6 +25,19 @@ ROWS = (0, 3, 4, 7, 8)
 HEADING = (
     'red speaks for the class, blue against it; maps by SplitGrad, SplitCAM and SplitLRP are of the class rather than'
     ' the other likely ones'
+)
+
+
+COLUMNS = (
+    'pointing game  the share of drawings in which the largest value of the map is on the object',
+    '|map|          the same for the largest absolute value',
+    'mass inside    the share of the map\'s positive part that is on the object, in the mean',
+    'ms / image     the time for a map',
+    'chance         what a map that knows nothing would have',
+    '',
+    'Mass inside favors maps at the input, which follow the outline of the object, as those of LRP-γ do; maps at a',
+    'layer reach beyond it, as their grid is coarser. No column asks whether a map tells one class from another: see',
+    '"zennit-dc explain" for that, and "zennit-dc evaluate" for more metrics.',
 )
 
 
@@ -66,11 +79,9 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     inputs = torch.stack([classifier.preprocessing(Image.fromarray(image)) for image in images]).to(device, dtype)
     masks, targets = torch.from_numpy(masks), torch.from_numpy(labels)
     table, figure_maps, outputs = [], {}, []
-    with tqdm(total=len(CHOSEN) * count, desc='maps', unit='map', disable=not progress) as bar:
+    with progress_bar(total=len(CHOSEN) * count, desc='maps', unit='map', shown=progress) as bar:
         for method, layer, against in CHOSEN:
             parameters = {'layer': layer} if layer else {}
-            if method == 'splitlrp':
-                parameters['stream'] = 'positive'  # at the input, the sign of the combined relevance is the pixel's
             chosen = attributor(method, classifier, **parameters)
             start, maps = time.perf_counter(), []
             for batch in torch.arange(count).split(batch_size):
@@ -102,6 +113,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     return '\n'.join([
         f'{count} drawings of {len(CLASSES)} classes, {right:.1%} of them classified correctly; explained is the'
         ' drawn class, by itself (none) or rather than the other likely ones', '', *format_table(table), '',
+        *COLUMNS, '',
         f'The figure is {out / "demo.png"}, the drawings are in {out / "images"}.'
     ])
 
