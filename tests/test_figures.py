@@ -1,13 +1,14 @@
-'''Figures: colored maps, galleries of prototypes, and pictures of both streams.'''
+'''Figures: colored maps side by side, and pictures of both streams.'''
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from helpers import explain
+from matplotlib.text import Text
 
-from zennit_dc import SplitGrad
 from zennit_dc.demo import demo_network, demo_preprocessing
-from zennit_dc.figures import blend, color, concept_gallery, side_by_side, stream_overlay
 from zennit_dc.data.classifiers import Classifier
+from zennit_dc.figures import Bar, blend, caption, color, largest_shown, side_by_side, stream_overlay
 
 
 def test_maps_of_zeros_and_of_nothing():
@@ -17,30 +18,24 @@ def test_maps_of_zeros_and_of_nothing():
         color(torch.full((4, 4), torch.nan))
 
 
-# figure 5
-
-def test_concept_gallery():
-    classifier = Classifier('demo', demo_network(), demo_preprocessing(), [f'name {index}' for index in range(10)])
-    inputs = torch.randn(2, 3, 64, 64)
-    figure = concept_gallery(classifier, inputs, 3)
-    axes = figure.get_axes()
-    assert len(axes) == 6 and figure.get_suptitle() == 'Prototypes of name 3, α = Balanced(kappa=0.1)'
-    assert [axis.get_title() for axis in axes[1:3]] == ['gradient of g', 'gradient of h']
-    for row, input in enumerate(inputs):
-        np.testing.assert_allclose(axes[3 * row].get_images()[0].get_array(), classifier.pixels(input))
-        for column, stream in ((1, 'g'), (2, 'h')):
-            map = explain(SplitGrad(stream=stream), classifier.model, inputs, 3)[row].sum(0)
-            shown = axes[3 * row + column].get_images()[0].get_array()
-            assert np.array_equal(shown, np.asarray(color(map).convert('RGB')))
-    figure.canvas.draw()
+def test_the_color_s_end_is_a_percentile():
+    saliency = torch.arange(-100., 0.).reshape(10, 10)
+    assert [largest_shown(saliency, each) for each in (100., 99., 50.)] == [100., 99., 50.]
+    assert largest_shown(torch.zeros(4, 4), 50.) == 0. and largest_shown(torch.eye(4), 50.) == 1.
+    image = np.asarray(color(saliency, largest=50.).convert('RGB'))
+    assert (image[:5] == image[0, 0]).all() and (image[9] != image[0, 0]).any(1).all()
+    for wrong in (0., -1., 101., float('nan')):
+        with pytest.raises(ValueError, match='percentile'):
+            largest_shown(saliency, wrong)
+    with pytest.raises(FloatingPointError):
+        largest_shown(saliency / 0., 50.)
 
 
-def test_concept_gallery_says_what_is_not_about_the_class():
-    classifier = Classifier('demo', demo_network(), demo_preprocessing(), [f'name {index}' for index in range(10)])
-    inputs = torch.randn(2, 3, 64, 64)
-    assert 'not about this class' in concept_gallery(classifier, inputs, 3, alpha=0.).get_suptitle()
-    heading = concept_gallery(classifier, inputs, 3, against=[4, 5]).get_suptitle()
-    assert 'not about this class' not in heading
+def test_what_is_beyond_the_end_lies_over_the_photograph_alike():
+    saliency = torch.tensor([[4., 2., 1., 0.]])
+    image = np.asarray(blend(np.full((1, 4, 3), .5), saliency, largest=2.), int)
+    assert (image[0, 0] == image[0, 1]).all() and (image[0, 1] != image[0, 2]).any()
+    assert image[0, 3].tolist() == [128, 128, 128]
 
 
 def test_blend_shows_the_photograph_where_the_map_is_zero():
@@ -54,20 +49,65 @@ def test_blend_shows_the_photograph_where_the_map_is_zero():
     assert np.abs(image[0].astype(float) - gray[0]).max() <= 1.
 
 
-def test_legends_say_what_the_ends_mean():
-    row = ('caption', np.zeros((4, 4, 3)), {'one': color(torch.eye(4)), 'two': color(-torch.eye(4))})
-    figure = side_by_side([row, row], legends={'two': ('against', 'for')})
+def bars_of(figure):
+    '''The texts and places of the ticks of a figure's color bars.'''
     figure.canvas.draw()
     bars = [axis for axis in figure.get_axes() if axis.get_label() == '<colorbar>' and axis.get_visible()]
-    assert [[label.get_text() for label in bar.get_xticklabels()] for bar in bars] == [['against', '0', 'for']]
+    return [([label.get_text() for label in bar.get_xticklabels()], bar.get_xticks().tolist()) for bar in bars]
 
 
-def test_concept_gallery_names_what_is_wrong():
-    classifier = Classifier('demo', demo_network(), demo_preprocessing())
-    with pytest.raises(ValueError, match=r'must have the shape \(count, channels, height, width\).*not \(3, 64, 64\)'):
-        concept_gallery(classifier, torch.zeros(3, 64, 64), 0)
-    with pytest.raises(ValueError, match='there is no class 10'):
-        concept_gallery(classifier, torch.zeros(1, 3, 64, 64), 10)
+def test_color_bars_say_the_values_and_what_the_ends_mean():
+    row = ('caption', np.zeros((4, 4, 3)), {'one': color(torch.eye(4)), 'two': color(-torch.eye(4))})
+    bars = [{'two': Bar(.0321, 'against', 'for')}, {'one': Bar(7., '', 'matters', True)}]
+    assert bars_of(side_by_side([row, row], bars=bars)) == [
+        (['−0.032\nagainst', '0', '0.032\nfor'], [-.0321, 0., .0321]), (['0', '7\nmatters'], [0., 7.])
+    ]
+    assert bars_of(side_by_side([row])) == []
+
+
+LONG = 'SplitCAM\nat features.denseblock4.denselayer16.norm2\nstream positive'
+
+
+@pytest.mark.parametrize('rows, columns', [(1, 1), (2, 2), (3, 5)])
+def test_texts_do_not_collide(rows, columns):
+    maps = {f'{LONG if index % 2 else "Gradient"} {index}': color(torch.eye(224)) for index in range(columns)}
+    caption = 'great white shark, 84%\nrather than hammerhead, tiger shark,\nelectric ray ...'
+    note = '\n'.join(4 * ['hiding the strongest fifth: 84 % → 0.05 %'])
+    figure = side_by_side(
+        [(caption, np.zeros((224, 224, 3)), maps) for _ in range(rows)], 'a long heading, ' * 12,
+        [{title: Bar(1.2e-5, 'negative stream', 'positive stream', True) for title in maps} for _ in range(rows)],
+        notes=[{title: note for title in maps} for _ in range(rows)]
+    )
+    figure.canvas.draw()
+    boxes = [
+        (text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
+        if text.get_text() and text.get_visible() and getattr(text.axes, 'get_visible', lambda: True)()
+    ]
+    assert len(boxes) > rows * (1 + 4 * columns)
+    boxes += [('image', axis.get_window_extent()) for axis in figure.get_axes() if axis.get_images()]
+    for (first, one), (second, other) in itertools.combinations(boxes, 2):
+        assert not one.shrunk(.98, .9).overlaps(other.shrunk(.98, .9)), (first, second)
+    bars = [axis.get_window_extent() for axis in figure.get_axes() if axis.get_label() == '<colorbar>']
+    for one, other in itertools.combinations(bars, 2):
+        assert not one.overlaps(other)
+
+
+def test_captions_name_the_classes_that_one_is_explained_against():
+    classifier = Classifier('demo', demo_network(), demo_preprocessing(), list('abcdef'))
+    output = torch.tensor([5., 4., 3., 2., 1., 0.])
+    for against, said in (
+        (None, None), ('none', None), ('others', 'rather than all others'), ('likely', 'rather than b, c, d ...'),
+        ([4], 'rather than e'), ([4, 1, 2], 'rather than e, b, c')
+    ):
+        assert caption(classifier, output, 0, against).split('\n')[1:] == ([] if said is None else [said])
+    assert caption(classifier, output, 1, 'likely').split('\n')[-1] == 'rather than a, c, d ...'
+
+
+def test_a_map_that_is_missing_leaves_its_place():
+    row = ('caption', np.zeros((4, 4, 3)), {'one': color(torch.eye(4)), 'two': 'no map'})
+    figure = side_by_side([row], bars=[{'one': Bar(1., '', 'matters')}])
+    assert [text.get_text() for axis in figure.get_axes() for text in axis.texts] == ['no map']
+    assert len(bars_of(figure)) == 1
 
 
 # figures 3 and 8

@@ -1,5 +1,7 @@
 '''Maps and figures as images.'''
+import math
 import textwrap
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -7,17 +9,33 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
-from zennit.attribution import Gradient
 from zennit.image import imgify
 
-from .attribution import map_cosine, relevance_of, runner_up
-from .composites import SplitGrad
 from .data.parts import atomic_write
-from .rules import Balanced
 
 
-SAME = .95
-'''The cosine of two classes\' maps above which a map is not about the class.'''
+COLUMN, SIDE, LETTERS = 2.4, 2.25, 26
+'''The width of a figure's column and of the image in it, in inches, and the number of letters of a title that fit.'''
+LINE, SMALL = .18, .115
+'''The heights of a line of a title and of small letters, in inches.'''
+
+
+class Bar(NamedTuple):
+    '''A color bar under a map.
+
+    Parameters
+    ----------
+    largest : float
+        The value at the color map's end.
+    low, high : str
+        What the two ends mean. Without ``low``, the bar begins with zero.
+    is_clipped : bool
+        Whether the map has larger values.
+    '''
+    largest: float
+    low: str
+    high: str
+    is_clipped: bool = False
 
 
 def color(saliency, cmap='bwr', largest=None):
@@ -42,14 +60,48 @@ def color(saliency, cmap='bwr', largest=None):
     FloatingPointError
         If the map is not finite.
     '''
+    saliency = finite(saliency)
+    largest = (saliency.abs().max().item() if largest is None else largest) or 1.
+    return imgify(saliency.clamp(-largest, largest).numpy(), vmin=-largest, vmax=largest, cmap=cmap)
+
+
+def finite(saliency):
+    '''A map in double precision on the CPU. Raise a FloatingPointError if it is not finite.'''
     saliency = saliency.detach().cpu().double()
     if not torch.isfinite(saliency).all():
         raise FloatingPointError('the map is not finite: check the input and the weights, or use a higher precision')
-    largest = (saliency.abs().max().item() if largest is None else largest) or 1.
-    return imgify(saliency.numpy(), vmin=-largest, vmax=largest, cmap=cmap)
+    return saliency
 
 
-def blend(photo, saliency, cmap='bwr', strength=.9):
+def largest_shown(saliency, percentile=100.):
+    '''The value that gets the color map's end.
+
+    Parameters
+    ----------
+    saliency : :py:class:`torch.Tensor`
+        The map of shape (height, width).
+    percentile : float, optional
+        The percentage of the map's values, in (0, 100], whose absolute values are not larger.
+
+    Returns
+    -------
+    float
+        The smallest absolute value of the map that is not below so many, or the largest one if that is zero.
+
+    Raises
+    ------
+    ValueError
+        If the percentile is out of range.
+    FloatingPointError
+        If the map is not finite.
+    '''
+    if not 0. < percentile <= 100.:
+        raise ValueError(f'the percentile must be in (0, 100], not {percentile!r}')
+    values = finite(saliency).abs().flatten()
+    return values.kthvalue(math.ceil(percentile / 100. * len(values))).values.item() or values.max().item()
+
+
+def blend(photo, saliency, cmap='bwr', strength=.9, largest=None):
     '''Lay a map over a photograph in gray: the larger its absolute value, the less of the photograph is seen.
 
     Parameters
@@ -62,6 +114,8 @@ def blend(photo, saliency, cmap='bwr', strength=.9):
         Zennit's name of the color map.
     strength : float, optional
         The opacity of the largest absolute value, in [0, 1].
+    largest : float, optional
+        Another value for the color map's end, from which on the opacity is the same.
 
     Returns
     -------
@@ -73,15 +127,16 @@ def blend(photo, saliency, cmap='bwr', strength=.9):
     FloatingPointError
         If the map is not finite.
     '''
-    colors = np.asarray(color(saliency, cmap).convert('RGB')) / 255.
-    size = saliency.detach().abs().cpu().double().numpy()
-    opacity = strength * (size / (size.max() or 1.))[..., None]
+    colors = np.asarray(color(saliency, cmap, largest).convert('RGB')) / 255.
+    size = finite(saliency).abs().numpy()
+    opacity = strength * (size / (largest or size.max() or 1.)).clip(0., 1.)[..., None]
     gray = np.asarray(photo).mean(2, keepdims=True)
     return Image.fromarray(np.round(255. * (gray * (1. - opacity) + colors * opacity)).astype(np.uint8))
 
 
-def caption(classifier, output, target):
-    '''Name the predicted class with its probability, and the explained one if it is another.
+def caption(classifier, output, target, against=None):
+    '''Name the predicted class with its probability, the explained one if it is another, and the classes that it is
+    explained against.
 
     Parameters
     ----------
@@ -91,26 +146,44 @@ def caption(classifier, output, target):
         The scores of shape (classes,).
     target : int
         The explained class.
+    against : {'none', 'others', 'likely'}, int or sequence of int, optional
+        The classes that it is explained against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
     '''
     probabilities = output.double().softmax(0)
     predicted = int(probabilities.argmax())
     lines = [f'{classifier.category(predicted)}, {probabilities[predicted]:.0%}']
     if target != predicted:
         lines.append(f'explained: {classifier.category(target)}, {probabilities[target]:.1%}')
-    return '\n'.join(textwrap.fill(line, 24) for line in lines)
+    lines += rather_than(classifier, probabilities, target, against)
+    return '\n'.join(textwrap.fill(line, LETTERS) for line in lines)
 
 
-def side_by_side(rows, heading=None, legends=None, cmap='bwr', notes=None):
+def rather_than(classifier, probabilities, target, against, most=3):
+    '''The line of a caption that names the classes that a class is explained against, if there are any.'''
+    if against is None or against == 'none':
+        return []
+    if against == 'others':
+        return ['rather than all others']
+    if against == 'likely':
+        others = [index for index in probabilities.argsort(descending=True).tolist() if index != target]
+    else:
+        others = torch.as_tensor(against).flatten().tolist()
+    names = ', '.join(classifier.category(index) for index in others[:most])
+    return [f'rather than {names}{" ..." if len(others) > most else ""}']
+
+
+def side_by_side(rows, heading=None, bars=None, cmap='bwr', notes=None):
     '''A figure with one row for each image.
 
     Parameters
     ----------
     rows : list[tuple[str, image, dict[str, image]]]
-        For each row a caption, an image and the colored maps by their titles.
+        For each row a caption, an image and the colored maps by their titles. In place of a map, a text says why there
+        is none.
     heading : str, optional
         The figure's heading.
-    legends : dict[str, tuple[str, str]], optional
-        By the maps' titles, what the two ends of the color map mean, which a color bar below them then says.
+    bars : list[dict[str, :py:class:`Bar`]], optional
+        For each row, by the maps' titles, the color bars under them.
     cmap : str, optional
         Zennit's name of the maps' color map.
     notes : list[dict[str, str]], optional
@@ -121,38 +194,80 @@ def side_by_side(rows, heading=None, legends=None, cmap='bwr', notes=None):
     :py:class:`matplotlib.figure.Figure`
         The figure.
     '''
-    notes = [{} for _ in rows] if notes is None else notes
-    columns = 1 + len(rows[0][2])
-    height = 2.3 + .2 * max(text.count('\n') + 1 for text, *_ in rows)
-    height += .12 * max((note.count('\n') + 1 for own in notes for note in own.values()), default=0)
-    figure = Figure(figsize=(2.2 * columns, height * len(rows) + (.8 if legends else .4)), layout='compressed')
-    figure.suptitle(heading, fontsize='medium', wrap=True)
-    axes = figure.subplots(len(rows), columns, squeeze=False)
-    for (text, photo, maps), own, row in zip(rows, notes, axes, strict=True):
-        for axis, title, image in zip(row, [text, *maps], [photo, *maps.values()], strict=True):
-            axis.imshow(image.convert('RGB') if isinstance(image, Image.Image) else image)
-            axis.set_title(title, fontsize='medium')
-            axis.set(xticks=[], yticks=[])
-        for axis, title in zip(row[1:], maps):
-            axis.set_xlabel(own.get(title, ''), fontsize='xx-small')
-    if legends:
-        for column, title in enumerate([None, *rows[0][2]]):
-            explain_colors(figure, axes[:, column], legends.get(title), cmap)
+    notes, bars = ([{} for _ in rows] if each is None else each for each in (notes, bars))
+    width = COLUMN * (1 + len(rows[0][2]))
+    heading = '\n'.join(textwrap.fill(line, int(LETTERS * width / COLUMN)) for line in (heading or '').split('\n'))
+    heights = [height_of(row, own, any(bars)) for row, own in zip(rows, notes, strict=True)]
+    top = sum(heights)
+    height = top + (LINE * lines_of(heading) + .15 if heading else 0.)
+    figure = Figure(figsize=(width, height))
+    figure.suptitle(heading, fontsize='medium', y=1. - .06 / height, va='top')
+    for row, own_bars, own_notes, own in zip(rows, bars, notes, heights, strict=True):
+        text, photo, maps = row
+        top, end = top - own, top - titles_of(row)
+        for column, (title, image) in enumerate([(text, photo), *maps.items()]):
+            left = column * COLUMN + .5 * (COLUMN - SIDE)
+            axis = figure.add_axes([left / width, (end - SIDE) / height, SIDE / width, SIDE / height])
+            draw(axis, title, image)
+            if column and title in own_notes:
+                axis.set_xlabel(own_notes[title], fontsize='xx-small')
+            if column and title in own_bars:
+                place = [(left + .07 * SIDE) / width, (top + .48) / height, .86 * SIDE / width, .08 / height]
+                explain_colors(figure.add_axes(place, label='<colorbar>'), own_bars[title], cmap)
     return figure
 
 
-def explain_colors(figure, axes, ends, cmap):
-    '''Add a color bar below axes that says what the ends of Zennit's color map mean, or leave its place free.'''
-    colors = np.asarray(imgify(np.linspace(-1., 1., 256)[None], vmin=-1., vmax=1., cmap=cmap).convert('RGB'))[0] / 255.
-    mappable = ScalarMappable(Normalize(-1., 1.), ListedColormap(colors))
-    bar = figure.colorbar(mappable, ax=axes, location='bottom', aspect=25, pad=.02, ticks=[-1., 0., 1.])
-    if ends is None:
-        bar.ax.set_visible(False)
-        return
-    low, high = ends
-    bar.ax.set_xticklabels([low, '0', high], fontsize='x-small')
-    bar.ax.get_xticklabels()[0].set_horizontalalignment('left')
-    bar.ax.get_xticklabels()[2].set_horizontalalignment('right')
+def height_of(row, notes, has_bars):
+    '''The height in inches of a row of a figure.'''
+    noted = max(map(lines_of, notes.values()), default=0)
+    return titles_of(row) + SIDE + (SMALL * noted + .1 if noted else 0.) + (.65 if has_bars else .1)
+
+
+def titles_of(row):
+    '''The height in inches of the titles of a row of a figure.'''
+    return LINE * max(lines_of(fitting(title)) for title in (row[0], *row[2])) + .12
+
+
+def lines_of(text):
+    '''The number of lines of a text.'''
+    return text.count('\n') + 1 if text else 0
+
+
+def fitting(title):
+    '''A title whose lines are no longer than a column is wide.'''
+    return '\n'.join(textwrap.fill(line, LETTERS) for line in title.split('\n'))
+
+
+def draw(axis, title, image):
+    '''Draw an image with its title, or say why there is none.'''
+    if isinstance(image, str):
+        axis.imshow(np.ones((1, 1, 3)))
+        axis.text(.5, .5, textwrap.fill(image, 30), transform=axis.transAxes, ha='center', va='center', size='x-small')
+    else:
+        axis.imshow(image.convert('RGB') if isinstance(image, Image.Image) else image)
+    axis.set_title(fitting(title), fontsize='medium')
+    axis.set(xticks=[], yticks=[])
+
+
+def explain_colors(axis, bar, cmap):
+    '''Draw a color bar that says which values Zennit's color map shows, and what its ends mean.'''
+    colors = np.asarray(imgify(np.linspace(-1., 1., 255)[None], vmin=-1., vmax=1., cmap=cmap).convert('RGB'))[0] / 255.
+    end, least = bar.largest or 1., -1. if bar.low else 0.
+    shown = ListedColormap(colors if bar.low else colors[127:]).with_extremes(under=colors[0], over=colors[-1])
+    extend = 'neither' if not bar.is_clipped else 'both' if bar.low else 'max'
+    axis.figure.colorbar(
+        ScalarMappable(Normalize(least * end, end), shown), cax=axis, orientation='horizontal', extend=extend,
+        ticks=[each * end for each in sorted({least, 0., 1.})]
+    )
+    labels = [f'{number(-end)}\n{bar.low}'] if bar.low else []
+    axis.set_xticklabels([*labels, '0', f'{number(end)}\n{bar.high}'], fontsize='x-small')
+    for label, side in zip(axis.get_xticklabels(), [*(['left'] if bar.low else []), 'center', 'right']):
+        label.set_horizontalalignment(side)
+
+
+def number(value):
+    '''A number of two digits, as people write it.'''
+    return f'{value:.2g}'.replace('-', '−')
 
 
 def stream_overlay(image, g, h, threshold=.2, decay=.1, largest=None):
@@ -207,64 +322,6 @@ def stream_overlay(image, g, h, threshold=.2, decay=.1, largest=None):
     both = 1. - (1. - red) * (1. - blue)
     return torch.stack([colors + red * both / (red + blue).clamp(min=1e-12), colors,
                         colors + blue * both / (red + blue).clamp(min=1e-12)], -1).clamp(0., 1.)
-
-
-def concept_gallery(classifier, inputs, target, alpha=Balanced(), against=None):
-    '''What a network has learned of a class (figure 5): the gradients of the streams g and h of the class's score at
-    several images. They are vertices of the imaginative polytopes (appendix A.2), and so prototypes of the class.
-
-    With a number for alpha, as .25 in the paper, these gradients can be the same for all classes of a deep network:
-    they then show the image's outlines. The figure's heading says so where the gradient of g has a mean cosine above
-    .95 to the gradient for the likeliest other class.
-
-    Parameters
-    ----------
-    classifier : :py:class:`~zennit_dc.data.classifiers.Classifier`
-        The classifier.
-    inputs : :py:class:`torch.Tensor`
-        Normalized images of shape (count, channels, height, width).
-    target : int
-        The class.
-    alpha : float or :py:class:`~zennit_dc.Balanced`, optional
-        The shift of :py:class:`~zennit_dc.SplitGrad`.
-    against : {'none', 'others', 'likely'}, int or sequence of int, optional
-        The classes to explain it against, see :py:func:`~zennit_dc.attribution.contrast`. Default is none.
-
-    Returns
-    -------
-    :py:class:`matplotlib.figure.Figure`
-        The figure, with a row for each image: the image, and the gradients of g and h, summed over the channels.
-
-    Raises
-    ------
-    ValueError
-        If there are no images, or the classifier does not have the class.
-    FloatingPointError
-        If a gradient is not finite.
-    '''
-    if inputs.ndim != 4 or not len(inputs):
-        raise ValueError(
-            f'the images must have the shape (count, channels, height, width), with a count of at least one, not'
-            f' {tuple(inputs.shape)}'
-        )
-    gradients = {}
-    for stream in ('g', 'h'):
-        composite = SplitGrad(alpha, stream, canonizers='auto')
-        with Gradient(classifier.model, composite, relevance_of(target, against)) as attributor:
-            outputs, gradients[f'gradient of {stream}'] = attributor(inputs)
-    others = [runner_up(output, target, against) for output in outputs]
-    with Gradient(classifier.model, SplitGrad(alpha, canonizers='auto'), relevance_of(others, against)) as attributor:
-        agreement = 0. if None in others else map_cosine(attributor(inputs)[1], gradients['gradient of g']).mean()
-    heading = f'Prototypes of {classifier.category(target)}, α = {alpha}'
-    if agreement > SAME:
-        heading += f'\nnearly the same for other classes (cosine {agreement:.2f}): not about this class'
-    return side_by_side([
-        (
-            caption(classifier, output, target), classifier.pixels(input).numpy(),
-            {title: color(gradient[index].sum(0)) for title, gradient in gradients.items()},
-        )
-        for index, (input, output) in enumerate(zip(inputs, outputs))
-    ], heading)
 
 
 def save(figure, path):
