@@ -16,11 +16,11 @@ from helpers import assert_close, rounding
 from PIL import Image
 from zennit.attribution import Gradient
 
-from zennit_dc import Balanced, SplitCAM, SplitGrad, contrast
+from zennit_dc import SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import CASO, Sparsity, class_relevance
 from zennit_dc.cli.explanations import distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
-from zennit_dc.figures import color, concept_gallery, save
+from zennit_dc.figures import color
 from zennit_dc.data.classifiers import layers, load_classifier
 from zennit_dc.data.parts import held
 
@@ -119,6 +119,43 @@ def test_a_map_that_is_not_about_the_class_is_reported(tmp_path, drawings, monke
     assert not result.stderr
 
 
+def test_two_classes_are_compared_each_by_itself(tmp_path, drawings, monkeypatch):
+    '''Their contrasts differ by construction, so that these would never be reported.'''
+    monkeypatch.chdir(tmp_path)
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'splitgrad', '--alpha', 0, '--no-support')
+    for more in ((), ('--against', 'others'), ('--top', 2)):
+        result = run(*options, *more)
+        require_success(result)
+        line, = result.stderr.splitlines()
+        assert re.search(r'where each is explained by itself \(cosine (1\.00|0\.9\d)\)', line)
+        assert '--against' not in line and '--alpha balanced, a layer, as in --method splitgrad@LAYER, or' in line
+
+
+@pytest.mark.parametrize('method, against, advice', [
+    ('random', 'none', '--against likely, or another method'), ('random', 'likely', 'another method'),
+])
+def test_advice_has_the_options_of_the_method(tmp_path, drawings, method, against, advice):
+    result = run('explain', drawings[0], '--model', 'demo', '--method', method, '--against', against, '--no-support',
+                 '--out', tmp_path / 'out.png')
+    require_success(result)
+    line, = result.stderr.splitlines()
+    assert line.endswith(f'; try {advice}') and '--alpha' not in line
+
+
+def test_gradients_are_blurred_in_pictures_alone(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ('explain', drawings[0], '--model', 'demo', '--method', 'gradient', '--no-support', '--save-arrays')
+    require_success(run(*options, '--out', 'blurred.png'))
+    require_success(run(*options, '--smoothing', 0, '--percentile', 100, '--out', 'raw.png'))
+    blurred, raw = (np.load(f'{name}_maps/0_Gradient.npy') for name in ('blurred', 'raw'))
+    assert np.array_equal(blurred, raw)
+    expected = np.asarray(color(torch.from_numpy(raw)).convert('RGB'), int)
+    assert np.abs(np.asarray(Image.open('raw_maps/0_Gradient.png').convert('RGB'), int) - expected).max() <= 2
+    red, _, blue = np.asarray(Image.open('blurred_maps/0_Gradient.png').convert('RGB'), int).reshape(-1, 3).T
+    assert (red >= blue).all() and (red > blue).any()
+    require_error(run(*options, '--percentile', 0), 'percentile')
+
+
 def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weights, monkeypatch):
     monkeypatch.chdir(tmp_path)
     other = tmp_path / 'other' / 'coffee.jpg'
@@ -139,18 +176,6 @@ def test_explain_with_layers_streams_and_a_model_of_torchvision(tmp_path, weight
         assert image.size == (224, 224) and len(image.getcolors(2 ** 24)) > 10
 
 
-def test_concept_gallery(tmp_path, drawings):
-    options = 'concept-gallery', *drawings, '--model', 'demo'
-    require_success(run_process(*options, '--target', 3, '--out', 'concepts.png', cwd=tmp_path))
-    classifier = load_classifier('demo')
-    inputs = torch.stack([classifier.preprocessing(Image.open(drawing)) for drawing in drawings])
-    save(concept_gallery(classifier, inputs, 3, Balanced(), 'none'), tmp_path / 'expected.png')
-    pictures = [np.array(Image.open(tmp_path / name).convert('RGB'), int) for name in ('concepts.png', 'expected.png')]
-    # the order of sums may differ, which is up to one step of 255, and two after resizing
-    assert np.abs(pictures[0] - pictures[1]).max() <= 2
-    require_error(run(*options, '--target', 10), 'there is no class 10')
-
-
 OWN = '''
 import torch
 
@@ -163,6 +188,31 @@ def broken():
 
 def number():
     return 1
+
+class Twice(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.again, self.unused = torch.nn.Conv2d(3, 3, 3), torch.nn.ReLU(), torch.nn.ReLU()
+        self.last = torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.last(self.again(self.first(self.again(x))).mean((2, 3)))
+
+def twice():
+    torch.manual_seed(0)
+    return Twice()
+
+class Smooth(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(3, 5)
+
+    def forward(self, x):
+        return self.last(torch.nn.functional.gelu(x).mean((2, 3)))
+
+def smooth():
+    torch.manual_seed(0)
+    return Smooth()
 
 class Both(torch.nn.Module):
     def forward(self, x):
@@ -252,6 +302,41 @@ def fixture_explains(own, drawings, monkeypatch):
     )
 
 
+def test_a_layer_that_is_not_called_once_is_refused_before_the_first_map(own, drawings, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    for layer, message in (('again', 'called 2 times'), ('unused', 'not called'), ('frist', "did you mean 'first'")):
+        for start in (
+            ('explain', drawings[0], '--method', 'gradient', '--method', 'layercam'),
+            ('attribute', drawings[0].parent, '--method', 'layercam', '--out', 'out.h5'),
+        ):
+            require_error(run(*start, '--model', 'own:twice', '--size', 28, '--layer', layer), layer, message)
+    assert not (own / 'explanation_maps').exists() and not (own / 'out.h5').exists()
+
+
+def test_the_other_maps_are_kept_where_a_method_fails(own, drawings, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    options = ('explain', *drawings[:2], '--model', 'own:smooth', '--size', 28, '--canonizer', 'none', '--no-support')
+    result = run(*options, '--method', 'splitgrad', '--method', 'gradient', '--save-arrays')
+    assert result.returncode == 1
+    *_, line = result.stderr.splitlines()
+    assert line.startswith('zennit-dc: error: 0.png, SplitGrad at the input: ')
+    assert 'gelu' in line and '(2 failed)' in line
+    assert '2 maps in explanation_maps' in result.stdout and Image.open('explanation.png').size[0] > 600
+    assert {path.name for path in (own / 'explanation_maps').glob('*.npy')} == {'0_Gradient.npy', '1_Gradient.npy'}
+    (own / 'explanation.png').unlink()
+    require_error(run(*options, '--method', 'splitgrad'), 'gelu')
+    assert not (own / 'explanation.png').exists()
+
+
+def test_a_model_of_ones_own_is_told_how_it_is_fed(explains, own):
+    said = 'own:cnn: images resized to 28 and cropped to 28 pixels (--size), normalized by mean 0.485,0.456,0.406 (--'
+    line, *_ = explains('cnn').stdout.splitlines()
+    assert line.startswith(said) and line.endswith('classes have numbers, as no --categories FILE names them')
+    (own / 'names.txt').write_text('\n'.join('abcde'))
+    line, *_ = explains('cnn', '--mean', '.5', '--std', '.25', '--categories', 'names.txt').stdout.splitlines()
+    assert 'by mean 0.5,0.5,0.5 (--mean) and standard deviation 0.25,0.25,0.25 (--std); names of --categories' in line
+
+
 def test_one_number_is_for_all_channels(explains, own):
     maps = []
     for mean, std in (('.5', '.25'), ('.5,.5,.5', '.25,.25,.25'), ('.5', '.25,.25,.25'), ('.5,.5,.5', '.25')):
@@ -298,8 +383,7 @@ def test_scores_beside_a_scalar(explains):
 
 
 @pytest.mark.parametrize('command', [
-    ('explain', 'in.png', '--method', 'gradient'), ('concept-gallery', 'in.png', '--target', 1),
-    ('attribute', 'images', '--method', 'gradient')
+    ('explain', 'in.png', '--method', 'gradient'), ('attribute', 'images', '--method', 'gradient')
 ], ids=lambda command: command[0])
 def test_there_are_as_many_names_as_classes(own, drawings, monkeypatch, command):
     monkeypatch.syspath_prepend(own)
@@ -330,7 +414,7 @@ def test_a_name_that_is_a_number_goes_before_an_index(explains, own, given, line
     (own / 'names.txt').write_text('\n'.join(map(str, range(1, 6))))
     result = explains('cnn', '--categories', 'names.txt', *given)
     require_success(result)
-    assert result.stdout.splitlines()[:2] == lines
+    assert result.stdout.splitlines()[1:3] == lines
     assert {path.name for path in (own / 'explanation_maps').glob('*.npy')} == {
         '0_Gradient.npy' if index is None else f'0_{index}_Gradient.npy' for index in chosen
     }
@@ -353,7 +437,6 @@ def test_images_of_a_folder(tmp_path, drawings, monkeypatch):
     assert '3 maps' in result.stdout
     names = sorted(path.name for path in (tmp_path / 'out_maps').iterdir())
     assert names == ['1_Gradient.png', 'a_Gradient.png', 'b_Gradient.png', 'support.json']
-    require_success(run('concept-gallery', 'folder', '--model', 'demo', '--target', 1, '--out', 'concepts.png'))
 
 
 def test_twelve_bits_are_said(tmp_path, monkeypatch):
@@ -405,7 +488,7 @@ def test_every_listed_layer_has_a_map():
 
 
 @pytest.mark.parametrize('name', [
-    'demo', 'explain', 'concept-gallery', 'layers', 'attribute', 'analyze', 'project', 'evaluate'
+    'demo', 'explain', 'layers', 'attribute', 'analyze', 'project', 'evaluate'
 ])
 def test_help_shows_an_example(name):
     result = run(name, '--help')
@@ -507,21 +590,18 @@ def test_explain_without_space_on_disk(tmp_path, drawings):
     assert not (tmp_path / 'figure.png').exists()
 
 
-@pytest.mark.parametrize('command', [
-    ('explain', '--method', 'gradient'), ('concept-gallery', '--target', 1)
-], ids=lambda command: command[0])
 @pytest.mark.parametrize('out, message', [
     ('in.png', 'overwrite the input'), ('sub/../in.png', 'overwrite the input'), ('link.png', 'overwrite the input'),
     ('hard.png', 'overwrite the input'), ('sub/folder.png', 'is a folder'), ('in.png/out.png', 'is no folder'),
 ])
-def test_inputs_and_folders_are_never_overwritten(tmp_path, drawings, monkeypatch, command, out, message):
+def test_inputs_and_folders_are_never_overwritten(tmp_path, drawings, monkeypatch, out, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'sub' / 'folder.png').mkdir(parents=True)
     (tmp_path / 'in.png').write_bytes(drawings[0].read_bytes())
     (tmp_path / 'link.png').symlink_to('in.png')
     os.link('in.png', 'hard.png')
     before = sorted(tmp_path.rglob('*'))
-    require_error(run(*command, 'in.png', '--model', 'demo', '--out', out), message)
+    require_error(run('explain', 'in.png', '--model', 'demo', '--method', 'gradient', '--out', out), message)
     assert (tmp_path / 'in.png').read_bytes() == drawings[0].read_bytes() and sorted(tmp_path.rglob('*')) == before
 
 
@@ -537,7 +617,6 @@ def test_maps_are_never_written_over_inputs(tmp_path, drawings):
 
 @pytest.mark.parametrize('command, lock', [
     (('explain', 'in.png', '--model', 'demo', '--method', 'gradient', '--out', 'out.png'), '.out.png.lock'),
-    (('concept-gallery', 'in.png', '--model', 'demo', '--target', 1, '--out', 'out.png'), '.out.png.lock'),
     (('demo', '--images', 10, '--out', 'out'), '.out.lock'),
     (('evaluate', 'drawings', '--model', 'demo', '--method', 'gradient', '--out', 'out'), '.out.lock'),
     (('attribute', 'images', '--model', 'demo', '--method', 'gradient', '--out', 'out.h5'), 'out.h5.parts/lock'),
@@ -610,6 +689,8 @@ def test_demo(tmp_path):
         require_success(result)
         lines = result.stdout.splitlines()
         assert '20 drawings of 10 classes' in lines[0]
+        for column in ('pointing game', '|map|', 'mass inside', 'ms / image', 'chance'):
+            assert sum(line.startswith(f'{column}  ') for line in lines[13:]) == 1
         tables.append([re.split(r'\s{2,}', line.rstrip())[:6] for line in lines[3:13]])
         assert Image.open(tmp_path / folder / 'demo.png').size[0] > 800
     assert tables[0] == tables[1]

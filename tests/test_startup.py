@@ -3,6 +3,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import zennit_dc
@@ -52,15 +53,38 @@ def test_help_is_there_at_once():
     assert result.returncode == 0 and result.stdout.startswith('zennit-dc, version')
 
 
+PHOTOGRAPH = str(Path(__file__).parents[1] / 'examples' / 'coffee.jpg')
+
+
 def test_wrong_arguments_are_refused_at_once():
     wrong = {
         '--bogus': ['explain', 'x.png', '--bogus'], '\'splitcam\'': ['explain', 'x.png', '--method', 'splitcan'],
         'pink': ['explain', 'x.png', '--cmap', 'pink'], '\'gradcam\'': ['attribute', 'x', '--method', 'grad-cam'],
         '4096': ['layers', 'demo', '--size', '4097'], 'nowhere.json': ['evaluate', 'x', '--outlines', 'nowhere.json'],
+        'no folder nowhere': ['evaluate', 'nowhere'], 'nowhere, nor': ['attribute', 'nowhere', '--layer', 'features'],
+        'no file nowhere.h5': ['analyze', 'nowhere.h5'], 'no file none.h5': ['project', PHOTOGRAPH, 'none.h5'],
     }
     for message, (result, heavy) in zip(wrong, answered(*wrong.values())):
         require_error(result, message)
         assert heavy == [], result.args
+
+
+def test_wrong_files_and_classes_are_refused_before_pytorch_is_imported(tmp_path):
+    names = tmp_path / 'names.txt'
+    names.write_text('cat\ndog\n')
+    wrong = {
+        'no such file': ['explain', 'nowhere.png'], 'is a URL': ['explain', 'https://example.org/a.png'],
+        'weights nowhere.pt': ['explain', PHOTOGRAPH, '--weights', 'nowhere.pt'],
+        "'tiger cat' or 'Persian cat'": ['explain', PHOTOGRAPH, '--target', 'cat'],
+        'no class 1000': ['explain', PHOTOGRAPH, '--against', '1000'],
+        "'horse'": ['explain', PHOTOGRAPH, '--categories', str(names), '--target', 'horse'],
+        'nowhere.txt cannot be read': ['explain', PHOTOGRAPH, '--categories', 'nowhere.txt'],
+        "'dog'?": ['attribute', str(tmp_path), '--categories', str(names), '--target', 'doge', '--layer', 'x'],
+    }
+    commands = [[*command, '--out', str(tmp_path / 'out.png')] for command in wrong.values()]
+    for message, (result, heavy) in zip(wrong, answered(*commands)):
+        require_error(result, message)
+        assert not {'torch', 'torchvision', 'zennit'} & {*heavy}, result.args
 
 
 def test_constants_that_would_take_long_to_import():

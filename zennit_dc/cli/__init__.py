@@ -7,10 +7,11 @@ import warnings
 import click
 
 from .. import __version__
+from ..data.progress import begin
 from .data import analyze, attribute, project
 from .demo import demo
 from .evaluation import evaluate
-from .maps import explain, gallery, layers
+from .maps import explain, layers
 
 
 class Commands(click.Group):
@@ -18,6 +19,7 @@ class Commands(click.Group):
     def invoke(self, ctx):
         '''Run a command. Ctrl-C ends it with one line, and a warning is one.'''
         try:
+            begin()
             with warnings.catch_warnings():
                 warnings.showwarning = warn
                 return super().invoke(ctx)
@@ -63,7 +65,7 @@ def fail(reason, status=1):
 
 
 @click.group(
-    cls=Commands, commands=[demo, explain, gallery, layers, attribute, analyze, project, evaluate],
+    cls=Commands, commands=[demo, explain, layers, attribute, analyze, project, evaluate],
     context_settings={'help_option_names': ['-h', '--help'], 'show_default': True, 'max_content_width': 110}
 )
 @click.version_option(__version__, prog_name='zennit-dc')

@@ -1,15 +1,15 @@
 '''Commands over whole data sets: attribute, analyze and project.'''
 import os
-import sys
 from pathlib import Path
 
 import click
 
+from ..data.files import require_images, require_local
 from ..methods import METHODS
 from .options import (
     Name, Numbers, Shard, against_of, against_option, categories_option, classifier_of, compute_options, count_classes,
-    hold, method_options, model_option, model_options, option, parameters_of, require_compute, require_output,
-    require_used, tell_classes,
+    hold, method_options, model_option, model_options, option, parameters_of, require_classes, require_compute,
+    require_output, require_used, require_weights, tell_classes, tell_preprocessing,
 )
 
 
@@ -54,12 +54,23 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     inputs = [source, labels, None if weights == 'DEFAULT' else weights, categories]
     require_output(out, inputs, *(out.with_name(out.name.removesuffix('.h5') + end) for end in ENDINGS))
 
+    require_images(source)
+    require_there(labels)
+    require_weights(weights)
+    require_classes(model, categories, '--target', [target])
+    require_classes(model, categories, '--against', against)
+
     from ..data.categories import find_class
+    from ..data.classifiers import reading_places
     from ..data.images import load_label_map
+    from ..methods.table import require_layer
     from ..virelay import attribute as attribute_all
 
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
+    if layer is not None:
+        require_layer(classifier, layer)
+        reading_places(classifier, [layer], device, dtype)
     count = count_classes(classifier, device, dtype, categories)
     told = {'--against': against}
     if target not in ('predicted', 'label'):
@@ -72,9 +83,11 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
         raise click.UsageError(f'{METHODS[method].title} takes no --against: the loss is a contrast by itself')
     entries = None if labels is None else load_label_map(labels)
     images = load_images(source, classifier, entries, label_regex)
+    if int(os.environ.get('RANK', 0)) == 0:
+        tell_explained(classifier, images, method, target, against, ':' in model)
     skipped = attribute_all(
         classifier, images, out, method, target, entries, batch_size, device, dtype, seed, workers,
-        sys.stderr.isatty(), against, shard, join, **parameters_of(method, layer, given)
+        True, against, shard, join, **parameters_of(method, layer, given)
     )
     if int(os.environ.get('RANK', 0)) > 0:
         return
@@ -87,17 +100,44 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
         click.echo(f'left out {name}: {reason}')
 
 
+def require_there(*paths):
+    '''Raise if a file was named that is not there.'''
+    for path in filter(None, paths):
+        require_local(path)
+        if not path.exists():
+            raise click.UsageError(f'there is no file {path}')
+
+
+def tell_explained(classifier, images, method, target, against, is_own):
+    '''Say which class of each image is explained, and against which.'''
+    if is_own:
+        tell_preprocessing(classifier)
+    which = {'predicted': 'the predicted class of each image', 'label': 'the label of each image'}
+    named = which[target] if target in which else repr(classifier.category(target))
+    others = {'none': 'by itself', 'others': 'rather than all others', 'likely': 'rather than the other likely ones'}
+    if METHODS[method].explains_loss:
+        contrast = 'by its loss'
+    elif isinstance(against, str):
+        contrast = others[against]
+    else:
+        contrast = f'rather than {", ".join(map(classifier.category, against))}'
+    click.echo(f'explained is {named}, {contrast}; --target and --against choose others')
+    if None in images.labels:
+        count = images.labels.count(None)
+        click.echo(
+            f'{count} of {len(images)} images have no label, as they lie in no folder of a class: they are filed under'
+            ' the predicted class'
+        )
+
+
 def load_images(source, classifier, entries, label_regex):
     '''The images of a folder or file.'''
-    from ..data.images import ImageArray, ImageFolder, class_folders, label_map, require_local
+    from ..data.images import ImageArray, ImageFolder, class_folders, label_map
 
-    require_local(source)
     if source.suffix == '.npz':
         if label_regex is not None:
             raise click.UsageError('--label-regex is for folders')
         return ImageArray.load(source)
-    if not source.is_dir():
-        raise ValueError(f'there is no folder {source}, nor is it a file of NumPy (.npz)')
     if entries is None:
         entries = label_map(classifier.categories or class_folders(source))
     return ImageFolder(source, entries, label_regex)
@@ -126,14 +166,19 @@ def analyze(attribution, out, clusters, size, eigenvalues, neighbors, by, seed):
     zennit-dc analyze attribution.h5 --clusters 4,8,16 --by prediction
     '''
     require_output(out, [attribution])
+    require_there(attribution)
     hold(out)
 
     from ..virelay import analyze as analyze_all
+    from ..virelay.analyses import remedy
 
-    small = analyze_all(attribution, out, clusters, size, eigenvalues, neighbors, by, seed, sys.stderr.isatty())
+    small = analyze_all(attribution, out, clusters, size, eigenvalues, neighbors, by, seed)
     click.echo(f'{out}: the analysis of {attribution}')
     for name, count in small:
-        click.echo(f'left out class {name}, which has too few attributions for {max(clusters)} clusters: {count}')
+        click.echo(
+            f'left out class {name}, whose {count} attributions are too few for {max(clusters)} clusters:'
+            f' {remedy(clusters, count)}'
+        )
 
 
 @click.command()
@@ -154,6 +199,7 @@ def project(attribution, analyses, out, name, data, labels):
     python -m virelay project.yaml
     '''
     require_output(out, [attribution, *analyses, data, labels])
+    require_there(attribution, *analyses, labels)
     hold(out)
 
     from ..virelay import project as write_project

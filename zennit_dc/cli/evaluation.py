@@ -4,10 +4,11 @@ from pathlib import Path
 
 import click
 
+from ..data.files import require_local
 from ..methods import METHODS
 from .options import (
     Alpha, Name, Penalty, Recentering, classifier_of, compute_options, hold, model_option, model_options, option,
-    require_compute, together,
+    require_compute, require_weights, together,
 )
 
 
@@ -162,6 +163,12 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     '''
     if outlines is not None and not outlines.is_file():
         raise click.UsageError(f'there is no file of outlines {outlines}')
+    if str(source) != 'drawings' and not source.is_dir():
+        require_local(source)
+        raise click.UsageError(f'there is no folder {source}, and drawings is the only other source')
+    if labels is not None and not labels.is_file():
+        raise click.UsageError(f'there is no label map {labels}')
+    require_weights(weights)
 
     from ..evaluation.comparison import SENSITIVITY, MethodComparison
     from ..evaluation.figures import map_figure
@@ -179,8 +186,9 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     classifier = classifier_of(model, weights, size, mean, std, output, input)
     images = load_images(classifier, source, outlines, labels, count, seed)
     settings = list(dict.fromkeys(own)) or grid(list(dict.fromkeys(methods)), **with_input(choices))
+    require_layers(classifier, settings, device, dtype)
     options = {
-        'device': device, 'dtype': dtype, 'seed': seed, 'progress': sys.stderr.isatty(),
+        'device': device, 'dtype': dtype, 'seed': seed, 'progress': True,
         'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch, 'flipping_step': flipping_step,
         'sensitivity_samples': sensitivity_samples
     }
@@ -198,6 +206,17 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     if ablations:
         comparison.report_ablations(best, ablations, ablated)
     comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), localising), 'maps.png')
+
+
+def require_layers(classifier, settings, device, dtype):
+    '''Raise at once if maps cannot be read at a layer of a setting, rather than after those of others.'''
+    from ..data.classifiers import reading_places
+    from ..methods.table import require_layer
+
+    layers = list(dict.fromkeys(filter(None, (dict(setting.parameters).get('layer') for setting in settings))))
+    for layer in layers:
+        require_layer(classifier, layer)
+    reading_places(classifier.to(device, dtype), layers, device, dtype)
 
 
 def with_input(choices):

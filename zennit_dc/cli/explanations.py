@@ -2,34 +2,70 @@
 import json
 import math
 import re
+from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from ..attribution import map_cosine, require_scores, runner_up, support
+from ..attribution.support import blurred
 from ..data.categories import find_class
 from ..data.images import read_image
 from ..data.parts import atomic_write
-from ..figures import SAME, blend, caption, color, save, side_by_side
+from ..data.progress import progress_bar
+from ..figures import Bar, blend, caption, color, largest_shown, number, save, side_by_side
 from ..methods import METHODS, saliency_map
+from ..rules import Balanced
 from .options import against_of, attributor_of, parameters_of, require_once
 
 
-UNSIGNED = ('saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask')
+SAME = .95
+'''The cosine of two classes\' maps above which a map is not about the class.'''
+UNSIGNED = (
+    'saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask', 'image-center'
+)
 '''The methods whose maps are never negative.'''
-SENSITIVITIES = ('gradient', 'splitgrad')
+SENSITIVITIES = ('gradient', 'splitgrad', 'guided-backprop', 'deconvolution', 'guided-gradcam')
 '''The methods whose maps at the input say by their sign in which direction a pixel should change, and by their absolute
 value that it matters.'''
+GRAINY = (
+    *SENSITIVITIES, 'saliency', 'input-x-gradient', 'integrated-gradients', 'gradient-shap', 'deeplift', 'cafo', 'caso',
+    'smooth-cafo', 'smooth-caso'
+)
+'''The methods whose maps at the input change from pixel to pixel, as gradients do.'''
 FOR_THE_CLASS = (None, 'positive', 'combined', 'g', '+g')
 '''The streams whose red is for the class.'''
 RED_AND_BLUE = ('bwr', 'france', 'seismic')
 '''The color maps that end in blue and red.'''
+FAILURES = (ArithmeticError, RuntimeError, ValueError)
+'''What a method raises that has no map of an image.'''
 
 
-def explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place):
-    '''Save the figure and the maps of images, and how good they are in the file ``support.json`` in their folder.
+class Look(NamedTuple):
+    '''How maps are drawn.
+
+    Parameters
+    ----------
+    cmap : str
+        Zennit's name of the color map.
+    overlay : bool or None
+        Whether to lay maps over the images. None is for maps at a layer alone.
+    percentile : float or None
+        The percentile of the absolute values that gets the color map's end. None is 99 at the input and 100 at a layer.
+    smoothing : float or None
+        The standard deviation of the blur in pixels. None is a hundredth of the shorter side for grainy maps at the
+        input, and 0 for others.
+    '''
+    cmap: str = 'bwr'
+    overlay: bool | None = None
+    percentile: float | None = None
+    smoothing: float | None = None
+
+
+def explain_images(images, out, folder, explanations, heading, look, save_arrays, place):
+    '''Save the figure and the maps of images, and how good they are in the file ``support.json`` in their folder. Where
+    a method has no map of an image, the figure says why, and so does an error at the end.
 
     Parameters
     ----------
@@ -41,10 +77,8 @@ def explain_images(images, out, folder, explanations, heading, cmap, overlay, sa
         What to compute.
     heading : str
         The figure's heading.
-    cmap : str
-        Zennit's name of the color map.
-    overlay : bool or None
-        Whether to lay the maps over the images. None is for maps at a layer alone.
+    look : :py:class:`Look`
+        How maps are drawn.
     save_arrays : bool
         Whether to save the maps as arrays, too.
     place : dict
@@ -54,26 +88,35 @@ def explain_images(images, out, folder, explanations, heading, cmap, overlay, sa
     -------
     int
         The number of maps.
+
+    Raises
+    ------
+    Exception
+        What the first map raised that failed, if there is none of the first image.
     '''
-    classifier, rows, notes = explanations.classifier, [], []
+    classifier, rows, bars, notes = explanations.classifier, [], [], []
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place) for path in images]
-    folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(inputs), desc='maps', unit='image', disable=None) as bar:
+    with progress_bar(total=len(inputs), desc='maps', unit='image') as bar:
         for path, name, input in zip(images, distinct([path.stem for path in images]), inputs, strict=True):
-            for target, text, ending, saliencies in explanations.of(input, bar):
+            for target, text, ending, saliencies in explanations.of(path, input, bar):
+                folder.mkdir(parents=True, exist_ok=True)
                 photo = classifier.pixels(input[0]).numpy()
-                shown = {
-                    title: save_map(folder / f'{name}{ending}_{file_name(title)}', photo, saliency, cmap, save_arrays,
-                                    explanations.is_at_layer(title) if overlay is None else overlay)
-                    for title, saliency in saliencies.items()
-                }
-                rows.append((text, photo, explanations.by_column(shown)))
+                shown = {title: explanations.drawn(title, saliency, photo, look)
+                         for title, saliency in saliencies.items()}
+                for title, (images_of, _, _) in shown.items():
+                    save_map(folder / f'{name}{ending}_{file_name(title)}', images_of, saliencies[title], save_arrays)
                 bar.set_postfix_str('hiding parts')
-                notes.append(explanations.by_column(explanations.notes(path, input, target, ending, saliencies, cmap)))
+                found = explanations.notes(path, input, target, ending, saliencies, look.cmap)
+                pictures = {title: [*images_of.values()][-1] for title, (images_of, _, _) in shown.items()}
+                rows.append((text, photo, explanations.by_column(pictures, 'no map, see the error')))
+                bars.append(explanations.by_column({title: bar for title, (_, bar, _) in shown.items()}))
+                notes.append(explanations.by_column({
+                    title: '\n'.join(filter(None, [said, found.get(title)])) for title, (_, _, said) in shown.items()
+                }))
             bar.update()
     save_supports(folder / 'support.json', explanations)
-    save(side_by_side(rows, heading, explanations.by_column(explanations.legends()), cmap, notes), out)
-    return sum(len(shown) for *_, shown in rows)
+    save(side_by_side(rows, heading, bars, look.cmap, notes), out)
+    return sum(map(len, bars))
 
 
 def save_supports(path, explanations):
@@ -85,16 +128,14 @@ def save_supports(path, explanations):
         json.dump(explanations.supports, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
-def save_map(path, photo, saliency, cmap, as_array, over_photo):
-    '''Save a map as an image, over the photograph if asked, and as an array if asked; return what is to be shown.'''
-    images = {'': color(saliency, cmap), **({'_overlay': blend(photo, saliency, cmap)} if over_photo else {})}
+def save_map(path, images, saliency, as_array):
+    '''Save a map as images by the endings of their names, and as an array if asked.'''
     for ending, image in images.items():
         with atomic_write(path.with_name(f'{path.name}{ending}.png')) as temporary:
             image.save(temporary, 'png')
     if as_array:
         with atomic_write(path.with_name(f'{path.name}.npy')) as temporary, open(temporary, 'wb') as file:
             np.save(file, saliency.detach().float().cpu().numpy(), allow_pickle=False)
-    return images['_overlay' if over_photo else '']
 
 
 class Explanations:
@@ -121,22 +162,24 @@ class Explanations:
     '''
     def __init__(self, classifier, chosen, given, seed, targets, top, against, asks):
         self.classifier, self.targets, self.top = classifier, targets, top
-        self.methods = titles_of(chosen)
-        self.streams, self.seed, self.asks = given['streams'], seed, asks
+        self.methods, self.given = titles_of(chosen), given
+        self.seed, self.asks = seed, asks
         self.own_streams = {
             title: parameters_of(*each, given).get('stream') for title, each in self.methods.items()
         }
-        self.supports, self.failures = [], []
+        self.supports, self.distrusted, self.failed = [], [], []
         self.attributors = {
             title: attributor_of(*each, classifier, given, seed) for title, each in self.methods.items()
         }
         self.given_against, self.agreements = against, {}
 
-    def of(self, input, bar):
+    def of(self, path, input, bar):
         '''The maps of an image.
 
         Parameters
         ----------
+        path : path
+            The image's file.
         input : :py:class:`torch.Tensor`
             The image of shape (1, channels, height, width).
         bar : :py:class:`tqdm.tqdm`
@@ -146,25 +189,67 @@ class Explanations:
         ------
         tuple[int, str, str, dict[str, :py:class:`torch.Tensor`]]
             For each class its index, a caption, the ending of its files, and the maps of shape (height, width) by their
-            titles.
+            titles, but for those that failed.
         '''
         with torch.no_grad():
             output = require_scores(self.classifier.model(input.clone()))[0]
         against = against_of(self.given_against, len(output), self.classifier)
         targets = targets_of(self.targets, self.top, output, self.classifier)
-        other = targets[1] if len(targets) > 1 else runner_up(output, targets[0], against)
-        maps = {target: {} for target in (*targets, *(() if other is None else (other,)))}
-        for title, attributor in self.attributors.items():
+        maps = {target: {} for target in targets}
+        failures = []
+        for title in self.attributors:
             bar.set_postfix_str(title)
-            for target, found in maps.items():
-                own = None if METHODS[self.methods[title][0]].explains_loss else against
-                found[title] = saliency_map(attributor, input, target, own)[1][0]
-        for title in self.attributors if other is not None else ():
-            value = map_cosine(maps[targets[0]][title][None], maps[other][title][None]).item()
-            self.agreements.setdefault(title, []).append((value, targets[0], other))
+            try:
+                found = {target: self.map_of(title, input, target, against) for target in targets}
+                self.compare(title, input, targets, found[targets[0]], against, output)
+            except FAILURES as error:
+                failures.append((path, title, error))
+                continue
+            for target, map in found.items():
+                maps[target][title] = map
+        self.failed += failures
+        if len(self.failed) == len(self.attributors) and not any(maps.values()):
+            raise failures[0][-1]
         for target in targets:
             ending = f'_{target}' if len(targets) > 1 else ''
-            yield target, caption(self.classifier, output, target), ending, maps[target]
+            yield target, caption(self.classifier, output, target, against), ending, maps[target]
+
+    def map_of(self, title, input, target, against):
+        '''The map of a class of an image by a method, of shape (height, width).'''
+        own = None if METHODS[self.methods[title][0]].explains_loss else against
+        return saliency_map(self.attributors[title], input, target, own)[1][0]
+
+    def compare(self, title, input, targets, shown, against, output):
+        '''Keep how much the map of a class agrees with that of another one, each class by itself: contrasts of two
+        classes with each other differ by their construction.'''
+        other = targets[1] if len(targets) > 1 else runner_up(output, targets[0])
+        if other is None:
+            return
+        is_itself = against == 'none' or METHODS[self.methods[title][0]].explains_loss
+        itself = shown if is_itself else self.map_of(title, input, targets[0], None)
+        value = map_cosine(itself[None], self.map_of(title, input, other, None)[None]).item()
+        self.agreements.setdefault(title, []).append((value, targets[0], other))
+
+    def drawn(self, title, saliency, photo, look):
+        '''The images of a map by the endings of their names, of which the last one is shown, its color bar, and what
+        was done to draw it.'''
+        method, layer = self.methods[title]
+        at_input = layer is None or method == 'guided-gradcam'
+        width = look.smoothing
+        if width is None:
+            width = .01 * min(saliency.shape) if at_input and method in GRAINY else 0.
+        is_absolute = width > 0. and at_input and method in SENSITIVITIES
+        said = ''
+        if width > 0.:
+            saliency = blurred((saliency.abs() if is_absolute else saliency)[None], width)[0]
+            said = f'{"absolute values, " if is_absolute else ""}blurred by {number(width)} pixels'
+        percentile = (99. if at_input else 100.) if look.percentile is None else look.percentile
+        largest = largest_shown(saliency, percentile)
+        images = {'': color(saliency, look.cmap, largest)}
+        if layer is not None if look.overlay is None else look.overlay:
+            images['_overlay'] = blend(photo, saliency, look.cmap, largest=largest)
+        ends = ('', 'matters') if is_absolute else self.ends(title)
+        return images, Bar(largest, *ends, largest < saliency.abs().max().item()), said
 
     def notes(self, path, input, target, ending, maps, cmap):
         '''What hiding parts of an image does to a class, by the titles of its maps, in lines for the figure. It is kept
@@ -189,7 +274,7 @@ class Explanations:
         for title, map in maps.items() if self.asks else ():
             method, layer = self.methods[title]
             names = ('red', 'blue') if cmap in RED_AND_BLUE else ('highest', 'lowest')
-            if method in SENSITIVITIES and layer is None:
+            if method in SENSITIVITIES and (layer is None or method == 'guided-gradcam'):
                 map, names = map.abs(), ('strongest', 'weakest')
             found = support(self.classifier.model, input, map[None], target, seed=self.seed)
             reason = found.reason(names=names) if self.own_streams[title] in FOR_THE_CLASS else None
@@ -197,7 +282,7 @@ class Explanations:
             if reason is not None:
                 lines[title] += '\ndo not trust this map'
                 category = f', {self.classifier.category(target)}' if ending else ''
-                self.failures.append(f'{path.name}{category}, {self.named(title)}: {reason}: do not trust this map')
+                self.distrusted.append(f'{path.name}{category}, {self.named(title)}: {reason}: do not trust this map')
             self.supports.append({
                 'file': str(path), 'class': target, 'category': self.classifier.category(target), 'method': method,
                 'layer': layer, 'stream': self.own_streams[title], 'absolute': names[0] == 'strongest',
@@ -206,47 +291,78 @@ class Explanations:
             })
         return lines
 
-    def by_column(self, found):
-        '''What is known by titles, by the titles of the figure's columns, which name the layer.'''
-        layers = {title: self.methods[title][1] for title in found}
-        return {
-            f'{title} {layers[title]}' if layers[title] and not title.endswith(f' {layers[title]}') else title: value
-            for title, value in found.items()
-        }
+    def by_column(self, found, missing=None):
+        '''What is known by titles, by the titles of the figure's columns, which name the layer and a stream that was
+        chosen; with what stands for those that are not known, if that is given.'''
+        columns = {}
+        for title, (method, layer) in self.methods.items():
+            if title in found or missing is not None:
+                place, stream = 'the input' if layer is None else layer, self.own_streams[title]
+                chosen = '' if stream is None else f'\nstream {stream}'
+                columns[f'{METHODS[method].title}\nat {place}{chosen}'] = found.get(title, missing)
+        return columns
 
     def named(self, title):
         '''The method of a title, and where its maps are read.'''
         method, layer = self.methods[title]
         return f'{METHODS[method].title} at {"the input" if layer is None else layer}'
 
-    def is_at_layer(self, title):
-        '''Whether the maps of a title are read at a layer.'''
-        return self.methods[title][1] is not None
-
-    def legends(self):
-        '''What the ends of the colors mean, by title.'''
-        streams = {'positive': ('less', 'positive stream'),
-                   'negative': ('less', 'negative stream'),
-                   'combined': ('negative stream', 'positive stream')}
-        stream = next((each for each in self.streams if each in streams), 'positive')
-        return {
-            title: streams[stream] if name == 'splitlrp' else ('', 'matters') if name in UNSIGNED
-            else ('against the class', 'for it')
-            for title, (name, _) in self.methods.items()
-        }
+    def ends(self, title):
+        '''What the ends of the colors mean.'''
+        method, stream = self.methods[title][0], self.own_streams[title]
+        if method in UNSIGNED:
+            return '', 'matters'
+        if stream == 'combined':
+            return 'negative stream', 'positive stream'
+        if stream == 'negative':
+            return 'against', 'for, by the\nnegative stream'
+        if stream not in FOR_THE_CLASS:
+            return f'lowers {stream[-1]}', f'raises {stream[-1]}'
+        return 'against the class', 'for it'
 
     def warnings(self):
         '''A line for each map that fails, and for each method whose maps are nearly the same for two classes.'''
-        yield from self.failures
+        yield from self.distrusted
         for title, found in self.agreements.items():
             value, target, other = max(found, key=lambda each: -1. if math.isnan(each[0]) else each[0])
             if value > SAME:
-                names = [self.classifier.category(index) for index in (other, target)]
-                yield (
-                    f'{self.named(title)} says the same of {names[0]!r} as of {names[1]!r} (cosine {value:.2f}): it'
-                    ' does not explain the class; try --alpha balanced, --against likely or --against others, or'
-                    ' another layer'
-                )
+                yield self.of_no_class(title, value, target, other)
+
+    def of_no_class(self, title, value, target, other):
+        '''What is said of a method whose maps are nearly the same for two classes, each by itself.'''
+        names = [self.classifier.category(index) for index in (other, target)]
+        method, layer = self.methods[title]
+        contrasted = self.given_against != ('none',) and not METHODS[method].explains_loss
+        said = f'{self.named(title)} says the same of {names[0]!r} as of {names[1]!r}'
+        *others, last = self.advice(method, layer, contrasted)
+        advice = ', '.join([*others, f'or {last}']) if others else last
+        if contrasted:
+            return (
+                f'{said} where each is explained by itself (cosine {value:.2f}): what sets them apart, and is shown, is'
+                f' a small part; try {advice}'
+            )
+        return f'{said} (cosine {value:.2f}): it does not explain the class; try {advice}'
+
+    def advice(self, method, layer, contrasted):
+        '''What may help a method whose maps are not about the class, of the options that it has.'''
+        chosen, given = METHODS[method], self.given
+        if 'alpha' in chosen.parameters and given['alpha'] is not None and not isinstance(given['alpha'], Balanced):
+            yield '--alpha balanced'
+        if 'recentering' in chosen.parameters and given['recentering'] not in (None, 'relative'):
+            yield '--recentering relative'
+        if not contrasted and not chosen.explains_loss:
+            yield '--against likely'
+        if 'layer' in chosen.parameters:
+            yield f'a layer, as in --method {method}@LAYER' if layer is None else 'another layer'
+        yield 'another method'
+
+    def failure(self):
+        '''What is said of the maps that failed, or None if there are none.'''
+        if not self.failed:
+            return None
+        path, title, error = self.failed[0]
+        count = '' if len(self.failed) == 1 else f' ({len(self.failed)} failed)'
+        return f'{path.name}, {self.named(title)}: {error}{count}'
 
 
 def targets_of(targets, top, output, classifier):

@@ -1,14 +1,16 @@
-'''Commands that make pictures, explain and concept-gallery; and layers, which lists where maps can be read.'''
+'''The commands explain, which makes pictures, and layers, which lists where maps can be read.'''
 from pathlib import Path
 
 import click
 
-from ..methods import BASELINES, METHODS
 from ..core.wording import meant
+from ..data.files import require_file
+from ..methods import BASELINES, METHODS
 from .options import (
-    Alpha, Name, against_of, against_option, categories_option, classifier_of, compute_options, count_classes, hold,
-    image_files, method_options, model_option, model_options, option, possible_against, require_compute, require_format,
-    require_once, require_output, require_used, target_options, tell_classes,
+    Name, against_option, categories_option, classifier_of, compute_options, count_classes, hold, image_files,
+    method_options, model_option, model_options, option, possible_against, require_classes, require_compute,
+    require_format, require_once, require_output, require_used, require_weights, target_options, tell_classes,
+    tell_preprocessing,
 )
 
 
@@ -42,17 +44,29 @@ LAST, MIDDLE = '*last*', '*middle*'  # stand for feature maps, and are no module
     ' stands under each map, and in support.json. It takes some eleven forward passes a map.'
 )
 @option('--cmap', default='bwr', type=Name(CMAPS), help='Zennit\'s color map.')
+@option(
+    '--percentile', type=click.FloatRange(0., 100., min_open=True), metavar='PERCENT',
+    help='The percentile of a map\'s absolute values that gets the color map\'s end: what is larger looks the same.'
+    '  [default: 99 for maps at the input, 100 for those at a layer]'
+)
+@option(
+    '--smoothing', type=click.FloatRange(0.), metavar='PIXELS',
+    help='The standard deviation of a Gaussian by which pictures of maps are blurred. Of gradients at the input, whose'
+    ' signs change from pixel to pixel, these are the absolute values; 0 shows them as they are.  [default: a hundredth'
+    ' of the side for gradients at the input, 0 for other maps]'
+)
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
 @compute_options
 def explain(images, methods, compare, model, weights, size, mean, std, output, input, categories, layer, targets,
-            top, against, overlay, save_arrays, support, cmap, out, device, dtype, seed, **given):
+            top, against, overlay, save_arrays, support, cmap, percentile, smoothing, out, device, dtype, seed,
+            **given):
     '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
     its own in a folder beside it. With the default colors red speaks for the class and blue against it, rather than for
-    the classes of --against; a color bar says where it is otherwise. Each map is colored by its own largest absolute
-    value. A map that says nearly the same of another class is reported, and so is one whose red part matters to the
-    network less than a random or the blue part of the image.
+    the classes of --against; a color bar says where it is otherwise, and which value gets the color's end. A method
+    that says nearly the same of another class by itself is reported, and so is a map whose red part matters to the
+    network less than a random or the blue part of the image. Where a method fails, the other maps are kept.
 
     \b
     zennit-dc explain dog.jpg
@@ -66,9 +80,6 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_once('--method', methods)
     chosen = list(dict.fromkeys(parse(method, layer) for method in named))
     require_used([method for method, _ in chosen], {'layer': layer, **given})
-    asked = {**given}
-    if not set(given['streams']) & set(METHODS['splitlrp'].streams):
-        given['streams'] += ('positive',)  # the sign of the combined relevance at the input is the pixel's
     if layer is not None and layer not in {own for _, own in chosen}:
         raise click.UsageError(f'--layer {layer} belongs to none of the methods')
     require_format(out)
@@ -76,18 +87,26 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_once('IMAGE', [str(path) for path in images])
     folder = out.with_name(f'{out.stem}_maps')
     require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
-    hold(out)
-
-    from ..data.classifiers import last_feature_map, middle_feature_map
-    from ..data.images import require_file
-    from .explanations import Explanations, explain_images
-
     for path in images:
         require_file(path)
+    require_weights(weights)
+    require_classes(model, categories, '--target', targets)
+    require_classes(model, categories, '--against', against)
+    hold(out)
+
+    from ..data.classifiers import last_feature_map, middle_feature_map, reading_places
+    from ..methods.table import require_layer
+    from .explanations import Explanations, Look, explain_images
+
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
+    for _, own in chosen:
+        if own not in (None, LAST, MIDDLE):
+            require_layer(classifier, own)
     number = count_classes(classifier, device, dtype, categories)
     against = possible_against(against, number)
+    if ':' in model:
+        tell_preprocessing(classifier)
     tell_classes('--target', targets, number, classifier)
     tell_classes('--against', against, number, classifier)
     if MIDDLE in {own for _, own in chosen}:
@@ -101,27 +120,22 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         which = 'the last feature map' if is_last else 'the layer before the last feature map, which no module makes'
         click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
         chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
-    places = reading_places({own for _, own in chosen} - {None}, classifier, device, dtype)
+    places = reading_places(classifier, [own for _, own in chosen if own is not None], device, dtype)
     explanations = Explanations(classifier, chosen, given, seed, targets, top, against, support)
-    place = {'device': device, 'dtype': dtype}
-    heading = heading_of(model, ' and '.join(places.values()), against, asked)
-    count = explain_images(images, out, folder, explanations, heading, cmap, overlay, save_arrays, place)
+    place, look = {'device': device, 'dtype': dtype}, Look(cmap, overlay, percentile, smoothing)
+    heading = heading_of(model, ' and '.join(places.values()), against, given)
+    count = explain_images(images, out, folder, explanations, heading, look, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)
     click.echo(f'{out} and {count} maps in {folder}')
-
-
-def reading_places(chosen, classifier, device, dtype):
-    '''Where maps at layers of these names are read, by their names.'''
-    from ..data.classifiers import layers as layers_of
-
-    found = layers_of(classifier, device, dtype) if chosen else ()
-    places = {each.name: each.place for each in found if each.name in chosen}
-    return {**places, **{name: name for name in sorted(chosen - places.keys())}}
+    if explanations.failed:
+        raise click.ClickException(explanations.failure())
 
 
 def heading_of(model, layer, against, given):
     '''The heading of a figure: the model and the options.'''
+    names = {'streams': 'stream', 'canonizers': 'canonizer'}
+    given = {names.get(name, name): value for name, value in given.items()}
     options = {'layer': layer, 'against': ', '.join(against), **given}
     values = {name: ' '.join(map(str, value)) if isinstance(value, tuple) else value for name, value in options.items()}
     return ', '.join([model, *(f'{name} {value}' for name, value in values.items() if value not in (None, ''))])
@@ -138,53 +152,6 @@ def parse(method, layer):
     if not takes_layer or own == 'input':
         return name, None
     return name, own if at else layer or (LAST if METHODS[name].needs_layer else None)
-
-
-@click.command('concept-gallery')
-@click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE|FOLDER...')
-@model_option
-@model_options
-@categories_option
-@option('--target', required=True, help='The name or index of the class.')
-@against_option('none')
-@option('--alpha', type=Alpha(), default='balanced', metavar='ALPHA|balanced[:KAPPA]', help='The shift of SplitGrad.')
-@option('--out', default='concepts.png', type=click.Path(path_type=Path), help='The figure.')
-@compute_options
-def gallery(images, model, weights, size, mean, std, output, input, categories, target, against, alpha, out, device,
-            dtype, seed):
-    '''See what a classifier has learned of a class.
-
-    Writes a figure with the gradients of the streams g and h of the class's score at each image, which need not be of
-    the class: they are prototypes of it. With the paper's --alpha 0.25 they can be the same for all classes of a deep
-    network; the figure says so where they are.
-
-    \b
-    zennit-dc concept-gallery dragonfly.jpg flower.jpg --model vgg16 --target 319
-    zennit-dc concept-gallery dragonfly.jpg --target "Siamese cat" --against others
-    '''
-    require_format(out)
-    images = image_files(images)
-    require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories])
-    hold(out)
-
-    import torch
-
-    from ..data.categories import find_class
-    from ..data.images import read_image, require_file
-    from ..figures import concept_gallery, save
-
-    for path in images:
-        require_file(path)
-    device, dtype = require_compute(device, dtype, seed)
-    classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
-    inputs = torch.stack([classifier.preprocessing(read_image(path, classifier.mode)) for path in images])
-    inputs = inputs.to(device, dtype)
-    count = count_classes(classifier, device, dtype, categories)
-    tell_classes('--target', [target], count, classifier)
-    tell_classes('--against', against, count, classifier)
-    target, against = find_class(target, count, classifier.categories), against_of(against, count, classifier)
-    save(concept_gallery(classifier, inputs, target, alpha, against), out)
-    click.echo(out)
 
 
 @click.command()

@@ -9,12 +9,14 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from ..methods import METHODS, attributor, recentering_named
 from ..core.wording import meant
+from ..data.files import images_in, require_local
+from ..methods import METHODS, attributor, recentering_named
 
 
 DTYPES = ('float32', 'float64', 'bfloat16')
 CANONIZERS = ('auto', 'attention', 'activations', 'smooth', 'none')
+WORDS = ('none', 'others', 'likely', 'predicted', 'label')  # which stand for classes
 LARGEST = 4096  # the side of an input, of which a network's layers take gigabytes of memory
 
 
@@ -226,7 +228,7 @@ method_options = together(
         '--stream', 'streams', multiple=True,
         type=click.Choice(dict.fromkeys(stream for method in METHODS.values() for stream in method.streams)),
         help='The stream: of SplitGrad and SplitCAM one of +g, -g, g, +h, -h and h [default: g]; of SplitLRP positive,'
-        ' negative or combined [default: combined].'
+        ' negative or combined [default: positive, as the sign of the combined relevance at the input is the pixel\'s].'
     ),
     option('--pooling', type=click.Choice(['wta', 'convex']), help='The form of max-pooling.  [default: wta]'),
     option(
@@ -355,6 +357,58 @@ def tell_classes(name, given, count, classifier):
             click.echo(f'{name} {each}: {choice}')
 
 
+def require_weights(weights):
+    '''Raise if a file of weights was named that is not there.'''
+    if weights is not None and weights != 'DEFAULT':
+        require_local(weights)
+        if not os.path.isfile(weights):
+            raise click.UsageError(f'there is no file of weights {weights}')
+
+
+def require_classes(model, categories, name, given):
+    '''Raise if a class was given to an option that a model does not have, as far as its classes are known before
+    anything is imported that takes long.
+
+    Parameters
+    ----------
+    model : str
+        The model's name.
+    categories : path or None
+        A file with the names of its classes.
+    name : str
+        The option's name.
+    given : sequence of str
+        What it was given.
+    '''
+    from ..data.categories import find_class, load_categories
+    from ..data.imagenet import imagenet_classes
+
+    if categories is not None:
+        names = load_categories(categories)
+    elif ':' in model or model == 'demo':
+        return
+    else:
+        names = [each for _, each in imagenet_classes()]
+    for each in given:
+        if each not in WORDS:
+            try:
+                find_class(each, len(names), names)
+            except ValueError as error:
+                raise click.UsageError(f'{name}: {error}') from error
+
+
+def tell_preprocessing(classifier):
+    '''Say what a model of one's own is taken to need, and how its classes are named.'''
+    preprocessing, named = classifier.preprocessing, classifier.categories
+    mean, std = (','.join(f'{each:.4g}' for each in values) for values in (preprocessing.mean, preprocessing.std))
+    sides = preprocessing.resize_size[0], preprocessing.crop_size[0]
+    names = 'classes have numbers, as no --categories FILE names them' if named is None else 'names of --categories'
+    click.echo(
+        f'{classifier.name}: images resized to {sides[0]} and cropped to {sides[1]} pixels (--size), normalized by mean'
+        f' {mean} (--mean) and standard deviation {std} (--std); {names}'
+    )
+
+
 def possible_against(against, count):
     '''What a class is explained against where the option was given, or where its default can be: the only class of a
     model is explained by itself, which is said.'''
@@ -394,8 +448,6 @@ def image_files(paths):
     '''Image files, with those in a folder in its place.'''
     if not any(path.is_dir() for path in paths):
         return list(paths)
-    from ..data.images import images_in
-
     return [file for path in paths for file in (images_in(path) if path.is_dir() else [path])]
 
 

@@ -237,6 +237,43 @@ def layers(classifier, device='cpu', dtype=torch.float32):
     return [*Survey(classifier.model, black_input(classifier)[None].to(device, dtype)).layers.values()]
 
 
+def reading_places(classifier, names, device='cpu', dtype=torch.float32):
+    '''Where maps at layers are read, by running the model on a black image.
+
+    Parameters
+    ----------
+    classifier : :py:class:`Classifier`
+        The classifier.
+    names : sequence of str
+        The names of layers.
+    device, dtype
+        Where the model is, and its floating point type.
+
+    Returns
+    -------
+    dict[str, str]
+        Where they are read, for people, by their names: the name itself, with an activation after it.
+
+    Raises
+    ------
+    ValueError
+        If a layer is not called once in the forward pass, so that there is not one map at its output.
+    '''
+    if not names:
+        return {}
+    survey = Survey(classifier.model, black_input(classifier)[None].to(device, dtype))
+    for name in names:
+        count = len(survey.calls.get(name, ()))
+        if count != 1:
+            how_often = f'called {count} times' if count else 'not called'
+            raise ValueError(
+                f'layer {name!r} of {classifier.name} is {how_often} in a forward pass, so that there is not one map at'
+                f' its output: choose a module that is called once; `zennit-dc layers {classifier.name}` lists them'
+            )
+    layers = survey.layers
+    return {name: layers[name].place if name in layers else name for name in names}
+
+
 def last_feature_map(classifier, device='cpu', dtype=torch.float32):
     '''The layer of the last feature map before the places are summed up, by running the model on a black image.
 
