@@ -152,7 +152,7 @@ def test_gradients_are_blurred_in_pictures_alone(tmp_path, drawings, monkeypatch
     expected = np.asarray(color(torch.from_numpy(raw)).convert('RGB'), int)
     assert np.abs(np.asarray(Image.open('raw_maps/0_Gradient.png').convert('RGB'), int) - expected).max() <= 2
     red, _, blue = np.asarray(Image.open('blurred_maps/0_Gradient.png').convert('RGB'), int).reshape(-1, 3).T
-    assert (red >= blue).all() and (red > blue).any()
+    assert (red >= blue - 3).all() and (red > blue + 99).any()  # the middle of a palette of 256 colors is nearly white
     require_error(run(*options, '--percentile', 0), 'percentile')
 
 

@@ -48,7 +48,8 @@ def fixture_whole(tmp_path_factory):
     out = tmp_path_factory.mktemp('whole')
     result = run_process(*OPTIONS, '--out', out)
     require_success(result)
-    assert '14 settings on 3 images, the best ones on 9 others' in result.stdout
+    assert '14 settings on 3 images, the first ones on 9 others' in result.stdout
+    assert '3 images cannot name a best setting' in result.stdout
     return out
 
 

@@ -4,6 +4,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from zennit_dc.demo import demo_network, demo_preprocessing
@@ -78,7 +79,7 @@ def test_texts_do_not_collide(rows, columns):
         [{title: Bar(1.2e-5, 'negative stream', 'positive stream', True) for title in maps} for _ in range(rows)],
         notes=[{title: note for title in maps} for _ in range(rows)]
     )
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()  # which puts texts into their places
     boxes = [
         (text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
         if text.get_text() and text.get_visible() and getattr(text.axes, 'get_visible', lambda: True)()

@@ -64,6 +64,8 @@ def test_versions_that_a_report_needs():
     assert f'Python {platform.python_version()}' in result.stdout and heavy == []
 
 
+
+
 PHOTOGRAPH = str(Path(__file__).parents[1] / 'examples' / 'coffee.jpg')
 
 

@@ -468,6 +468,8 @@ class MapPass(Pass):
         '''The gradients of difference and sum at the place where the map is read, and these tensors, from another pass
         with all of its graph; if exact, in float64.'''
         seeds = self.running.seeds
+        if not all(isinstance(place, int) for place in seeds):
+            raise RuntimeError('its backward pass starts within the model, not at the output')
         _, output, read = self.other_pass(index, exact)
         leaves = flatten(output)[0]
         seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
