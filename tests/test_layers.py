@@ -422,3 +422,36 @@ def test_last_feature_map_of(name):
     assert last_layer(classifier_of(model)) == found[0].name
     assert [parameter.requires_grad for parameter in model.parameters()] == trained
     assert not model.conv._forward_hooks and not model.conv._forward_pre_hooks
+
+
+class Bypassed(nn.Module):
+    '''A layer beside which its input goes on.'''
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer, self.last = nn.Conv2d(2, 6, 1), nn.Conv2d(6, 6, 1), nn.Linear(6, 3)
+        self.double().eval()
+
+    def forward(self, x):
+        hidden = torch.relu(self.first(x))
+        return self.last(torch.relu(hidden + torch.relu(self.layer(hidden))).mean((2, 3)))
+
+
+@pytest.mark.parametrize('composite', [
+    lambda: SplitGrad(layer='layer'), lambda: SplitLRP(layer='layer'), lambda: SplitCAM('layer')
+])
+def test_true_gradients_do_not_only_go_through_the_layer(composite):
+    '''Those of a loss of output and map, and those by parameters alone.'''
+    model, image = Bypassed(), random_image(2, 2, 4, 4).requires_grad_()
+    tensors = [image, *model.parameters()]
+    seed = torch.eye(3, dtype=torch.float64)[[0, 2]]
+    expected = torch.autograd.grad((model(image) * seed).sum(), tensors)
+    with composite().context(model):
+        map, = torch.autograd.grad(output := model(image), image, seed, create_graph=True)
+        of_map = torch.autograd.grad(map.square().sum(), tensors, retain_graph=True, materialize_grads=True)
+        of_both = torch.autograd.grad(map.square().sum() + (output * seed).sum(), tensors, retain_graph=True)
+        alone = torch.autograd.grad((output * seed).sum(), tensors[1:])
+    for whole, part, true in zip(of_both, of_map, expected):
+        assert_close(whole - part, true, 1e-9)
+    for found, true in zip(alone, expected[1:]):
+        assert_close(found, true, 1e-12)

@@ -65,7 +65,6 @@ def test_versions_that_a_report_needs():
 
 
 
-
 PHOTOGRAPH = str(Path(__file__).parents[1] / 'examples' / 'coffee.jpg')
 
 

@@ -14,7 +14,6 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Real
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -192,8 +191,8 @@ class Smooth:
     n_iter : int, optional
         The number of copies, the last of which has no noise, as in Zennit's SmoothGrad.
     '''
-    def __init__(self, *args: Any, noise_level: float = .15, n_iter: int = 20, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def set_noise(self, noise_level: float, n_iter: int) -> None:
+        '''Set the parameters.'''
         if not 0. <= noise_level < math.inf or n_iter < 1:
             raise ValueError(
                 f'noise_level must be zero or more, and n_iter one or more, not {noise_level} and {n_iter}'

@@ -121,10 +121,6 @@ class Influence(Pass):
         '''Whether statistics are constants in the running backward pass.'''
         return self.is_constant
 
-    def at_layer(self, module, output):
-        '''The output of the layer at which a map is read, as it is.'''
-        return output
-
     def __call__(self, call, inputs):
         '''The part of the gradient of each sample's largest score that comes through constants: the norm of what is
         left out, over that of the whole. None where the score has no gradient.'''

@@ -93,6 +93,9 @@ class Pass:
         '''The difference and the sum of an embedding of tokens.'''
         return difference, stream_sum
 
+    def at_layer(self, where, output):
+        '''Called with the output of the layer at which a map is read, and what it is called.'''
+
     def begin(self, pair):
         '''Called with an embedding of tokens.'''
 

@@ -367,13 +367,14 @@ class MapPass(Pass):
             values = [tensor.detach() for tensor in pair.tensors]
             return Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
         seeds = partial(self.seeds_of, place, pair.depth, pair.batch, pair.tensors[1].dtype)
-        exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(seeds, *pair.tensors)
+        exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(place, seeds, *pair.tensors)
         return exit.clone()
 
-    def exit(self, seeds, *tensors):
-        '''The difference of an output, whose gradient enters by a function; the maps of several at once go to the
-        inputs from here.'''
+    def exit(self, place, seeds, *tensors):
+        '''The difference of an output, whose gradient enters by a function. From here, the maps of several at once go to
+        the inputs, and true gradients to inputs and parameters where nothing below a layer has a graph.'''
         inputs = [input for input in self.inputs if input.requires_grad and tensors[0].requires_grad]
+        others = trained_of(self.root) if inputs and self.layer is not None else []
 
         def maps(gradient):
             with torch.enable_grad():
@@ -381,13 +382,15 @@ class MapPass(Pass):
             return torch.autograd.grad(output, inputs, gradient, retain_graph=True, allow_unused=True)
 
         def enter(gradient, sum_gradient):
-            if not is_batch(gradient):
-                return *seeds(gradient, sum_gradient), *[None] * len(inputs)
-            self.begin_batch()
-            trained = trained_of(self.root)
-            return None, None, *maps_of_batch(self.readout, maps, gradient, alive(self.exits), trained)
+            if is_batch(gradient):
+                self.begin_batch()
+                found = maps_of_batch(self.readout, maps, gradient, alive(self.exits), trained_of(self.root))
+                return None, None, *found, *[None] * len(others)
+            if self.layer is not None and inputs and not self.begins_map():
+                return None, None, *self.true_gradients(place, gradient, others)
+            return *seeds(gradient, sum_gradient), *[None] * (len(inputs) + len(others))
 
-        return Node.apply(self.exits, enter, *tensors, *inputs)[0]
+        return Node.apply(self.exits, enter, *tensors, *inputs, *others)[0]
 
     # backward passes
 
@@ -401,7 +404,7 @@ class MapPass(Pass):
         if self.probe is not None:
             return True
         if not self.canonizer.active:
-            return self.refuse_inactive()
+            return False
         reaches = torch._C._will_engine_execute_node
         entrances, maps = (any(map(reaches, alive(nodes))) for nodes in (self.entrances, self.maps))
         return entrances and not maps
@@ -413,15 +416,6 @@ class MapPass(Pass):
         task = torch._C._current_graph_task_id()
         self.batches.add(task)
         torch.autograd.Variable._execution_engine.queue_callback(lambda: self.batches.discard(task))
-
-    def refuse_inactive(self):
-        '''Whether an inactive composite makes a map: it does not. Raise if there is no true gradient either.'''
-        if self.layer is not None:
-            raise RuntimeError(
-                f'what does not go through module {self.layer!r} has no graph in this forward pass: call the model'
-                ' inside of composite.inactive(), too, for its true gradient'
-            )
-        return False
 
     def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
@@ -474,6 +468,18 @@ class MapPass(Pass):
         leaves = flatten(output)[0]
         seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
         return *gradients(read, seeded, materialize_grads=True), *read
+
+    def true_gradients(self, place, gradient, trained):
+        '''The true gradients by inputs that need one and by parameters of the output at a place.'''
+        if self.is_over:
+            raise changed()
+        with self.rerun.running(self.root) as (call, inputs):
+            true_pass = Pass(self.pooling, None, self.rules[0], self.root)
+            true_pass.has_graph = True
+            pairs = [SplitTensor(same(input), self.sum_of_input(input), true_pass).as_input() for input in inputs]
+            output = flatten(call(pairs))[0][place].difference
+        needed = [new for new, old in zip(inputs, self.inputs) if old.requires_grad]
+        return gradients([*needed, *trained], [(output, gradient)], allow_unused=True)
 
     def below_layer(self, layer_gradients, trained):
         '''The true gradients by inputs and parameters of what is below the layer.'''

@@ -84,7 +84,7 @@ class Recorded(Gradient):
         super().__init__(model=model, composite=composite, attr_output=attr_output)
         self.backend, self.strict, self.patience = backend, strict, patience
         self.limit, self.folded = limit, Folded(budget)
-        self.recordings: OrderedDict[tuple, Recording | float] = OrderedDict()
+        self.recordings: OrderedDict[tuple, Replay | float] = OrderedDict()
         self.referents: dict[tuple, list] = {}
         self.is_exceeded = False
         # those of the model without and with the composite, while that is registered
@@ -123,7 +123,7 @@ class Recorded(Gradient):
         seed_of = relevance if callable(relevance) else lambda output: relevance
         state = self.state(input)
         entry = self.recordings.get(state, 0)
-        if isinstance(entry, Recording):
+        if isinstance(entry, Replay):
             self.recordings.move_to_end(state)
             output, map, is_doubtful, saliency = entry(input.detach(), seed_of)
             if not is_doubtful:
@@ -149,7 +149,7 @@ class Recorded(Gradient):
     def recorded(self, input: Tensor, seed_of: Callable) -> tuple[Tensor, Tensor]:
         '''The output and the map of an input, of which a recording is made.'''
         seeds: list[Tensor] = []
-        recording: Recording | float
+        recording: Replay | float
 
         def noted(output: Tensor) -> Tensor:
             seeds.append(seed_of(output))
@@ -157,7 +157,7 @@ class Recorded(Gradient):
 
         expected = *self.plain(input, noted), self.saliency()
         try:
-            recording = Recording(self.traced(input.detach(), seeds[0].detach()), self.folded, self.backend_for(input))
+            recording = Replay(self.traced(input.detach(), seeds[0].detach()), self.folded, self.backend_for(input))
             output, map, is_doubtful, saliency = recording(input.detach(), lambda output: seeds[0].detach())
             same = (*self.unchecked(input.detach(), seeds[0])[:2], self.saliency()) if is_doubtful else expected
             is_exact = input.is_cpu and self.backend is None
@@ -201,7 +201,7 @@ class Recorded(Gradient):
         except Exception as error:  # whatever the model raises, as the plain call has worked
             raise NotRecorded(f'this call cannot be recorded, as it depends on values: {error}; {PLAIN}') from error
 
-    def add(self, state: tuple, recording: 'Recording | float') -> None:
+    def add(self, state: tuple, recording: 'Replay | float') -> None:
         '''Keep a recording, or how many calls there were, and drop what has not been used for the longest time.'''
         self.recordings[state] = recording
         self.referents[state] = self.current_hooks()  # whose ids are part of the state
@@ -240,7 +240,7 @@ class Recorded(Gradient):
         return self.hooks[0] if self.hooks is not None and hooks == self.hooks[1] else hooks
 
 
-class Recording:
+class Replay:
     '''The operations of a call, as a function of its input and of a function of its output.
 
     Parameters

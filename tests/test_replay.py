@@ -13,7 +13,7 @@ from zennit.core import Composite
 
 from zennit_dc import Balanced, Logits, Relative, Scaling, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import NotRecorded, Recorded, contrast
-from zennit_dc.attribution.recorded import Recording
+from zennit_dc.attribution.replay import Replay
 
 COMPOSITES = {
     'none': lambda: None,
@@ -51,7 +51,7 @@ def image(seed=1, count=3):
 
 def count(recorded):
     '''How many recordings there are.'''
-    return sum(isinstance(each, Recording) for each in recorded.recordings.values())
+    return sum(isinstance(each, Replay) for each in recorded.recordings.values())
 
 
 def assert_equal(found, expected):
