@@ -371,8 +371,8 @@ class MapPass(Pass):
         return exit.clone()
 
     def exit(self, place, seeds, *tensors):
-        '''The difference of an output, whose gradient enters by a function. From here, the maps of several at once go to
-        the inputs, and true gradients to inputs and parameters where nothing below a layer has a graph.'''
+        '''The difference of an output, whose gradient enters by a function. From here, the maps of several at once go
+        to the inputs, and true gradients to inputs and parameters where nothing below a layer has a graph.'''
         inputs = [input for input in self.inputs if input.requires_grad and tensors[0].requires_grad]
         others = trained_of(self.root) if inputs and self.layer is not None else []
 
