@@ -1,4 +1,6 @@
 '''Layers as places: grids of tokens, and maps at them by all methods.'''
+from functools import partial
+
 import pytest
 import torch
 from helpers import alive, assert_close, explain, gradient_of, random_image
@@ -11,6 +13,7 @@ from zennit_dc import DetachedActivations, DetachedStatistics, SplitCAM, SplitGr
 from zennit_dc.attribution import LayerCAM, class_relevance
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer, layers
 from zennit_dc.methods import attributor
+from zennit_dc.core.axes import input_places, reshaped_places
 from zennit_dc.core.places import places_of, token_grid
 
 
@@ -277,6 +280,79 @@ def test_patches_of_audio():
     composite = SplitCAM('1', .5)
     map = explain(composite, model, random_image(2, 24))
     assert_close(map, F.interpolate(composite.saliency[:, None], 24, mode='linear')[:, 0], 1e-12)
+
+
+# a sample alone, whose axis has a length of one
+
+RESHAPED = [
+    (3, 4, 8, 5), (12, 2, 4, 5), (3, 4, 2, 4, 5), (96, 5), (12, 40), (480,), (6, 16, 5), (3, 1, 4, 8, 5), (1, 12, 8, 5),
+    (8, 12, 5), (5, 96), (4, 24, 5), (3, 160), (8, 5, 12),
+]
+
+
+@pytest.mark.parametrize('old', [(12, 8, 5), (1, 12, 8, 5), (12, 1, 8, 5)])
+@pytest.mark.parametrize('new', RESHAPED)
+def test_places_of_a_sample_alone(old, new):
+    '''In another shape, those of all axes but the samples' are where they are in a batch.'''
+    found = []
+    for samples in (1, 7):
+        places = reshaped_places(input_places(0, (samples, *old)), (samples, *old), (samples, *new))
+        found.append({key: place for key, place in places.items() if key[1] not in (0, -1)})
+    assert found[0] == found[1]
+
+
+class Windows(nn.Module):
+    '''Features of places in windows, channels last, and the places of each window of two by two put together.'''
+    def __init__(self, merge, size=2, shift=0):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patch, self.mix, self.layer = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 6), nn.Identity()
+        self.reduce, self.merged, self.head = nn.Linear(24, 5), nn.Identity(), nn.Linear(5, 4)
+        self.merge, self.size, self.shift = merge, size, shift
+        self.double().eval()
+
+    def forward(self, x):
+        x = self.patch(x).permute(0, 2, 3, 1)
+        x = self.layer(x + self.in_windows(x.roll((-self.shift, -self.shift), (1, 2))))
+        x = self.merged(self.reduce(self.merge(x)).relu())
+        x = x + self.in_windows_again(x)
+        return self.head(x.mean((1, 2)))
+
+    def in_windows(self, x):
+        rows, columns = x.shape[1] // self.size, x.shape[2] // self.size
+        windows = x.view(-1, rows, self.size, columns, self.size, 6).permute(0, 1, 3, 2, 4, 5)
+        windows = self.mix(windows.reshape(-1, self.size ** 2, 6))
+        windows = (windows + windows.mean(1, keepdim=True)).relu()
+        x = windows.view(-1, rows, columns, self.size, self.size, 6).permute(0, 1, 3, 2, 4, 5).reshape(x.shape)
+        return x.roll((self.shift, self.shift), (1, 2))
+
+    @staticmethod
+    def in_windows_again(x):
+        return x.reshape(len(x), -1, 5).relu().view(x.shape)
+
+
+MERGES = {
+    'reshape': lambda x: x.reshape(
+        len(x), x.shape[1] // 2, 2, x.shape[2] // 2, 2, 6).permute(0, 1, 3, 4, 2, 5).flatten(3),
+    'slices': lambda x: torch.cat([x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)], -1),
+    'unfold': lambda x: x.unfold(1, 2, 2).unfold(2, 2, 2).permute(0, 1, 2, 5, 4, 3).flatten(3),
+}
+
+
+@pytest.mark.parametrize('size, shift', [(2, 0), (2, 1), (4, 2)])
+@pytest.mark.parametrize('merge', MERGES)
+@pytest.mark.parametrize('layer', ['layer', 'merged'])
+def test_windows_of_a_sample_alone(merge, layer, size, shift):
+    '''The maps are those of the sample in a batch, and have all places.'''
+    images, model = random_image(3, 3, 16, 32), Windows(MERGES[merge], size, shift)
+    for make in (SplitCAM, partial(SplitGrad, .3), SplitLRP):
+        composite = make(layer=layer)
+        map = explain(composite, model, images)
+        saliency = composite.saliency
+        assert saliency.shape == ((3, 8, 16) if layer == 'layer' else (3, 4, 8))
+        assert_close(explain(composite, model, images[1:2]), map[1:2])
+        assert composite.saliency.shape == saliency[:1].shape
+        assert_close(composite.saliency, saliency[1:2])
 
 
 # views and parts

@@ -6,7 +6,7 @@ import torch
 from helpers import assert_close, random_image, rounding
 from zennit.attribution import Gradient
 
-from zennit_dc import DetachedStatistics, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import DetachedActivations, DetachedStatistics, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM, contrast, recorded
 from zennit_dc.core.places import spread
 
@@ -73,3 +73,34 @@ def test_layercam_at_a_block_of_tokens():
     expected = (gradient * outputs[0].detach())[:, 1:].sum(-1).reshape(2, 1, 4, 4).relu()
     target = torch.nn.functional.one_hot(torch.tensor([1, 1]), 7).float()
     assert_close(LayerCAM(model, 'blocks.0')(image, target)[1], spread(expected, image), rounding(model, image))
+
+
+STAGES = {'depths': (1, 1, 2, 1), 'num_heads': (1, 2, 2, 4), 'embed_dim': 8}
+WINDOWED = {  # the size of the image, what makes a model small, and layers with the sides of their grids
+    'swin_tiny_patch4_window7_224': (64, {'img_size': 64, 'window_size': 4, **STAGES}, {
+        'patch_embed': 16, 'layers.0': 16, 'layers.1': 8, 'layers.2.blocks.0': 4, 'layers.2': 4, 'norm': 2}),
+    'swinv2_tiny_window8_256': (64, {'img_size': 64, 'window_size': 4, **STAGES}, {
+        'layers.0': 16, 'layers.1': 8, 'layers.2.blocks.1': 4, 'layers.3': 2}),
+    'swinv2_cr_tiny_224': (64, {'img_size': 64, 'window_size': 4, **STAGES}, {
+        'stages.0': 16, 'stages.1': 8, 'stages.2': 4}),
+    'maxvit_pico_rw_256': (64, {'img_size': 64, 'depths': (1, 1, 1, 1), 'embed_dim': (32, 32, 32, 32)}, {
+        'stages.0': 16, 'stages.1': 8, 'stages.2': 4}),
+    'convnext_atto': (64, {'depths': (1, 1, 1, 1), 'dims': (8, 8, 8, 8)}, {
+        'stages.0': 16, 'stages.1': 8, 'stages.2': 4}),
+}
+
+
+@pytest.mark.parametrize('name', WINDOWED)
+def test_image_alone_and_in_a_batch(name):
+    '''The maps at each stage have the same places and values.'''
+    size, options, layers = WINDOWED[name]
+    model, images = build(name, **options), random_image(2, 3, size, size, dtype=torch.float32)
+    for layer, side in layers.items():
+        saliencies = []
+        for batch in (images, images[:1]):
+            composite = SplitCAM(layer, canonizers=[DetachedStatistics(), DetachedActivations()])
+            Gradient(model, composite)(batch, contrast(1))
+            assert composite.saliency.shape == (len(batch), side, side)
+            saliencies.append(composite.saliency[:1])
+        assert saliencies[0].any()
+        assert_close(*saliencies, rounding(model, images[:1]))

@@ -120,7 +120,7 @@ class Place(NamedTuple):
             whole = own * length
             if own and entries % own == 0 and whole % max(entries * self.length, 1) == 0:
                 exact.append(self._replace(axis=index, step=entries // own))
-            elif own > entries > 0 and own % entries == 0 and whole == entries * self.length:
+            elif whole > own > entries > 0 and own % entries == 0 and whole == entries * self.length:
                 coarse.append(self._replace(axis=index, length=length, step=1, surplus=0))
         same = [place for place in exact if place.axis == self.axis]  # axes of length one cannot be told apart
         return next(iter([*same, *exact, *coarse]), None)
