@@ -105,6 +105,7 @@ def installed(folder, monkeypatch, name, files):
     for file, content in files.items():
         (package / 'models' / file).write_bytes(content)
     monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, package.name, raising=False)  # which another test may have imported
     return package
 
 

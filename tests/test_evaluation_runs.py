@@ -59,6 +59,11 @@ def lines(out):
     return [json.loads(line) for text in texts for line in text.splitlines() if line.endswith('}]')]
 
 
+def named_alike(folder, name):
+    '''What is in a file of a folder, but for the folder's name, which the command has.'''
+    return (folder / name).read_bytes().replace(folder.name.encode(), b'folder')
+
+
 @pytest.mark.slow(10)
 def test_resume_after_kills(whole, tmp_path):
     '''By SIGKILL, before the folder is of a run, between two scores, and before tables are in their places.'''
@@ -72,7 +77,7 @@ def test_resume_after_kills(whole, tmp_path):
                 file.write('["0-00001", "Spl')
     require_success(run(*options))
     for name in RESULTS:
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+        assert named_alike(tmp_path, name) == named_alike(whole, name)
     computed = [(*key, metric) for *key, scores in lines(tmp_path) for metric in scores]
     assert len(computed) == len(set(map(tuple, computed)))  # nothing twice
     count = len(lines(tmp_path))
@@ -84,7 +89,7 @@ def test_resume_after_kills(whole, tmp_path):
 def test_two_processes_find_the_same(whole, tmp_path):
     require_success(run_processes(*OPTIONS, '--out', tmp_path))
     for name in RESULTS:
-        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+        assert named_alike(tmp_path, name) == named_alike(whole, name)
     assert all('"' in path.read_text() for path in (tmp_path / 'scores-0.jsonl', tmp_path / 'scores-1.jsonl'))
 
 

@@ -144,7 +144,7 @@ def test_pictures(tmp_path, monkeypatch):
     ])
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == [
-        'classes_mlp_maxout_dicin.png', 'comparison_mlp_maxout.png', 'digits_mlp_maxout.png'
+        'classes_mlp_maxout_dicin.png', 'comparison_mlp_maxout.png', 'digits_mlp_maxout.png', 'strokes.csv'
     ]
     rows = [line.strip('| ').split(' | ') for line in result.output.splitlines() if line.startswith('| ')]
     assert [tuple(row[:2]) for row in rows[2:]] == [
