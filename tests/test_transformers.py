@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import assert_close, rounding
 from zennit.attribution import Gradient
 
 from zennit_dc import Logits, SplitCAM, SplitGrad, SplitLRP
@@ -45,3 +46,21 @@ def test_model_in_the_context():
     assert torch.equal(output.logits, expected.logits)
     assert len(output.hidden_states) == 5
     assert all(torch.equal(*states) for states in zip(output.hidden_states, expected.hidden_states))
+
+
+@pytest.mark.parametrize('name, layers', [
+    ('Swin', ('swin.embeddings.norm', 'swin.encoder.layers.0.downsample', 'swin.layernorm')),
+    ('ConvNext', ('convnext.encoder.stages.0', 'convnext.encoder.stages.2')),
+])
+def test_image_alone_and_in_a_batch(name, layers):
+    '''The maps at each stage have the same places and values.'''
+    model, image = models.build(name)
+    images, wrapped = torch.cat([image, image.flip(-1) - 1.]), Logits(model)
+    for layer in layers:
+        saliencies = []
+        for batch in (images, image):
+            composite = SplitCAM(layer, canonizers='auto')
+            Gradient(wrapped, composite)(batch, contrast(1))
+            saliencies.append(composite.saliency[:1])
+        assert saliencies[0].shape == saliencies[1].shape and min(saliencies[0].shape[1:]) > 1
+        assert_close(*saliencies, rounding(wrapped, image))
