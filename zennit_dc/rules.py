@@ -291,8 +291,9 @@ def over_output(
 ) -> tuple[Tensor, Tensor]:
     '''The relevances of a layer's output over this output, :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\,
     \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`. Zero
-    where the output is, but for rounding, as all that it is made of is zero, too.'''
-    rounding = stream_sum * torch.finfo(difference.dtype).eps
+    where the output is, as all that it is made of is zero, too; but for rounding in a dtype below float32.'''
+    exact = difference.dtype.itemsize >= 4  # of which a map is computed again where rounding changes it
+    rounding = stream_sum * (0. if exact else torch.finfo(difference.dtype).eps)
     positive, negative = (
         relevance / stabilize(stream).masked_fill(stream.abs() <= rounding, math.inf)
         for relevance, stream in ((positive, plus(difference, stream_sum)), (negative, minus(difference, stream_sum)))

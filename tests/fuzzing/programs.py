@@ -231,7 +231,7 @@ class Program(nn.Module):
         handle = self.steps[index].register_forward_hook(begin)
         try:
             output = self(*[input.detach() for input in inputs])
-            return torch.autograd.grad(output.sum(), kept, allow_unused=True)[0] is not None
+            return output.requires_grad and torch.autograd.grad(output.sum(), kept, allow_unused=True)[0] is not None
         finally:
             handle.remove()
 
