@@ -366,8 +366,7 @@ def explained(leaves, root):
 
 
 def original(call, inputs):
-    '''The output of a model as it is, with a graph where inputs have one: torch's attention rounds otherwise without.
-    '''
+    '''The output of a model as it is, with a graph where inputs have one, as torch's attention rounds otherwise.'''
     return call([input.clone() for input in inputs])
 
 
@@ -410,7 +409,7 @@ def require_fit(root):
 def random_state(device):
     '''The states of the generators of random numbers.'''
     states = [torch.get_rng_state()]
-    return states + [torch.cuda.get_rng_state(device)] if device.type == 'cuda' else states
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == 'cuda' else states
 
 
 def require_split_rule(rule, where):

@@ -121,7 +121,7 @@ class Penalty(click.ParamType):
                 return sparsity(float(number))
         except ValueError:
             pass
-        self.fail(
+        return self.fail(
             f'{value!r} is neither the share of pixels without importance, from 0 to below 1, nor l1:NUMBER', param, ctx
         )
 
@@ -490,7 +490,7 @@ def require_output(out, inputs, *others):
         raise click.UsageError(f'--out {out} cannot be written, as {parent} is no folder')
     for path in filter(None, inputs):
         for written in (out, *others):
-            if is_same(path, written) or written.is_dir() and is_same(Path(path).absolute().parent, written):
+            if is_same(path, written) or (written.is_dir() and is_same(Path(path).absolute().parent, written)):
                 raise click.UsageError(f'--out {out} would overwrite the input {path}: choose another name')
 
 

@@ -84,7 +84,7 @@ class Magnitude(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         makes_map, tensors = ctx.split_pass.makes_map(), ctx.saved_tensors
-        if gradient is None or not ctx.needs_input_grad[0] and makes_map or tensors[0] is None and not makes_map:
+        if gradient is None or (not ctx.needs_input_grad[0] and makes_map) or (tensors[0] is None and not makes_map):
             return (None,) * 6  # where nobody asks, or a sum has no true gradient
         with without_autocast(gradient.device.type):
             if makes_map:

@@ -104,7 +104,7 @@ class MapPass(Pass):
         self.rules += rules_of(canonizer.root)
         self.sums = self.sums_above if self.layer is None else canonizer.sums or self.readout.sums
         self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
-        self.without_graph = not self.has_graph or probe is None and self.layer is not None
+        self.without_graph = not self.has_graph or (probe is None and self.layer is not None)
         self.backward, self.batches = {}, set()
         self.entrances, self.exits, self.maps = [], [], []
         self.output, self.has_left, self.may_differentiate = None, False, False
@@ -216,9 +216,9 @@ class MapPass(Pass):
         if getattr(self.forms.get(function), 'is_reading', False):
             self.may_differentiate = torch.is_grad_enabled()
             return super().apply(function, args, kwargs)
-        if self.has_left and torch._C._current_graph_task_id() == -1:
-            if any('tap' in vars(pair) for pair in pairs_in((args, kwargs))):
-                return function(*plain(args), **plain(kwargs))
+        is_after = self.has_left and torch._C._current_graph_task_id() == -1
+        if is_after and any('tap' in vars(pair) for pair in pairs_in((args, kwargs))):
+            return function(*plain(args), **plain(kwargs))
         self.may_differentiate = torch.is_grad_enabled()
         pair = None if self.output is None else self.output.pair
         if pair is not None and any(each is pair for each in pairs_in((args, kwargs))):
@@ -260,10 +260,10 @@ class MapPass(Pass):
 
     def require_kept(self, args, kwargs):
         '''Raise if a checkpoint runs again what comes before the layer, of which nothing was kept.'''
-        if self.has_left and self.layer is not None and torch._C._current_graph_task_id() != -1:
-            if any(pair.depth == -math.inf for pair in pairs_in((args, kwargs))):
-                where = f'what comes before module {self.layer!r}'
-                raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
+        is_again = self.has_left and self.layer is not None and torch._C._current_graph_task_id() != -1
+        if is_again and any(pair.depth == -math.inf for pair in pairs_in((args, kwargs))):
+            where = f'what comes before module {self.layer!r}'
+            raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
 
     def value_alone(self, function, args, kwargs, error):
         '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
