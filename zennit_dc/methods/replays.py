@@ -5,8 +5,8 @@ from ..attribution import Recorded
 
 
 ENOUGH = 100
-'''The number of calls from which a recording pays: it takes as long as 5 to 60 calls, the most for small networks, and a
-replay saves a third or half of one.'''
+'''The number of calls from which a recording pays: it takes as long as 5 to 60 calls, the most for small networks, and
+a replay saves up to two thirds of one.'''
 PATIENCE = 10
 '''The number of calls of a shape before it is recorded, so that a last batch, or one without some images, is not.'''
 
