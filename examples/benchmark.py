@@ -7,7 +7,8 @@
 
 Prints a table, and with --out writes it into the page beside this folder, speed.md, in the part that is named after the
 measurement: cpu-2 is the default, cuda-64 is of 64 images on a GPU, and recorded-cpu-32-16 is of 16 images of 32 × 32
-with --recorded. What you write around the parts is kept. All that was measured is a CSV file of the same name in the folder.
+with --recorded. What you write around the parts is kept. All that was measured is a CSV file of the same name in the
+folder.
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
@@ -229,7 +230,7 @@ def chosen_methods(args):
     '''The methods to measure, each followed by its recording if that is asked for.'''
     chosen = args.methods or (RECORDED.values() if args.recorded else METHODS)
     rows = [(method, f'{method}, recorded') for method in METHODS if method in (BASELINE, *chosen)]
-    return [each for row in rows for each in row if each in METHODS or args.recorded and each in RECORDED]
+    return [each for row in rows for each in row if each in METHODS or (args.recorded and each in RECORDED)]
 
 
 def main():
