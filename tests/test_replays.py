@@ -155,7 +155,7 @@ def test_evaluate_finds_the_same_scores(tmp_path, replayed):
             classifier, drawings, range(4), settings, ['pointing_game', 'max_sensitivity', 'spearman'],
             tmp_path / name, progress=False, sensitivity_samples=2, record=record
         )
-        assert (len(set(map(id, replayed))) == 2) == record  # of the model, and of that with randomised layers
+        assert (len(set(map(id, replayed))) >= 2) == record  # of the model, and of that with randomised layers
         written.append([
             (tmp_path / name / each).read_bytes() for each in ('scores-0.jsonl', 'run.json')
         ])
@@ -178,7 +178,7 @@ def test_the_time_of_a_map_is_that_of_a_plain_call(tmp_path, replayed):
 
 def test_explain_saves_the_same_maps(drawings, tmp_path, replayed):
     options = (
-        'explain', drawings, '--model', 'demo', '--method', 'splitcam@residual', '--method', 'gradient',
+        'explain', *sorted(drawings.glob('*/*.png')), '--model', 'demo', '--method', 'splitcam@residual', '--method', 'gradient',
         '--save-arrays', '--no-support'
     )
     require_success(run(*options, '--no-record', '--out', tmp_path / 'plain' / 'a.png'))
