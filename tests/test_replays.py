@@ -178,8 +178,8 @@ def test_the_time_of_a_map_is_that_of_a_plain_call(tmp_path, replayed):
 
 def test_explain_saves_the_same_maps(drawings, tmp_path, replayed):
     options = (
-        'explain', *sorted(drawings.glob('*/*.png')), '--model', 'demo', '--method', 'splitcam@residual', '--method', 'gradient',
-        '--save-arrays', '--no-support'
+        'explain', *sorted(drawings.glob('*/*.png')), '--model', 'demo', '--method', 'splitcam@residual', '--method',
+        'gradient', '--save-arrays', '--no-support'
     )
     require_success(run(*options, '--no-record', '--out', tmp_path / 'plain' / 'a.png'))
     assert not replayed
