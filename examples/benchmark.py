@@ -2,11 +2,13 @@
 
     python benchmark.py --out speed
     python benchmark.py --out speed --device cuda
+    python benchmark.py --recorded --models resnet18 --size 32 --batch 16 --threads 1 --rounds 9 --out speed
     python benchmark.py --models resnet50 --batch 16 --alpha 0.4 --methods SplitGrad SplitCAM --device cuda
 
 Prints a table, and with --out writes it into the page beside this folder, speed.md, in the part that is named after the
-measurement: cpu-2 is the default, and cuda-64 is of 64 images on a GPU. What you write around
-the parts is kept. All that was measured is a CSV file of the same name in the folder.
+measurement: cpu-2 is the default, cuda-64 is of 64 images on a GPU, and recorded-cpu-32-16 is of 16 images of 32 × 32
+with --recorded. What you write around the parts is kept. All that was measured is a CSV file of the same name in the
+folder.
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
@@ -15,6 +17,9 @@ image explains a class of its own. Memory is the peak of one call: on a GPU what
 resident size of a process of its own; and its increase over that before. In that process glibc returns the memory of
 each large tensor at once, since what it keeps else varies by a third. A method that refuses a model has a dash in the
 table, and its reason is named below it.
+
+With --recorded, methods have a second row for their call being replayed. Its time is that of a replay; what a
+recording takes is no part of it. Its memory is that of the call that is recorded, and then replayed.
 '''
 import argparse
 import datetime
@@ -35,7 +40,7 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonPlus
 
 from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
-from zennit_dc.attribution import LayerCAM
+from zennit_dc.attribution import LayerCAM, Recorded
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer
 from zennit_dc.evaluation.pages import command_line, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.methods.attributors import DeepLift, GradCAM
@@ -56,6 +61,9 @@ METHODS = {
     'SplitCAM': lambda model, layer, args: ours(model, args, SplitCAM, layer),
     'SplitLRP': lambda model, layer, args: ours(model, args, SplitLRP),
 }
+RECORDED = {f'{method}, recorded': method for method in (
+    BASELINE, 'LRP (EpsilonPlus)', 'SplitGrad', 'SplitCAM', 'SplitLRP'
+)}
 REFUSALS = (ModuleNotFoundError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -63,6 +71,14 @@ def ours(model, args, composite, *parameters):
     '''An attributor with a composite. That of a sensitivity has the given shift.'''
     own = {} if composite is SplitLRP else {'alpha': Balanced() if args.alpha is None else args.alpha}
     return Gradient(model, composite(*parameters, **own))
+
+
+def attributor_of(method, model, layer, args):
+    '''The attributor of a method, or of its recording.'''
+    if method not in RECORDED:
+        return METHODS[method](model, layer, args)
+    plain = METHODS[RECORDED[method]](model, layer, args)
+    return Recorded(model, plain.composite)
 
 
 def split(composite, model, input, relevance):
@@ -99,7 +115,7 @@ def seconds(call, device):
 def times(name, methods, args):
     '''For each method, its times over the gradient's in all rounds, and the median of its time.'''
     model, layer, input, relevance = load(name, args)
-    calls = {method: partial(METHODS[method](model, layer, args), input, relevance) for method in methods}
+    calls = {method: partial(attributor_of(method, model, layer, args), input, relevance) for method in methods}
     rounds = []
     for _ in range(args.rounds + 1):
         rounds.append({
@@ -120,7 +136,7 @@ def peak_resident():
 def memory(name, method, args):
     '''The memory in bytes before the first call of a method, and the peak in it.'''
     model, layer, input, relevance = load(name, args)
-    call = METHODS[method](model, layer, args)
+    call = attributor_of(method, model, layer, args)
     if args.device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats(args.device)
         before = torch.cuda.memory_allocated(args.device)
@@ -160,7 +176,8 @@ def processor():
 
 def name_of(args):
     '''The name of a measurement.'''
-    return f'{args.device.type}-{args.batch}'
+    size = f'-{args.size}' if args.recorded else ''
+    return f'{"recorded-" * args.recorded}{args.device.type}{size}-{args.batch}'
 
 
 def description(args):
@@ -209,6 +226,13 @@ def parts(folder):
     return {path.stem: part(read_csv(path)) for path in sorted(folder.glob('*.csv'))}
 
 
+def chosen_methods(args):
+    '''The methods to measure, each followed by its recording if that is asked for.'''
+    chosen = args.methods or (RECORDED.values() if args.recorded else METHODS)
+    rows = [(method, f'{method}, recorded') for method in METHODS if method in (BASELINE, *chosen)]
+    return [each for row in rows for each in row if each in METHODS or (args.recorded and each in RECORDED)]
+
+
 def main():
     '''Measure, print a table, and write it.'''
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,7 +241,11 @@ def main():
         choices=torchvision.models.list_models(module=torchvision.models)
     )
     parser.add_argument(
-        '--methods', nargs='+', default=list(METHODS), choices=METHODS, help=f'default: all; {BASELINE} is always one'
+        '--methods', nargs='+', choices=METHODS,
+        help=f'default: all, or all that can be recorded; {BASELINE} is always one'
+    )
+    parser.add_argument(
+        '--recorded', action='store_true', help=f'compare with replays of {", ".join(RECORDED.values())}'
     )
     parser.add_argument('--out', type=Path, help='the folder of CSV files, beside which the page is')
     parser.add_argument('--batch', type=int, default=2, help='the number of images (default: 2)')
@@ -231,7 +259,7 @@ def main():
     args = parser.parse_args()
     if min(args.batch, args.size, args.rounds) < 1:
         parser.error('--batch, --size and --rounds are positive')
-    args.methods = [method for method in METHODS if method in (BASELINE, *args.methods)]
+    args.methods = chosen_methods(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.measure:

@@ -117,6 +117,30 @@ def test_measurements_of_the_benchmark(benchmark):
         assert peak >= before > 0
 
 
+@pytest.mark.slow(5)
+def test_recordings_of_the_benchmark(benchmark):
+    script, args = benchmark
+    args.recorded, args.methods, args.size, args.batch = True, None, 32, 1
+    assert script['chosen_methods'](args) == [
+        'Saliency', 'Saliency, recorded', 'LRP (EpsilonPlus)', 'LRP (EpsilonPlus), recorded', 'SplitGrad',
+        'SplitGrad, recorded', 'SplitCAM', 'SplitCAM, recorded', 'SplitLRP', 'SplitLRP, recorded'
+    ]
+    assert script['name_of'](args) == 'recorded-cpu-32-1'
+    args.methods = ['SplitCAM', 'LayerCAM']
+    methods = script['chosen_methods'](args)
+    assert methods == ['Saliency', 'Saliency, recorded', 'LayerCAM', 'SplitCAM', 'SplitCAM, recorded']
+    args.recorded = False
+    assert script['chosen_methods'](args) == ['Saliency', 'LayerCAM', 'SplitCAM']
+    assert script['name_of'](args) == 'cpu-1'
+    model, layer, input, relevance = script['load']('resnet18', args)
+    plain, recorded = (
+        script['attributor_of'](method, model, layer, args) for method in ('SplitCAM', 'SplitCAM, recorded')
+    )
+    for _ in range(2):
+        assert all(map(torch.equal, recorded(input, relevance), plain(input.clone(), relevance)))
+    assert [type(each).__name__ for each in recorded.recordings.values()] == ['Replay']
+
+
 def test_refusals_of_the_benchmark(benchmark, capsys):
     '''A peer may refuse a model, but no method of ours.'''
     script, args = benchmark

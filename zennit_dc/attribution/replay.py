@@ -157,12 +157,8 @@ class Recorded(Gradient):
 
         expected = *self.plain(input, noted), self.saliency()
         try:
-            recording = Replay(self.traced(input.detach(), seeds[0].detach()), self.folded, self.backend_for(input))
-            output, map, is_doubtful, saliency = recording(input.detach(), lambda output: seeds[0].detach())
-            same = (*self.unchecked(input.detach(), seeds[0])[:2], self.saliency()) if is_doubtful else expected
-            is_exact = input.is_cpu and self.backend is None
-            for name, one, other in zip(('output', 'map', 'map at the layer'), (output, map, saliency), same):
-                require_same(name, one, other, is_exact)
+            with torch.random.fork_rng([input.device] if input.is_cuda else []):  # so that later calls draw the same
+                recording = self.compared(input, seeds[0], expected)
         except NotRecorded:
             if self.strict:
                 raise
@@ -170,6 +166,16 @@ class Recorded(Gradient):
         self.add(self.state(input), recording)  # as a model may note something at its first call
         self.keep(expected[2])
         return expected[:2]
+
+    def compared(self, input: Tensor, seed: Tensor, expected: tuple) -> 'Replay':
+        '''A recording of a call, which makes what is expected of it.'''
+        recording = Replay(self.traced(input.detach(), seed.detach()), self.folded, self.backend_for(input))
+        output, map, is_doubtful, saliency = recording(input.detach(), lambda output: seed.detach())
+        same = (*self.unchecked(input.detach(), seed)[:2], self.saliency()) if is_doubtful else expected
+        is_exact = input.is_cpu and self.backend is None
+        for name, one, other in zip(('output', 'map', 'map at the layer'), (output, map, saliency), same):
+            require_same(name, one, other, is_exact)
+        return recording
 
     def backend_for(self, input: Tensor) -> str | None:
         '''Who runs the operations for an input.'''
@@ -204,11 +210,13 @@ class Recorded(Gradient):
     def add(self, state: tuple, recording: 'Replay | float') -> None:
         '''Keep a recording, or how many calls there were, and drop what has not been used for the longest time.'''
         self.recordings[state] = recording
+        self.recordings.move_to_end(state)
         self.referents[state] = self.current_hooks()  # whose ids are part of the state
         if len(self.recordings) <= self.limit:
             return
-        self.referents.pop(self.recordings.popitem(last=False)[0])
-        if not self.is_exceeded:
+        dropped, last = self.recordings.popitem(last=False)
+        self.referents.pop(dropped)
+        if isinstance(last, Replay) and not self.is_exceeded:
             self.is_exceeded = True
             warnings.warn(
                 f'there are more than {self.limit} kinds of calls, of which those that were dropped are recorded anew:'

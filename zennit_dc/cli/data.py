@@ -8,8 +8,8 @@ from ..data.files import require_images, require_local
 from ..methods import METHODS
 from .options import (
     Name, Numbers, Shard, against_of, against_option, categories_option, classifier_of, compute_options, count_classes,
-    hold, method_options, model_option, model_options, option, parameters_of, require_classes, require_compute,
-    require_output, require_used, require_weights, tell_classes, tell_preprocessing,
+    hold, method_options, model_option, model_options, option, parameters_of, record_option, require_classes,
+    require_compute, require_output, require_used, require_weights, tell_classes, tell_preprocessing,
 )
 
 
@@ -33,9 +33,10 @@ ENDINGS = ('_data.h5', '_labels.json')  # of what is written beside the attribut
 @option('--workers', default=0, type=click.IntRange(0), help='The number of processes that read images; 0 is a thread.')
 @option('--shard', type=Shard(), help='The i-th of n shards, as in 1/8, which may run one by one or at once.')
 @option('--join', is_flag=True, help='Write the files of a run of which all shards are there.')
+@record_option
 @compute_options
 def attribute(source, out, method, model, weights, size, mean, std, output, input, categories, layer, target,
-              against, labels, label_regex, batch_size, workers, shard, join, device, dtype, seed, **given):
+              against, labels, label_regex, batch_size, workers, shard, join, record, device, dtype, seed, **given):
     '''Compute the attributions of a whole data set for ViRelAy.
 
     The images lie in folders named by class (its index, WordNet ID or name), or are the array x of a file of NumPy,
@@ -87,7 +88,7 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
         tell_explained(classifier, images, method, target, against, ':' in model)
     skipped = attribute_all(
         classifier, images, out, method, target, entries, batch_size, device, dtype, seed, workers,
-        True, against, shard, join, **parameters_of(method, layer, given)
+        True, against, shard, join, record, **parameters_of(method, layer, given)
     )
     if int(os.environ.get('RANK', 0)) > 0:
         return

@@ -9,7 +9,7 @@ from ..data.files import require_local
 from ..methods import METHODS
 from .options import (
     Alpha, Name, Penalty, Recentering, classifier_of, compute_options, hold, model_option, model_options, option,
-    require_compute, require_weights, together,
+    record_option, require_compute, require_weights, together,
 )
 
 
@@ -150,10 +150,11 @@ class Recorded(click.Command):
 @option('--out', default='evaluation', type=click.Path(path_type=Path, file_okay=False), help='The folder of results.')
 @model_option
 @model_options
+@record_option
 @compute_options
 def evaluate(source, outlines, labels, count, methods, given, metrics, subset, costly, selectivity_patch, flipping_step,
              sensitivity_samples, randomised_layers, mosaics, ablations, ablation_metrics, share, out, model, weights,
-             size, mean, std, output, input, device, dtype, seed, **choices):
+             size, mean, std, output, input, record, device, dtype, seed, **choices):
     '''Compare methods by the paper's metrics on images with masks.
 
     The images are the demo's drawings, a folder in the layout of ImageNet-S, or any folder with --outlines. On the
@@ -199,7 +200,7 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     options = {
         'device': device, 'dtype': dtype, 'seed': seed, 'progress': True,
         'randomised_layers': randomised_layers, 'selectivity_patch': selectivity_patch, 'flipping_step': flipping_step,
-        'sensitivity_samples': sensitivity_samples
+        'sensitivity_samples': sensitivity_samples, 'record': record
     }
     typed = click.get_current_context().meta['zennit_dc.typed']
     comparison = MethodComparison(

@@ -15,7 +15,7 @@ from ..data.images import read_image
 from ..data.parts import atomic_write
 from ..data.progress import progress_bar
 from ..figures import Bar, blend, caption, color, largest_shown, number, save, side_by_side
-from ..methods import METHODS, saliency_map
+from ..methods import METHODS, replaying, saliency_map
 from ..rules import Balanced
 from .options import against_of, attributor_of, parameters_of, require_once
 
@@ -159,8 +159,10 @@ class Explanations:
         What the command was given for the classes to explain against.
     asks : bool
         Whether to ask how good the maps are, see :py:func:`~zennit_dc.attribution.support`.
+    images : int, optional
+        The number of images for whose maps calls may be recorded, see :py:func:`zennit_dc.methods.replaying`.
     '''
-    def __init__(self, classifier, chosen, given, seed, targets, top, against, asks):
+    def __init__(self, classifier, chosen, given, seed, targets, top, against, asks, images=0):
         self.classifier, self.targets, self.top = classifier, targets, top
         self.methods, self.given = titles_of(chosen), given
         self.seed, self.asks = seed, asks
@@ -168,8 +170,10 @@ class Explanations:
             title: parameters_of(*each, given).get('stream') for title, each in self.methods.items()
         }
         self.supports, self.distrusted, self.failed = [], [], []
+        calls = images * (1 + max(len(targets) + (top or 0), 1))  # as each is compared with the map of another class
         self.attributors = {
-            title: attributor_of(*each, classifier, given, seed) for title, each in self.methods.items()
+            title: replaying(attributor_of(*each, classifier, given, seed), calls)
+            for title, each in self.methods.items()
         }
         self.given_against, self.agreements = against, {}
 

@@ -8,9 +8,9 @@ from ..data.files import require_file
 from ..methods import BASELINES, METHODS
 from .options import (
     Name, against_option, categories_option, classifier_of, compute_options, count_classes, hold, image_files,
-    method_options, model_option, model_options, option, possible_against, require_classes, require_compute,
-    require_format, require_once, require_output, require_used, require_weights, target_options, tell_classes,
-    tell_preprocessing,
+    method_options, model_option, model_options, option, possible_against, record_option, require_classes,
+    require_compute, require_format, require_once, require_output, require_used, require_weights, target_options,
+    tell_classes, tell_preprocessing,
 )
 
 
@@ -56,10 +56,11 @@ LAST, MIDDLE = '*last*', '*middle*'  # stand for feature maps, and are no module
     ' of the side for gradients at the input, 0 for other maps]'
 )
 @option('--out', default='explanation.png', type=click.Path(path_type=Path), help='The figure.')
+@record_option
 @compute_options
 def explain(images, methods, compare, model, weights, size, mean, std, output, input, categories, layer, targets,
-            top, against, overlay, save_arrays, support, cmap, percentile, smoothing, out, device, dtype, seed,
-            **given):
+            top, against, overlay, save_arrays, support, cmap, percentile, smoothing, out, record, device, dtype,
+            seed, **given):
     '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
@@ -121,7 +122,9 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
         chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
     places = reading_places(classifier, [own for _, own in chosen if own is not None], device, dtype)
-    explanations = Explanations(classifier, chosen, given, seed, targets, top, against, support)
+    explanations = Explanations(
+        classifier, chosen, given, seed, targets, top, against, support, len(images) if record else 0
+    )
     place, look = {'device': device, 'dtype': dtype}, Look(cmap, overlay, percentile, smoothing)
     heading = heading_of(model, ' and '.join(places.values()), against, given)
     count = explain_images(images, out, folder, explanations, heading, look, save_arrays, place)

@@ -156,6 +156,11 @@ compute_options = together(
     option('--dtype', default='float32', type=click.Choice(DTYPES), help='The precision to compute in.'),
     option('--seed', default=0, type=click.IntRange(0), help='The seed of all random numbers.'),
 )
+record_option = option(
+    '--record/--no-record', default=True, show_default=False,
+    help='Record the operations of a map and replay them, where there are enough maps to make that quicker; the files'
+    ' are the same.  [default: record]'
+)
 model_options = together(
     option(
         '--weights', default='DEFAULT', metavar='FILE',

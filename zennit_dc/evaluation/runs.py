@@ -3,6 +3,7 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,18 +21,19 @@ from ..data.fingerprints import description
 from ..data.parts import atomic_write, differences
 from ..data.processes import local_device, process_group
 from ..data.progress import progress_bar
-from ..methods import METHODS, attributor, saliency_map
+from ..methods import METHODS, attributor, replaying, saliency_map
 from .metrics import METRICS, Explained
 from .mosaics import Mosaics
 from .randomisation import randomised
 
 
 COLUMNS = ['image', 'method', 'setting', 'metric', 'score']
+KEPT = 8  # attributors that are recorded
 
 
 def evaluate(
     classifier, images, indices, settings, metrics, out, device='cpu', dtype=torch.float32, seed=0, progress=True,
-    randomised_layers=3, selectivity_patch=8, flipping_step=112, sensitivity_samples=25
+    randomised_layers=3, selectivity_patch=8, flipping_step=112, sensitivity_samples=25, record=True
 ):
     '''Score maps of the labelled classes of images by metrics.
 
@@ -74,6 +76,9 @@ def evaluate(
         The number of pixels in a step of Pixel Flipping.
     sensitivity_samples : int, optional
         The number of noisy images of Max Sensitivity.
+    record : bool, optional
+        Whether calls may be recorded and replayed where that pays, see :py:func:`zennit_dc.methods.replaying`. The
+        scores are the same. The time of a map is that of a call without a recording.
 
     Returns
     -------
@@ -116,12 +121,13 @@ def evaluate(
         # in no order, so that shares are alike and the time left can be estimated
         tasks = [tasks[each] for each in np.random.default_rng(seed).permutation(len(tasks))[rank::size]]
         wait()
+        replays = Replays(tasks if record else (), sensitivity_samples)
         with appended(out / f'scores-{rank}.jsonl') as file:
             file.write('\n')  # ends a line that was being written when the last run was killed
             for index, method, group in progress_bar(tasks, 'maps', unit='map', shown=progress and rank == 0):
                 sample = images.sample(index)
                 sample = sample._replace(input=sample.input.to(device, dtype))
-                results = results_of(classifier, other, sample, method, group, seed, sizes)
+                results = results_of(classifier, other, sample, method, group, seed, sizes, replays)
                 store_all(file, images, index, group, results)
         wait()
         done = finished(out)
@@ -161,7 +167,7 @@ def store_all(file, images, index, group, results):
         raise kind(f'{name_of(images, index, group[0][0])}: {error}') from error
 
 
-def results_of(classifier, other, sample, method, group, seed, sizes):
+def results_of(classifier, other, sample, method, group, seed, sizes, replays):
     '''The scores of one map, and of its absolute value.
 
     Parameters
@@ -178,6 +184,8 @@ def results_of(classifier, other, sample, method, group, seed, sizes):
         See :py:func:`evaluate`.
     sizes : dict[str, int]
         The sizes of metrics by their names, see :py:class:`~zennit_dc.evaluation.metrics.Explained`.
+    replays : :py:class:`Replays`
+        The attributors that are kept.
 
     Yields
     ------
@@ -190,9 +198,11 @@ def results_of(classifier, other, sample, method, group, seed, sizes):
     if 'seed' in METHODS[method].parameters:
         arguments.setdefault('seed', seed)
     place = sample.input.device, sample.input.dtype, against
-    own = attributor(method, classifier, **arguments)
-    explain, explain_randomised = (
-        partial(explain_by, each, *place) for each in (own, attributor(method, other, **arguments))
+    plain = attributor(method, classifier, **arguments)
+    own = replays(plain, group[0][0])
+    own_randomised = replays(attributor(method, other, **arguments), group[0][0], is_randomised=True)
+    explain, explain_randomised, timed = (
+        partial(explain_by, each, *place) for each in (own, own_randomised, plain)
     )
     layer = arguments.get('layer')
     reference = Gradient(classifier.model, None if layer is None else SplitCAM(layer, alpha=.5))
@@ -204,7 +214,7 @@ def results_of(classifier, other, sample, method, group, seed, sizes):
             classifier.model, sample.input[None], sample.mask[None],
             torch.tensor([sample.label], device=sample.input.device), (map.abs() if setting.absolute else map)[None],
             setting.absolute, explain, explain_randomised,
-            *(partial(attribution_by, each, *place) for each in (own, reference)), seed, **sizes
+            *(partial(attribution_by, each, *place) for each in (own, reference)), seed, **sizes, timed=timed
         )
         scores = {metric: torch.as_tensor(METRICS[metric].score(explained)).item() for metric in left}
         shared.update({  # the absolute value has the same
@@ -212,6 +222,41 @@ def results_of(classifier, other, sample, method, group, seed, sizes):
             or ((map >= 0.).all() and not METRICS[metric].needs_random)
         })
         yield setting, {metric: shared[metric] if metric in shared else scores[metric] for metric in missing}
+
+
+class Replays:
+    '''The attributors of a run that are called most, which are recorded and kept from one image to the next.
+
+    Parameters
+    ----------
+    tasks : sequence of tuple
+        What is left to do, see :py:func:`unfinished`.
+    samples : int
+        The number of noisy images of Max Sensitivity.
+    '''
+    def __init__(self, tasks, samples):
+        calls = Counter()
+        for _, _, group in tasks:
+            asked = {metric for _, missing in group for metric in missing}
+            calls[key_of(group[0][0], False)] += 1 + (samples + 1) * ('max_sensitivity' in asked)
+            calls[key_of(group[0][0], True)] += any(METRICS[metric].needs_random for metric in asked)
+        self.calls, self.kept = dict(calls.most_common(KEPT)), {}
+
+    def __call__(self, attributor, setting, is_randomised=False):
+        '''The attributor of a setting, or the one that is kept in its place.'''
+        key = key_of(setting, is_randomised)
+        if key in self.kept:
+            return self.kept[key]
+        found = replaying(attributor, self.calls.get(key, 0))
+        if found is not attributor:
+            self.kept[key] = found
+        return found
+
+
+def key_of(setting, is_randomised):
+    '''What tells the attributors of a run apart.'''
+    parameters = tuple((name, value) for name, value in setting.parameters if name != 'against')
+    return setting.method, parameters, is_randomised
 
 
 def unfinished(images, indices, settings, metrics, done):

@@ -17,14 +17,15 @@ from ..data.parts import Parts, held
 from ..data.processes import local_device, process_group
 from ..data.progress import progress_bar
 from ..data.threads import ahead, meanwhile
-from ..methods import METHODS, attributor
+from ..methods import METHODS, attributor, replaying
 from ..methods.table import method_named
 from .databases import beside, merge, require_same_run, skipped_images, skipped_of
 
 
 def attribute(
     classifier, images, out, method='splitcam', target='predicted', labels=None, batch_size=16, device='cpu',
-    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, shard=None, join=False, **parameters
+    dtype=torch.float32, seed=0, workers=0, progress=True, against=None, shard=None, join=False, record=True,
+    **parameters
 ):
     '''Compute the attributions of a data set, and write them for ViRelAy.
 
@@ -77,6 +78,9 @@ def attribute(
         The number of a shard, from 1 on, and the number of shards. Default is to make the files.
     join : bool, optional
         Whether shards must have made all parts, so that nothing is computed.
+    record : bool, optional
+        Whether calls may be recorded and replayed where that pays, see :py:func:`zennit_dc.methods.replaying`. The
+        files are the same.
     **parameters
         The method's parameters.
 
@@ -133,6 +137,7 @@ def attribute(
             Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
         )
         sizes = [len(batch) for batch in batches]
+        chosen = replaying(chosen, len(mine)) if record else chosen
         with (
             image_bar(sizes, mine, parts.numbers[rank::size], progress and rank == 0) as bar, chosen,
             meanwhile(parts.save) as save
@@ -260,7 +265,7 @@ def explain_batch(chosen, images, indices, inputs, target, against, device, dtyp
         attribution = (attribution.sum(1, keepdim=True) / 3.).expand(-1, 3, -1, -1)
     return {
         'attribution': attribution.contiguous().numpy(), 'prediction': output.detach().float().cpu().numpy(),
-        'target': explained[0].argmax(1).cpu().numpy()
+        'target': explained[-1].argmax(1).cpu().numpy()
     }
 
 
