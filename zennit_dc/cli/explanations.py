@@ -22,6 +22,8 @@ from .options import against_of, attributor_of, parameters_of, require_once
 
 SAME = .95
 '''The cosine of two classes\' maps above which a map is not about the class.'''
+LEVEL = 1. / 128.
+'''The part of a map's largest absolute value below which a color is white.'''
 UNSIGNED = (
     'saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask', 'image-center'
 )
@@ -289,7 +291,7 @@ class Explanations:
             if method in SENSITIVITIES and (layer is None or method == 'guided-gradcam'):
                 map, names = map.abs(), ('strongest', 'weakest')
             found = support(self.classifier.model, input, map[None], target, seed=self.seed)
-            if names[0] == 'red' and not map.max() > 0.:
+            if names[0] == 'red' and not map.max() > LEVEL * map.abs().max():
                 names = ('least blue', 'blue')
             reason = found.reason(names=names) if self.own_streams[title] in FOR_THE_CLASS else None
             lines[title] = found.sentence(names=names, separator='\n')
