@@ -157,7 +157,8 @@ def require_no_file(context, parameter, value):
     '''Raise if what should name a part of the model's output looks like a figure's file.'''
     if value is not None and Path(value).suffix.lower() in FILES:
         raise click.UsageError(
-            f'--output {value} looks like a file, but names a part of what the model returns; did you mean --out {value}?'
+            f'--output {value} looks like a file, but names a part of what the model returns: did you mean --out'
+            f' {value}?'
         )
     return value
 
