@@ -22,8 +22,10 @@ from .options import against_of, attributor_of, parameters_of, require_once
 
 SAME = .95
 '''The cosine of two classes\' maps above which a map is not about the class.'''
-LEVEL = 1. / 128.
-'''The part of a map's largest absolute value below which a color is white.'''
+LEVEL = .1
+'''The part of a map's largest absolute value below which nobody sees a color.'''
+SLIGHT = .001
+'''The part of a map's largest absolute value by which it changes if a contrast matters to the method at all.'''
 UNSIGNED = (
     'saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask', 'image-center'
 )
@@ -241,7 +243,7 @@ class Explanations:
         is_itself = against == 'none' or METHODS[self.methods[title][0]].explains_loss
         itself = shown if is_itself else self.map_of(title, input, targets[0], None)
         value = map_cosine(itself[None], self.map_of(title, input, other, None)[None]).item()
-        changes = not is_itself and not map_cosine(itself[None], shown[None]).item() > SAME
+        changes = (itself - shown).abs().max().item() > SLIGHT * itself.abs().max().item()
         self.agreements.setdefault(title, []).append((value, targets[0], other, changes))
 
     def drawn(self, title, saliency, photo, look):
@@ -296,7 +298,7 @@ class Explanations:
             reason = found.reason(names=names) if self.own_streams[title] in FOR_THE_CLASS else None
             lines[title] = found.sentence(names=names, separator='\n')
             if names[0] == 'least blue' and not found.is_constant[0]:
-                lines[title] = f'nothing is red\n{lines[title]}'
+                lines[title] = f'{"hardly anything" if map.max() > 0. else "nothing"} is red\n{lines[title]}'
             if reason is not None:
                 lines[title] += '\ndo not trust this map'
                 category = f', {self.classifier.category(target)}' if ending else ''
