@@ -97,7 +97,7 @@ def test_own_model(tmp_path):
     assert program == 'zennit-dc'
     result = run_process(*arguments, cwd=tmp_path)
     require_success(result)
-    assert 'blocks.4.2,' in result.stdout and 'bn2 (after relu6),' in result.stdout
+    assert 'layer blocks.4.2, which' in result.stdout and 'layer bn2, the last' in result.stdout
     assert Image.open(tmp_path / 'explanation.png').size[0] > 600
 
 
