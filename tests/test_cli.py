@@ -1,4 +1,5 @@
 '''The command line.'''
+import io
 import os
 import re
 import resource
@@ -18,11 +19,12 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import CASO, Sparsity, class_relevance
-from zennit_dc.cli.explanations import distinct
+from zennit_dc.cli.explanations import Explanations, distinct
 from zennit_dc.demo import demo_network, draw, draw_batch
 from zennit_dc.figures import color
 from zennit_dc.data.classifiers import layers, load_classifier
 from zennit_dc.data.parts import held
+from zennit_dc.data.progress import progress_bar
 
 PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
 
@@ -76,7 +78,7 @@ def test_explain_with_nothing_but_a_photograph(tmp_path, drawings, monkeypatch):
     result = run('explain', drawings[0], '--model', 'demo')
     require_success(result)
     first, second, *_ = result.stdout.splitlines()
-    assert first.startswith('maps of SplitLRP at layer features.9, which has about twice as many places')
+    assert first.startswith('maps of SplitLRP at layer features.9, which has about twice the resolution of the last')
     assert second.startswith('maps at layer residual, the last feature map;')
     assert {path.name for path in (tmp_path / 'explanation_maps').iterdir()} == {
         'support.json',
@@ -112,8 +114,11 @@ def test_a_map_that_is_not_about_the_class_is_reported(tmp_path, drawings, monke
     result = run(*options, '--alpha', 0)
     require_success(result)
     line, = result.stderr.splitlines()
-    assert re.match(r"SplitGrad at the input says the same of '.+' as of '.+' \(cosine (1\.00|0\.9\d)\): ", line)
-    assert '--against' in line and '--alpha balanced' in line
+    assert re.match(
+        r"SplitGrad at the input: '.+' has nearly the same map as '.+' \(cosine (1\.00|0\.9\d)\): without a contrast,",
+        line
+    )
+    assert '--against' not in line and line.endswith('; try --alpha balanced')
     result = run(*options)
     require_success(result)
     assert not result.stderr
@@ -127,19 +132,67 @@ def test_two_classes_are_compared_each_by_itself(tmp_path, drawings, monkeypatch
         result = run(*options, *more)
         require_success(result)
         line, = result.stderr.splitlines()
-        assert re.search(r'where each is explained by itself \(cosine (1\.00|0\.9\d)\)', line)
-        assert '--against' not in line and '--alpha balanced, a layer, as in --method splitgrad@LAYER, or' in line
+        assert re.search(r"by itself, '.+' has nearly the same map as '.+' \(cosine (1\.00|0\.9\d)\): what is", line)
+        assert '--against' not in line and line.endswith('; try --alpha balanced')
+
+
+def test_what_a_contrast_sets_apart_is_no_reason_to_leave_a_layer(tmp_path, drawings):
+    result = run('explain', drawings[0], '--model', 'demo', '--method', 'splitlrp@residual', '--no-support', '--top', 2,
+                 '--out', tmp_path / 'out.png')
+    require_success(result)
+    for line in result.stderr.splitlines():
+        assert line.endswith('what is shown is what sets them apart')
+
+
+def explanations_of(**options):
+    classifier = load_classifier('demo')
+    given = dict.fromkeys(('alpha', 'recentering', 'canonizers', 'epsilon', 'pooling', 'input_split', 'grid', 'penalty',
+                           'margin', 'classes'))
+    values = {'targets': (), 'top': None, 'against': ('likely',), 'asks': True, **options}
+    chosen = [('splitgrad', None), ('splitcam', 'residual')]
+    return Explanations(classifier, chosen, {'streams': (), **given}, 0, **values)
+
+
+@pytest.mark.parametrize('options, count', [
+    ({}, 2), ({'top': 3}, 6), ({'targets': ('1', '2')}, 4), ({'targets': ('predicted',), 'top': 2}, 4),
+])
+def test_progress_counts_maps(drawings, options, count):
+    '''A class that is given, and among the likeliest, counts once.'''
+    classifier = load_classifier('demo')
+    input = classifier.preprocessing(Image.open(drawings[0]))[None]
+    predicted = str(int(classifier.model(input).argmax()))
+    options = {**options, 'targets': tuple(each.replace('predicted', predicted) for each in options.get('targets', ()))}
+    explanations = explanations_of(**options)
+    with progress_bar(total=explanations.most, file=io.StringIO()) as bar:
+        maps = [map for *_, found in explanations.of(drawings[0], input, bar) for map in found.values()]
+        assert bar.n == bar.total == count == len(maps)
+
+
+@pytest.mark.parametrize('lowest, highest, said', [
+    (-1., -.1, 'nothing is red'), (-1., .05, 'hardly anything is red'), (-1., 1., None), (0., 1., None),
+])
+def test_a_map_without_red_says_so(drawings, lowest, highest, said):
+    explanations = explanations_of()
+    classifier = explanations.classifier
+    input = classifier.preprocessing(Image.open(drawings[0]))[None]
+    map = torch.linspace(lowest, highest, input[0, 0].numel()).view_as(input[0, 0])
+    found = explanations.notes(drawings[0], input, 1, '', {'SplitCAM': map}, 'bwr')['SplitCAM'].splitlines()
+    assert said in (None, found[0]) and (said is None) == found[0].startswith('hiding')
+    assert any(line.startswith(f'hiding the {"red" if said is None else "least blue"} fifth: ') for line in found)
+    found, = explanations_of().notes(drawings[0], input, 1, '', {'SplitCAM': map}, 'gray').values()
+    assert 'red' not in found
 
 
 @pytest.mark.parametrize('method, against, advice', [
-    ('random', 'none', '--against likely, or another method'), ('random', 'likely', 'another method'),
+    ('random', 'none', None), ('random', 'likely', 'another method'),
 ])
 def test_advice_has_the_options_of_the_method(tmp_path, drawings, method, against, advice):
     result = run('explain', drawings[0], '--model', 'demo', '--method', method, '--against', against, '--no-support',
                  '--out', tmp_path / 'out.png')
     require_success(result)
     line, = result.stderr.splitlines()
-    assert line.endswith(f'; try {advice}') and '--alpha' not in line
+    assert line.endswith('it does not tell them apart' if advice is None else f'; try {advice}')
+    assert '--alpha' not in line
 
 
 def test_gradients_are_blurred_in_pictures_alone(tmp_path, drawings, monkeypatch):
@@ -542,6 +595,7 @@ def test_help_and_version():
     (['0.png', '--device', 'abacus'], 'abacus'),
     (['0.png', '--dtype', 'int8'], 'int8'),
     (['0.png', '--out', 'figure.txt'], 'figure.txt'),
+    (['0.png', '--output', 'top2.png'], '--out top2.png'),
     (['0.png', '--mean', '1,2,x'], '1,2,x'),
     (['0.png', '--mean', '0.1,0.2'], 'channels'),
 ])

@@ -50,7 +50,7 @@ def test_length():
 
 def test_sections():
     assert re.findall(r'^## (.*)', README, re.MULTILINE) == [
-        'Two commands', 'Your own model', 'In Python', 'How to read a figure', 'Which method, which layer?',
+        'Quick start', 'Your own model', 'In Python', 'How to read a figure', 'Which method, which layer?',
         'When not to use it', 'More', 'What is supported', 'How to cite', 'Licence',
     ]
 
@@ -97,7 +97,7 @@ def test_own_model(tmp_path):
     assert program == 'zennit-dc'
     result = run_process(*arguments, cwd=tmp_path)
     require_success(result)
-    assert 'blocks.4' in result.stdout and 'bn2' in result.stdout
+    assert 'layer blocks.4.2, which' in result.stdout and 'layer bn2, the last' in result.stdout
     assert Image.open(tmp_path / 'explanation.png').size[0] > 600
 
 
@@ -125,7 +125,7 @@ def table_of_layers():
 @pytest.mark.parametrize('family, model, other', [
     ('VGG16', 'vgg16', 'vgg16'), ('ResNet', 'resnet18', 'resnet18'), ('ResNet', 'resnet50', 'resnet50'),
     ('DenseNet', 'densenet121', 'densenet121'), ('EfficientNet', 'efficientnet_b0', 'efficientnet_b0'),
-    ('ConvNeXt', 'convnext_tiny', 'convnext_tiny'), ('Swin', 'swin_t', None),
+    ('ConvNeXt', 'convnext_tiny', 'convnext_tiny'), ('Swin', 'swin_t', 'swin_tiny_patch4_window7_224'),
     ('ViT-B/16', 'vit_b_16', 'vit_base_patch16_224'),
 ])
 def test_layers(family, model, other):

