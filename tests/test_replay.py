@@ -357,3 +357,17 @@ def test_a_composite_that_is_registered_by_hand():
 def test_own_composites():
     recorded = Recorded(Small(), Composite(canonizers=[]))
     assert_equal(recorded(image()), Gradient(recorded.model)(image()))
+
+
+@pytest.mark.parametrize('name', ['SplitGrad', 'SplitLRP', 'EpsilonPlus'])
+def test_inactive_composites_are_recorded_by_themselves(name):
+    model = Small()
+    recorded = Recorded(model, COMPOSITES[name]())
+    expected = Gradient(model)(image(2))
+    with recorded:
+        map = recorded(image(2))[1]
+        for _ in range(2):
+            with recorded.inactive():
+                assert_equal(recorded(image(2)), expected)
+            assert_equal(recorded(image(2))[1:], [map])
+    assert count(recorded) == 2 and not torch.equal(map, expected[1])

@@ -40,7 +40,7 @@ class Ruled(torch.autograd.Function):
                       for gradient, (shape, dtype) in zip(gradients, ctx.like))
             gradients = changed = ctx.function(*filled, *values)
             if changed[1].shape != ctx.like[1][0]:
-                raise RuntimeError('a rule makes a sum\'s gradient that differs by image: do without shared=True')
+                raise RuntimeError('a rule has changed the shape of a sum\'s gradient: let its function keep it')
         return None, None, *gradients, *(None,) * len(values)
 
 

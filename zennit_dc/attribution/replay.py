@@ -236,7 +236,7 @@ class Recorded(Gradient):
         '''All that a recording depends on.'''
         hooks, kind = self.current_hooks(), input.device.type
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        composite = None if self.composite is None else plain_attributes(self.composite)
+        composite = None if self.composite is None else (plain_attributes(self.composite), is_active(self.composite))
         return (
             input.shape, input.stride(), input.dtype, input.device, autocast, tuple(map(id, hooks)),
             state_of(self.model), composite
@@ -435,6 +435,11 @@ def state_of(model: Module) -> tuple:
     tensors = (each for module in modules for each in (*module._parameters.values(), *module._buffers.values()))
     state = [(id(each), each._version, each.data_ptr()) for each in tensors if each is not None]
     return tuple(state), tuple(plain_attributes(module) for module in modules)
+
+
+def is_active(composite: Composite) -> bool:
+    '''Whether the rules of a composite hold, which they do not within its context ``inactive()``.'''
+    return all(hook.active for hook in composite.hook_refs)
 
 
 def plain_attributes(obj: Any) -> tuple:
