@@ -24,9 +24,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from zennit.attribution import Gradient, SmoothGrad
 
-from zennit_dc.attribution import (
-    CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, cross_entropy, shown
-)
+from zennit_dc.attribution import CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, cross_entropy, shown
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.evaluation.data import Polygons
 from zennit_dc.evaluation.metrics import attribution_localisation, pointing_game

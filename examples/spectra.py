@@ -26,7 +26,10 @@ from zennit_dc.data.images import read_image
 from zennit_dc.evaluation.metrics import pixel_flipping
 from zennit_dc.evaluation.pages import command_line, number, page_beside, read_csv, save_csv, table, update_page
 from zennit_dc.evaluation.spectra import (
-    expected_frequency, frequency_gap, gradient_gap, published_expected_frequency,
+    expected_frequency,
+    frequency_gap,
+    gradient_gap,
+    published_expected_frequency,
 )
 from zennit_dc.figures import save
 from zennit_dc.methods import attributor

@@ -3,6 +3,7 @@ import torch
 import transformers
 from torch import nn
 
+
 SMALL = {
     'hidden_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'intermediate_size': 64, 'image_size': 32,
     'patch_size': 8,

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from zennit_dc.cli import main
 
+
 ATTRIBUTE = ('--model', 'demo', '--layer', 'residual', '--method', 'splitcam', '--batch-size', '4')
 
 

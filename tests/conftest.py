@@ -1,6 +1,7 @@
 '''How the tests are run: by one thread in each process, and the slowest first.'''
 import os
 
+
 # before torch is imported, and for the processes that tests start, too: two workers share the cores
 THREADS = os.environ.get('ZENNIT_DC_TESTS_THREADS', '1')
 for library in ('OMP', 'MKL', 'OPENBLAS', 'NUMBA'):
@@ -18,8 +19,9 @@ from databases import write_attributions  # noqa: E402
 from literal import Network  # noqa: E402
 from processes import choose_kernels  # noqa: E402
 
-from zennit_dc.demo import draw_batch  # noqa: E402
 from zennit_dc.cli.report import save_drawings  # noqa: E402
+from zennit_dc.demo import draw_batch  # noqa: E402
+
 
 torch.set_num_threads(int(THREADS))
 choose_kernels()

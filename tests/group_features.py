@@ -3,6 +3,7 @@ import torch
 from helpers import random_image
 from torch import nn
 
+
 SHAPE = (3, 2, 6, 6)
 
 

@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 
+
 SEED = 0  # of all that is drawn, see --seed
 DEVICES = ('cpu', pytest.param('cuda', marks=pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')))
 

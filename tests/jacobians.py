@@ -8,6 +8,7 @@ from small_models import Calling
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.core.pair import Pass
 
+
 IMAGE = (2, 4, 6, 6)
 
 

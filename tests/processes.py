@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload(['torchvision', 'zennit.composites', 'matplotlib.figure', 'torch.distributed', 'quantus'])
 

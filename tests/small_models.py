@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
+
 SHAPE = (2, 4, 5, 5)
 
 # with layers of literal.Network

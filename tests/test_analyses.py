@@ -7,9 +7,9 @@ import pytest
 from commands import require_error, run
 from databases import write_attributions
 
-from zennit_dc.virelay import analyses
 from zennit_dc.data.images import label_map
-from zennit_dc.virelay import analyze
+from zennit_dc.virelay import analyses, analyze
+
 
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 pytest.importorskip('corelay', reason='the extra "virelay" is not installed')

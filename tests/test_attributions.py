@@ -16,12 +16,13 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad
 from zennit_dc.attribution import class_relevance
-from zennit_dc.demo import CLASSES, draw_batch
 from zennit_dc.cli.report import save_drawings
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_classifier
 from zennit_dc.data.images import ImageArray, ImageFolder, label_map
 from zennit_dc.data.parts import Parts, held
-from zennit_dc.data.classifiers import Classifier, IMAGENET_PREPROCESSING, load_classifier
+from zennit_dc.demo import CLASSES, draw_batch
 from zennit_dc.virelay import attribute, attributions
+
 
 h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 

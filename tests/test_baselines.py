@@ -15,12 +15,13 @@ from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox, EpsilonPlus, LayerMapComposite
 
 from zennit_dc.attribution import GradCAMPlusPlus, class_relevance
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
+from zennit_dc.demo import demo_network
+from zennit_dc.methods import METHODS, attributor
 from zennit_dc.methods.controls import BinaryMask
 from zennit_dc.methods.lrp import canonizers
 from zennit_dc.methods.scores import Isolated
-from zennit_dc.demo import demo_network
-from zennit_dc.methods import METHODS, attributor
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier
+
 
 needs_captum = pytest.mark.skipif(importlib.util.find_spec('captum') is None, reason='Captum is not installed')
 PARAMETERS = {

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+
 webdriver = pytest.importorskip('selenium.webdriver', reason='selenium is not installed')
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+
 
 pytest.importorskip('virelay', reason='the extra "virelay" is not installed')
 

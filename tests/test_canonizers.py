@@ -21,9 +21,7 @@ from zennit.composites import MixedComposite, NameMapComposite
 from zennit.core import Composite
 from zennit.layer import Sum
 from zennit.rules import Epsilon
-from zennit.torchvision import (
-    ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer, ResNetCanonizer, VGGCanonizer
-)
+from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer, ResNetCanonizer, VGGCanonizer
 
 from zennit_dc import DetachedStatistics, Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance

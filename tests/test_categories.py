@@ -5,6 +5,7 @@ import pytest
 
 from zennit_dc.data.categories import choice_of, find_class, load_categories, require_names
 
+
 NAMES = ['tench', 'Siamese cat', 'great white shark']
 
 

@@ -20,11 +20,12 @@ from zennit.attribution import Gradient
 from zennit_dc import SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import CASO, Sparsity, class_relevance
 from zennit_dc.cli.explanations import Explanations, distinct
-from zennit_dc.demo import demo_network, draw, draw_batch
-from zennit_dc.figures import color
 from zennit_dc.data.classifiers import layers, load_classifier
 from zennit_dc.data.parts import held
 from zennit_dc.data.progress import progress_bar
+from zennit_dc.demo import demo_network, draw, draw_batch
+from zennit_dc.figures import color
+
 
 PHOTOGRAPH = Path(__file__).parents[1] / 'examples' / 'coffee.jpg'
 

@@ -1,22 +1,22 @@
 '''The package's own drawings, and the network trained on them.'''
 import runpy
 import sys
-from pathlib import Path
 from functools import cache
+from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from commands import require_success, run_script
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from PIL import Image
 from zennit.attribution import Gradient
 
 from zennit_dc import SplitGrad
 from zennit_dc.demo import CLASSES, DemoNetwork, demo_network, demo_preprocessing, draw, draw_batch, drawing
 from zennit_dc.demo.network import WEIGHTS
+
 
 measure = pytest.importorskip('skimage.measure', reason='the extra "evaluation" is not installed')
 

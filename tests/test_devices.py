@@ -16,11 +16,19 @@ from torch.nn import functional as F
 from zennit.attribution import Gradient
 
 from zennit_dc import (
-    Balanced, DetachedActivations, DetachedStatistics, SplitCAM, SplitGrad, SplitLRP, SplitTensor, class_agreement,
-    contrast
+    Balanced,
+    DetachedActivations,
+    DetachedStatistics,
+    SplitCAM,
+    SplitGrad,
+    SplitLRP,
+    SplitTensor,
+    class_agreement,
+    contrast,
 )
 from zennit_dc.attribution import CAFO, CASO, class_relevance
 from zennit_dc.demo import demo_network, demo_preprocessing, draw
+
 
 ON_DEVICES = pytest.mark.parametrize('device', DEVICES)
 UNIT = 2

@@ -6,8 +6,7 @@ from functools import cache
 import pytest
 import torch
 from helpers import assert_close, explain, gradient_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from zennit.composites import EpsilonPlus
@@ -15,9 +14,18 @@ from zennit.torchvision import SequentialMergeBatchNorm
 
 from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.networks import (
-    TRANSFORMS, VARIANTS, Difference, DifferenceOfConvex, FreeLinear, Maxout, cnn_maxout, effective,
-    mlp_maxout, nonnegative,
+    TRANSFORMS,
+    VARIANTS,
+    Difference,
+    DifferenceOfConvex,
+    FreeLinear,
+    Maxout,
+    cnn_maxout,
+    effective,
+    mlp_maxout,
+    nonnegative,
 )
+
 
 SMALL = {
     'mlp_maxout': lambda variant, **options: mlp_maxout(variant, width=12, **{'scale': .1, **options}),

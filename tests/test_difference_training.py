@@ -12,6 +12,7 @@ from torch import nn
 from zennit_dc.networks import accuracy, mlp_maxout, train
 from zennit_dc.networks.train import Checkpoint, batches
 
+
 MNIST = Path(__file__).parents[2] / 'shared' / 'data' / 'mnist'
 
 

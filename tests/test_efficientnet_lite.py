@@ -16,6 +16,7 @@ from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.data.images import read_image
 
+
 ROOT = Path(__file__).parents[1]
 PHOTOGRAPH = ROOT / 'examples' / 'coffee.jpg'
 PHOTOGRAPHS = ROOT.parent / 'shared' / 'data' / 'imagenet'

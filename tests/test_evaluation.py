@@ -6,12 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
-from zennit_dc.demo import draw
 from zennit_dc.attribution import Sparsity
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_classifier
+from zennit_dc.data.files import UnreadableImage
+from zennit_dc.demo import draw
 from zennit_dc.evaluation.data import Drawings, ImageNetS, Polygons, split
 from zennit_dc.evaluation.settings import grid
-from zennit_dc.data.files import UnreadableImage
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, load_classifier
+
 
 CLASSIFIER = Classifier('', None, IMAGENET_PREPROCESSING(resize_size=32, crop_size=24))
 

@@ -12,24 +12,24 @@ from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM
 from zennit_dc.attribution import LayerCAM, class_agreement, class_relevance, relevance_of
-from zennit_dc.evaluation.data import Drawings
 from zennit_dc.data.classifiers import load_classifier
+from zennit_dc.evaluation.data import Drawings
+
 
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
-from zennit_dc.evaluation.metrics import pixel_flipping, pointing_game
+from zennit_dc.evaluation import tables
 from zennit_dc.evaluation.figures import layer_figure, pareto_figure, pareto_front, spectra_figure
+from zennit_dc.evaluation.localisation import attribution_localisation
+from zennit_dc.evaluation.metrics import pixel_flipping, pointing_game
 from zennit_dc.evaluation.mosaics import Mosaics
 from zennit_dc.evaluation.randomisation import randomised, similarities
 from zennit_dc.evaluation.runs import evaluate, finished
 from zennit_dc.evaluation.selection import means
 from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid
-from zennit_dc.evaluation.localisation import attribution_localisation
-from zennit_dc.evaluation import tables
-from zennit_dc.evaluation.tables import (
-    latex, mean_scores, results_table, shortened, standard_errors, summary
-)
+from zennit_dc.evaluation.tables import latex, mean_scores, results_table, shortened, standard_errors, summary
 from zennit_dc.methods import attributor
+
 
 OPTIONS = (
     'evaluate', 'drawings', '--model', 'demo', '--images', '12', '--method', 'splitcam', '--method', 'layercam',

@@ -13,6 +13,7 @@ from PIL import Image
 
 from zennit_dc import Balanced, SplitGrad, SplitLRP
 
+
 EXAMPLES = Path(__file__).parents[1] / 'examples'
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 PHOTOGRAPH = EXAMPLES / 'coffee.jpg'

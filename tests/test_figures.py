@@ -7,8 +7,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
-from zennit_dc.demo import demo_network, demo_preprocessing
 from zennit_dc.data.classifiers import Classifier
+from zennit_dc.demo import demo_network, demo_preprocessing
 from zennit_dc.figures import Bar, blend, caption, color, largest_shown, side_by_side, stream_overlay
 
 

@@ -5,8 +5,10 @@ import torch
 from fuzzing.campaign import run, try_program
 from fuzzing.families import FAMILIES
 from fuzzing.programs import generate
+
 from zennit_dc.core.blocks import relu
 from zennit_dc.core.table import FORMS
+
 
 CHUNK = 50
 # orders of convex streams are no maxima, and products from the left of a moved batch would mix the samples

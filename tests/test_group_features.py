@@ -17,11 +17,21 @@ from zennit.composites import EpsilonPlus
 
 from zennit_dc import SplitGrad, SplitLRP
 from zennit_dc.attribution import (
-    CAFO, CASO, SmoothCAFO, SmoothCASO, Sparsity, class_relevance, contrast, cross_entropy, hessian, shown
+    CAFO,
+    CASO,
+    SmoothCAFO,
+    SmoothCASO,
+    Sparsity,
+    class_relevance,
+    contrast,
+    cross_entropy,
+    hessian,
+    shown,
 )
 from zennit_dc.attribution.loss import MeanCrossEntropy
 from zennit_dc.attribution.maximum import second_order, thresholded
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING
+
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 TARGETS = torch.tensor([0, 3, 6])

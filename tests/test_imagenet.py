@@ -1,8 +1,9 @@
 '''The classes of ImageNet and their WordNet IDs.'''
 import torchvision
 
-from zennit_dc.data.images import find_labels, label_map
 from zennit_dc.data.imagenet import RENAMED, imagenet_classes, wordnet_ids
+from zennit_dc.data.images import find_labels, label_map
+
 
 NAMES = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.meta['categories']
 

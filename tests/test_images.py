@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
-from zennit_dc.data import images
 from torchvision.datasets import folder
 
+from zennit_dc.data import images
 from zennit_dc.data.files import IMG_EXTENSIONS, UnreadableImage, images_in
 from zennit_dc.data.images import ImageFolder, find_labels, label_map, read_image
 

@@ -14,9 +14,15 @@ from zennit.composites import EpsilonPlus
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance, gradient_at, recorded
 from zennit_dc.data.classifiers import (
-    IMAGENET_PREPROCESSING, Classifier, last_feature_map, last_layer, layers, middle_feature_map
+    IMAGENET_PREPROCESSING,
+    Classifier,
+    last_feature_map,
+    last_layer,
+    layers,
+    middle_feature_map,
 )
 from zennit_dc.methods import attributor
+
 
 IMAGE, TARGETS = random_image(2, 3, 16, 16), torch.tensor([1, 2])
 PEERS = ('layercam', 'gradcam', 'gradcam++', 'guided-gradcam', 'guided-backprop', 'lrp-gamma')

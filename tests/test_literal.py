@@ -3,11 +3,11 @@ import pytest
 import torch
 from helpers import assert_close, explain, random_image
 from literal import Network
-
 from zennit.composites import MixedComposite, NameMapComposite
 
 from zennit_dc import Relative, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.rules import SplitEpsilon
+
 
 STREAMS = ('+g', '-g', 'g', '+h', '-h', 'h')
 ALPHAS = (0., .1, .3, .4, .5)

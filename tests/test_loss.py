@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from zennit_dc.attribution import cross_entropy, hessian
 
+
 TARGETS = torch.tensor([0, 3, 6])
 
 

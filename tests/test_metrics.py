@@ -6,16 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from helpers import DEVICES, random_image
 
+
 quantus = pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
+from zennit_dc.data.classifiers import load_classifier  # noqa: E402
 from zennit_dc.demo import demo_network  # noqa: E402
 from zennit_dc.evaluation import metrics  # noqa: E402
 from zennit_dc.evaluation.data import Drawings  # noqa: E402
 from zennit_dc.evaluation.mosaics import Mosaics, mosaic, mosaic_members, require_any_size  # noqa: E402
 from zennit_dc.evaluation.randomisation import randomised, similarities  # noqa: E402
-from zennit_dc.data.classifiers import load_classifier  # noqa: E402
 
 
 class Linear(torch.nn.Module):

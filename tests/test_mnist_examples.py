@@ -14,6 +14,7 @@ from helpers import drawn
 
 from zennit_dc.networks import accuracy, mlp_maxout
 
+
 EXAMPLE = Path(__file__).parents[1] / 'examples' / 'mnist_difference.py'
 MNIST = Path(__file__).parents[2] / 'shared' / 'data' / 'mnist'
 

@@ -4,13 +4,14 @@ import warnings
 import pytest
 import torch
 from helpers import explain, gradient_of, random_image
-from small_models import Between, SHAPE
+from small_models import SHAPE, Between
 from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import DetachedActivations, DetachedStatistics, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.core.needs import OPTIONS, relative_deviation
 from zennit_dc.core.table import OVERLAYS
+
 
 IMAGE = random_image(2, 4, 6)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.data.classifiers import load_classifier
 
+
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 WEIGHTS = DATA / 'weights' / 'squeezenet1_0_imagenet.pt'
 pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason='the weights and photographs of ../shared are not here')

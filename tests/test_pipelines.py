@@ -9,6 +9,7 @@ from torchvision.models import detection
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 
+
 OPTIONS = {'weights': None, 'weights_backbone': None, 'min_size': 64, 'max_size': 96, 'num_classes': 4}
 DETECTORS = {
     'retinanet_resnet50_fpn': {'score_thresh': 0.}, 'fcos_resnet50_fpn': {'score_thresh': 0.},

@@ -7,14 +7,14 @@ from helpers import alive, assert_close, explain, gradient_of, random_image
 from small_models import Calling
 from torch import nn
 from torch.nn import functional as F
-
 from zennit.attribution import Gradient
+
 from zennit_dc import DetachedActivations, DetachedStatistics, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM, class_relevance
-from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer, layers
-from zennit_dc.methods import attributor
 from zennit_dc.core.axes import input_places, reshaped_places
 from zennit_dc.core.places import places_of, token_grid
+from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer, layers
+from zennit_dc.methods import attributor
 
 
 @pytest.mark.parametrize('tokens, size, grid', [

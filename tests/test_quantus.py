@@ -9,10 +9,11 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM
 from zennit_dc.attribution import LayerCAM, Sparsity, class_relevance
-from zennit_dc.demo import demo_network, demo_preprocessing, draw_batch
-from zennit_dc.methods import METHODS, LRPGamma
 from zennit_dc.data.classifiers import Classifier
+from zennit_dc.demo import demo_network, demo_preprocessing, draw_batch
 from zennit_dc.evaluation.quantus import explain, method_name
+from zennit_dc.methods import METHODS, LRPGamma
+
 
 needs_quantus = pytest.mark.skipif(importlib.util.find_spec('quantus') is None, reason='Quantus is not installed')
 needs_captum = pytest.mark.skipif(importlib.util.find_spec('captum') is None, reason='Captum is not installed')

@@ -17,6 +17,7 @@ from zennit_dc import SplitGrad, SplitTensor, networks
 from zennit_dc.cli import main
 from zennit_dc.core.table import FORMS
 
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / 'examples'
 README = (ROOT / 'README.md').read_text(encoding='utf-8')

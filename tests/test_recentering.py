@@ -7,8 +7,7 @@ import pytest
 import torch
 import torchvision
 from helpers import assert_close, explain, random_image
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from literal import Network
 from torch.nn import functional as F
 from zennit.canonizers import SequentialMergeBatchNorm

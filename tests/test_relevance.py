@@ -16,6 +16,7 @@ from zennit_dc.attribution import class_relevance, map_cosine, relevance_of, run
 from zennit_dc.data.classifiers import last_layer, load_classifier
 from zennit_dc.demo import demo_network, draw_batch
 
+
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 needs_data = pytest.mark.skipif(not DATA.exists(), reason='the weights and photographs of ../shared are not here')
 

@@ -15,6 +15,7 @@ from zennit_dc import Balanced, Logits, Relative, Scaling, SplitCAM, SplitGrad, 
 from zennit_dc.attribution import NotRecorded, Recorded, contrast
 from zennit_dc.attribution.replay import Replay
 
+
 COMPOSITES = {
     'none': lambda: None,
     'SplitGrad': SplitGrad,

@@ -5,14 +5,25 @@ from pathlib import Path
 
 import pytest
 
+
 pytest.importorskip('quantus', reason='the extra "evaluation" is not installed')
 
 import pandas as pd
 import render_results
 
 from zennit_dc.evaluation.pages import (
-    ROWS, WIDTH, fits, number, page, read_csv, replaced, save_csv, table, update_page,
+    ROWS,
+    WIDTH,
+    fits,
+    number,
+    page,
+    read_csv,
+    replaced,
+    save_csv,
+    table,
+    update_page,
 )
+
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / 'examples' / 'results'

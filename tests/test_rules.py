@@ -19,6 +19,7 @@ from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
 from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, mean_size, ruled, stabilized
 
+
 UNIT = 2
 # the activations from each node to the output, on the longest way; a map at conv4 is read after its own
 ACTIVATIONS = {'input': 4, 'conv1': 4, 'pool': 3, 'conv2': 3, 'conv3': 2, 'conv4': 0, 'mean': 0}

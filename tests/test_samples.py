@@ -6,6 +6,7 @@ from torch import nn
 
 from zennit_dc import Balanced, Relative, Scaling, SplitCAM, SplitGrad, SplitLRP
 
+
 TIME, BATCH, FEATURES = 7, 4, 5
 
 

@@ -4,6 +4,7 @@ import torch
 from group_features import NETWORKS, images
 from torch import nn
 
+
 pd = pytest.importorskip('pandas', reason='the extra "evaluation" is not installed')
 second_order = pytest.importorskip('second_order')
 

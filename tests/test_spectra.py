@@ -16,13 +16,21 @@ from zennit_dc import Balanced, NotInPlace, SplitCAM, SplitGrad
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.methods import attributor
 
+
 ndimage = pytest.importorskip('scipy.ndimage', reason='the extra "evaluation" is not installed')
 stats = pytest.importorskip('scipy.stats', reason='the extra "evaluation" is not installed')
 
 from zennit_dc.evaluation.spectra import (  # noqa: E402
-    expected_frequency, frequency_gap, gap_profile, gradient_gap, published_expected_frequency, radial_profile, ranks,
+    expected_frequency,
+    frequency_gap,
+    gap_profile,
+    gradient_gap,
+    published_expected_frequency,
+    radial_profile,
+    ranks,
     spectral_tail,
 )
+
 
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 

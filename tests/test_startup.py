@@ -8,11 +8,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import zennit_dc
 from commands import command, require_error, require_success, run_code, run_process
 from processes import interrupt_at
 from zennit.image import CMAPS
 
+import zennit_dc
 from zennit_dc import data, methods
 from zennit_dc.cli import evaluation, main, maps
 from zennit_dc.evaluation.settings import SELECTION

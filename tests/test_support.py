@@ -18,6 +18,7 @@ from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.demo import draw
 from zennit_dc.methods import attributor, saliency_map
 
+
 DATA = Path(__file__).parents[2] / 'shared' / 'data'
 SIZE = 30, 40
 

@@ -7,6 +7,7 @@ import supported_models
 import torch
 import torchvision
 
+
 # The smallest of the models that call the same functions of torch. What is too large for a test is tested elsewhere by
 # its parts: AlexNet, VGG, DeepLabV3 and FCN of ResNet in test_torchvision.py, ViT in forms/test_attention.py.
 MODELS = [

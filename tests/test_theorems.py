@@ -4,12 +4,12 @@ import itertools
 import pytest
 import torch
 from helpers import assert_close, explain, gradient_of, random_image
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from literal import Affine, Network
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 from zennit_dc.core.pair import Pass
+
 
 seeds = st.integers(0, 2 ** 31)
 alphas = st.floats(0., .5)

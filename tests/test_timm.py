@@ -10,6 +10,7 @@ from zennit_dc import DetachedActivations, DetachedStatistics, SmoothReplacement
 from zennit_dc.attribution import LayerCAM, contrast, recorded
 from zennit_dc.core.places import spread
 
+
 timm = pytest.importorskip('timm', reason='the extra "test" is not installed')
 SMALL = {  # the size of the image, and what makes a model small
     'convnextv2_atto': (64, {'depths': (1, 1, 1, 1)}), 'poolformer_s12': (32, {}), 'efficientvit_b0': (64, {}),

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 
+
 # layer, and the size of the image
 NETWORKS = {
     'vgg11': ('features.13', 64),

@@ -10,6 +10,7 @@ from zennit.attribution import Gradient
 from zennit_dc import Logits, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import contrast
 
+
 transformers = pytest.importorskip('transformers', reason='the extra "test" is not installed')
 if not transformers.utils.is_torch_available():
     pytest.skip('this version of transformers needs a later version of PyTorch', allow_module_level=True)

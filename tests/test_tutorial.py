@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+
 nbformat = pytest.importorskip('nbformat', reason='nbformat is not installed: it comes with the extra "dev"')
 nbclient = pytest.importorskip('nbclient', reason='nbclient is not installed: it comes with the extra "dev"')
 

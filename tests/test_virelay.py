@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zennit_dc.demo import CLASSES
 from zennit_dc.data.images import label_map, load_label_map
+from zennit_dc.demo import CLASSES
 from zennit_dc.virelay import analyze, project
+
 
 pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 pytest.importorskip('corelay', reason='the extra "virelay" is not installed')

@@ -12,21 +12,21 @@ from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
 from .core.batches import refuse_transforms, transformed, within_transforms
-from .forms.hooks import BackwardHooks
+from .core.errors import NeedsGraph, NeedsSums, OtherSamples, SeveralUses, Unsupported, describe
+from .core.layers import sequence_of
 from .core.needs import Choices, left_out, refuse_probabilities
 from .core.nested import flatten, modules_of
-from .core.layers import sequence_of
-from .core.passes import MapPass
-from .forms import taps  # isort: skip  # noqa: F401 (registers forms that need passes)
-from .recentering import Relative
-from .rules import SplitRule
-from .core.places import require_channels
-from .core.errors import NeedsGraph, NeedsSums, OtherSamples, SeveralUses, Unsupported, describe
 from .core.pair import SplitTensor, TrueGradient, common_pass, pass_of, require_choice, same
+from .core.passes import MapPass
+from .core.places import require_channels
 from .core.table import MODULE_FORMS
-from .streams import Difference
 from .core.tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 from .core.wording import similar
+from .forms import taps  # noqa: F401 (registers forms that need passes)
+from .forms.hooks import BackwardHooks
+from .recentering import Relative
+from .rules import SplitRule
+from .streams import Difference
 
 
 SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'

@@ -10,11 +10,11 @@ from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
 from .canonizers import SplitCanonizer, require_split_rule
+from .core.pair import require_choice
+from .core.tokens import explaining_tokens
 from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
-from .core.pair import require_choice
 from .streams import ActivatedSensitivity, Difference, Relevance, Sensitivity
-from .core.tokens import explaining_tokens
 
 
 LayerMap = list[tuple[tuple[type[Module], ...], SplitRule]]

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
-from .forms.table import overloads, plain
 from .core.nested import entries_of, flatten
 from .core.pair import require_choice
+from .forms.table import overloads, plain
 
 
 NAMES = ('logits', 'out')  # what models call what is explained, where they return more

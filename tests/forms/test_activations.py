@@ -9,6 +9,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
+
 SLOPES = random_image(4, seed=8)
 # each as ReLUs of the pair and weights, with which the paper's own split works
 PIECEWISE_LINEAR = {

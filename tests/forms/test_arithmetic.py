@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from zennit_dc import Scaling, SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
+
 CONSTANT = random_image(*IMAGE, seed=12)
 ARITHMETIC = {
     'add number': (IMAGE, lambda x: x + 3),

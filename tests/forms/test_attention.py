@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import DetachedStatistics, Scaling, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.evaluation.deviation import output_deviation
 from zennit_dc.core.pair import Pass
+from zennit_dc.evaluation.deviation import output_deviation
 
 
 class LayerNorm(nn.Module):

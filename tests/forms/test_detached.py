@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import DetachedActivations, SplitCAM, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.forms.detached import FUNCTIONS, at_zero
 from zennit_dc.core.pair import Pass
+from zennit_dc.forms.detached import FUNCTIONS, at_zero
+
 
 ACTIVATIONS = [
     nn.ELU(.7, inplace=True), nn.SELU(), nn.CELU(2.), nn.SiLU(inplace=True), nn.GELU(), nn.GELU('tanh'), nn.Mish(),

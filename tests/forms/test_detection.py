@@ -8,6 +8,7 @@ from torchvision import ops
 
 from zennit_dc import SplitGrad, SplitLRP
 
+
 IMAGE = (2, 4, 6, 6)
 BOXES = torch.tensor([[0, 0., 0., 5., 3.], [1, 1.2, .5, 4.7, 5.], [1, -1., 2., 3., 9.]], dtype=torch.float64)
 AVERAGES = {

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 
+
 pytestmark = pytest.mark.skipif(torch.__version__ < '2.5', reason='torch.export has other graphs')
 IMAGE = (2, 3, 6, 6)
 

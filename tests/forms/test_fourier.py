@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from zennit_dc import DetachedStatistics, SplitCAM, SplitGrad, SplitLRP
 
+
 SIGNAL, IMAGE = (2, 24), (2, 3, 6, 5)
 WINDOW = torch.hann_window(8, dtype=torch.float64)
 FACTORS = torch.complex(random_image(6, 1, seed=8), random_image(6, 1, seed=9))

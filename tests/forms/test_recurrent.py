@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from zennit_dc import DetachedActivations, SmoothReplacement, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.forms.smooth import interpolation
 from zennit_dc.core.pair import Pass
+from zennit_dc.forms.smooth import interpolation
+
 
 TOLERANCE = 1e-3
 

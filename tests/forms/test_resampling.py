@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from zennit_dc import SplitTensor
 
+
 GRID = random_image(2, 3, 5, 2, seed=8)
 RESAMPLED = {
     'nearest': (IMAGE, lambda x: F.interpolate(x, scale_factor=2)),

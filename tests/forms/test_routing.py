@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from zennit_dc import SplitLRP
 
+
 CONSTANT = random_image(*IMAGE, seed=12)
 ROUTING = {
     'flatten': lambda x: torch.flatten(x, 1),

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
 
+
 SHAPE = (2, 4, 6)
 SOURCE, TARGET = torch.tensor([0, 1, 2, 3, 3]), torch.tensor([1, 2, 3, 0, 1])
 PLACES = TARGET[:, None].expand(2, 5, 6)

@@ -7,10 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.evaluation.deviation import output_deviation
-from zennit_dc.forms.smooth import SMOOTH, interpolation
 from zennit_dc.core.pair import Pass
 from zennit_dc.core.table import OVERLAYS
+from zennit_dc.evaluation.deviation import output_deviation
+from zennit_dc.forms.smooth import SMOOTH, interpolation
 
 
 def test_hardswish_is_exact():

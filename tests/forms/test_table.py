@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from zennit_dc import Balanced, Scaling, SplitGrad, SplitLRP, SplitTensor
 
+
 MANY = torch.stack([random_image(6, 5, seed=seed) for seed in range(3)])
 
 

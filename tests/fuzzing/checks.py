@@ -2,20 +2,30 @@
 seed and the listing, or Inapplicable where the property says nothing about the program.'''
 import contextlib
 import copy
-import itertools
 import functools
+import itertools
 import random
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from zennit.attribution import Gradient
+
 from zennit_dc import (
-    Balanced, DetachedStatistics, Relative, Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP, SplitTensor
+    Balanced,
+    DetachedStatistics,
+    Relative,
+    Scaling,
+    Shifting,
+    SplitCAM,
+    SplitGrad,
+    SplitLRP,
+    SplitTensor,
 )
 from zennit_dc.attribution import NotRecorded, Recorded
 
 from .interpreter import Interpreter
+
 
 CHECKS = {}
 

@@ -4,8 +4,8 @@ from .group_features import CAFO, CASO, SmoothCAFO, SmoothCASO, shown
 from .layers import gradient_at, recorded, require_evaluation, require_layer, require_one_map
 from .loss import CrossEntropy, cross_entropy, hessian
 from .maximum import Solution, Sparsity
-from .replay import NotRecorded, Recorded
 from .relevance import class_agreement, class_relevance, contrast, map_cosine, relevance_of, require_scores, runner_up
+from .replay import NotRecorded, Recorded
 from .support import Support, support
 
 

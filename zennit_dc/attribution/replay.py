@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.nn import Module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.split_module import split_module
+from torch.nn import Module
 from zennit.attribution import Gradient
 from zennit.core import Composite
 

@@ -7,9 +7,29 @@ import click
 from ..data.files import require_images, require_local
 from ..methods import METHODS
 from .options import (
-    Name, Numbers, Shard, against_of, against_option, categories_option, classifier_of, compute_options, count_classes,
-    hold, method_options, model_option, model_options, option, parameters_of, record_option, require_classes,
-    require_compute, require_output, require_used, require_weights, tell_classes, tell_preprocessing,
+    Name,
+    Numbers,
+    Shard,
+    against_of,
+    against_option,
+    categories_option,
+    classifier_of,
+    compute_options,
+    count_classes,
+    hold,
+    method_options,
+    model_option,
+    model_options,
+    option,
+    parameters_of,
+    record_option,
+    require_classes,
+    require_compute,
+    require_output,
+    require_used,
+    require_weights,
+    tell_classes,
+    tell_preprocessing,
 )
 
 

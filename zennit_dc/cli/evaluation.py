@@ -8,8 +8,20 @@ import click
 from ..data.files import require_local
 from ..methods import METHODS
 from .options import (
-    Alpha, Name, Penalty, Recentering, classifier_of, compute_options, hold, model_option, model_options, option,
-    record_option, require_compute, require_weights, together,
+    Alpha,
+    Name,
+    Penalty,
+    Recentering,
+    classifier_of,
+    compute_options,
+    hold,
+    model_option,
+    model_options,
+    option,
+    record_option,
+    require_compute,
+    require_weights,
+    together,
 )
 
 

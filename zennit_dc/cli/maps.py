@@ -7,10 +7,30 @@ from ..core.wording import meant
 from ..data.files import require_file
 from ..methods import BASELINES, METHODS
 from .options import (
-    Name, against_option, categories_option, classifier_of, compute_options, count_classes, hold, image_files,
-    method_options, model_option, model_options, option, possible_against, record_option, require_classes,
-    require_compute, require_format, require_once, require_output, require_used, require_weights, target_options,
-    tell_classes, tell_preprocessing,
+    Name,
+    against_option,
+    categories_option,
+    classifier_of,
+    compute_options,
+    count_classes,
+    hold,
+    image_files,
+    method_options,
+    model_option,
+    model_options,
+    option,
+    possible_against,
+    record_option,
+    require_classes,
+    require_compute,
+    require_format,
+    require_once,
+    require_output,
+    require_used,
+    require_weights,
+    target_options,
+    tell_classes,
+    tell_preprocessing,
 )
 
 

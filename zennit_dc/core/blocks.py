@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import torch
 
-from .axes import joined
 from ..recentering import choice, recenter
+from .axes import joined
 from .errors import NeedsSums
 from .pair import SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view

@@ -10,6 +10,7 @@ from .pair import same
 from .places import laid_over
 from .recording import DOUBTS
 
+
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
 
 

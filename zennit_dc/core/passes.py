@@ -11,20 +11,30 @@ from typing import NamedTuple
 
 import torch
 
-from .axes import Axis, by_sample, input_places
-from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
 from ..forms.reading import number, read_alone
 from ..forms.table import plain
-from .nested import flatten
 from ..rules import SplitRule, ruled
+from .axes import Axis, by_sample, input_places
+from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
+from .errors import OtherSamples, SeveralUses, Unsupported
 from .layers import LayerOutput, require_one_map
 from .maps import Node, alive, input_gradients, layer_gradients, marked
-from .rerun import Rerun, changed, trained_of
-from .places import ACTIVATIONS, name_of
-from .errors import OtherSamples, SeveralUses, Unsupported
+from .nested import flatten
 from .pair import (
-    LEAVES, Pass, SplitTensor, common_pass, foreign, foreign_cause, input_sum, pairs_in, same, sum_dtype, unsupported
+    LEAVES,
+    Pass,
+    SplitTensor,
+    common_pass,
+    foreign,
+    foreign_cause,
+    input_sum,
+    pairs_in,
+    same,
+    sum_dtype,
+    unsupported,
 )
+from .places import ACTIVATIONS, name_of
+from .rerun import Rerun, changed, trained_of
 from .views import become_plain
 
 

@@ -9,8 +9,8 @@ from torch.overrides import TorchFunctionMode
 
 from .axes import Axis
 from .nested import flatten
-from .places import name_of
 from .pair import SplitTensor, sum_dtype, unsupported
+from .places import name_of
 
 
 FIRST_EMBEDDING = 'the embedding of the tokens'  # where the map is read if no layer is named

@@ -8,8 +8,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from ..logits import Logits
 from ..core.wording import similar
+from ..logits import Logits
 from . import efficientnet_lite
 from .categories import load_categories
 from .channels import other_channels

@@ -20,7 +20,11 @@ from .spectra import expected_frequency, frequency_gap, gradient_gap
 try:
     from .faithfulness import PixelFlipping, Selectivity, pixel_flipping, selectivity
     from .localisation import (
-        attribution_localisation, grid_pointing_game, negative_localisation, object_auc, pointing_game
+        attribution_localisation,
+        grid_pointing_game,
+        negative_localisation,
+        object_auc,
+        pointing_game,
     )
     from .randomisation import similarities
     from .robustness import MaxSensitivity, max_sensitivity

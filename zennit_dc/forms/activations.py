@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core.blocks import activation, activated, relu
+from ..core.blocks import activated, activation, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
 from .table import aside, in_place_or_new, missing, overloads, require_evaluation, torch_form

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import torch
 
-from ..core.nested import flatten
 from ..core.blocks import Instead
+from ..core.nested import flatten
 from ..core.pair import SplitTensor, common_pass, pairs_in
 from ..core.table import public
 from .table import overloads, plain

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import Instead, instead, linear
-from ..core.pair import SplitTensor, pass_of, pairs_in, unsupported
+from ..core.pair import SplitTensor, pairs_in, pass_of, unsupported
 from ..core.registry import split_form
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note

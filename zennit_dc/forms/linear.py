@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from ..core.axes import Axis, joined, mixed, note_channels
 from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, pending, weighted
-from ..recentering import recenter
 from ..core.errors import called_in
 from ..core.pair import SplitTensor, pass_of, unsupported
 from ..core.registry import split_form
 from ..core.views import laid_out
+from ..recentering import recenter
 from .arithmetic import addition, valued
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
 

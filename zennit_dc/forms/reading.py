@@ -4,8 +4,8 @@ import weakref
 
 import torch
 
-from ..core.nested import flatten
 from ..core.errors import SeveralUses
+from ..core.nested import flatten
 from ..core.pair import SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import lend

@@ -12,7 +12,15 @@ from ..core.views import as_view, laid_out
 from .arithmetic import parts
 from .reading import known, whole
 from .table import (
-    follow_axes, follow_places, keep_axes, keep_layer, note_tokens, overloads, plain, to_dtype, torch_form
+    follow_axes,
+    follow_places,
+    keep_axes,
+    keep_layer,
+    note_tokens,
+    overloads,
+    plain,
+    to_dtype,
+    torch_form,
 )
 
 

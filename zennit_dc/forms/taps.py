@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ..core.batches import refused
-from ..core.nested import flatten
-from ..core.maps import Node
 from ..core.errors import NeedsGraph
+from ..core.maps import Node
+from ..core.nested import flatten
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS

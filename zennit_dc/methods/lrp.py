@@ -12,6 +12,7 @@ from zennit.torchvision import ResNetCanonizer
 from ..attribution import gradient_at
 from ..core.places import spread
 
+
 if TYPE_CHECKING:
     from ..data import Classifier
 

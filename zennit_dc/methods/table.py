@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ..core.wording import meant, similar
 
+
 if TYPE_CHECKING:  # as they take long to import
     from torch import Tensor
     from zennit.attribution import Attributor
