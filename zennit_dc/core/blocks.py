@@ -7,7 +7,7 @@ import torch
 
 from ..recentering import choice, recenter
 from .axes import joined
-from .errors import NeedsSums
+from .errors import SUMS, StartOver
 from .pair import SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view
 
@@ -400,7 +400,7 @@ def multiply(first, other, function, join=joined):
         The product of the pairs.
     '''
     if not first.split_pass.sums:
-        raise NeedsSums
+        raise StartOver(SUMS)
     rule = first.split_pass.rule
     one, two = (rule.shared(rule.before_linear(pair), 2) for pair in (first, other))
     product = first.like(*(function(*tensors) for tensors in zip(one.tensors, two.tensors)))

@@ -58,13 +58,13 @@ def input_gradients(split_pass, index, *gradients):
     dtype = split_pass.inputs[index].dtype
     map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.samples_of(index))
     require_dependence(split_pass, map)
-    return marked(map, split_pass.maps), None
+    return marked(map, split_pass.nodes.maps), None
 
 
 def layer_gradients(split_pass, values, trained, *gradients):
     '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
     input that has its places, or the true ones of what is below the layer, which is run again for them.'''
-    if torch._C._current_graph_task_id() in split_pass.batches:  # in which outputs give the maps to the inputs
+    if split_pass.has_batch():  # in which outputs give the maps to the inputs
         return (None,) * (2 + len(split_pass.inputs) + len(trained))
     if not split_pass.makes_map():
         if not any(gradient.any() for gradient in gradients):  # as where true gradients bypass the layer
@@ -84,7 +84,7 @@ def layer_gradients(split_pass, values, trained, *gradients):
     split_pass.readout.saliency = saliency.detach()
     map = laid_over(saliency, split_pass.shape_of(source), axes, windows).to(input.dtype).movedim(0, samples)
     maps = [None] * (len(split_pass.inputs) + len(trained))
-    maps[source] = marked(map, split_pass.maps)
+    maps[source] = marked(map, split_pass.nodes.maps)
     return None, None, *maps
 
 

@@ -20,7 +20,7 @@ LARGEST_DEVIATION = .01
 
 
 class Choices:
-    '''The options that a composite has taken for models by itself.
+    '''The options that a composite has taken for models by itself, and what else has turned out about them.
 
     Parameters
     ----------
@@ -30,6 +30,7 @@ class Choices:
     def __init__(self, automatic=False):
         self.automatic = automatic
         self.chosen, self.reported = weakref.WeakKeyDictionary(), weakref.WeakSet()
+        self.known = weakref.WeakKeyDictionary()  # what made a pass of a model start over, see StartOver
 
     def apply(self, root):
         '''Apply what was taken for a model, and return the applied instances.'''

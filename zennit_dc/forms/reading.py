@@ -4,7 +4,7 @@ import weakref
 
 import torch
 
-from ..core.errors import SeveralUses
+from ..core.errors import SEVERAL_USES, StartOver
 from ..core.nested import flatten
 from ..core.pair import SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
@@ -77,7 +77,7 @@ def number(function, args, kwargs):
     '''What a function is on a layer's output, if that is a number without axes, which may be read; else None.'''
     if getattr(function, '__name__', None) not in NUMBERS:
         return None
-    output = read_alone(function, args, kwargs, SeveralUses())
+    output = read_alone(function, args, kwargs, StartOver(SEVERAL_USES))
     if not isinstance(output, SplitTensor) or output.values[0].ndim > 0:
         return None
     output.pending = Number(output.pending.error)
