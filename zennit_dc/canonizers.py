@@ -25,7 +25,7 @@ from .forms import taps  # noqa: F401 (registers forms that need passes)
 from .forms.hooks import BackwardHooks
 from .recentering import Relative
 from .rules import SplitRule
-from .streams import Difference
+from .streams import Readout
 
 
 SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
@@ -51,7 +51,7 @@ class SplitCanonizer(Canonizer):
 
     Parameters
     ----------
-    readout : :py:class:`zennit_dc.streams.Difference`, optional
+    readout : :py:class:`zennit_dc.streams.Readout`, optional
         What enters at the output, and the map it makes. Default is the difference, and with it the original gradient.
     rule : :py:class:`zennit_dc.core.pair.TrueGradient`, optional
         The rule for operations outside of modules to which a composite maps one. Default is none, i.e. the true
@@ -84,7 +84,7 @@ class SplitCanonizer(Canonizer):
         When applied, if the model is in split form already.
     '''
     def __init__(
-        self, readout: Difference | None = None, rule: TrueGradient | None = None, layer: str | None = None,
+        self, readout: Readout | None = None, rule: TrueGradient | None = None, layer: str | None = None,
         pooling: str = 'wta', input_split: str = 'relu', recentering: Callable | None = Relative(),
         grid: tuple[int, ...] | None = None, automatic: bool = False, channels: int | tuple[()] | None = None
     ):
@@ -95,7 +95,7 @@ class SplitCanonizer(Canonizer):
             raise ValueError(f'recentering must be {choices}, not {recentering!r}')
         if layer is not None and not isinstance(layer, str):
             raise ValueError(f'layer must be the name of a module, not {layer!r}')
-        self.readout = Difference() if readout is None else readout
+        self.readout = Readout() if readout is None else readout
         self.rule = TrueGradient() if rule is None else rule
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
         self.grid, self.channels = grid, require_channels(channels)

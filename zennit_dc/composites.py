@@ -14,7 +14,7 @@ from .core.pair import require_choice
 from .core.tokens import explaining_tokens
 from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
-from .streams import ActivatedSensitivity, Difference, Relevance, Sensitivity
+from .streams import ActivatedSensitivity, Readout, Relevance, Sensitivity
 
 
 LayerMap = list[tuple[tuple[type[Module], ...], SplitRule]]
@@ -51,7 +51,7 @@ class SplitComposite(LayerMapComposite):
 
     Parameters
     ----------
-    readout : :py:class:`zennit_dc.streams.Difference`
+    readout : :py:class:`zennit_dc.streams.Readout`
         What enters at the output, and the map it makes. The composites choose it.
     rule : :py:class:`zennit_dc.rules.SplitRule`
         The rule for affine layers, and for all operations outside of them. The composites choose it.
@@ -93,7 +93,7 @@ class SplitComposite(LayerMapComposite):
         In the backward pass, if the map is not finite.
     '''
     def __init__(
-        self, readout: Difference, rule: SplitRule, layer: str | None = None,
+        self, readout: Readout, rule: SplitRule, layer: str | None = None,
         pooling: str = 'wta', input_split: str = 'relu',
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
         canonizers: list[Canonizer] | str | None = 'auto', grid: tuple[int, ...] | None = None,

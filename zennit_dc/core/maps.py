@@ -9,6 +9,7 @@ import torch
 from .pair import same
 from .places import laid_over
 from .recording import DOUBTS
+from .rerun import at_reading, below_layer
 
 
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
@@ -69,14 +70,14 @@ def layer_gradients(split_pass, values, trained, *gradients):
     if not split_pass.makes_map():
         if not any(gradient.any() for gradient in gradients):  # as where true gradients bypass the layer
             return None, None, *[None] * (len(split_pass.inputs) + len(trained))
-        return None, None, *split_pass.below_layer(gradients, trained)
+        return None, None, *below_layer(split_pass, gradients, trained)
     places, source, axes, windows = split_pass.output.location
 
     def read(*tensors):
         return split_pass.readout.at_layer(*(places.arranged(tensor) for tensor in tensors))
 
     input, samples = split_pass.inputs[source], split_pass.samples_of(source)
-    saliency = read(*(split_pass.again() if torch.is_grad_enabled() else (*gradients, *values)))
+    saliency = read(*(at_reading(split_pass) if torch.is_grad_enabled() else (*gradients, *values)))
     saliency = exact(split_pass, saliency, read, input.dtype)
     if DOUBTS.noted is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
@@ -99,7 +100,7 @@ def exact(split_pass, map, read, dtype, index=0, samples=0):
     if finite and part <= EXACT:
         return map
     try:
-        tensors = split_pass.again(index, exact=True)
+        tensors = at_reading(split_pass, index, exact=True)
     except RuntimeError as error:
         if not finite:
             raise

@@ -34,7 +34,7 @@ from .pair import (
     unsupported,
 )
 from .places import ACTIVATIONS, name_of
-from .rerun import Rerun, changed, trained_of
+from .rerun import Rerun, gradients_of_output, trained_of
 from .views import become_plain
 
 
@@ -68,18 +68,6 @@ class Nodes(NamedTuple):
     maps: list
 
 
-class Probe:
-    '''The tensors at which a map is read, in a pass that is run again with all of its graph.
-
-    Parameters
-    ----------
-    index : int
-        The index of the input at which the map is read, if it is not read at a layer.
-    '''
-    def __init__(self, index):
-        self.index, self.tensors = index, None
-
-
 class MapPass(Pass):
     '''One forward pass of a model, whose backward passes return the map as the gradient of the input. Below a layer it
     has no graph.
@@ -95,7 +83,7 @@ class MapPass(Pass):
     layer : str, optional
         What the place is called at which the map is read, if it is the embedding of tokens. Default is the canonizer's
         layer.
-    probe : :py:class:`Probe`, optional
+    probe : :py:class:`~zennit_dc.core.rerun.Probe`, optional
         What gets the tensors at which the map is read, in a pass that is run again: it has all of its graph, and the
         gradients are taken from outside.
 
@@ -414,7 +402,7 @@ class MapPass(Pass):
                 found = maps_of_batch(self.readout, maps, gradient, alive(self.nodes.exits), trained_of(self.root))
                 return None, None, *found, *[None] * len(others)
             if self.layer is not None and inputs and not self.begins_map():
-                return None, None, *self.true_gradients(place, gradient, others)
+                return None, None, *gradients_of_output(self, place, gradient, others)
             return *seeds(gradient, sum_gradient), *[None] * (len(inputs) + len(others))
 
         return Node.apply(self.nodes.exits, enter, *tensors, *inputs, *others)[0]
@@ -490,48 +478,6 @@ class MapPass(Pass):
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
 
-    # other runs
-
-    def again(self, index=0, exact=False):
-        '''The gradients of difference and sum at the place where the map is read, and these tensors, from another pass
-        with all of its graph; if exact, in float64.'''
-        seeds = self.running.seeds
-        if not all(isinstance(place, int) for place in seeds):
-            raise RuntimeError('its backward pass starts within the model, not at the output')
-        _, output, read = self.other_pass(index, exact)
-        leaves = flatten(output)[0]
-        seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
-        return *gradients(read, seeded, materialize_grads=True), *read
-
-    def true_gradients(self, place, gradient, trained):
-        '''The true gradients by inputs that need one and by parameters of the output at a place.'''
-        if self.is_over:
-            raise changed()
-        with self.rerun.running(self.root) as (call, inputs):
-            true_pass = Pass(self.pooling, None, self.rules[0], self.root)
-            true_pass.has_graph = True
-            pairs = [SplitTensor(same(input), self.sum_of_input(input), true_pass).as_input() for input in inputs]
-            output = flatten(call(pairs))[0][place].difference
-        needed = [new for new, old in zip(inputs, self.inputs) if old.requires_grad]
-        return gradients([*needed, *trained], [(output, gradient)], allow_unused=True)
-
-    def below_layer(self, layer_gradients, trained):
-        '''The true gradients by inputs and parameters of what is below the layer.'''
-        inputs, _, read = self.other_pass()
-        seeded = [each for each in zip(read, layer_gradients) if each[0].requires_grad]
-        return gradients([*inputs, *trained], seeded, allow_unused=True)
-
-    def other_pass(self, index=0, exact=False):
-        '''The inputs and the output of another forward pass with all of its graph, and the tensors at which the map is
-        read.'''
-        if self.is_over:
-            raise changed()
-        with self.rerun.running(self.root, exact) as (call, inputs):
-            probe = Probe(index)
-            output = MapPass(self.canonizer, call, inputs, self.layer, probe).run()
-        read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
-        return inputs, output, read
-
 
 def running_function():
     '''The autograd function in whose forward this is called, or None.'''
@@ -546,12 +492,6 @@ def running_function():
 def refused(error, *gradients):
     '''Raise the error for an output of which there is no map, where anything asks for one.'''
     raise error
-
-
-def gradients(tensors, seeded, **kwargs):
-    '''The gradients by tensors of outputs that are given with what enters there.'''
-    outputs, seeds = zip(*seeded)
-    return torch.autograd.grad(outputs, tensors, seeds, create_graph=torch.is_grad_enabled(), **kwargs)
 
 
 def rules_of(root):
