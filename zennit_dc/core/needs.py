@@ -9,7 +9,7 @@ from ..forms.detached import DetachedActivations
 from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
 from .nested import flatten
-from .pair import Pass, SplitTensor, TrueGradient, pairs_in
+from .pair import PROBABILITY, Pass, SplitTensor, TrueGradient, pairs_in
 from .table import OVERLAYS
 
 
@@ -93,7 +93,7 @@ def request(error, options):
 def refuse_probabilities(output):
     '''Raise if all that a model returns of its inputs is what softmax returns.'''
     pairs = pairs_in(output)
-    if pairs and all(pair.is_probability for pair in pairs):
+    if pairs and all(PROBABILITY in pair.facts for pair in pairs):
         raise NotImplementedError(
             f'the model ends with {pairs[0].title}, but a probability is no sum that could be split: {LOGITS}'
         )

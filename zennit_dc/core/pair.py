@@ -142,6 +142,13 @@ def foreign(output, cause):
     return output
 
 
+INPUT = 'the values of the input, in other places'
+GATE = 'the output of a gate, which may be a constant factor'
+RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
+PROBABILITY = 'the output of softmax itself'
+BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
+MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
+
 LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
 
@@ -167,8 +174,7 @@ class SplitTensor(torch.Tensor):
     ValueError
         If the shapes differ.
     '''
-    is_probability = False  # whether this is the output of softmax itself
-    is_by_function = False  # whether this was made by the form of an autograd function, and is not used yet
+    facts = frozenset()  # what is known of the values
 
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
@@ -193,9 +199,6 @@ class SplitTensor(torch.Tensor):
         self.pending = None  # what is still to be done before the tensors are read, a function of this pair
         self.layer = None  # the affine layer that this is the very output of
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
-        self.is_gate = False  # whether it may be a constant factor
-        self.is_rectified = False  # whether it is a ReLU's output, which another ReLU leaves as it is
-        self.is_input = False  # whether its values are those of the input, in other places
         self.base, self.path, self.views = None, None, []
         self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is
 
@@ -222,7 +225,7 @@ class SplitTensor(torch.Tensor):
     def as_input(self, samples=0):
         '''This pair with the axes that an input has: samples, along an axis of an index, and channels after them if
         that is the first.'''
-        shape, self.is_input = self.values[0].shape, True
+        shape, self.facts = self.values[0].shape, self.facts | {INPUT}
         self.batch = Axis.at(shape, samples) if shape else None
         self.channels = Axis.at(shape, 1) if len(shape) > 1 and samples == 0 else None
         return self
@@ -341,8 +344,8 @@ def note_autograd_function(pair, function):
     form, which has no graph of the pair's own tensors.'''
     with torch._C.DisableTorchFunctionSubclass():
         node = pair.grad_fn
-    if pair.is_by_function:
-        pair.is_by_function = False
+    if BY_FUNCTION in pair.facts:
+        pair.facts -= {BY_FUNCTION}
         if node is None:  # in torch.no_grad(), which the form did not see
             pair.values, pair.depth = tuple(tensor.detach() for tensor in pair.tensors), -math.inf
     elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:

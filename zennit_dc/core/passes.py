@@ -21,7 +21,9 @@ from .layers import LayerOutput, require_one_map
 from .maps import Node, alive, input_gradients, layer_gradients, marked
 from .nested import flatten
 from .pair import (
+    GATE,
     LEAVES,
+    PROBABILITY,
     Pass,
     SplitTensor,
     common_pass,
@@ -318,7 +320,7 @@ class MapPass(Pass):
         elif self.has_graph:
             values = self.read_off(self.entered_at_layer(values))
         pair.values, pair.layer, pair.places = values, layer, places
-        pair.depth, pair.recipe, pair.is_gate = 0, None, False
+        pair.depth, pair.recipe, pair.facts = 0, None, pair.facts - {GATE}
         if any(tensor.requires_grad for tensor in values):
             with torch._C.DisableTorchFunctionSubclass():
                 pair.requires_grad_()
@@ -338,7 +340,7 @@ class MapPass(Pass):
         self.end_layer(output)
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
-        if all(pair.is_probability for pair in pairs.values()):
+        if all(PROBABILITY in pair.facts for pair in pairs.values()):
             raise Independent(independence(output, leaves))
         common_pass('the end of the model', list(pairs.values()))
         self.require_reached(pairs.values())

@@ -3,7 +3,7 @@ import functools
 
 import torch
 
-from .pair import SplitTensor, common_pass, noted, pairs_in
+from .pair import BY_FUNCTION, SplitTensor, common_pass, noted, pairs_in
 from .table import FORMS, FUNCTION_FORMS, MODULE_FORMS
 
 
@@ -69,5 +69,5 @@ def each_by_function(output, given):
     if any(output is each for each in given):
         foreign, output = output.foreign, output.replaced(*output.tensors)
         output.foreign = foreign
-    output.is_by_function = True
+    output.facts |= {BY_FUNCTION}
     return output

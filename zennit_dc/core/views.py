@@ -80,8 +80,8 @@ def assign(pair, value):
                                 for tensor, old in zip(new, each.values))
         each.layer, each.recipe, each.pending = None, value.recipe if whole else None, None
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
-        kept = each.is_rectified and (value.is_rectified or not sees_any)
-        each.is_rectified = kept or (value.is_rectified and sees_all)
+        if sees_any:
+            each.facts = value.facts if sees_all else each.facts & value.facts
     if lent is not None:
         lent.move(base, views)
     if base.split_pass.adopted:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import Instead, instead, linear
-from ..core.pair import SplitTensor, pairs_in, pass_of, unsupported
+from ..core.pair import PROBABILITY, SplitTensor, pairs_in, pass_of, unsupported
 from ..core.registry import split_form
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
@@ -22,7 +22,7 @@ def statistic(function, carry, *args, is_weight=False, **kwargs):
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
     args, kwargs = kept(args), kept(kwargs)
     output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
-    output.is_probability = carry is softmax
+    output.facts = frozenset({PROBABILITY} if carry is softmax else ())
     return output
 
 

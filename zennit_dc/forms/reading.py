@@ -6,7 +6,7 @@ import torch
 
 from ..core.errors import SEVERAL_USES, StartOver
 from ..core.nested import flatten
-from ..core.pair import SplitTensor, pairs_in, unsupported
+from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import lend
 from .table import overloads, plain
@@ -34,7 +34,7 @@ def known(value, origin, args):
     '''A tensor that was read of pairs, with the pairs among some arguments that it may not be applied to.'''
     value = value.as_subclass(Comparison)
     value.origin = origin
-    value.sources = {weakref.ref(whole(pair)) for pair in pairs_in(args) if not pair.is_input}
+    value.sources = {weakref.ref(whole(pair)) for pair in pairs_in(args) if INPUT not in pair.facts}
     return value
 
 

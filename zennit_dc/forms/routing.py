@@ -6,7 +6,7 @@ import torch
 
 from ..core.axes import Place, joined, joined_places
 from ..core.blocks import route
-from ..core.pair import SplitTensor, pairs_in, unsupported
+from ..core.pair import INPUT, MOVED, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import as_view, laid_out
 from .arithmetic import parts
@@ -95,7 +95,7 @@ def nan_to_num(pair, nan=None, posinf=None, neginf=None):
     difference, stream_sum = pair.tensors
     output, kept = torch.nan_to_num(difference, nan, posinf, neginf), torch.isfinite(difference)
     output = pair.replaced(output, torch.where(kept, stream_sum, output.detach().abs().to(stream_sum.dtype)))
-    output.is_input = pair.is_input
+    output.facts = pair.facts & {INPUT}
     return output
 
 
@@ -154,7 +154,7 @@ def view(pair, *shape, size=None, dtype=None):
     moved = pair.difference.view(*shape)
     # the sum may lie in memory in another order than the difference
     output = pair.like(moved, pair.tensors[1].reshape(moved.shape))
-    output.is_gate, output.is_input, output.is_rectified = pair.is_gate, pair.is_input, pair.is_rectified
+    output.facts = pair.facts & MOVED
     return keep_axes(pair, as_view(output, pair, lambda tensor: tensor.view(moved.shape)))
 
 
