@@ -1,12 +1,17 @@
-'''The output of the layer at which a map is read: where its places are in the inputs.'''
+'''The output of the layer at which a map is read: where its places are in the inputs, and what reads the map there.'''
+from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from ..forms.reading import Refused
+from ..forms.reading import Refused, number
+from ..rules import ruled
 from .axes import Place
-from .pair import SplitTensor, pairs_in
-from .places import channels_unknown, followed, given_channels, likely_channels, places_of
+from .errors import SEVERAL_USES, StartOver
+from .maps import Node, layer_gradients, marked
+from .pair import GATE, SplitTensor, pairs_in
+from .places import ACTIVATIONS, channels_unknown, followed, given_channels, likely_channels, name_of, places_of
+from .rerun import trained_of
 
 
 class Location(NamedTuple):
@@ -146,3 +151,62 @@ def sequence_of(module, output):
         return output[0]
     pairs = pairs_in(output)
     return pairs[0] if isinstance(output, (tuple, list)) and len(pairs) == 1 else output
+
+
+# where the map is read
+
+def use_layer(split_pass, function, args, kwargs, pairs):
+    '''What the model gets for a function of the layer's output. The first one tells where the map is read: after an
+    activation, of whose input nothing else may be made then; else at the output itself. A number that is only read
+    tells nothing.'''
+    found, is_alone = split_pass.output, len(pairs) == 1
+    goes_on = SEVERAL_USES not in split_pass.known
+    if is_alone and goes_on and (read := number(function, args, kwargs)) is not None:
+        return read
+    if found.is_read:
+        raise StartOver(SEVERAL_USES)
+    pair, found.pair = found.pair, None
+    goes_on = goes_on and torch.is_grad_enabled() == found.graph
+    if not is_alone or name_of(function) not in ACTIVATIONS or not goes_on:
+        read_at(split_pass, pair)
+        return split_pass.with_graph(function, args, kwargs, pairs)
+    output = split_pass.with_graph(function, args, kwargs, pairs)
+    found.pair = None if output is pair else pair  # which an activation in place has changed
+    read_at(split_pass, output)
+    return output
+
+
+def read_at(split_pass, pair):
+    '''Read the map at a pair, and go on with it as if it were the input. Its places are followed until it is known
+    where the inputs have their channels.'''
+    layer = pair.layer and pair.layer._replace(is_read=True)
+    places = pair.places if split_pass.output.location is None else {}
+    values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
+    split_pass.begin_above_layer()
+    if split_pass.probe is not None:
+        split_pass.probe.tensors = values
+    elif split_pass.has_graph:
+        values = split_pass.read_off(entered_at_layer(split_pass, values))
+    pair.values, pair.layer, pair.places = values, layer, places
+    pair.depth, pair.recipe, pair.facts = 0, None, pair.facts - {GATE}
+    if any(tensor.requires_grad for tensor in values):
+        with torch._C.DisableTorchFunctionSubclass():
+            pair.requires_grad_()
+
+
+def entered_at_layer(split_pass, values):
+    '''The tensors of the layer's output, of which the gradients make the map of an input.'''
+    with torch.enable_grad():
+        inputs = [marked(input, split_pass.nodes.entrances) for input in split_pass.inputs]
+        trained = trained_of(split_pass.root)
+        return Node.apply([], partial(layer_gradients, split_pass, values, trained), *values, *inputs, *trained)
+
+
+def end_layer(split_pass, output):
+    '''Read the map at the layer's output if nothing else was made of it.'''
+    found = split_pass.output
+    if found.is_read and any(pair is found.pair for pair in pairs_in(output)):
+        raise StartOver(SEVERAL_USES)
+    if not found.is_read and found.pair is not None:
+        read_at(split_pass, found.pair)
+    found.pair = None  # whose graph holds this object

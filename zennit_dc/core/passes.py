@@ -11,17 +11,16 @@ from typing import NamedTuple
 
 import torch
 
-from ..forms.reading import number, read_alone
+from ..forms.reading import read_alone
 from ..forms.table import plain
-from ..rules import SplitRule, ruled
+from ..rules import SplitRule
 from .axes import Axis, by_sample, input_places
 from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
-from .errors import FIRST_AXIS, SECOND_AXIS, SEVERAL_USES, SUMS, StartOver, Unsupported
-from .layers import LayerOutput, require_one_map
-from .maps import Node, alive, input_gradients, layer_gradients, marked
+from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported
+from .layers import LayerOutput, end_layer, require_one_map, use_layer
+from .maps import Node, alive, input_gradients
 from .nested import flatten
 from .pair import (
-    GATE,
     LEAVES,
     PROBABILITY,
     Pass,
@@ -35,7 +34,6 @@ from .pair import (
     sum_dtype,
     unsupported,
 )
-from .places import ACTIVATIONS, name_of
 from .rerun import Rerun, gradients_of_output, trained_of
 from .views import become_plain
 
@@ -232,7 +230,7 @@ class MapPass(Pass):
         if is_after and any('tap' in vars(pair) for pair in pairs):
             return function(*plain(args), **plain(kwargs))
         if self.output is not None and any(pair is self.output.pair for pair in pairs):
-            return self.use_layer(function, args, kwargs, pairs)
+            return use_layer(self, function, args, kwargs, pairs)
         return self.with_graph(function, args, kwargs, pairs)
 
     def with_graph(self, function, args, kwargs, pairs):
@@ -241,26 +239,6 @@ class MapPass(Pass):
             with torch.no_grad():
                 return self.evaluate(function, args, kwargs, pairs)
         return self.evaluate(function, args, kwargs, pairs)
-
-    def use_layer(self, function, args, kwargs, pairs):
-        '''What the model gets for a function of the layer's output. The first one tells where the map is read: after an
-        activation, of whose input nothing else may be made then; else at the output itself. A number that is only read
-        tells nothing.'''
-        found, is_alone = self.output, len(pairs) == 1
-        goes_on = SEVERAL_USES not in self.known
-        if is_alone and goes_on and (read := number(function, args, kwargs)) is not None:
-            return read
-        if found.is_read:
-            raise StartOver(SEVERAL_USES)
-        pair, found.pair = found.pair, None
-        goes_on = goes_on and torch.is_grad_enabled() == found.graph
-        if not is_alone or name_of(function) not in ACTIVATIONS or not goes_on:
-            self.read_at(pair)
-            return self.with_graph(function, args, kwargs, pairs)
-        output = self.with_graph(function, args, kwargs, pairs)
-        found.pair = None if output is pair else pair  # which an activation in place has changed
-        self.read_at(output)
-        return output
 
     def evaluate(self, function, args, kwargs, pairs):
         '''What a function is on pairs, by its form; without one, a value that may be read.'''
@@ -304,40 +282,21 @@ class MapPass(Pass):
         self.output = LayerOutput(where, output)
         self.output.locate(self)
 
+    def begin_above_layer(self):
+        '''Compute from here on what is needed above the layer.'''
+        self.output.is_read, self.sums, self.without_graph = True, self.sums_above, not self.has_graph
+
     def reads_next(self, pair):
         '''Whether a map is read at a pair, or after the activation that comes next.'''
         return self.output is not None and self.output.pair is pair and not self.output.is_read
-
-    def read_at(self, pair):
-        '''Read the map at a pair, and go on with it as if it were the input. Its places are followed until it is known
-        where the inputs have their channels.'''
-        layer = pair.layer and pair.layer._replace(is_read=True)
-        places = pair.places if self.output.location is None else {}
-        values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
-        self.output.is_read, self.sums, self.without_graph = True, self.sums_above, not self.has_graph
-        if self.probe is not None:
-            self.probe.tensors = values
-        elif self.has_graph:
-            values = self.read_off(self.entered_at_layer(values))
-        pair.values, pair.layer, pair.places = values, layer, places
-        pair.depth, pair.recipe, pair.facts = 0, None, pair.facts - {GATE}
-        if any(tensor.requires_grad for tensor in values):
-            with torch._C.DisableTorchFunctionSubclass():
-                pair.requires_grad_()
-
-    def entered_at_layer(self, values):
-        '''The tensors of the layer's output, of which the gradients make the map of an input.'''
-        with torch.enable_grad():
-            inputs = [marked(input, self.nodes.entrances) for input in self.inputs]
-            trained = trained_of(self.root)
-            return Node.apply([], partial(layer_gradients, self, values, trained), *values, *inputs, *trained)
 
     # the end of the model
 
     def leave(self, output):
         '''The differences of the output.'''
         self.has_left = self.probe is None
-        self.end_layer(output)
+        if self.output is not None:
+            end_layer(self, output)
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if all(PROBABILITY in pair.facts for pair in pairs.values()):
@@ -349,17 +308,6 @@ class MapPass(Pass):
         if self.output is not None:
             self.output.locate(self, is_last=True)
         return structure(leaves)
-
-    def end_layer(self, output):
-        '''Read the map at the layer's output if nothing else was made of it.'''
-        found = self.output
-        if found is None:
-            return
-        if found.is_read and any(pair is found.pair for pair in pairs_in(output)):
-            raise StartOver(SEVERAL_USES)
-        if not found.is_read and found.pair is not None:
-            self.read_at(found.pair)
-        found.pair = None  # whose graph holds this object
 
     def require_reached(self, pairs):
         '''Raise if no map of these pairs can be had, or start over if it is not along which axis they have samples.'''
