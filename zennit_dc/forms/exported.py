@@ -3,11 +3,10 @@ them. What such a function would be is written in torch's own functions, each of
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined
-from ..core.blocks import linear
 from ..core.pair import unsupported
 from ..core.registry import split_form
 from .arithmetic import copy_of, valued
+from .linear import averaging, convolution
 from .reading import reading
 from .table import plain
 
@@ -57,12 +56,7 @@ def size(pair, dim):
 
 # layers
 
-@split_form(ATEN.convolution)
-def convolution(pair, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    name = f'conv{"_transpose" * transposed}{weight.ndim - 2}d'
-    if transposed:
-        return getattr(F, name)(pair, weight, bias, stride, padding, output_padding, groups, dilation)
-    return getattr(F, name)(pair, weight, bias, stride, padding, dilation, groups)
+split_form(ATEN.convolution)(convolution)
 
 
 @split_form(ATEN.instance_norm)
@@ -97,15 +91,9 @@ def instance_statistics(pair, weight, bias, *settings):
 
 # resampling
 
-def register_upsampling(operator):
-    '''Register a kind of interpolation with coefficients that are not negative.'''
-    @split_form(operator)
-    def upsample(pair, *args, **kwargs):
-        return joined([pair], linear(pair, lambda tensor: operator(tensor, *args, **kwargs)))
-
-
-for name in ('linear1d', 'bilinear2d', 'trilinear3d', *(f'nearest{axes}d' for axes in (1, 2, 3)), '_bilinear2d_aa'):
-    register_upsampling(getattr(ATEN, f'_upsample{name}' if name.startswith('_') else f'upsample_{name}'))
+for name in ('linear1d', 'bilinear2d', 'trilinear3d', 'nearest1d', 'nearest2d', 'nearest3d'):
+    split_form(getattr(ATEN, f'upsample_{name}'))(averaging(getattr(ATEN, f'upsample_{name}')))
+split_form(ATEN._upsample_bilinear2d_aa)(averaging(ATEN._upsample_bilinear2d_aa))
 
 
 @split_form(ATEN.upsample_bicubic2d)

@@ -6,7 +6,8 @@ from ..core.axes import joined
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
-from .table import follow_axes, torch_form
+from .linear import reduced
+from .table import torch_form
 
 
 @torch_form('interpolate', 'upsample')
@@ -46,5 +47,4 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
 @split_form(F.fold)
 def fold(pair, *args, **kwargs):
     '''The sum of overlapping patches.'''
-    output = linear(pair, lambda tensor: F.fold(tensor, *args, **kwargs))
-    return follow_axes([pair], output, lambda tensor: F.fold(tensor, *args, **kwargs))
+    return reduced(pair, lambda tensor: F.fold(tensor, *args, **kwargs))
