@@ -296,20 +296,17 @@ register_statistic([torch.var_mean], partial(with_mean, torch.var_mean, var))
 
 @statistic_form('cdist')
 def cdist(value, x1, x2, p=2., compute_mode=None):
-    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
-    return valued(p_norm(value, difference, p, (difference.values[0].ndim - 1,)), value)
+    return valued(norm(value, x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1), value)
 
 
 @statistic_form('pairwise_distance')
 def pairwise_distance(value, x1, x2, p=2., eps=1e-6, keepdim=False):
-    difference = x1 - x2 + eps
-    return p_norm(value, difference, p, (difference.values[0].ndim - 1,), keepdim)
+    return norm(value, x1 - x2 + eps, p, -1, keepdim)
 
 
 @statistic_form('dist')
 def dist(value, first, other, p=2):
-    difference = first - other
-    return p_norm(value, difference, p, axes_of(difference, None))
+    return norm(value, first - other, p)
 
 
 # pooling

@@ -192,15 +192,15 @@ def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
 torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
 
 
-for name in ('sort', 'topk'):
-    for function in overloads(name):
-        @split_form(function)
-        def ordered(pair, *args, function=function, name=name, **kwargs):
-            '''Order entries by their differences: the winners are as many as there are.'''
-            if pair.split_pass.pooling == 'convex':
-                raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
-            found = function(pair.difference, *args, **kwargs)
-            dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
-            output = joined([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
-            mixed(output, dim)
-            return type(found)((output, found.indices))
+for function in overloads('sort', 'topk'):
+    @split_form(function)
+    def ordered(pair, *args, function=function, **kwargs):
+        '''Order entries by their differences: the winners are as many as there are.'''
+        name = function.__name__
+        if pair.split_pass.pooling == 'convex':
+            raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
+        found = function(pair.difference, *args, **kwargs)
+        dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
+        output = joined([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
+        mixed(output, dim)
+        return type(found)((output, found.indices))

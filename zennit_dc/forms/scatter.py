@@ -97,11 +97,10 @@ def keep_target(target, output):
     return output
 
 
-for name in ('select_scatter', 'slice_scatter', 'diagonal_scatter'):
-    for function in overloads(name):
-        @split_form(function)
-        def part_scatter(target, src, *args, function=function, **kwargs):
-            return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), None, target, src))
+for function in overloads('select_scatter', 'slice_scatter', 'diagonal_scatter'):
+    @split_form(function)
+    def part_scatter(target, src, *args, function=function, **kwargs):
+        return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), None, target, src))
 
 
 @torch_form('index_put', inplace=('index_put_',))
