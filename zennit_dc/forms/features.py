@@ -77,9 +77,8 @@ def tangent(pair, value, slope_of, function=None):
     '''
     source, split_pass = pair if pair.values[0].shape == value.shape else pair.expand(value.shape), pair.split_pass
     original, total = source.tensors
-    regular = torch.isfinite(slope_of(original.detach()))
-    slope = slope_of(torch.where(regular, original, torch.ones_like(original)))
-    slope = constant(torch.where(regular, slope, torch.zeros_like(slope)), split_pass)
+    is_regular = torch.isfinite(slope_of(original.detach()))
+    slope = constant(where_regular(slope_of, original, is_regular), split_pass)
     offset = constant(value - slope * original, split_pass)
 
     def path(difference):
@@ -92,7 +91,7 @@ def tangent(pair, value, slope_of, function=None):
         return joined([source], linear(source, path, size))
     stream_sum = size(total)
     if split_pass.sums:
-        stream_sum = Instead.apply(magnitude_of(function, total), stream_sum, split_pass)
+        stream_sum = Instead.apply(where_regular(function, total, total > 0), stream_sum, split_pass)
     output = source.replaced(path(original), stream_sum)
     if not split_pass.rule.passes_activations:
         return output
@@ -100,10 +99,9 @@ def tangent(pair, value, slope_of, function=None):
     return instead(output, (torch.where(falls, total, original), torch.where(falls, original, total)))
 
 
-def magnitude_of(function, total):
-    '''A function of what is not negative, and zero where that is zero, as its gradient is.'''
-    is_positive = total > 0
-    return torch.where(is_positive, function(torch.where(is_positive, total, 1.)), 0.)
+def where_regular(function, tensor, is_regular, otherwise=0.):
+    '''A function of a tensor where that is regular, and a number where it is not, with a gradient of zero.'''
+    return torch.where(is_regular, function(torch.where(is_regular, tensor, 1.)), otherwise)
 
 
 def register_elementwise(title, slope_of, *names, function=None, is_weight=False):
@@ -206,15 +204,12 @@ def axes_of(pair, dim):
 
 def over(numerator, denominator):
     '''A quotient, which is zero where the denominator is.'''
-    is_zero = denominator == 0
-    return torch.where(is_zero, 0., numerator / torch.where(is_zero, 1., denominator))
+    return where_regular(lambda size: numerator / size, denominator, denominator != 0)
 
 
-def unsqueezed(value, dims):
-    '''What was made over some axes, with an axis of length one for each of them.'''
-    for axis in dims:
-        value = value.unsqueeze(axis)
-    return value
+def with_axes(value, pair, dims):
+    '''What was made over some axes of a pair, with an axis of length one for each of them.'''
+    return value.reshape([1 if axis in dims else length for axis, length in enumerate(pair.values[0].shape)])
 
 
 @statistic_form('norm', functions=(torch.linalg.vector_norm,))
@@ -235,7 +230,7 @@ def p_norm(value, pair, p, dims, keepdim=False):
     '''A norm as a feature, :math:`\\sum_i x_i \\, \\mathrm{sign}(x_i) (|x_i| / \\|x\\|_p)^{p - 1}`.'''
     if not isinstance(p, (int, float)) or not p > 0:
         raise unsupported(f'a norm with p={p!r} that is a feature', (pair,))
-    original, size = pair.difference, value if keepdim else unsqueezed(value, dims)
+    original, size = pair.difference, with_axes(value, pair, dims)
     if p == math.inf:
         winners = original.abs() == size
         coefficients = original.sign() * winners / winners.sum(dims, True)
@@ -243,19 +238,9 @@ def p_norm(value, pair, p, dims, keepdim=False):
         coefficients = over(original, size)
     else:
         ratio = over(original.abs(), size)
-        is_zero = ratio == 0
-        ratio = torch.where(is_zero, 0. if p > 1 else 1., torch.where(is_zero, 1., ratio) ** (p - 1))
-        coefficients = original.sign() * ratio
+        powers = where_regular(lambda ratio: ratio ** (p - 1), ratio, ratio != 0, 0. if p > 1 else 1.)
+        coefficients = original.sign() * powers
     return weighted_sum(pair, value, coefficients, dims, keepdim)
-
-
-def deviation_of(pair, value, dims, keepdim, correction):
-    '''A standard deviation as a feature, :math:`\\sum_i x_i (x_i - \\bar x) / (n \\sigma)`.'''
-    original = pair.difference
-    centered = original - original.mean(dims, True)
-    count = math.prod(original.shape[axis] for axis in dims) - correction
-    size = value if keepdim else unsqueezed(value, dims)
-    return weighted_sum(pair, value, over(centered, size * count), dims, keepdim)
 
 
 def deviation_arguments(pair, dim=None, unbiased=True, keepdim=False, *, correction=1, axis=None):
@@ -268,13 +253,18 @@ def deviation_arguments(pair, dim=None, unbiased=True, keepdim=False, *, correct
 
 @statistic_form('std')
 def std(value, pair, *args, **kwargs):
-    return deviation_of(pair, value, *deviation_arguments(pair, *args, **kwargs))
+    '''A standard deviation as a feature, :math:`\\sum_i x_i (x_i - \\bar x) / (n \\sigma)`.'''
+    dims, keepdim, correction = deviation_arguments(pair, *args, **kwargs)
+    original = pair.difference
+    centered = original - original.mean(dims, True)
+    count = math.prod(original.shape[axis] for axis in dims) - correction
+    return weighted_sum(pair, value, over(centered, with_axes(value, pair, dims) * count), dims, keepdim)
 
 
 @statistic_form('var')
 def var(value, pair, *args, **kwargs):
     '''The square of the standard deviation.'''
-    deviation = deviation_of(pair, magnitude_of(torch.sqrt, value), *deviation_arguments(pair, *args, **kwargs))
+    deviation = std(where_regular(torch.sqrt, value, value > 0), pair, *args, **kwargs)
     return tangent(deviation, value, lambda x: 2 * x, torch.square)
 
 
