@@ -3,11 +3,13 @@ them. What such a function would be is written in torch's own functions, each of
 import torch
 from torch.nn import functional as F
 
+from ..core.blocks import linear
 from ..core.pair import unsupported
 from ..core.registry import split_form
 from .arithmetic import copy_of, valued
-from .linear import averaging, convolution
+from .linear import convolution
 from .reading import reading
+from .routing import register, same_axes
 from .table import plain
 
 
@@ -91,9 +93,10 @@ def instance_statistics(pair, weight, bias, *settings):
 
 # resampling
 
-for name in ('linear1d', 'bilinear2d', 'trilinear3d', 'nearest1d', 'nearest2d', 'nearest3d'):
-    split_form(getattr(ATEN, f'upsample_{name}'))(averaging(getattr(ATEN, f'upsample_{name}')))
-split_form(ATEN._upsample_bilinear2d_aa)(averaging(ATEN._upsample_bilinear2d_aa))
+register([
+    ATEN.upsample_linear1d, ATEN.upsample_bilinear2d, ATEN.upsample_trilinear3d, ATEN._upsample_bilinear2d_aa,
+    ATEN.upsample_nearest1d, ATEN.upsample_nearest2d, ATEN.upsample_nearest3d,
+], same_axes, linear)
 
 
 @split_form(ATEN.upsample_bicubic2d)

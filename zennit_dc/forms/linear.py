@@ -14,6 +14,7 @@ from ..core.registry import split_form
 from ..core.views import laid_out
 from ..recentering import recenter
 from .arithmetic import addition, valued
+from .routing import of_one_tensor, register, same_axes
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
 
 
@@ -172,7 +173,9 @@ def einsum(equation, *operands):
             chain = torch.einsum(step, chain, operand)
         return valued(chain, result)
     function = partial(torch.einsum, equation)
-    return bilinear(function, *operands) if len(operands) == 2 else reduced(operands[0], function)
+    if len(operands) == 2:
+        return bilinear(function, *operands)
+    return follow_axes(operands, linear(operands[0], function), function)
 
 
 def steps_of(equation, count):
@@ -254,29 +257,15 @@ def builtin_batch_norm(pair, weight, bias, mean, variance, training, momentum, e
 
 # linear operations without weights
 
-def averaging(function):
-    '''The form of a function with coefficients that are not negative, which leaves axes where they are.'''
-    def average(pair, *args, **kwargs):
+register(overloads('mean', 'sum', 'trace'), follow_axes, linear)
+register(
+    overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), same_axes, linear
+)
+
+
+for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
+    @split_form(function)
+    def average(pair, *args, form=of_one_tensor(function, same_axes, linear), **kwargs):
         if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
             raise unsupported('an average', (pair,), ' for a negative divisor_override')
-        return joined([pair], linear(pair, lambda tensor: function(tensor, *args, **kwargs)))
-    return average
-
-
-for function in overloads(
-    'avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d',
-    'cumsum',
-):
-    split_form(function)(averaging(function))
-
-
-def reduced(pair, function, probe=None):
-    '''A function with coefficients that are not negative, which moves axes as a probe does, by default itself.'''
-    return follow_axes([pair], linear(pair, function), function if probe is None else probe)
-
-
-for function in overloads('mean', 'sum', 'trace'):
-    @split_form(function)
-    def reduction(pair, *args, function=function, **kwargs):
-        return reduced(pair, lambda tensor: function(tensor, *args, **kwargs), lambda tensor: tensor.sum(
-            *args, **kwargs))
+        return form(pair, *args, **kwargs)

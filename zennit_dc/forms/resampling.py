@@ -6,8 +6,8 @@ from ..core.axes import joined
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
-from .linear import reduced
-from .table import torch_form
+from .routing import register
+from .table import follow_axes, torch_form
 
 
 @torch_form('interpolate', 'upsample')
@@ -44,7 +44,4 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
     ))
 
 
-@split_form(F.fold)
-def fold(pair, *args, **kwargs):
-    '''The sum of overlapping patches.'''
-    return reduced(pair, lambda tensor: F.fold(tensor, *args, **kwargs))
+register([F.fold], follow_axes, linear)  # the sum of overlapping patches

@@ -25,25 +25,25 @@ from .table import (
 )
 
 
-def routed(function, note_axes):
-    '''The form of a function that moves values, by what notes where axes are then.'''
-    def routing(pair, *args, **kwargs):
+def of_one_tensor(function, note_axes, block=route):
+    '''The form of a function of one tensor, by its building block, and by what notes where axes are then.'''
+    def form(pair, *args, **kwargs):
         args, kwargs = plain(args), plain(kwargs)
         if not isinstance(pair, SplitTensor):
             return function(pair, *args, **kwargs)
 
-        def move(tensor):
+        def apply(tensor):
             return function(tensor, *args, **kwargs)
 
-        output = route(pair, move)
-        return output if output is pair else note_axes([pair], output, move)
-    return routing
+        output = block(pair, apply)
+        return output if output is pair else note_axes([pair], output, apply)
+    return form
 
 
-def register_routing(names, note_axes):
-    '''Register functions that move values, and what notes where axes are then.'''
-    for function in overloads(*names):
-        split_form(function)(routed(function, note_axes))
+def register(functions, note_axes, block=route):
+    '''Register functions of one tensor, see :py:func:`of_one_tensor`.'''
+    for function in functions:
+        split_form(function)(of_one_tensor(function, note_axes, block))
 
 
 def same_axes(pairs, output, function):
@@ -51,11 +51,12 @@ def same_axes(pairs, output, function):
     return joined(pairs, output)
 
 
-register_routing(
-    ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
+register(
+    overloads('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'),
+    lambda pairs, output, _: keep_axes(*pairs, output)
 )
-register_routing(('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'), same_axes)
-register_routing(('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
+register(overloads('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'), same_axes)
+register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 
 
 def reordered(pairs, output, function, reverses=False):
@@ -76,21 +77,21 @@ def turned(pairs, output, function):
     return output
 
 
-register_routing(('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
-register_routing(('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
-register_routing(('rot90',), turned)
-register_routing(
-    ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
-     'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-     'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
-     'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'), follow_axes
-)
+register(overloads('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
+register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
+register(overloads('rot90'), turned)
+register(overloads(
+    'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
+    'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
+    'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
+    'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'
+), follow_axes)
 
 
 for name in ('tril', 'triu'):
-    torch_form(name, inplace=(f'{name}_',))(routed(getattr(torch, name), same_axes))
+    torch_form(name, inplace=(f'{name}_',))(of_one_tensor(getattr(torch, name), same_axes))
 for name in ('T', 'mT', 'H', 'mH'):
-    split_form(getattr(torch.Tensor, name).__get__)(routed(attrgetter(name), follow_axes))
+    split_form(getattr(torch.Tensor, name).__get__)(of_one_tensor(attrgetter(name), follow_axes))
 
 
 @torch_form('nan_to_num', inplace=('nan_to_num_',))
