@@ -21,7 +21,6 @@ from .core.places import require_channels
 from .core.table import MODULE_FORMS
 from .core.tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 from .core.wording import similar
-from .forms import taps  # noqa: F401 (registers forms that need passes)
 from .forms.hooks import BackwardHooks
 from .recentering import Relative
 from .rules import SplitRule
