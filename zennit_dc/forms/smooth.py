@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ..core.blocks import multiply
 from .activations import PiecewiseLinear, hardsigmoid
 from .arithmetic import valued
-from .table import SplitOption, in_place_or_new, missing, torch_form
+from .table import SplitOption, activation_form, missing, torch_form
 
 
 class SmoothReplacement(SplitOption):
@@ -109,17 +109,22 @@ SMOOTH = {
 POSITIONS = {'elu': ('alpha',), 'celu': ('alpha',), 'softplus': ('beta', 'threshold')}
 
 
+def parametric_forms(names, form, table):
+    '''Register a form ``(pair, name, parameters)`` for activations by their names, and by names and values of their
+    parameters.'''
+    for name in names:
+        @activation_form(name, *['expit'] if name == 'sigmoid' else [], table=table)
+        def parametric(pair, *args, name=name, **kwargs):
+            parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
+            return form(pair, name, tuple(sorted(parameters.items())))
+    return table
+
+
 def replacements(tolerance):
     '''The table of forms of smooth activations that are interpolated with a tolerance.'''
-    table = {}
-    for name in SMOOTH:
-        @in_place_or_new
-        def smooth(pair, *args, name=name, **kwargs):
-            parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
-            return interpolation(name, tolerance, tuple(sorted(parameters.items()))).split(pair)
-
-        torch_form(name, *['expit'] if name == 'sigmoid' else [], inplace=(f'{name}_',), table=table)(smooth)
-    return table
+    return parametric_forms(
+        SMOOTH, lambda pair, name, parameters: interpolation(name, tolerance, parameters).split(pair), {}
+    )
 
 
 missing(
@@ -139,8 +144,7 @@ def glu(pair, dim=-1):
     return first * factor
 
 
-@torch_form('hardswish', inplace=('hardswish_',))
-@in_place_or_new
+@activation_form('hardswish')
 def hardswish(pair):
     '''Exact, as the product of the input and its hard sigmoid.'''
     return valued(multiply(pair, hardsigmoid(pair), torch.mul), F.hardswish(pair.difference.detach()))
