@@ -124,14 +124,6 @@ def described(function, pair, *args, **kwargs):
     return function(pair.values[0], *map(plain, args), **kwargs)
 
 
-@split_form(*getters('grad_fn'))
-def grad_fn(pair, *args):
-    raise unsupported(
-        'the graph of a split pair (read by torch.compile, among others)', (pair,),
-        remedy='explain the module that is not compiled'
-    )
-
-
 ROUNDINGS = overloads('floor', 'ceil', 'round', 'trunc', 'fix', 'floor_divide', '__floordiv__', '__rfloordiv__')
 
 
