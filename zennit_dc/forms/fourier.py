@@ -216,8 +216,9 @@ def of_axis(function, pair, n=None, dim=-1, norm=None):
     return transform(pair, lambda tensor, dim: function(tensor, n, dim, norm), dim)
 
 
-def of_axes(name, pair, s=None, dim=None, norm=None):
-    '''A transform along several axes, which is one after the other. All but one are of complex numbers.'''
+def of_axes(name, default, pair, s=None, dim=None, norm=None):
+    '''A transform along several axes, one after the other, of which all but one are of complex numbers.'''
+    dim = default if dim is None else dim
     dims = [*range(pair.ndim)][-len(s) if s is not None else 0:] if dim is None else dim
     steps = [(name.replace('rfft', 'fft'), *step) for step in zip(s or [None] * len(dims), dims)]
     steps[-1] = name, *steps[-1][1:]
@@ -228,18 +229,12 @@ def of_axes(name, pair, s=None, dim=None, norm=None):
     return ComplexPair(valued(output.parts, exact)) if isinstance(output, ComplexPair) else valued(output, exact)
 
 
-def of_two_axes(name, pair, s=None, dim=(-2, -1), norm=None):
-    '''A transform along the last two axes, unless others are given.'''
-    return of_axes(name, pair, s, dim, norm)
-
-
 for name in ('fft', 'ifft', 'rfft', 'irfft'):
-    function = getattr(torch.fft, name)
-    for key, form in (
-        (function, partial(of_axis, function)), (getattr(torch.fft, f'{name}n'), partial(of_axes, name)),
-        (getattr(torch.fft, f'{name}2'), partial(of_two_axes, name)),
+    one, two, several = (getattr(torch.fft, f'{name}{axes}') for axes in ('', 2, 'n'))
+    for function, form in (
+        (one, partial(of_axis, one)), (two, partial(of_axes, name, (-2, -1))), (several, partial(of_axes, name, None))
     ):
-        split_form(key)(complex_form(key)(form))
+        split_form(function)(complex_form(function)(form))
 
 
 @split_form(*overloads('stft'))

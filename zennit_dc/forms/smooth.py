@@ -1,6 +1,7 @@
 '''Smooth activations, replaced by piecewise-linear interpolations (section 3.4), and products that they are part of.'''
 import functools
 import math
+from bisect import bisect_left
 
 import torch
 from torch.nn import functional as F
@@ -82,14 +83,13 @@ def last_within(values, tolerance):
 
 def furthest(grid, values, start, end, tolerance):
     '''The furthest index up to which the chord from a start is within the tolerance, by bisection.'''
-    low, high = start + 1, end
-    while low < high:
-        middle = (low + high + 1) // 2
-        inner = slice(start, middle + 1)
-        slope = (values[middle] - values[start]) / (grid[middle] - grid[start])
+    def is_beyond(index):
+        inner = slice(start, index + 1)
+        slope = (values[index] - values[start]) / (grid[index] - grid[start])
         error = values[inner] - values[start] - slope * (grid[inner] - grid[start])
-        low, high = (middle, high) if error.abs().max() <= tolerance else (low, middle - 1)
-    return low
+        return bool(error.abs().max() > tolerance)
+
+    return start + 1 + bisect_left(range(start + 2, end + 1), True, key=is_beyond)
 
 
 # each activation with the slopes of its asymptotes
