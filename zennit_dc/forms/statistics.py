@@ -9,13 +9,12 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import Layer, affine, linear, magnitude
-from ..core.errors import called_in
 from ..core.pair import pass_of
 from ..core.registry import split_form
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
 from .linear import batch_norm, with_channels
-from .table import SplitOption, missing, own_steps, plain, require_batch, torch_form
+from .table import SplitOption, missing, own_steps, plain, require_batch, require_evaluation, torch_form
 
 
 class DetachedStatistics(SplitOption):
@@ -116,9 +115,7 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
                   momentum=.1, eps=1e-5):
     if not use_input_stats:
         return batch_norm(pair, running_mean, running_var, weight, bias, False, momentum, eps)
-    if running_mean is not None:
-        where = called_in(pair.split_pass)
-        raise RuntimeError(f'instance_norm, called in {where}, is in training mode: call .eval() on the model')
+    require_evaluation(running_mean is not None, 'instance_norm', pair)
     return grouped(pair, lambda tensor: F.instance_norm(tensor, None, None, weight, bias, True, momentum, eps),
                    pair.values[0].shape[1], weight, bias, eps)
 
