@@ -1,23 +1,7 @@
 '''The split forms of torch's functions, one file a family. To import them is to register them.'''
-from . import (  # noqa: F401
-    activations,
-    arithmetic,
-    attention,
-    detached,
-    detection,
-    exported,
-    features,
-    foreign,
-    fourier,
-    hooks,
-    linear,
-    pooling,
-    reading,
-    recurrent,
-    resampling,
-    routing,
-    scatter,
-    smooth,
-    statistics,
-    taps,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+
+for family in iter_modules(__path__):
+    import_module(f'{__name__}.{family.name}')

@@ -9,25 +9,23 @@ from torch.nn import functional as F
 from ..core.blocks import activated, activation, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import aside, in_place_or_new, missing, overloads, require_evaluation, torch_form
+from .table import activation_form, aside, form_of_each, missing, overloads, require_evaluation, torch_form
 
 
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
 
 
-torch_form('relu', inplace=('relu_',))(in_place_or_new(relu))
+activation_form('relu')(relu)
 
 
-for name in (
-    'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', 'feature_dropout',
-):
-    @torch_form(name)
-    def dropout(pair, p=0.5, training=None, inplace=False, train=None, name=name):
-        training = train if training is None else training
-        # as in torch.nn.functional, whose dropouts are on where nothing is said, but for the alpha dropouts
-        training = name not in ('alpha_dropout', 'feature_alpha_dropout') if training is None else training
-        require_evaluation(training and p > 0, name, pair)
-        return pair
+@form_of_each(overloads(
+    'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', 'feature_dropout'
+))
+def dropout(function, pair, p=0.5, training=None, inplace=False, train=None):
+    # as in torch.nn.functional, where dropouts are on if nothing is said, but for alpha dropouts
+    is_on = next((each for each in (training, train) if each is not None), 'alpha' not in function.__name__)
+    require_evaluation(is_on and p > 0, function.__name__, pair)
+    return pair
 
 
 class PiecewiseLinear:
@@ -149,14 +147,12 @@ def gradient_through_clamp(bounds, gradient, sum_gradient, values):
     return torch.lerp(-2. * sum_gradient, inside, passed)
 
 
-@torch_form('leaky_relu', inplace=('leaky_relu_',))
-@in_place_or_new
+@activation_form('leaky_relu')
 def leaky_relu(pair, negative_slope=0.01):
     return leaky(pair, negative_slope, lambda tensor: F.leaky_relu(tensor, negative_slope))
 
 
-@torch_form('rrelu', inplace=('rrelu_',))
-@in_place_or_new
+@activation_form('rrelu')
 def rrelu(pair, lower=1. / 8, upper=1. / 3, training=False):
     require_evaluation(training, 'rrelu', pair)
     return leaky(pair, (lower + upper) / 2, lambda tensor: F.rrelu(tensor, lower, upper, False))
@@ -191,16 +187,12 @@ def clamping(low, high, function):
     return PiecewiseLinear(knots, slopes, knots[0], lambda tensor: function(tensor, low, high))
 
 
-@torch_form('hardtanh', inplace=('hardtanh_',))
-@in_place_or_new
+@activation_form('hardtanh')
 def hardtanh(pair, min_val=-1., max_val=1.):
     return clamping(min_val, max_val, F.hardtanh).split(pair)
 
 
-@torch_form('relu6')
-@in_place_or_new
-def relu6(pair):
-    return clamping(0., 6., F.hardtanh).split(pair)
+activation_form('relu6')(lambda pair: clamping(0., 6., F.hardtanh).split(pair))
 
 
 @torch_form('clamp', 'clip', inplace=('clamp_', 'clip_'))
@@ -222,8 +214,7 @@ def hard_sigmoid():
     ))
 
 
-@torch_form('hardsigmoid')
-@in_place_or_new
+@activation_form('hardsigmoid')
 def hardsigmoid(pair):
     return hard_sigmoid().split(pair)
 
@@ -239,8 +230,7 @@ def absolute(pair):
     return PiecewiseLinear([0., 0.], [-1., 0., 1.], 0., torch.abs).split(pair)
 
 
-@torch_form('threshold', inplace=('threshold_',))
-@in_place_or_new
+@activation_form('threshold')
 def threshold(pair, threshold, value):
     if threshold != value:
         raise unsupported('threshold', (pair,), *JUMPING)

@@ -30,6 +30,12 @@ def parts(operand):
     return operand.tensors if isinstance(operand, SplitTensor) else (operand, magnitude_of(operand))
 
 
+def of_both(function, *operands):
+    '''What a function that only moves entries makes of the differences of several operands, and of their sums.'''
+    pairs = pairs_in(operands)
+    return joined(pairs, pairs[0].like(*map(function, *map(parts, operands))))
+
+
 class Valued(torch.autograd.Function):
     '''Another value for a tensor that differs from it by rounding.'''
     @staticmethod
@@ -70,7 +76,9 @@ def subtraction(first, other, *, alpha=1):
     return addition(first, other, alpha=-alpha)  # as torch computes it
 
 
-torch_form('rsub', '__rsub__')(lambda other, first, **kwargs: subtraction(first, other, **kwargs))
+@torch_form('rsub', '__rsub__')
+def reversed_subtraction(other, first, *, alpha=1):
+    return subtraction(first, other, alpha=alpha)
 
 
 @torch_form('neg', 'negative', '__neg__', inplace=('neg_', 'negative_'))
@@ -145,10 +153,9 @@ def where(mask, *choices, **kwargs):
     first, other = (*choices, *(kwargs[key] for key in ('input', 'self', 'other') if key in kwargs))
     mask = plain(mask)
     refuse_comparison(mask, first, other)
-    pairs = list(pairs_in((first, other)))
-    if not pairs:  # where the mask alone was a pair
+    if not pairs_in((first, other)):  # where the mask alone was a pair
         return torch.where(mask, first, other)
-    return joined(pairs, pairs[0].like(*(torch.where(mask, *both) for both in zip(parts(first), parts(other)))))
+    return of_both(lambda *both: torch.where(mask, *both), first, other)
 
 
 split_form(torch.Tensor.where)(lambda first, mask, other: where(mask, first, other))
@@ -158,9 +165,7 @@ split_form(torch.Tensor.where)(lambda first, mask, other: where(mask, first, oth
 def masked_fill(pair, mask, value):
     mask = plain(mask)
     refuse_comparison(mask, pair)
-    pairs = list(pairs_in((pair, value)))
-    both = zip(parts(pair), parts(value))
-    return joined(pairs, pairs[0].like(*(tensor.masked_fill(mask, number) for tensor, number in both)))
+    return of_both(lambda tensor, number: tensor.masked_fill(mask, number), pair, value)
 
 
 @split_form(torch.Tensor.__setitem__)
@@ -198,9 +203,9 @@ def memory_at(shape, index):
 @torch_form('copy', inplace=('copy_',))
 def copy_of(target, source, non_blocking=False):
     '''The values of another tensor, in the shape of the first.'''
+    pair = source if isinstance(source, SplitTensor) else target
     both = zip(parts(target), parts(source))
-    pairs = list(pairs_in(source)) or [target]
-    return joined(pairs, pairs[0].like(*(torch.broadcast_to(new, old.shape) for old, new in both)))
+    return joined([pair], pair.like(*(torch.broadcast_to(new, old.shape) for old, new in both)))
 
 
 @split_form(F.pad)

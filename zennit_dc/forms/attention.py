@@ -11,7 +11,6 @@ from ..core.registry import split_form
 from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample
-from .reading import reading
 from .statistics import DetachedStatistics, needs_constants
 from .table import follow_axes, own_steps, plain, require_evaluation
 
@@ -24,8 +23,8 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     settings = {'scale': scale, **({'enable_gqa': True} if enable_gqa else {})}  # which torch 2.4 does not know
     note(split_pass, 'scaled_dot_product_attention')
     if not isinstance(value, SplitTensor):
-        constants = as_constants((query, key)), value, as_constants(attn_mask)
-        return F.scaled_dot_product_attention(*constants[0], *constants[1:], 0., is_causal, **settings)
+        constants = as_constants((query, key, value, attn_mask))
+        return F.scaled_dot_product_attention(*constants, 0., is_causal, **settings)
     mask = attn_mask  # torch computes attention in another way for a mask that has a gradient
     if isinstance(attn_mask, SplitTensor):
         mask = plain(attn_mask).requires_grad_(split_pass.has_graph)
@@ -60,14 +59,6 @@ def masked(logits, mask, is_causal):
 
 
 needs_constants([F.scaled_dot_product_attention])
-
-
-@split_form(torch._nested_tensor_from_mask_left_aligned)
-@reading
-def is_left_aligned(pair, mask):
-    '''Whether padding comes last. torch.nn.TransformerEncoder asks for it, and then leaves out no tokens all the same
-    where a graph is needed.'''
-    return torch._nested_tensor_from_mask_left_aligned(plain(pair), mask)
 
 
 @split_form(F.multi_head_attention_forward)

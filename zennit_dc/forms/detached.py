@@ -9,8 +9,8 @@ from ..core.blocks import instead
 from ..core.pair import GATE, SplitTensor, true_gradients
 from .arithmetic import Valued, multiplication
 from .deferred import constant
-from .smooth import POSITIONS, SMOOTH
-from .table import SplitOption, aside, in_place_or_new, torch_form
+from .smooth import SMOOTH, parametric_forms
+from .table import SplitOption, aside, torch_form
 
 
 class DetachedActivations(SplitOption):
@@ -50,11 +50,8 @@ GATES = ('sigmoid', 'hardsigmoid')
 @functools.cache
 def at_zero(name, parameters):
     '''The value of an activation at zero, and its slope there.'''
-    def function(places):
-        return FUNCTIONS[name](places, **dict(parameters))
-
+    function, zero = functools.partial(FUNCTIONS[name], **dict(parameters)), torch.zeros((), dtype=torch.float64)
     with aside():
-        zero = torch.zeros((), dtype=torch.float64)
         slope, = true_gradients(function, [zero], torch.ones_like(zero))
     return function(zero).item(), slope.item()
 
@@ -62,11 +59,7 @@ def at_zero(name, parameters):
 def detached(pair, name, parameters):
     '''The split form of an activation by its name in :py:data:`FUNCTIONS`, and by names and values of its
     parameters.'''
-    start, steepness = at_zero(name, parameters)
-
-    def function(places):
-        return FUNCTIONS[name](places, **dict(parameters))
-
+    function, (start, steepness) = functools.partial(FUNCTIONS[name], **dict(parameters)), at_zero(name, parameters)
     original, total = pair.tensors
     # where the difference of the function to its value at zero is more than rounding
     near = original.detach().abs() <= (torch.finfo(original.dtype).eps ** .5 if start else 0.)
@@ -80,14 +73,7 @@ def detached(pair, name, parameters):
     return output
 
 
-for name in FUNCTIONS:
-    @in_place_or_new
-    def form(pair, *args, name=name, **kwargs):
-        parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
-        return detached(pair, name, tuple(sorted(parameters.items())))
-
-    names = (name, 'expit') if name == 'sigmoid' else (name,)
-    torch_form(*names, inplace=(f'{name}_',), table=DetachedActivations.forms)(form)
+parametric_forms(FUNCTIONS, detached, DetachedActivations.forms)
 
 
 @torch_form(

@@ -13,14 +13,11 @@ from ..core.registry import split_form
 from ..core.table import public
 from .arithmetic import valued
 from .features import p_norm, statistic_form
-from .table import follow_axes, overloads, plain
+from .table import follow_axes, form_of_each, getters, overloads, plain
 
 
 COMPLEX_FORMS = {}
-MOVES = overloads(
-    'reshape', 'view', 'flatten', 'unflatten', 'permute', 'transpose', 'movedim', 'swapaxes', 'unsqueeze', 'squeeze',
-    'select', 'narrow', '__getitem__', 'flip', 'roll', 'index_select', 'clone', 'contiguous', 'expand', 'resolve_conj'
-)
+complex_form = partial(split_form, table=COMPLEX_FORMS)
 
 
 class ComplexPair(SplitTensor):
@@ -50,8 +47,6 @@ class ComplexPair(SplitTensor):
         pair = pairs_in((args, kwargs))[0]
         if function in COMPLEX_FORMS:
             return COMPLEX_FORMS[function](*args, **kwargs)
-        if function in MOVES:
-            return moved(partial(function, **kwargs), *args)
         if getattr(pair.split_pass.forms.get(function), 'is_reading', False):
             return super().__torch_function__(function, types, args, kwargs)
         name = resolve_name(function) or getattr(function, '__name__', function)
@@ -76,21 +71,20 @@ def copy_axes(source, target):
         setattr(target, name, Axis.at(shape, axis.index) if known else None)
 
 
-def complex_form(*functions):
-    '''Register a form for functions of complex pairs.'''
-    def register(form):
-        COMPLEX_FORMS.update(dict.fromkeys(functions, form))
-        return form
-    return register
-
-
-def moved(function, pair, *args):
+@form_of_each(overloads(
+    'reshape', 'view', 'flatten', 'unflatten', 'permute', 'transpose', 'movedim', 'swapaxes', 'unsqueeze', 'squeeze',
+    'select', 'narrow', '__getitem__', 'flip', 'roll', 'index_select', 'clone', 'contiguous', 'expand', 'resolve_conj'
+), table=COMPLEX_FORMS)
+def moved(function, pair, *args, **kwargs):
     '''A function that moves complex numbers.'''
+    def of_complex(tensor):
+        return function(tensor, *plain(args), **kwargs)
+
     def move(tensor):
-        return torch.view_as_real(function(as_complex(tensor), *plain(args)))
+        return torch.view_as_real(of_complex(as_complex(tensor)))
 
     parts = pair.parts.like(*map(move, pair.parts.tensors))
-    output = follow_axes([pair], ComplexPair(parts), lambda tensor: function(tensor, *plain(args)))
+    output = follow_axes([pair], ComplexPair(parts), of_complex)
     parts.places = output.places
     copy_axes(output, parts)
     return output
@@ -100,9 +94,9 @@ def moved(function, pair, *args):
 
 split_form(torch.view_as_complex)(ComplexPair)
 complex_form(torch.view_as_real)(lambda pair: pair.parts)
-complex_form(torch.real, torch.Tensor.real.__get__)(lambda pair, *_: pair.parts.select(-1, 0))
-complex_form(torch.imag, torch.Tensor.imag.__get__)(lambda pair, *_: pair.parts.select(-1, 1))
-split_form(torch.real, torch.Tensor.real.__get__)(lambda pair, *_: pair)
+complex_form(torch.real, *getters('real'))(lambda pair, *_: pair.parts.select(-1, 0))
+complex_form(torch.imag, *getters('imag'))(lambda pair, *_: pair.parts.select(-1, 1))
+split_form(torch.real, *getters('real'))(lambda pair, *_: pair)
 
 
 @split_form(torch.complex)
@@ -134,23 +128,18 @@ def conjugate(pair):
     return ComplexPair(valued(torch.stack([real, -imag], -1), exact))
 
 
-def arithmetic(form):
-    '''Give a form of complex numbers the original function's rounding.'''
-    def register(function):
-        def of_complex(first, other):
-            exact = torch.view_as_real(function(*plain((first, other))).resolve_conj())
-            return ComplexPair(valued(form(first, other, function), exact))
-        return of_complex
-    return register
+def in_parts(function, form, first, other):
+    '''What a form makes of the parts of complex numbers, with the original function's rounding.'''
+    exact = torch.view_as_real(function(*plain((first, other))).resolve_conj())
+    return ComplexPair(valued(form(function, first, other), exact))
 
 
-@arithmetic
-def sum_of(first, other, function):
-    return function(*(parts_of(each) for each in (first, other)))
+def sum_of(function, first, other):
+    '''A sum or difference.'''
+    return function(parts_of(first), parts_of(other))
 
 
-@arithmetic
-def product_of(first, other, function):
+def product_of(function, first, other):
     '''A product or quotient.'''
     first, other = (first, other) if isinstance(first, ComplexPair) else (other, first)
     if isinstance(other, (int, float)) or (isinstance(other, torch.Tensor) and not other.is_complex()):
@@ -184,7 +173,7 @@ for function, form, names in (
     (torch.mul, product_of, ('mul', 'multiply', '__mul__', '__rmul__')),
     (torch.div, product_of, ('div', 'divide', 'true_divide', '__truediv__')),
 ):
-    complex_form(*overloads(*names))(form(function))
+    complex_form(*overloads(*names))(partial(in_parts, function, form))
 
 
 # transforms
@@ -222,35 +211,30 @@ def as_real(tensor):
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def register_transform(name):
-    '''Register a transform of one axis, and of several, which is one after the other.'''
-    function, other = getattr(torch.fft, name), getattr(torch.fft, name.replace('rfft', 'fft'))
+def of_axis(function, pair, n=None, dim=-1, norm=None):
+    '''A transform along one axis.'''
+    return transform(pair, lambda tensor, dim: function(tensor, n, dim, norm), dim)
 
-    def of_axis(pair, n=None, dim=-1, norm=None):
-        return transform(pair, lambda tensor, dim: function(tensor, n, dim, norm), dim)
 
-    def of_axes(pair, s=None, dim=None, norm=None, *, whole):
-        dims = [*range(pair.ndim)][-len(s) if s is not None else 0:] if dim is None else dim
-        steps = [(other, *step) for step in zip(s or [None] * len(dims), dims)]
-        steps[-1] = function, *steps[-1][1:]
-        output = pair
-        for step, n, axis in steps if name.startswith('i') else steps[::-1]:
-            output = step(output, n, axis, norm)
-        exact = as_real(whole(plain(pair), s, dims, norm))
-        return ComplexPair(valued(output.parts, exact)) if isinstance(output, ComplexPair) else valued(output, exact)
-
-    for key, form in (
-        (function, of_axis), (getattr(torch.fft, f'{name}n'), of_axes),
-        (getattr(torch.fft, f'{name}2'), lambda pair, s=None, dim=(-2, -1), norm=None, *, whole: of_axes(
-            pair, s, dim, norm, whole=whole))
-    ):
-        form = form if key is function else partial(form, whole=getattr(torch.fft, f'{name}n'))
-        split_form(key)(form)
-        complex_form(key)(form)
+def of_axes(name, default, pair, s=None, dim=None, norm=None):
+    '''A transform along several axes, one after the other, of which all but one are of complex numbers.'''
+    dim = default if dim is None else dim
+    dims = [*range(pair.ndim)][-len(s) if s is not None else 0:] if dim is None else dim
+    steps = [(name.replace('rfft', 'fft'), *step) for step in zip(s or [None] * len(dims), dims)]
+    steps[-1] = name, *steps[-1][1:]
+    output = pair
+    for step, n, axis in steps if name.startswith('i') else steps[::-1]:
+        output = of_axis(getattr(torch.fft, step), output, n, axis, norm)
+    exact = as_real(getattr(torch.fft, f'{name}n')(plain(pair), s, dims, norm))
+    return ComplexPair(valued(output.parts, exact)) if isinstance(output, ComplexPair) else valued(output, exact)
 
 
 for name in ('fft', 'ifft', 'rfft', 'irfft'):
-    register_transform(name)
+    one, two, several = (getattr(torch.fft, f'{name}{axes}') for axes in ('', 2, 'n'))
+    for function, form in (
+        (one, partial(of_axis, one)), (two, partial(of_axes, name, (-2, -1))), (several, partial(of_axes, name, None))
+    ):
+        split_form(function)(complex_form(function)(form))
 
 
 @split_form(*overloads('stft'))

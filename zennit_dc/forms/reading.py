@@ -9,7 +9,7 @@ from ..core.nested import flatten
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import lend
-from .table import overloads, plain
+from .table import form_of_each, getters, overloads, plain
 
 
 class Comparison(torch.Tensor):
@@ -112,74 +112,53 @@ def reading(form):
     return form
 
 
-for getter in (
-    'shape', 'dtype', 'device', 'ndim', 'layout', 'is_cuda', 'is_cpu', 'is_mps', 'is_sparse', 'is_quantized', 'is_meta',
-    'is_mkldnn', 'is_nested', 'is_xpu', 'itemsize', 'nbytes',
-):
-    @split_form(getattr(torch.Tensor, getter).__get__)
-    @reading
-    def read(pair, *args, getter=getter):
-        return getattr(pair.values[0], getter)
-
-
-@split_form(torch.Tensor.grad_fn.__get__)
-def grad_fn(pair, *args):
-    raise unsupported(
-        'the graph of a split pair (read by torch.compile, among others)', (pair,),
-        remedy='explain the module that is not compiled'
-    )
-
-
-for function in overloads(
+@form_of_each(overloads(
     'size', 'dim', 'ndimension', 'numel', 'nelement', 'is_floating_point', 'is_complex', 'is_contiguous', 'stride',
     'get_device', 'element_size', '__len__', 'is_signed', 'is_same_size',
-):
-    @split_form(function)
-    @reading
-    def described(pair, *args, function=function, **kwargs):
-        return function(pair.values[0], *plain(args), **kwargs)
+) | getters(
+    'shape', 'dtype', 'device', 'ndim', 'layout', 'is_cuda', 'is_cpu', 'is_mps', 'is_sparse', 'is_quantized', 'is_meta',
+    'is_mkldnn', 'is_nested', 'is_xpu', 'itemsize', 'nbytes',
+))
+@reading
+def described(function, pair, *args, **kwargs):
+    return function(pair.values[0], *map(plain, args), **kwargs)
 
 
-for function in overloads(
+ROUNDINGS = overloads('floor', 'ceil', 'round', 'trunc', 'fix', 'floor_divide', '__floordiv__', '__rfloordiv__')
+
+
+@form_of_each(ROUNDINGS | overloads(
     'gt', 'ge', 'lt', 'le', 'greater', 'greater_equal', 'less', 'less_equal', 'signbit', 'sign', 'sgn', 'heaviside',
-):
-    @split_form(function)
-    @reading
-    def comparison(*args, function=function, **kwargs):
-        return known(function(*plain(args), **plain(kwargs)), 'a comparison', (args, kwargs))
+))
+@reading
+def discontinuous(function, *args, **kwargs):
+    origin = 'a rounding' if function in ROUNDINGS else 'a comparison'
+    return known(function(*plain(args), **plain(kwargs)), origin, (args, kwargs))
 
 
-for function in overloads('floor', 'ceil', 'round', 'trunc', 'fix', 'floor_divide', '__floordiv__', '__rfloordiv__'):
-    @split_form(function)
-    @reading
-    def rounded(*args, function=function, **kwargs):
-        return known(function(*plain(args), **plain(kwargs)), 'a rounding', (args, kwargs))
-
-
-for function in overloads(
+@form_of_each(overloads(
     'eq', 'ne', '__eq__', '__ne__', 'not_equal', 'isclose', 'isnan', 'isinf', 'isfinite', 'isposinf', 'isneginf',
     'logical_not', 'logical_and', 'logical_or', 'logical_xor', 'zeros_like', 'ones_like', 'full_like', 'empty_like',
     'rand_like', 'randn_like', 'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor', '__bool__', '__float__',
     '__int__', '__index__', 'item', 'tolist', 'equal', 'allclose', '__format__', '__contains__', 'argmax', 'argmin',
     'argsort', 'any', 'all', 'count_nonzero', 'is_nonzero', 'isin', 'nonzero', 'argwhere', 'bucketize', 'searchsorted',
     'histc', 'aminmax', 'storage_offset', 'is_shared', 'is_pinned', 'is_inference', 'unique', 'bincount',
-):
-    @split_form(function)
-    @reading
-    def value(*args, function=function, **kwargs):
-        return function(*plain(args), **plain(kwargs))
+    '_nested_tensor_from_mask_left_aligned',  # whether padding comes last, for which torch.nn.TransformerEncoder asks
+))
+@reading
+def value(function, *args, **kwargs):
+    return function(*plain(args), **plain(kwargs))
 
 
 # what leaves the graph is a plain tensor
 
-@split_form(*overloads('detach'), torch.Tensor.data.__get__)
+@split_form(*overloads('detach'), *getters('data'))
 @reading
 def detached(pair, *args):
     return pair.values[0].detach() if isinstance(pair.pending, Number) else lend(pair)
 
 
-for function in overloads('numpy', '__array__', 'data_ptr', 'untyped_storage', '__dlpack__'):
-    @split_form(function)
-    @reading
-    def exported(pair, *args, function=function, **kwargs):
-        return function(lend(pair), *args, **kwargs)
+@form_of_each(overloads('numpy', '__array__', 'data_ptr', 'untyped_storage', '__dlpack__'))
+@reading
+def exported(function, pair, *args, **kwargs):
+    return function(lend(pair), *args, **kwargs)

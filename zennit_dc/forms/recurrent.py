@@ -1,4 +1,6 @@
 '''Recurrent layers, unrolled into their cells. Gates are products, and sigmoid and tanh need a form of their own.'''
+from functools import partial
+
 import torch
 from torch.nn import functional as F
 
@@ -24,12 +26,15 @@ def gru_step(gates, states, recur):
     return torch.sigmoid(-update) * new + torch.sigmoid(update) * states[0],
 
 
-def rnn_step(function):
-    '''The function that computes the next state of a simple recurrent layer.'''
-    return lambda gates, states, recur: (function(gates + recur(states[0])),)
+def rnn_step(function, gates, states, recur):
+    '''The next state of a simple recurrent layer.'''
+    return function(gates + recur(states[0])),
 
 
-STEPS = {'lstm': lstm_step, 'gru': gru_step, 'rnn_tanh': rnn_step(torch.tanh), 'rnn_relu': rnn_step(torch.relu)}
+STEPS = {
+    'lstm': lstm_step, 'gru': gru_step, 'rnn_tanh': partial(rnn_step, torch.tanh),
+    'rnn_relu': partial(rnn_step, torch.relu),
+}
 
 
 def direction(step, tokens, states, weights, backward, active=None):
@@ -88,50 +93,55 @@ def unrolled(step, tokens, states, weights, layers, directions, active=None):
     return tokens, *map(torch.stack, zip(*last))
 
 
-def register_recurrent(name):
-    '''Register a recurrent layer.'''
-    function, step = getattr(torch, name), STEPS[name]
+def recurrent(function, step, input, *given):
+    '''A recurrent layer; one of packed sequences if their sizes follow the input.'''
+    is_packed = isinstance(given[2], (tuple, list))
+    sizes, given = given[:is_packed], given[is_packed:]
+    states, weights, _, layers, dropout, training, bidirectional, *batch_first = given
+    name = function.__name__
+    refuse_pairs(name, weights)
+    require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
+    if not isinstance(input, SplitTensor):
+        raise unsupported(name, (states,), ' for a constant input with states that depend on the input')
+    cells = partial(unrolled, step, weights=list(weights), layers=layers, directions=1 + bidirectional)
 
-    @split_form(function)
-    def recurrent(input, states, weights, *settings):
-        if isinstance(settings[0], (tuple, list)):
-            return packed(function, step, input, states, weights, *settings)
-        refuse_pairs(name, weights)
-        _, layers, dropout, training, bidirectional, batch_first = settings
-        require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
-        if not isinstance(input, SplitTensor):
-            raise unsupported(name, (states,), ' for a constant input with states that depend on the input')
+    def own(input, states):
+        return function(input, *sizes, states, *given[1:])
 
-        input.split_pass.require_samples(input, int(not batch_first))
-
-        def run(input, states):
-            tokens = input.transpose(0, 1) if batch_first else input
-            output, *last = unrolled(step, tokens, states, list(weights), layers, 1 + bidirectional)
-            return output.transpose(0, 1) if batch_first else output, *last
-
-        output, *last = as_computed(lambda *given: function(*given, weights, *settings), run, input, states)
-        output.places = joined_places([(input.places, input.values[0].shape)], output.values[0].shape)
-        mixed(output, -1)
-        return output, *last
+    if is_packed:
+        return as_computed(own, partial(of_packed, cells, *sizes), input, states)
+    input.split_pass.require_samples(input, int(not batch_first[0]))
+    output, *last = as_computed(own, partial(of_tokens, cells, *batch_first), input, states)
+    output.places = joined_places([(input.places, input.values[0].shape)], output.values[0].shape)
+    mixed(output, -1)
+    return output, *last
 
 
-def packed(function, step, data, sizes, states, weights, *settings):
-    '''A recurrent layer of packed sequences: of padded ones, whose states stay where they have ended.'''
-    refuse_pairs(function.__name__, weights)
-    _, layers, dropout, training, bidirectional = settings
-    require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {function.__name__}', (data, states))
-    if not isinstance(data, SplitTensor):
-        raise unsupported(function.__name__, (states,), ' for constant sequences with states that depend on the input')
+def of_tokens(cells, batch_first, input, states):
+    '''What cells make of tokens, before which samples may come.'''
+    output, *last = cells(input.transpose(0, 1) if batch_first else input, states)
+    return output.transpose(0, 1) if batch_first else output, *last
+
+
+def of_packed(cells, sizes, data, states):
+    '''What cells make of packed sequences: of padded ones, whose states stay where they have ended.'''
     active = (torch.arange(int(sizes[0])) < sizes[:, None]).unsqueeze(-1).to(data.device)
+    tokens, lengths = PADS(data, sizes, False, 0., len(sizes))
+    if isinstance(tokens, SplitTensor):  # as sequences that begin after others have states that are pairs
+        states = [constant_pair(tokens, state) for state in states]
+    output, *last = cells(tokens, states, active=active)
+    return PACKS(output, lengths, False)[0], *last
 
-    def run(data, states):
-        tokens, lengths = PADS(data, sizes, False, 0., len(sizes))
-        if isinstance(tokens, SplitTensor):  # as sequences that begin after others have states that are pairs
-            states = [constant_pair(tokens, state) for state in states]
-        output, *last = unrolled(step, tokens, states, list(weights), layers, 1 + bidirectional, active)
-        return PACKS(output, lengths, False)[0], *last
 
-    return as_computed(lambda data, states: function(data, sizes, states, weights, *settings), run, data, states)
+def cell(function, step, input, state, *weights):
+    '''A cell alone.'''
+    refuse_pairs(function.__name__, weights)
+    inward, hidden, one, other = (*weights, None, None)[:4]
+
+    def run(input, states):
+        return step(F.linear(input, inward, one), states, lambda tensor: F.linear(tensor, hidden, other))
+
+    return as_computed(lambda input, state: function(input, state, *weights), run, input, state)
 
 
 def constant_pair(pair, tensor):
@@ -179,18 +189,6 @@ def as_computed(function, run, input, states):
     return found if isinstance(own, tuple) else found[0]
 
 
-for name in STEPS:
-    register_recurrent(name)
-
-
-for name in ('lstm_cell', 'gru_cell', 'rnn_tanh_cell', 'rnn_relu_cell'):
-    @split_form(getattr(torch, name))
-    def cell(input, state, *weights, name=name):
-        refuse_pairs(name, weights)
-        step, (inward, hidden, *biases) = STEPS[name.removesuffix('_cell')], weights
-        one, other = biases or (None, None)
-
-        def run(input, states):
-            return step(F.linear(input, inward, one), states, lambda tensor: F.linear(tensor, hidden, other))
-
-        return as_computed(lambda *given: getattr(torch, name)(*given, *weights), run, input, state)
+for name, step in STEPS.items():
+    for function, form in ((getattr(torch, name), recurrent), (getattr(torch, f'{name}_cell'), cell)):
+        split_form(function)(partial(form, function, step))

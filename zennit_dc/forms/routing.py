@@ -7,7 +7,7 @@ import torch
 
 from ..core.axes import Place, joined, joined_places
 from ..core.blocks import route
-from ..core.pair import INPUT, MOVED, SplitTensor, pairs_in, unsupported
+from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import as_view, laid_out
 from .arithmetic import parts

@@ -1,6 +1,7 @@
 '''Smooth activations, replaced by piecewise-linear interpolations (section 3.4), and products that they are part of.'''
 import functools
 import math
+from bisect import bisect_left
 
 import torch
 from torch.nn import functional as F
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 from ..core.blocks import multiply
 from .activations import PiecewiseLinear, hardsigmoid
 from .arithmetic import valued
-from .table import SplitOption, in_place_or_new, missing, torch_form
+from .table import SplitOption, activation_form, missing, torch_form
 
 
 class SmoothReplacement(SplitOption):
@@ -82,14 +83,13 @@ def last_within(values, tolerance):
 
 def furthest(grid, values, start, end, tolerance):
     '''The furthest index up to which the chord from a start is within the tolerance, by bisection.'''
-    low, high = start + 1, end
-    while low < high:
-        middle = (low + high + 1) // 2
-        inner = slice(start, middle + 1)
-        slope = (values[middle] - values[start]) / (grid[middle] - grid[start])
+    def is_beyond(index):
+        inner = slice(start, index + 1)
+        slope = (values[index] - values[start]) / (grid[index] - grid[start])
         error = values[inner] - values[start] - slope * (grid[inner] - grid[start])
-        low, high = (middle, high) if error.abs().max() <= tolerance else (low, middle - 1)
-    return low
+        return bool(error.abs().max() > tolerance)
+
+    return start + 1 + bisect_left(range(start + 2, end + 1), True, key=is_beyond)
 
 
 # each activation with the slopes of its asymptotes
@@ -109,17 +109,22 @@ SMOOTH = {
 POSITIONS = {'elu': ('alpha',), 'celu': ('alpha',), 'softplus': ('beta', 'threshold')}
 
 
+def parametric_forms(names, form, table):
+    '''Register a form ``(pair, name, parameters)`` for activations by their names, and by names and values of their
+    parameters.'''
+    for name in names:
+        @activation_form(name, *['expit'] if name == 'sigmoid' else [], table=table)
+        def parametric(pair, *args, name=name, **kwargs):
+            parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
+            return form(pair, name, tuple(sorted(parameters.items())))
+    return table
+
+
 def replacements(tolerance):
     '''The table of forms of smooth activations that are interpolated with a tolerance.'''
-    table = {}
-    for name in SMOOTH:
-        @in_place_or_new
-        def smooth(pair, *args, name=name, **kwargs):
-            parameters = {**dict(zip(POSITIONS.get(name, ()), args)), **kwargs}
-            return interpolation(name, tolerance, tuple(sorted(parameters.items()))).split(pair)
-
-        torch_form(name, *['expit'] if name == 'sigmoid' else [], inplace=(f'{name}_',), table=table)(smooth)
-    return table
+    return parametric_forms(
+        SMOOTH, lambda pair, name, parameters: interpolation(name, tolerance, parameters).split(pair), {}
+    )
 
 
 missing(
@@ -139,8 +144,7 @@ def glu(pair, dim=-1):
     return first * factor
 
 
-@torch_form('hardswish', inplace=('hardswish_',))
-@in_place_or_new
+@activation_form('hardswish')
 def hardswish(pair):
     '''Exact, as the product of the input and its hard sigmoid.'''
     return valued(multiply(pair, hardsigmoid(pair), torch.mul), F.hardswish(pair.difference.detach()))

@@ -9,13 +9,12 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import Layer, affine, linear, magnitude
-from ..core.errors import called_in
 from ..core.pair import pass_of
 from ..core.registry import split_form
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
 from .linear import batch_norm, with_channels
-from .table import SplitOption, missing, own_steps, plain, require_batch, torch_form
+from .table import SplitOption, missing, own_steps, plain, require_batch, require_evaluation, torch_form
 
 
 class DetachedStatistics(SplitOption):
@@ -78,34 +77,31 @@ class Normalization(Layer):
         return output if bias is None else output + magnitude(bias, stream_sum)
 
 
+def normalized(pair, name, layer, variance, weight, bias, channels):
+    '''A normalization by a variance, of channels along an axis of some index, if there is one.'''
+    note(pair.split_pass, name)
+    scale = constant(torch.rsqrt(variance), pair.split_pass).expand(pair.values[0].shape)
+    output = affine(pair, layer, scale if weight is None else scale * weight, bias)
+    return joined([pair], output) if channels is None else with_channels(pair, output, channels)
+
+
 @detached_form('layer_norm')
 def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    note(pair.split_pass, 'layer_norm')
     axes = tuple(range(-len(normalized_shape), 0))
     layer = Normalization(
         lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps),
         lambda tensor: tensor.mean(axes, keepdim=True), math.prod(normalized_shape)
     )
-    scale = torch.rsqrt(pair.difference.var(axes, unbiased=False, keepdim=True) + eps)
-    return over_last(pair, layer, scale, weight, bias, axes)
+    variance = pair.difference.var(axes, unbiased=False, keepdim=True) + eps
+    return normalized(pair, 'layer_norm', layer, variance, weight, bias, -1 if len(axes) == 1 else None)
 
 
 @detached_form('rms_norm')
 def rms_norm(pair, normalized_shape, weight=None, eps=None):
     axes, original = tuple(range(-len(normalized_shape), 0)), pair.difference
-    note(pair.split_pass, 'rms_norm')
     layer = Normalization(lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps))
-    least = torch.finfo(original.dtype).eps if eps is None else eps
-    scale = torch.rsqrt(original.square().mean(axes, keepdim=True) + least)
-    return over_last(pair, layer, scale, weight, None, axes)
-
-
-def over_last(pair, layer, scale, weight, bias, axes):
-    '''A normalization over the last axes, by a scale.'''
-    scale = constant(scale, pair.split_pass)
-    scale = scale.expand(pair.values[0].shape) if weight is None else scale * weight
-    output = affine(pair, layer, scale, bias)
-    return with_channels(pair, output, -1) if len(axes) == 1 else joined([pair], output)
+    variance = original.square().mean(axes, keepdim=True) + (torch.finfo(original.dtype).eps if eps is None else eps)
+    return normalized(pair, 'rms_norm', layer, variance, weight, None, -1 if len(axes) == 1 else None)
 
 
 @detached_form('group_norm')
@@ -119,9 +115,7 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
                   momentum=.1, eps=1e-5):
     if not use_input_stats:
         return batch_norm(pair, running_mean, running_var, weight, bias, False, momentum, eps)
-    if running_mean is not None:
-        where = called_in(pair.split_pass)
-        raise RuntimeError(f'instance_norm, called in {where}, is in training mode: call .eval() on the model')
+    require_evaluation(running_mean is not None, 'instance_norm', pair)
     return grouped(pair, lambda tensor: F.instance_norm(tensor, None, None, weight, bias, True, momentum, eps),
                    pair.values[0].shape[1], weight, bias, eps)
 
@@ -129,20 +123,19 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
 def grouped(pair, function, groups, weight, bias, eps):
     '''A normalization over groups of channels and over all axes after these.'''
     original, after = pair.difference, (1,) * (pair.values[0].ndim - 2)
-    note(pair.split_pass, 'group_norm' if groups < original.shape[1] else 'instance_norm')
+    name = 'group_norm' if groups < original.shape[1] else 'instance_norm'
     require_batch(pair, 3 if groups == original.shape[1] else 2, 'group_norm')
 
     def over_groups(statistic, tensor):
         found = statistic(tensor.reshape(len(tensor), groups, -1))
         return found.repeat_interleave(tensor.shape[1] // groups, 1).reshape(*tensor.shape[:2], *after)
 
-    variance = over_groups(lambda rows: rows.var(-1, unbiased=False), original)
-    scale = constant(torch.rsqrt(variance + eps), pair.split_pass).expand(original.shape)
+    variance = over_groups(lambda rows: rows.var(-1, unbiased=False), original) + eps
     weight, bias = (each if each is None else each.reshape(-1, *after) for each in (weight, bias))
     layer = Normalization(
         function, partial(over_groups, lambda rows: rows.mean(-1)), original[0].numel() // groups
     )
-    return with_channels(pair, affine(pair, layer, scale if weight is None else scale * weight, bias), 1)
+    return normalized(pair, name, layer, variance, weight, bias, 1)
 
 
 @split_form(F.local_response_norm, table=DetachedStatistics.forms)

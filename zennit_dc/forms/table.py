@@ -74,6 +74,11 @@ def overloads(*names):
     return {function for function in found if callable(function)}
 
 
+def getters(*names):
+    '''The functions that get attributes of tensors.'''
+    return {getattr(torch.Tensor, name).__get__ for name in names}
+
+
 def torch_form(*names, inplace=(), table=FORMS):
     '''Register a split form for all functions and methods of torch with these names, and, as an in-place operation, for
     the functions named by ``inplace``.'''
@@ -81,6 +86,28 @@ def torch_form(*names, inplace=(), table=FORMS):
         split_form(*overloads(*names), table=table)(form)
         split_form(*overloads(*inplace), table=table)(in_place(form, *inplace[:1]))
         return form
+    return register
+
+
+def form_of_each(functions, table=FORMS):
+    '''Register one split form for each of some functions, which it is given before their arguments.'''
+    def register(form):
+        for function in functions:
+            own = functools.update_wrapper(functools.partial(form, function), form)
+            split_form(function, table=table)(own)
+        return form
+    return register
+
+
+def activation_form(*names, table=FORMS):
+    '''Register the split form of an activation, whose functions may have a parameter ``inplace``, or an underscore at
+    the end of the first name.'''
+    def register(form):
+        @functools.wraps(form)
+        def with_inplace(pair, *args, inplace=False, **kwargs):
+            output = form(pair, *args, **kwargs)
+            return assign(pair, output) if inplace else output
+        return torch_form(*names, inplace=(f'{names[0]}_',), table=table)(with_inplace)
     return register
 
 
@@ -129,15 +156,6 @@ def into_plain(form, name, target, *args, **kwargs):
     else:
         take_axes(target.base, output, view)
     return target
-
-
-def in_place_or_new(form):
-    '''Give a split form the parameter inplace.'''
-    @functools.wraps(form)
-    def with_inplace(pair, *args, inplace=False, **kwargs):
-        output = form(pair, *args, **kwargs)
-        return assign(pair, output) if inplace else output
-    return with_inplace
 
 
 @contextmanager
@@ -222,11 +240,8 @@ def follow_axes(pairs, output, function):
     output.depth = max(pair.depth for pair in pairs)
     for name in ('batch', 'channels'):
         places = [pair.place(name) for pair in pairs]
-        try:
-            found = [] if None in places else places_of(pairs, places, output, function)
-        except (RuntimeError, IndexError, NotImplementedError, AssertionError):  # the last in torch 2.4
-            found = []  # what cannot be asked is not proven
-        setattr(output, name, Axis.at(output.values[0].shape, found[0]) if len(found) == 1 else None)
+        axis = None if None in places else moved_to(pairs, places, output, function)
+        setattr(output, name, None if axis is None else Axis.at(output.values[0].shape, axis))
     if any(pair.places for pair in pairs):
         follow_places(pairs, output, function)
     return output
@@ -237,17 +252,16 @@ def follow_places(pairs, output, function, reverses=False):
     reverses axes.'''
     shape, parts = output.values[0].shape, []
     for pair in pairs:
-        old, axes, found = pair.values[0].shape, {}, {}
-        for key, place in pair.places.items():
-            if place is not None and place.axis not in axes:
-                axes[place.axis] = moved_axis(pairs, pair, place.axis, output, function)
-            axis = None if place is None else axes[place.axis]
-            if axis is None:
-                found[key] = None
-            elif shape[axis] == old[place.axis] and not reverses:
+        old, known = pair.values[0].shape, {key: place for key, place in pair.places.items() if place is not None}
+        axes = {place.axis for place in known.values()}
+        axes = {axis: moved_axis(pairs, pair, axis, output, function) for axis in axes}
+        found = dict.fromkeys(pair.places)
+        for key, place in known.items():
+            axis, length = axes[place.axis], old[place.axis]
+            if axis is not None and shape[axis] == length and not reverses:
                 found[key] = place._replace(axis=axis)
-            else:
-                found[key] = place.cut(axis, coordinates(pair, place.axis, axis, function), old[place.axis])
+            elif axis is not None:
+                found[key] = place.cut(axis, coordinates(pair, place.axis, axis, function), length)
         parts.append((found, shape))
     output.places = joined_places(parts, shape)
     return note_tokens(output)
@@ -258,12 +272,9 @@ def moved_axis(pairs, pair, axis, output, function):
     place = axis - pair.values[0].ndim
     for aligned in (False, True) if len(pairs) > 1 else (False,):  # others may have the same axis
         places = [place if each is pair or (aligned and -place <= each.values[0].ndim) else None for each in pairs]
-        try:
-            found = places_of(pairs, places, output, function, coarse=True)
-        except (RuntimeError, IndexError, NotImplementedError, TypeError):
-            continue  # what cannot be asked is not known
-        if len(found) == 1:
-            return found[0]
+        found = moved_to(pairs, places, output, function, coarse=True)
+        if found is not None:
+            return found
     return None
 
 
@@ -275,20 +286,26 @@ def coordinates(pair, axis, moved, function):
     return entries[tuple(slice(None) if index == moved else 0 for index in range(entries.ndim))].tolist()
 
 
-def places_of(pairs, places, output, function, coarse=False):
-    '''The places in the output where the axis may be; of several views of it, the coarsest one if asked for.'''
+def moved_to(pairs, places, output, function, coarse=False):
+    '''The index of the only axis of the output where the axis at some places of pairs may be, or None; of several views
+    of it, the coarsest one if asked for.'''
     tensors, shape = [], output.values[0].shape
-    for pair, place in zip(pairs, places):
-        lengths = list(pair.values[0].shape)
-        if place is not None:
-            length, lengths[place] = lengths[place], MARKER
-        tensors.append(torch.empty_strided(lengths, PRIMES[:len(lengths)], device='meta'))
-    probe, stride = function(*tensors), tensors[0].stride(places[0] if places[0] is not None else 0)
+    try:
+        for pair, place in zip(pairs, places):
+            lengths = list(pair.values[0].shape)
+            if place is not None:
+                length, lengths[place] = lengths[place], MARKER
+            tensors.append(torch.empty_strided(lengths, PRIMES[:len(lengths)], device='meta'))
+        probe, stride = function(*tensors), tensors[0].stride(places[0] if places[0] is not None else 0)
+    except (RuntimeError, IndexError, TypeError, AssertionError):  # the last in torch 2.4
+        return None  # what cannot be asked is not proven
     if probe.ndim != len(shape):
-        return []
+        return None
     if probe.untyped_storage()._cdata == tensors[0].untyped_storage()._cdata:
         strides = {axis: own for axis, own in enumerate(probe.stride()) if own and probe.shape[axis] > 1}
         parts = {axis: own for axis, own in strides.items() if not own % stride}
         wanted = max(parts.values(), default=None) if coarse else stride
-        return [axis for axis, own in parts.items() if own == wanted] or [*parts]
-    return [axis for axis, lengths in enumerate(zip(probe.shape, shape)) if lengths == (MARKER, length)]
+        found = [axis for axis, own in parts.items() if own == wanted] or [*parts]
+    else:
+        found = [axis for axis, lengths in enumerate(zip(probe.shape, shape)) if lengths == (MARKER, length)]
+    return found[0] if len(found) == 1 else None

@@ -6,10 +6,11 @@ What a hook sees in a backward pass that makes a map is this map at the pair, fo
 is defined for linear functions, such as masks of channels. Where a batch norm is part of the layer before it, the
 layer's output is that of the norm, as with Zennit's canonizers.
 '''
-import sys
 import weakref
 from collections import OrderedDict
+from contextlib import contextmanager
 from functools import partial
+from traceback import walk_stack
 
 import torch
 from torch.nn import functional as F
@@ -24,6 +25,7 @@ from ..core.registry import split_form
 from ..core.table import FORMS
 from .hooks import ChangedGradient
 from .reading import reading
+from .table import getters
 
 
 TOLERANCE = 1e-3  # of the largest entry, by which a hook may deviate from a linear function
@@ -106,23 +108,21 @@ class Tap:
         self.attach(pair, weakref.ref(pair))
 
     def attach(self, pair, reference):
-        '''Let the pair pass its gradients here, as soon as it is not about to become another layer's.'''
+        '''Put the place behind the tensors of a pair, as soon as it is not about to become another layer's.'''
         self.pair, pending = reference, pair.pending
+
+        def insert(pair):
+            if pending is not None:
+                pending(pair)
+            self.before = pair.values
+            if has_graph(pair):
+                self.nodes.clear()
+                pair.values = Node.apply(self.nodes, self.kept.pass_on, *pair.values)
+
         if pending is None:
-            self.insert(pair)
-            return
-
-        def finish(pair):
-            pending(pair)
-            self.insert(pair)
-        pair.pending = finish
-
-    def insert(self, pair):
-        '''Put the place behind the tensors that the pair has by now.'''
-        self.before = pair.values
-        if any(tensor.requires_grad for tensor in pair.values):
-            self.nodes.clear()
-            pair.values = Node.apply(self.nodes, self.kept.pass_on, *pair.values)
+            insert(pair)
+        else:
+            pair.pending = insert
 
     def start(self, streams):
         '''The difference, for a backward pass that starts there: behind the hooks, with the gradients of both streams
@@ -142,15 +142,19 @@ def seeds_at(split_pass, end, sum_dtype, streams, gradient, _):
     return streams if streams is not None and split_pass.makes_map() else seeds
 
 
+def has_graph(pair):
+    '''Whether a pair has a graph.'''
+    return any(tensor.requires_grad for tensor in pair.values)
+
+
 def tap_of(pair):
     '''The tap of a pair, which is made when first asked for, or None if the pair has no graph, as where the map is read
     at a layer above.'''
-    split_pass = pair.split_pass
-    if not any(tensor.requires_grad for tensor in pair.values):
+    if not has_graph(pair):
         return None
     if (tap := vars(pair).get('tap')) is None:
         tap = vars(pair)['tap'] = Tap(pair)
-        if (canonizer := getattr(split_pass, 'canonizer', None)) is not None:
+        if (canonizer := getattr(pair.split_pass, 'canonizer', None)) is not None:
             canonizer.restore.append(partial(end, weakref.ref(pair)))
     return tap
 
@@ -158,60 +162,54 @@ def tap_of(pair):
 def require_above(pair, name):
     '''Raise if nothing is differentiated at a pair, since the map is read there or above.'''
     layer = getattr(pair.split_pass, 'layer', None)
-    if layer is not None and pair.split_pass.has_graph and not any(each.requires_grad for each in pair.values):
+    if layer is not None and pair.split_pass.has_graph and not has_graph(pair):
         raise unsupported(
             name, (pair,), f' where the map is read at layer {layer!r}, as nothing is differentiated there or below',
             'leave out layer, or ask for layers above it'
         )
 
 
-@split_form(torch.Tensor.requires_grad.__get__)
+@split_form(*getters('requires_grad'))
 @reading
 def requires_grad(pair, *args):
     '''Whether a pair has a graph. A hook of a module that asks for it, as Captum's do, may differentiate by it.'''
-    if not any(tensor.requires_grad for tensor in pair.values):
-        return False
-    if is_in_hook():
+    if has_graph(pair) and is_in_hook():
         tap_of(pair)
-    return True
+    return has_graph(pair)
 
 
 @split_form(torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)
 @reading
 def require_grad(pair, requires_grad=True):
-    has_graph = any(tensor.requires_grad for tensor in pair.values)
-    if not requires_grad and has_graph:
+    if not requires_grad and has_graph(pair):
         raise unsupported('requires_grad = False', (pair,), remedy='call detach(), which returns a plain tensor')
-    if requires_grad and not has_graph:
+    if requires_grad and tap_of(pair) is None:
         require_above(pair, 'requires_grad_')
         has_canonizer = hasattr(pair.split_pass, 'canonizer')
         if has_canonizer and torch.is_grad_enabled() and not pair.split_pass.has_graph:
             raise StartOver(GRAPH)
-    if requires_grad:
-        tap_of(pair)
     return pair
 
 
 def is_in_hook():
     '''Whether a hook of a module runs.'''
-    frame, name = sys._getframe(1), None
-    while frame is not None and frame.f_globals.get('__name__') != 'torch.nn.modules.module':
-        frame, name = frame.f_back, frame.f_code.co_name
-    return frame is not None and name not in ('forward', '__call__')
+    name = None
+    for frame, _ in walk_stack(None):
+        if frame.f_globals.get('__name__') == 'torch.nn.modules.module':
+            return name not in ('forward', '__call__')
+        name = frame.f_code.co_name
+    return False
 
 
-@split_form(torch.Tensor.grad_fn.__get__)
+@split_form(*getters('grad_fn'))
 @reading
 def grad_fn(pair, *args):
     '''That of the difference.'''
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get('__name__', '').startswith('torch._dynamo'):
-            raise unsupported(
-                'the graph of a split pair (read by torch.compile)', (pair,),
-                remedy='explain the module that is not compiled'
-            )
-        frame = frame.f_back
+    if any(frame.f_globals.get('__name__', '').startswith('torch._dynamo') for frame, _ in walk_stack(None)):
+        raise unsupported(
+            'the graph of a split pair (read by torch.compile)', (pair,),
+            remedy='explain the module that is not compiled'
+        )
     require_above(pair, 'grad_fn')
     tap_of(pair)
     return pair.values[0].grad_fn
@@ -221,10 +219,9 @@ def grad_fn(pair, *args):
 @reading
 def register_hook(pair, hook):
     tap = tap_of(pair)
-    if tap is None:
-        return RemovableHandle({})
-    handle = RemovableHandle(tap.kept.hooks)
-    tap.kept.hooks[handle.id] = hook
+    hooks = OrderedDict() if tap is None else tap.kept.hooks
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
     return handle
 
 
@@ -235,7 +232,7 @@ def retain_grad(pair):
         tap.kept.retains = True
 
 
-@split_form(torch.Tensor.grad.__get__)
+@split_form(*getters('grad'))
 @reading
 def gradient_of(pair, *args):
     require_above(pair, 'grad')
@@ -264,35 +261,28 @@ def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, 
 
 @split_form(torch.autograd.grad)
 @reading
-def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, **kwargs):
-    kwargs.pop('only_inputs', None)
+def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, only_inputs=True, **kwargs):
     starts, seeds = started(outputs, grad_outputs, 'grad')
-    taps = {place: tap_at(each, 'grad') for place, each in enumerate(inputs) if isinstance(each, SplitTensor)}
-    wanted = [each for place, each in enumerate(inputs) if place not in taps]
-    count = len(wanted)
-    wanted += [tensor for tap in taps.values() for tensor in tap.before]
-    needed = [tensor for tensor in wanted if tensor.requires_grad]
-    with Reaching(taps.values()):
+    taps = [tap_at(each, 'grad') if isinstance(each, SplitTensor) else None for each in inputs]
+    wanted = [(each,) if tap is None else tap.before for each, tap in zip(inputs, taps)]
+    needed = [tensor for tensors in wanted for tensor in tensors if tensor.requires_grad]
+    with reaching([tap for tap in taps if tap is not None]):
         found = iter(torch.autograd.grad(starts, needed, seeds, retain_graph, create_graph, **kwargs))
-        gradients = [next(found) if tensor.requires_grad else None for tensor in wanted]
-    plain, pairs = iter(gradients[:count]), iter(zip(gradients[count::2], gradients[count + 1::2]))
-    return tuple(
-        with_streams(taps[place].kept, *next(pairs)) if place in taps else next(plain) for place in range(len(inputs))
-    )
+    gradients = [[next(found) if tensor.requires_grad else None for tensor in tensors] for tensors in wanted]
+    return tuple(each[0] if tap is None else with_streams(tap.kept, *each) for each, tap in zip(gradients, taps))
 
 
-class Reaching:
+@contextmanager
+def reaching(taps):
     '''A context in which backward passes that get to some taps make a map.'''
-    def __init__(self, taps):
-        self.passes = [(tap.kept.split_pass, list(tap.nodes)) for tap in taps]
-
-    def __enter__(self):
-        for split_pass, nodes in self.passes:
-            split_pass.nodes.entrances.extend(nodes)
-
-    def __exit__(self, *_):
-        for split_pass, nodes in self.passes:
-            split_pass.nodes.entrances[:] = [node for node in split_pass.nodes.entrances if node not in nodes]
+    for tap in taps:
+        tap.kept.split_pass.nodes.entrances.extend(tap.nodes)
+    try:
+        yield
+    finally:
+        for tap in taps:
+            entrances = tap.kept.split_pass.nodes.entrances
+            entrances[:] = [node for node in entrances if node not in tap.nodes]
 
 
 def tap_at(pair, name):
