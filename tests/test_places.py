@@ -40,7 +40,8 @@ IMAGE = (2, 3, 32, 32)
     ((2, 8, 65), 1, None, (1, (8, 8))), ((2, 9, 5), None, (2, 2), (2, (2, 2))), ((2, 60, 5), 2, (6, 10), (2, (6, 10))),
 ])
 def test_places(shape, channels, grid, expected):
-    assert places_of('layer', shape, IMAGE, channels, grid) == expected
+    places = places_of('layer', shape, IMAGE, channels, grid)
+    assert (places.parts, places.lengths, places.order) == expected
 
 
 def test_places_of_other_inputs():

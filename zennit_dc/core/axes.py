@@ -111,9 +111,8 @@ class Place(NamedTuple):
         apart, it is the coarser part.'''
         behind = math.prod(old[self.axis + 1:])
         if self.first or self.behind:
-            found = [index for index, length in enumerate(new)
-                     if (length, math.prod(new[index + 1:])) == (old[self.axis], behind)]
-            return self._replace(axis=found[0]) if found else None
+            index = Axis.at(old, self.axis).reshaped(new).index
+            return None if index is None else self._replace(axis=index)
         entries, exact, coarse = self.step * behind, [], []
         for index, length in enumerate(new):
             own = math.prod(new[index + 1:])
@@ -126,9 +125,10 @@ class Place(NamedTuple):
         return next(iter([*same, *exact, *coarse]), None)
 
 
-def input_places(index, shape):
-    '''The places of all axes of an input, by its index and theirs.'''
-    return {(index, axis): Place.of_input(axis, length) for axis, length in enumerate(shape)}
+def input_places(index, shape, samples=0):
+    '''The places of all axes of an input, by its index and theirs in the order that has the samples first.'''
+    order = sorted(range(len(shape)), key=lambda axis: axis != samples)
+    return {(index, key): Place.of_input(axis, shape[axis]) for key, axis in enumerate(order)}
 
 
 def reshaped_places(places, old, new):
@@ -158,12 +158,10 @@ def joined_places(parts, shape):
     the last one as broadcasting does. Where they differ, those count that know more.'''
     found = {}
     for key in {key: None for places, _ in parts for key in places}:
-        known = [(place, own) for places, own in parts if (place := places.get(key)) is not None]
-        moved = [(place, own, place.axis - len(own) + len(shape)) for place, own in known]
-        moved = [each for each in moved if each[2] >= 0]
+        moved = [(place, own, axis) for places, own in parts if (place := places.get(key)) is not None
+                 and (axis := place.axis - len(own) + len(shape)) >= 0]
         same = [place._replace(axis=axis) for place, own, axis in moved if own[place.axis] == shape[axis]]
-        other = [place.resized(axis, shape[axis]) for place, own, axis in moved if place.is_whole(own)]
-        options = same or other
+        options = same or [place.resized(axis, shape[axis]) for place, own, axis in moved if place.is_whole(own)]
         options = [each for each in options if each.length == max(other.length for other in options)]
         agree = len({each[:5] for each in options}) == 1
         found[key] = min(options, key=Place.extent) if agree else None
