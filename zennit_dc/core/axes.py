@@ -19,7 +19,7 @@ class Axis(NamedTuple):
 
     def reshaped(self, shape):
         '''This axis where the entries are in another shape.'''
-        found = [index for index in range(len(shape)) if Axis.at(shape, index)[:2] == self[:2]]
+        found = [axis.index for axis in axes_of(shape) if axis[:2] == self[:2]]
         # axes of length one that follow each other cannot be told apart
         return self._replace(index=self.index if self.index in found else found[0] if found else None)
 
@@ -29,11 +29,16 @@ class Axis(NamedTuple):
         first = next((index for index, lengths in enumerate(zip(old, new)) if len(set(lengths)) > 1), len(old))
         before, after = math.prod(old[first:]), math.prod(new[first:])
         # axes of length one may have been taken for another
-        comes_first = self.index is None or any(Axis.at(old, index)[:2] == self[:2] for index in range(first))
+        comes_first = self.index is None or any(axis[:2] == self[:2] for axis in axes_of(old)[:first])
         if len(old) == len(new) and before and self.entries % before == 0 and comes_first:
             return Axis(self.length, self.entries // before * after, None)
         whole = after == before * count and before % max(self.length * self.entries, 1) == 0
         return self._replace(index=None) if len(old) == len(new) and whole else None
+
+
+def axes_of(shape):
+    '''The axes of a shape.'''
+    return [Axis.at(shape, index) for index in range(len(shape))]
 
 
 class Place(NamedTuple):
@@ -174,8 +179,6 @@ def joined_places(parts, shape):
 def note_channels(pair, index):
     '''Note that weights are those of an axis of a pair, which tells which axis of an input has the channels: the only
     one of it that is there, or none of them. The first such axis counts.'''
-    if not pair.places:
-        return
     index %= pair.values[0].ndim
     for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels):
         own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
@@ -186,8 +189,6 @@ def note_channels(pair, index):
 
 def mixed(pair, index):
     '''Note that the places along an axis of a pair are mixed by weights.'''
-    if not pair.places:
-        return
     index %= pair.values[0].ndim
     pair.places = {key: None if place is not None and place.axis == index else place
                    for key, place in pair.places.items()}

@@ -90,7 +90,9 @@ def channels_of(split_pass, index, given, is_last):
     if given is not None:
         return given_channels(given, shape)
     likely = likely_channels(shape) if is_last else None
-    return split_pass.input_channels.get(index, () if likely is None else likely)
+    found = split_pass.input_channels.get(index, () if likely is None else likely)
+    # where the axis of channels is taken to be that of the samples, the pass starts over at its end
+    return 1 if found == 0 and split_pass.samples_of(index) == 1 else found
 
 
 def require_one_map(where, output, is_known):

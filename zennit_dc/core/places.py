@@ -185,7 +185,8 @@ def places_at(shape, channels, grid, size):
         parts[tokens], lengths[tokens:tokens + 1] = (shape[tokens] - count, count), grid
         channels += (channels > tokens) * (len(grid) - 1)
     order = 0, channels, *(index for index in range(1, len(lengths)) if index != channels)
-    return Places(tuple(parts), tuple(lengths), order, tuple(range(2, len(size) + 2)), tuple((0, side) for side in size))
+    axes, windows = tuple(range(2, len(size) + 2)), tuple((0, side) for side in size)
+    return Places(tuple(parts), tuple(lengths), order, axes, windows)
 
 
 def require_channels(channels):
@@ -317,14 +318,11 @@ def laid_over(saliency, shape, axes, windows):
 def resized(map, size):
     '''A map of shape (batch, ...) in another size, by linear interpolation.'''
     changed = [axis for axis, length in enumerate(size, 1) if map.shape[axis] != length]
-    while changed:
-        some, changed = changed[:3], changed[3:]
-        kept = [axis for axis in range(map.ndim) if axis not in some]
-        moved = map.permute(*kept, *some)
-        mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[len(some)]
-        new = [size[axis - 1] for axis in some]
+    for axes in (changed[start:start + 3] for start in range(0, len(changed), 3)):
+        moved, count = map.movedim(axes, [*range(-len(axes), 0)]), len(axes)
         rows = torch.nn.functional.interpolate(
-            moved.reshape(-1, 1, *moved.shape[len(kept):]), new, mode=mode, align_corners=False
-        ).reshape(*moved.shape[:len(kept)], *new)
-        map = rows.permute([(*kept, *some).index(axis) for axis in range(map.ndim)])
+            moved.flatten(0, -count - 1).unsqueeze(1), [size[axis - 1] for axis in axes],
+            mode=('linear', 'bilinear', 'trilinear')[count - 1], align_corners=False
+        )
+        map = rows.squeeze(1).unflatten(0, moved.shape[:-count]).movedim([*range(-count, 0)], axes)
     return map
