@@ -71,21 +71,21 @@ def layer_gradients(split_pass, values, trained, *gradients):
         if not any(gradient.any() for gradient in gradients):  # as where true gradients bypass the layer
             return None, None, *[None] * (len(split_pass.inputs) + len(trained))
         return None, None, *below_layer(split_pass, gradients, trained)
-    places, source, axes, windows = split_pass.output.location
+    places = split_pass.output.location
 
     def read(*tensors):
         return split_pass.readout.at_layer(*(places.arranged(tensor) for tensor in tensors))
 
-    input, samples = split_pass.inputs[source], split_pass.samples_of(source)
+    input, samples = split_pass.inputs[places.source], split_pass.samples_of(places.source)
     saliency = read(*(at_reading(split_pass) if torch.is_grad_enabled() else (*gradients, *values)))
     saliency = exact(split_pass, saliency, read, input.dtype)
     if DOUBTS.noted is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
-    map = laid_over(saliency, split_pass.shape_of(source), axes, windows).to(input.dtype).movedim(0, samples)
+    map = laid_over(saliency, split_pass.shape_of(places.source), places.axes, places.windows).to(input.dtype)
     maps = [None] * (len(split_pass.inputs) + len(trained))
-    maps[source] = marked(map, split_pass.nodes.maps)
+    maps[places.source] = marked(map.movedim(0, samples), split_pass.nodes.maps)
     return None, None, *maps
 
 

@@ -152,7 +152,8 @@ class MapPass(Pass):
         stream_sum = self.sum_of_input(input).to(sum_dtype(input.dtype))
         pair = SplitTensor(*self.entered(index, input, stream_sum), self).as_input(self.samples_of(index))
         pair.depth = 0 if self.layer is None else -math.inf
-        pair.places = input_places(index, input.shape) if self.layer is not None and self.probe is None else {}
+        if self.layer is not None and self.probe is None:
+            pair.places = input_places(index, input.shape, self.samples_of(index))
         return pair
 
     def entered(self, index, input, stream_sum):
