@@ -1,11 +1,11 @@
 '''One forward pass of a model in split form, and the backward passes that make its map.
 
-The way of a call, in the order of this file: ``run`` calls the model on the pairs that ``enter`` makes of its inputs. Each
-function of a pair comes to ``apply``, which calls its form. Forms are made of building blocks, which ask the rule of the
-running module what becomes of gradients there (``rules.py``). ``leave`` returns the differences of the output. A gradient
-that arrives there goes through ``seeds_of``, by which the readout says what enters the two streams (``streams.py``), and
-then through the rules. Where it comes to the node that ``enter`` has made, ``input_gradients`` has the readout make the
-map of it. At a layer, ``core/layers.py`` puts this node behind the layer's output.
+The way of a call, in the order of this file: ``run`` calls the model on the pairs that ``enter`` makes of its inputs.
+Each function of a pair comes to ``apply``, which calls its form. Forms are made of building blocks, which ask the rule
+of the running module what becomes of gradients there (``rules.py``). ``leave`` returns the differences of the output. A
+gradient that arrives there goes through ``seeds_of``, by which the readout says what enters the two streams
+(``streams.py``), and then through the rules. Where it comes to the node that ``enter`` has made, ``input_gradients``
+has the readout make the map of it. At a layer, ``core/layers.py`` puts this node behind the layer's output.
 
 A backward pass makes a map if it comes from the output of a forward pass and reaches the place where the map is read:
 the input, or a layer. In this backward pass rules hold. In any other, such as one that differentiates a map, all
