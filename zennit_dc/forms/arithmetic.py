@@ -8,7 +8,7 @@ from ..core.axes import joined
 from ..core.blocks import add, instead, linear, multiply
 from ..core.pair import SplitTensor, pairs_in, same, unsupported
 from ..core.registry import split_form
-from ..core.views import assign, become_pair, take_axes
+from ..core.views import NewValue as Valued, assign, become_pair, take_axes
 from .reading import refuse_comparison
 from .table import plain, torch_form
 
@@ -34,18 +34,6 @@ def of_both(function, *operands):
     '''What a function that only moves entries makes of the differences of several operands, and of their sums.'''
     pairs = pairs_in(operands)
     return joined(pairs, pairs[0].like(*map(function, *map(parts, operands))))
-
-
-class Valued(torch.autograd.Function):
-    '''Another value for a tensor that differs from it by rounding.'''
-    @staticmethod
-    def forward(ctx, tensor, value):
-        ctx.set_materialize_grads(False)
-        return same(value)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None
 
 
 def valued(pair, value):

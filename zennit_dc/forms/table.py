@@ -2,7 +2,6 @@
 import copy
 import functools
 import types
-from contextlib import contextmanager
 
 import torch
 from torch.nn import functional as F
@@ -156,14 +155,6 @@ def into_plain(form, name, target, *args, **kwargs):
     else:
         take_axes(target.base, output, view)
     return target
-
-
-@contextmanager
-def aside():
-    '''A context for what is not a part of the running pass: a graph can be made here also in inference mode, and no
-    checkpoint counts what the graph keeps.'''
-    with torch.inference_mode(False), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
-        yield
 
 
 def plain(obj):
