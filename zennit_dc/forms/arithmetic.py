@@ -167,14 +167,13 @@ def set_item(target, index, value):
         return
     if not isinstance(target, SplitTensor):
         become_pair(target, value.split_pass, '__setitem__')
-    depth = target.depth
+    was_constant = target.depth == -math.inf and target.batch is None and target.base is None
     output = target.replaced(*(tensor.clone() for tensor in target.tensors))
     for tensor, part in zip(output.values, parts(value)):
         tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
     output.depth = max(each.depth for each in pairs_in((target, value)))
     assign(target, output)
-    was_constant = depth == -math.inf and target.batch is None
-    if was_constant and isinstance(value, SplitTensor) and target.base is None:
+    if was_constant and isinstance(value, SplitTensor):
         take_axes(target, value, memory_at(output.values[0].shape, index))
 
 

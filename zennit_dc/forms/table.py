@@ -112,10 +112,9 @@ def activation_form(*names, table=FORMS):
 
 def missing(functions, reason, remedy):
     '''Register that functions have no form unless an option gives them one.'''
-    for function in functions:
-        @split_form(function)
-        def form(*args, name=function.__name__, **kwargs):
-            raise unsupported(name, (args, kwargs), reason, remedy)
+    @form_of_each(functions)
+    def form(function, *args, **kwargs):
+        raise unsupported(function.__name__, (args, kwargs), reason, remedy)
 
 
 def own_steps(function):

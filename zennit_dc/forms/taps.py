@@ -6,6 +6,7 @@ What a hook sees in a backward pass that makes a map is this map at the pair, fo
 is defined for linear functions, such as masks of channels. Where a batch norm is part of the layer before it, the
 layer's output is that of the norm, as with Zennit's canonizers.
 '''
+import sys
 import weakref
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -191,7 +192,7 @@ def require_grad(pair, requires_grad=True):
 def is_in_hook():
     '''Whether a hook of a module runs.'''
     name = None
-    for frame, _ in walk_stack(None):
+    for frame, _ in walk_stack(sys._getframe()):
         if frame.f_globals.get('__name__') == 'torch.nn.modules.module':
             return name not in ('forward', '__call__')
         name = frame.f_code.co_name
@@ -201,7 +202,7 @@ def is_in_hook():
 @reading_form(*getters('grad_fn'))
 def grad_fn(pair, *args):
     '''That of the difference.'''
-    if any(frame.f_globals.get('__name__', '').startswith('torch._dynamo') for frame, _ in walk_stack(None)):
+    if any(frame.f_globals.get('__name__', '').startswith('torch._dynamo') for frame, _ in walk_stack(sys._getframe())):
         raise unsupported(
             'the graph of a split pair (read by torch.compile)', (pair,),
             remedy='explain the module that is not compiled'
