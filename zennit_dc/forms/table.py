@@ -15,7 +15,7 @@ from ..core.table import FORMS, OVERLAYS
 from ..core.views import assign, become_pair, take_axes
 
 
-NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
+NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
 MARKER, *PRIMES = 10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079  # longer than axes usually are
 
 
