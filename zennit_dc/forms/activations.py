@@ -23,8 +23,9 @@ activation_form('relu')(relu)
 ))
 def dropout(function, pair, p=0.5, training=None, inplace=False, train=None):
     name, training = function.__name__, train if training is None else training
-    # as in torch.nn.functional, where dropouts are on if nothing is said, but for alpha dropouts
-    require_evaluation(p > 0 and ('alpha' not in name if training is None else training), name, pair)
+    if training is None:  # as in torch.nn.functional, whose dropouts are on then, but for alpha dropouts
+        training = 'alpha' not in name
+    require_evaluation(training and p > 0, name, pair)
     return pair
 
 
