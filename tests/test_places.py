@@ -1,4 +1,5 @@
 '''Layers as places: grids of tokens, and maps at them by all methods.'''
+import math
 from functools import partial
 
 import pytest
@@ -40,13 +41,24 @@ IMAGE = (2, 3, 32, 32)
     ((2, 8, 65), 1, None, (1, (8, 8))), ((2, 9, 5), None, (2, 2), (2, (2, 2))), ((2, 60, 5), 2, (6, 10), (2, (6, 10))),
 ])
 def test_places(shape, channels, grid, expected):
-    assert places_of('layer', shape, IMAGE, channels, grid) == expected
+    assert_arranged(shape, places_of('layer', shape, IMAGE, channels, grid), *expected)
 
 
-def test_places_of_other_inputs():
-    assert places_of('layer', (2, 5, 4), (2, 3, 9)) == (1, (4,))
-    assert places_of('layer', (2, 4, 5), (2, 3, 9), 2) == (2, (4,))
-    assert places_of('layer', (2, 5, 4, 2, 1), (2, 3, 16, 8, 4)) == (1, (4, 2, 1))
+def assert_arranged(shape, places, channels, grid):
+    '''Assert that places are those of channels at an index, and of a grid, of which tokens are the last of an axis.'''
+    tensor = torch.arange(math.prod(shape)).reshape(shape)
+    expected = tensor.movedim(channels, 1)
+    if tensor.ndim < len(grid) + 2:
+        expected = expected[:, :, -math.prod(grid):].unflatten(2, grid)
+    assert places.grid == grid and torch.equal(places.arranged(tensor), expected)
+
+
+@pytest.mark.parametrize('shape, input_shape, channels, expected', [
+    ((2, 5, 4), (2, 3, 9), None, (1, (4,))), ((2, 4, 5), (2, 3, 9), 2, (2, (4,))),
+    ((2, 5, 4, 2, 1), (2, 3, 16, 8, 4), None, (1, (4, 2, 1))),
+])
+def test_places_of_other_inputs(shape, input_shape, channels, expected):
+    assert_arranged(shape, places_of('layer', shape, input_shape, channels), *expected)
 
 
 @pytest.mark.parametrize('shape, channels, grid, message', [

@@ -1,6 +1,5 @@
 '''Canonizers: a model into split form and back.'''
 import re
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -12,21 +11,20 @@ from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
 from .core.batches import refuse_transforms, transformed, within_transforms
-from .core.errors import NeedsGraph, NeedsSums, OtherSamples, SeveralUses, Unsupported, describe
+from .core.errors import GRAPH, StartOver, Unsupported, describe
 from .core.layers import sequence_of
 from .core.needs import Choices, left_out, refuse_probabilities
 from .core.nested import flatten, modules_of
-from .core.pair import SplitTensor, TrueGradient, common_pass, pass_of, require_choice, same
+from .core.pair import SplitTensor, TrueGradient, common_pass, noted, pairs_in, pass_of, require_choice, same
 from .core.passes import MapPass
 from .core.places import require_channels
 from .core.table import MODULE_FORMS
 from .core.tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 from .core.wording import similar
-from .forms import taps  # noqa: F401 (registers forms that need passes)
 from .forms.hooks import BackwardHooks
 from .recentering import Relative
 from .rules import SplitRule
-from .streams import Difference
+from .streams import Readout
 
 
 SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
@@ -42,7 +40,7 @@ class SplitCanonizer(Canonizer):
     The model is run once more from the start, so that its hooks and prints run again, where a pass meets something that
     was not known when it began:
 
-    * a product of two activations, in a composite whose map needs no sums otherwise: once for each context;
+    * a product of two activations, in a composite whose map needs no sums otherwise: once for each model;
     * a function without an exact split form, for which an option is taken (``automatic``): once for each option and
       model, and before the warning once as it is, and, where statistics are constants, once more to find out what that
       leaves out;
@@ -52,7 +50,7 @@ class SplitCanonizer(Canonizer):
 
     Parameters
     ----------
-    readout : :py:class:`zennit_dc.streams.Difference`, optional
+    readout : :py:class:`zennit_dc.streams.Readout`, optional
         What enters at the output, and the map it makes. Default is the difference, and with it the original gradient.
     rule : :py:class:`zennit_dc.core.pair.TrueGradient`, optional
         The rule for operations outside of modules to which a composite maps one. Default is none, i.e. the true
@@ -85,7 +83,7 @@ class SplitCanonizer(Canonizer):
         When applied, if the model is in split form already.
     '''
     def __init__(
-        self, readout: Difference | None = None, rule: TrueGradient | None = None, layer: str | None = None,
+        self, readout: Readout | None = None, rule: TrueGradient | None = None, layer: str | None = None,
         pooling: str = 'wta', input_split: str = 'relu', recentering: Callable | None = Relative(),
         grid: tuple[int, ...] | None = None, automatic: bool = False, channels: int | tuple[()] | None = None
     ):
@@ -96,19 +94,13 @@ class SplitCanonizer(Canonizer):
             raise ValueError(f'recentering must be {choices}, not {recentering!r}')
         if layer is not None and not isinstance(layer, str):
             raise ValueError(f'layer must be the name of a module, not {layer!r}')
-        self.readout = Difference() if readout is None else readout
+        self.readout = Readout() if readout is None else readout
         self.rule = TrueGradient() if rule is None else rule
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
         self.grid, self.channels = grid, require_channels(channels)
         self.root: torch.nn.Module | None = None
         self.restore: list[Callable] = []
-        self.validate: Callable | None = None
         self.active = True  # as of Zennit's hooks: whether rules hold in backward passes
-        self.sums = False  # whether sums are computed everywhere, as for products
-        # the models whose layer has an output that is not used by one activation
-        self.several_uses: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
-        # the axis of samples, for models where that was in question
-        self.samples: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()
         self.choices = Choices(automatic)
 
     def copy(self) -> 'SplitCanonizer':
@@ -117,7 +109,7 @@ class SplitCanonizer(Canonizer):
             self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid,
             channels=self.channels
         )
-        copy.choices, copy.several_uses, copy.samples = self.choices, self.several_uses, self.samples
+        copy.choices = self.choices
         return copy
 
     def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
@@ -134,7 +126,7 @@ class SplitCanonizer(Canonizer):
             The one applied instance.
         '''
         instance = self.copy()
-        instance.validate, self.readout.saliency = self.validate, None
+        self.readout.saliency = None
         instance.register(root_module)
         return [instance]
 
@@ -154,8 +146,6 @@ class SplitCanonizer(Canonizer):
         if self.layer is not None and self.layer not in modules:
             remedy = similar(self.layer, modules) or ': model.named_modules() has their names'
             raise ValueError(f'there is no module named {self.layer!r}{remedy}')
-        if self.validate is not None:
-            self.validate(root_module)
         self.root = root_module
         self.restore += [option.remove for option in self.choices.apply(root_module)]
         for module in root_module.modules():
@@ -176,6 +166,11 @@ class SplitCanonizer(Canonizer):
         if (compiled := module.__dict__.get('_compiled_call_impl')) is not None:
             module._compiled_call_impl = None
             self.restore.append(partial(setattr, module, '_compiled_call_impl', compiled))
+
+    @property
+    def known(self):
+        '''What has turned out about the model in passes that started over.'''
+        return self.choices.known.setdefault(self.root, set())
 
     def replace_forward(self, module, forward):
         '''Set a module's forward until the canonizer is removed.'''
@@ -242,10 +237,10 @@ class ModuleForward(TemporaryForward):
         self.form, self.module, self.forward = form, module, module.forward
 
     def __call__(self, *args, **kwargs):
-        split_pass = common_pass(self.module.forward, args, kwargs)
-        if split_pass is None:
+        pairs = pairs_in((args, kwargs))
+        if common_pass(self.module.forward, pairs) is None:
             return self.forward(*args, **kwargs)
-        return split_pass.noted(self.form, (self.module, *args), kwargs)
+        return noted(self.form, (self.module, *args), kwargs, pairs)
 
 
 class SplitForward(TemporaryForward):
@@ -293,14 +288,11 @@ class SplitForward(TemporaryForward):
             try:
                 output = split_pass.run()
                 break
-            except NeedsSums:
-                canonizer.sums = True
-            except NeedsGraph:
-                inputs = [input if input.requires_grad else same(input.detach()).requires_grad_() for input in inputs]
-            except SeveralUses:
-                canonizer.several_uses.add(canonizer.root)
-            except OtherSamples:  # the second one is taken to be the first again, if nothing follows it either
-                canonizer.samples[canonizer.root] = 1 - canonizer.samples.get(canonizer.root, 0)
+            except StartOver as reason:
+                if reason.found == GRAPH:
+                    inputs = [each if each.requires_grad else same(each.detach()).requires_grad_() for each in inputs]
+                else:
+                    canonizer.known.add(reason.found)
             except Unsupported as error:
                 canonizer.restore += [option.remove for option in canonizer.choices.add(canonizer.root, error)]
             except RuntimeError as error:

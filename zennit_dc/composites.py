@@ -14,7 +14,7 @@ from .core.pair import require_choice
 from .core.tokens import explaining_tokens
 from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
-from .streams import ActivatedSensitivity, Difference, Relevance, Sensitivity
+from .streams import ActivatedSensitivity, Readout, Relevance, Sensitivity
 
 
 LayerMap = list[tuple[tuple[type[Module], ...], SplitRule]]
@@ -51,7 +51,7 @@ class SplitComposite(LayerMapComposite):
 
     Parameters
     ----------
-    readout : :py:class:`zennit_dc.streams.Difference`
+    readout : :py:class:`zennit_dc.streams.Readout`
         What enters at the output, and the map it makes. The composites choose it.
     rule : :py:class:`zennit_dc.rules.SplitRule`
         The rule for affine layers, and for all operations outside of them. The composites choose it.
@@ -93,7 +93,7 @@ class SplitComposite(LayerMapComposite):
         In the backward pass, if the map is not finite.
     '''
     def __init__(
-        self, readout: Difference, rule: SplitRule, layer: str | None = None,
+        self, readout: Readout, rule: SplitRule, layer: str | None = None,
         pooling: str = 'wta', input_split: str = 'relu',
         recentering: Callable | None = Relative(), layer_map: LayerMap | None = None,
         canonizers: list[Canonizer] | str | None = 'auto', grid: tuple[int, ...] | None = None,
@@ -197,16 +197,27 @@ class SensitivityComposite(SplitComposite):
             readout(stream), sensitivity_rule(self.alpha_of('')), layer, pooling, input_split, recentering, layer_map,
             canonizers, grid, channels
         )
-        self.canonizers[-1].validate = self.require_alphas
 
-    def require_alphas(self, root: Module) -> None:
-        '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
-        for name, module in root.named_modules():
-            self.mapping({}, name, module)
-        names = {name for name, _ in root.named_modules(remove_duplicate=False)}
+    def register(self, module: Module) -> None:
+        '''Bring a model into split form and register the rules, or leave it as it was if that fails.
+
+        Parameters
+        ----------
+        module : :py:class:`torch.nn.Module`
+            The model.
+
+        Raises
+        ------
+        RuntimeError
+            If this composite is in the context of a model already.
+        ValueError
+            If alpha has values for modules that the model does not have, or none for one that it has.
+        '''
+        names = {name for name, _ in module.named_modules(remove_duplicate=False)}
         if isinstance(self.alpha, Mapping) and set(self.alpha) - names:
             unknown = sorted(set(self.alpha) - names)
             raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
+        super().register(module)
 
     def alpha_of(self, name: str) -> float | Balanced:
         '''The shift for the module of a name.'''

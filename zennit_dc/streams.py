@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 
-class Difference:
-    '''The gradient of the difference, which is the original network's.'''
+class Readout:
+    '''What enters at the output, and the map that it makes. This one is the gradient of the difference, which is the
+    original network's.'''
     name = 'Gradient'
     reads_sum = False  # whether the map is also one of the sum's gradient
     sums = False  # whether the map at a layer is also one of the sum's value
@@ -42,7 +43,7 @@ class Difference:
         return self.combine(gradient, sum_gradient).sum(1)
 
 
-class Sensitivity(Difference):
+class Sensitivity(Readout):
     '''The sensitivity of a stream (section 3.3), with :math:`\\delta^+ = \\partial g / \\partial d + \\partial g /
     \\partial s`, :math:`\\delta^- = \\partial g / \\partial s - \\partial g / \\partial d` and
     :math:`\\delta = \\partial g / \\partial d` (equation 46), and the same for h.
@@ -97,7 +98,7 @@ class ActivatedSensitivity(Sensitivity):
         return (self.combine(gradient, sum_gradient) * streams.get(self.sign, difference)).sum(1)
 
 
-class Relevance(Difference):
+class Relevance(Readout):
     '''The relevance of a stream (section 4.2). At the output, all relevance is in the positive stream.
 
     Parameters

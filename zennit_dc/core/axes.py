@@ -19,7 +19,7 @@ class Axis(NamedTuple):
 
     def reshaped(self, shape):
         '''This axis where the entries are in another shape.'''
-        found = [index for index in range(len(shape)) if Axis.at(shape, index)[:2] == self[:2]]
+        found = [axis.index for axis in axes_of(shape) if axis[:2] == self[:2]]
         # axes of length one that follow each other cannot be told apart
         return self._replace(index=self.index if self.index in found else found[0] if found else None)
 
@@ -29,11 +29,16 @@ class Axis(NamedTuple):
         first = next((index for index, lengths in enumerate(zip(old, new)) if len(set(lengths)) > 1), len(old))
         before, after = math.prod(old[first:]), math.prod(new[first:])
         # axes of length one may have been taken for another
-        comes_first = self.index is None or any(Axis.at(old, index)[:2] == self[:2] for index in range(first))
+        comes_first = self.index is None or any(axis[:2] == self[:2] for axis in axes_of(old)[:first])
         if len(old) == len(new) and before and self.entries % before == 0 and comes_first:
             return Axis(self.length, self.entries // before * after, None)
         whole = after == before * count and before % max(self.length * self.entries, 1) == 0
         return self._replace(index=None) if len(old) == len(new) and whole else None
+
+
+def axes_of(shape):
+    '''The axes of a shape.'''
+    return [Axis.at(shape, index) for index in range(len(shape))]
 
 
 class Place(NamedTuple):
@@ -111,9 +116,8 @@ class Place(NamedTuple):
         apart, it is the coarser part.'''
         behind = math.prod(old[self.axis + 1:])
         if self.first or self.behind:
-            found = [index for index, length in enumerate(new)
-                     if (length, math.prod(new[index + 1:])) == (old[self.axis], behind)]
-            return self._replace(axis=found[0]) if found else None
+            index = Axis.at(old, self.axis).reshaped(new).index
+            return None if index is None else self._replace(axis=index)
         entries, exact, coarse = self.step * behind, [], []
         for index, length in enumerate(new):
             own = math.prod(new[index + 1:])
@@ -126,9 +130,10 @@ class Place(NamedTuple):
         return next(iter([*same, *exact, *coarse]), None)
 
 
-def input_places(index, shape):
-    '''The places of all axes of an input, by its index and theirs.'''
-    return {(index, axis): Place.of_input(axis, length) for axis, length in enumerate(shape)}
+def input_places(index, shape, samples=0):
+    '''The places of all axes of an input, by its index and theirs in the order that has the samples first.'''
+    order = sorted(range(len(shape)), key=lambda axis: axis != samples)
+    return {(index, key): Place.of_input(axis, shape[axis]) for key, axis in enumerate(order)}
 
 
 def reshaped_places(places, old, new):
@@ -158,12 +163,10 @@ def joined_places(parts, shape):
     the last one as broadcasting does. Where they differ, those count that know more.'''
     found = {}
     for key in {key: None for places, _ in parts for key in places}:
-        known = [(place, own) for places, own in parts if (place := places.get(key)) is not None]
-        moved = [(place, own, place.axis - len(own) + len(shape)) for place, own in known]
-        moved = [each for each in moved if each[2] >= 0]
+        moved = [(place, own, axis) for places, own in parts if (place := places.get(key)) is not None
+                 and (axis := place.axis - len(own) + len(shape)) >= 0]
         same = [place._replace(axis=axis) for place, own, axis in moved if own[place.axis] == shape[axis]]
-        other = [place.resized(axis, shape[axis]) for place, own, axis in moved if place.is_whole(own)]
-        options = same or other
+        options = same or [place.resized(axis, shape[axis]) for place, own, axis in moved if place.is_whole(own)]
         options = [each for each in options if each.length == max(other.length for other in options)]
         agree = len({each[:5] for each in options}) == 1
         found[key] = min(options, key=Place.extent) if agree else None
@@ -176,8 +179,6 @@ def joined_places(parts, shape):
 def note_channels(pair, index):
     '''Note that weights are those of an axis of a pair, which tells which axis of an input has the channels: the only
     one of it that is there, or none of them. The first such axis counts.'''
-    if not pair.places:
-        return
     index %= pair.values[0].ndim
     for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels):
         own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
@@ -188,8 +189,6 @@ def note_channels(pair, index):
 
 def mixed(pair, index):
     '''Note that the places along an axis of a pair are mixed by weights.'''
-    if not pair.places:
-        return
     index %= pair.values[0].ndim
     pair.places = {key: None if place is not None and place.axis == index else place
                    for key, place in pair.places.items()}

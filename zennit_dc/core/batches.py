@@ -49,7 +49,7 @@ def maps_of_batch(readout, function, gradient, outputs, parameters):
 
     Parameters
     ----------
-    readout : :py:class:`~zennit_dc.streams.Difference`
+    readout : :py:class:`~zennit_dc.streams.Readout`
         What keeps the map at a layer.
     function : callable
         A function of one gradient that returns the maps of the inputs.

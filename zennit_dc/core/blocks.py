@@ -7,8 +7,8 @@ import torch
 
 from ..recentering import choice, recenter
 from .axes import joined
-from .errors import NeedsSums
-from .pair import SplitTensor, TrueGradient, same, true_gradients, unsupported
+from .errors import SUMS, StartOver
+from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view
 
 
@@ -298,7 +298,7 @@ def relu(pair):
     passes = pair.split_pass.rule.passes_activations
     output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes))
     output = activated(output, pair, relu_of)
-    output.depth, output.is_rectified = pair.depth + (not pair.is_rectified), True
+    output.depth, output.facts = pair.depth + (RECTIFIED not in pair.facts), output.facts | {RECTIFIED}
     if passes and pair.layer is not None:
         output.recipe = pair.tensors[0]
     return output
@@ -354,7 +354,7 @@ def route(pair, function):
     if moved is difference:
         return pair
     output = pair.like(moved, function(stream_sum))
-    output.is_gate, output.is_input, output.is_rectified = pair.is_gate, pair.is_input, pair.is_rectified
+    output.facts = pair.facts & MOVED
     return as_view(output, pair, function)
 
 
@@ -400,7 +400,7 @@ def multiply(first, other, function, join=joined):
         The product of the pairs.
     '''
     if not first.split_pass.sums:
-        raise NeedsSums
+        raise StartOver(SUMS)
     rule = first.split_pass.rule
     one, two = (rule.shared(rule.before_linear(pair), 2) for pair in (first, other))
     product = first.like(*(function(*tensors) for tensors in zip(one.tensors, two.tensors)))

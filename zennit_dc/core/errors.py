@@ -1,4 +1,4 @@
-'''The errors of functions without a split form, and the reasons for which a pass starts over.'''
+'''The errors of functions without a split form, and what makes a pass start over.'''
 import sys
 
 import torch
@@ -17,22 +17,24 @@ class Unsupported(NotImplementedError):
         self.name, self.where = name, where
 
 
-class NeedsSums(BaseException):
-    '''Raised by products in a pass that does not compute sums. It starts over and does.'''
+SUMS = 'sums are computed everywhere, as products need them'
+SEVERAL_USES = 'the layer\'s output is used again after its activation, so that the map is read at the output itself'
+SECOND_AXIS = 'the samples are along the second axis of the input'
+FIRST_AXIS = 'the samples are along the first axis all the same, as nothing follows the second one'
+GRAPH = 'a gradient is asked for within the model, where no input needs one'
 
 
-class SeveralUses(BaseException):
-    '''Raised where a layer's output is used again after an activation, behind which its map was read. The pass starts
-    over and reads it at the output itself.'''
+class StartOver(BaseException):
+    '''Raised where something turns out that was not known when a pass began, which starts over with it.
 
-
-class OtherSamples(BaseException):
-    '''Raised where an input turns out to have its samples along another axis than it was taken to have. The pass starts
-    over and takes that one.'''
-
-
-class NeedsGraph(BaseException):
-    '''Raised where a gradient by a pair is asked for in a pass of inputs that need none.'''
+    Attributes
+    ----------
+    found : str
+        What has turned out, one of the above.
+    '''
+    def __init__(self, found):
+        super().__init__(found)
+        self.found = found
 
 
 def describe(module, root=None):

@@ -1,32 +1,16 @@
-'''The output of the layer at which a map is read: where its places are in the inputs.'''
-from typing import NamedTuple
+'''The output of the layer at which a map is read: where its places are in the inputs, and what reads the map there.'''
+from functools import partial
 
 import torch
 
-from ..forms.reading import Refused
+from ..forms.reading import Refused, number
+from ..rules import ruled
 from .axes import Place
-from .pair import SplitTensor, pairs_in
-from .places import channels_unknown, followed, given_channels, likely_channels, places_of
-
-
-class Location(NamedTuple):
-    '''Where a layer's output has its places.
-
-    Parameters
-    ----------
-    places : :py:class:`~zennit_dc.core.places.Places` or :py:class:`~zennit_dc.core.places.Followed`
-        The places of the output.
-    source : int
-        The index of the input that has these places.
-    axes : sequence of int
-        The indices of this input's axes that are places.
-    windows : sequence of tuple
-        The parts of these that the layer's output is about, each from start to end.
-    '''
-    places: tuple
-    source: int
-    axes: tuple
-    windows: tuple
+from .errors import SEVERAL_USES, StartOver
+from .maps import Node, layer_gradients, marked
+from .pair import GATE, SplitTensor, pairs_in
+from .places import ACTIVATIONS, channels_unknown, followed, given_channels, likely_channels, name_of, places_of
+from .rerun import trained_of
 
 
 class LayerOutput:
@@ -47,15 +31,14 @@ class LayerOutput:
         Whether operations had a graph when the layer ended.
     is_read : bool
         Whether the map has been read.
-    location : :py:class:`Location` or None
-        Where the output has its places, as soon as that is known.
+    location : :py:class:`~zennit_dc.core.places.Places` or None
+        The places of the output, as soon as they are known.
     '''
     def __init__(self, where, pair):
         self.pair, self.graph, self.is_read, self.location = pair, torch.is_grad_enabled(), False, None
         place = pair.place('channels')
         self.where, self.shape, self.places = where, pair.values[0].shape, pair.places
         self.channels = None if place is None else len(self.shape) + place
-        self.sources = sorted({source for source, _ in pair.places}) or [0]
 
     def locate(self, split_pass, is_last=False):
         '''Find the places of the output, if it is known already where the input that has them has its channels. At the
@@ -65,49 +48,37 @@ class LayerOutput:
 
     def located(self, split_pass, is_last):
         '''The places of the output, or None as long as they are not known.'''
-        canonizer, inputs = split_pass.canonizer, [(index, split_pass.shape_of(index)) for index in self.sources]
-        channels = {index: self.channels_of(split_pass, index, is_last) for index, _ in inputs}
-        known = [(index, shape) for index, shape in inputs if channels[index] != ()]
-        for index, shape in known if canonizer.grid is None else ():
-            own = self.places_of(index, shape, split_pass.tokens, split_pass.samples_of(index))
-            places = followed(self.shape, own, channels[index], self.channels)
+        sources = sorted({source for source, _ in self.places}) or [0]
+        given, grid = {sources[0]: split_pass.canonizer.channels}, split_pass.canonizer.grid
+        channels = {index: channels_of(split_pass, index, given.get(index), is_last) for index in sources}
+        known = [index for index in sources if channels[index] != ()]
+        for index in known if grid is None else ():
+            places = followed(self.shape, self.places_of(split_pass, index), channels[index], self.channels, index)
             if places is not None:
-                return Location(places, index, places.axes, places.windows)
-        if not is_last and len(known) < len(inputs):
+                return places
+        if not is_last and known != sources:
             return None
-        index, shape = (known or inputs)[0]
-        likely = self.likely(index, shape, channels[index] if known else 1, canonizer.grid)
+        index = (known or sources)[0]
+        shape = split_pass.shape_of(index)
+        likely = self.likely(index, shape, channels[index] if known else 1, grid)
         if not known:
             raise channels_unknown(self.where, shape)
         return likely
 
     def likely(self, index, shape, channels, grid):
         '''The places of the output for all that its shape says.'''
-        axes = [axis for axis in range(1, len(shape)) if axis != channels]
+        axes = tuple(axis for axis in range(1, len(shape)) if axis != channels)
         count = shape[channels] if channels in range(len(shape)) else 1
         arranged = shape[0], count, *(shape[axis] for axis in axes)
-        places = places_of(self.where, self.shape, arranged, self.channels, grid)
-        return Location(places, index, axes, [(0, shape[axis]) for axis in axes])
+        return places_of(self.where, self.shape, arranged, self.channels, grid)._replace(source=index, axes=axes)
 
-    def channels_of(self, split_pass, index, is_last):
-        '''The index of an input's axis of channels, None if it has none, or () if it is not known.'''
-        given, shape = split_pass.canonizer.channels, split_pass.inputs[index].shape
-        if given is not None and index == self.sources[0]:
-            found = given_channels(given, shape)
-        else:
-            likely = likely_channels(shape) if is_last else None
-            found = split_pass.input_channels.get(index, () if likely is None else likely)
-        return 1 if found == 0 and split_pass.samples_of(index) == 1 else found
-
-    def places_of(self, index, shape, tokens, samples=0):
-        '''The places of an input of a shape, which has its samples first; where they are lost, those of the only axis
-        that is as long as tokens were where they were known.'''
-        places = samples_first(self.places, samples)
-        tokens = {length: samples_first(hints, samples) for length, hints in tokens.items()}
-        own = {axis: places.get((index, axis)) for axis in range(len(shape))}
-        own = {axis: place if places.get((index, -1 - axis)) is None else None for axis, place in own.items()}
-        lost = [axis for axis, place in own.items() if place is None]
-        if not lost:
+    def places_of(self, split_pass, index):
+        '''The places of an input's axes; where they are lost, those of the only axis that is as long as tokens were
+        where they were known.'''
+        shape, tokens = split_pass.shape_of(index), split_pass.tokens
+        is_whole = {axis: self.places.get((index, -1 - axis)) is None for axis in range(len(shape))}
+        own = {axis: self.places.get((index, axis)) if is_whole[axis] else None for axis in is_whole}
+        if None not in own.values():
             return own
         along = [axis for axis, length in enumerate(self.shape) if axis not in (0, self.channels) and length in tokens]
         hints = tokens[self.shape[along[0]]] if len(along) == 1 and self.shape[0] == shape[0] else {}
@@ -118,10 +89,16 @@ class LayerOutput:
                 for axis, place in own.items()}
 
 
-def samples_first(places, samples):
-    '''The places of inputs whose samples are along an axis, the first one or the second one, with that as the first.'''
-    other = {0: 1, 1: 0, -1: -2, -2: -1} if samples else {}
-    return {(source, other.get(axis, axis)): place for (source, axis), place in places.items()}
+def channels_of(split_pass, index, given, is_last):
+    '''The index that an input's axis of channels has, with samples first, as it is given or known; None if it has none,
+    or () if it is not known.'''
+    shape = split_pass.inputs[index].shape
+    if given is not None:
+        return given_channels(given, shape)
+    likely = likely_channels(shape) if is_last else None
+    found = split_pass.input_channels.get(index, () if likely is None else likely)
+    # where the axis of channels is taken to be that of the samples, the pass starts over at its end
+    return 1 if found == 0 and split_pass.samples_of(index) == 1 else found
 
 
 def require_one_map(where, output, is_known):
@@ -146,3 +123,62 @@ def sequence_of(module, output):
         return output[0]
     pairs = pairs_in(output)
     return pairs[0] if isinstance(output, (tuple, list)) and len(pairs) == 1 else output
+
+
+# where the map is read
+
+def use_layer(split_pass, function, args, kwargs, pairs):
+    '''What the model gets for a function of the layer's output. The first one tells where the map is read: after an
+    activation, of whose input nothing else may be made then; else at the output itself. A number that is only read
+    tells nothing.'''
+    found, is_alone = split_pass.output, len(pairs) == 1
+    goes_on = SEVERAL_USES not in split_pass.known
+    if is_alone and goes_on and (read := number(function, args, kwargs)) is not None:
+        return read
+    if found.is_read:
+        raise StartOver(SEVERAL_USES)
+    pair, found.pair = found.pair, None
+    goes_on = goes_on and torch.is_grad_enabled() == found.graph
+    if not is_alone or name_of(function) not in ACTIVATIONS or not goes_on:
+        read_at(split_pass, pair)
+        return split_pass.with_graph(function, args, kwargs, pairs)
+    output = split_pass.with_graph(function, args, kwargs, pairs)
+    found.pair = None if output is pair else pair  # which an activation in place has changed
+    read_at(split_pass, output)
+    return output
+
+
+def read_at(split_pass, pair):
+    '''Read the map at a pair, and go on with it as if it were the input. Its places are followed until it is known
+    where the inputs have their channels.'''
+    layer = pair.layer and pair.layer._replace(is_read=True)
+    places = pair.places if split_pass.output.location is None else {}
+    values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
+    split_pass.begin_above_layer()
+    if split_pass.probe is not None:
+        split_pass.probe.tensors = values
+    elif split_pass.has_graph:
+        values = split_pass.read_off(entered_at_layer(split_pass, values))
+    pair.values, pair.layer, pair.places = values, layer, places
+    pair.depth, pair.recipe, pair.facts = 0, None, pair.facts - {GATE}
+    if any(tensor.requires_grad for tensor in values):
+        with torch._C.DisableTorchFunctionSubclass():
+            pair.requires_grad_()
+
+
+def entered_at_layer(split_pass, values):
+    '''The tensors of the layer's output, of which the gradients make the map of an input.'''
+    with torch.enable_grad():
+        inputs = [marked(input, split_pass.nodes.entrances) for input in split_pass.inputs]
+        trained = trained_of(split_pass.root)
+        return Node.apply([], partial(layer_gradients, split_pass, values, trained), *values, *inputs, *trained)
+
+
+def end_layer(split_pass, output):
+    '''Read the map at the layer's output if nothing else was made of it.'''
+    found = split_pass.output
+    if found.is_read and any(pair is found.pair for pair in pairs_in(output)):
+        raise StartOver(SEVERAL_USES)
+    if not found.is_read and found.pair is not None:
+        read_at(split_pass, found.pair)
+    found.pair = None  # whose graph holds this object

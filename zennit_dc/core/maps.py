@@ -9,6 +9,7 @@ import torch
 from .pair import same
 from .places import laid_over
 from .recording import DOUBTS
+from .rerun import at_reading, below_layer
 
 
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
@@ -58,33 +59,33 @@ def input_gradients(split_pass, index, *gradients):
     dtype = split_pass.inputs[index].dtype
     map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.samples_of(index))
     require_dependence(split_pass, map)
-    return marked(map, split_pass.maps), None
+    return marked(map, split_pass.nodes.maps), None
 
 
 def layer_gradients(split_pass, values, trained, *gradients):
     '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
     input that has its places, or the true ones of what is below the layer, which is run again for them.'''
-    if torch._C._current_graph_task_id() in split_pass.batches:  # in which outputs give the maps to the inputs
+    if split_pass.has_batch():  # in which outputs give the maps to the inputs
         return (None,) * (2 + len(split_pass.inputs) + len(trained))
     if not split_pass.makes_map():
         if not any(gradient.any() for gradient in gradients):  # as where true gradients bypass the layer
             return None, None, *[None] * (len(split_pass.inputs) + len(trained))
-        return None, None, *split_pass.below_layer(gradients, trained)
-    places, source, axes, windows = split_pass.output.location
+        return None, None, *below_layer(split_pass, gradients, trained)
+    places = split_pass.output.location
 
     def read(*tensors):
         return split_pass.readout.at_layer(*(places.arranged(tensor) for tensor in tensors))
 
-    input, samples = split_pass.inputs[source], split_pass.samples_of(source)
-    saliency = read(*(split_pass.again() if torch.is_grad_enabled() else (*gradients, *values)))
+    input, samples = split_pass.inputs[places.source], split_pass.samples_of(places.source)
+    saliency = read(*(at_reading(split_pass) if torch.is_grad_enabled() else (*gradients, *values)))
     saliency = exact(split_pass, saliency, read, input.dtype)
     if DOUBTS.noted is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
-    map = laid_over(saliency, split_pass.shape_of(source), axes, windows).to(input.dtype).movedim(0, samples)
+    map = laid_over(saliency, split_pass.shape_of(places.source), places.axes, places.windows).to(input.dtype)
     maps = [None] * (len(split_pass.inputs) + len(trained))
-    maps[source] = marked(map, split_pass.maps)
+    maps[places.source] = marked(map.movedim(0, samples), split_pass.nodes.maps)
     return None, None, *maps
 
 
@@ -99,7 +100,7 @@ def exact(split_pass, map, read, dtype, index=0, samples=0):
     if finite and part <= EXACT:
         return map
     try:
-        tensors = split_pass.again(index, exact=True)
+        tensors = at_reading(split_pass, index, exact=True)
     except RuntimeError as error:
         if not finite:
             raise

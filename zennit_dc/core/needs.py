@@ -9,7 +9,7 @@ from ..forms.detached import DetachedActivations
 from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
 from .nested import flatten
-from .pair import Pass, SplitTensor, TrueGradient, pairs_in
+from .pair import PROBABILITY, Pass, SplitTensor, TrueGradient, pairs_in
 from .table import OVERLAYS
 
 
@@ -20,7 +20,7 @@ LARGEST_DEVIATION = .01
 
 
 class Choices:
-    '''The options that a composite has taken for models by itself.
+    '''The options that a composite has taken for models by itself, and what else has turned out about them.
 
     Parameters
     ----------
@@ -30,6 +30,7 @@ class Choices:
     def __init__(self, automatic=False):
         self.automatic = automatic
         self.chosen, self.reported = weakref.WeakKeyDictionary(), weakref.WeakSet()
+        self.known = weakref.WeakKeyDictionary()  # what made a pass of a model start over, see StartOver
 
     def apply(self, root):
         '''Apply what was taken for a model, and return the applied instances.'''
@@ -92,7 +93,7 @@ def request(error, options):
 def refuse_probabilities(output):
     '''Raise if all that a model returns of its inputs is what softmax returns.'''
     pairs = pairs_in(output)
-    if pairs and all(pair.is_probability for pair in pairs):
+    if pairs and all(PROBABILITY in pair.facts for pair in pairs):
         raise NotImplementedError(
             f'the model ends with {pairs[0].title}, but a probability is no sum that could be split: {LOGITS}'
         )
@@ -110,39 +111,22 @@ class Influence(Pass):
     ----------
     constants : dict
         The names of statistics that were used as constants, in their order.
+    is_constant : bool
+        Whether statistics are constants in the running backward pass.
     '''
-    rule, is_constant = TrueGradient(), False
+    rule = TrueGradient()
 
     def __init__(self, canonizer):
         super().__init__(canonizer.pooling, None, canonizer.rule, canonizer.root)
-        self.has_graph, self.constants = True, {}
+        self.has_graph, self.constants, self.is_constant = True, {}, False
 
     def makes_map(self):
         '''Whether statistics are constants in the running backward pass.'''
         return self.is_constant
 
-    def __call__(self, call, inputs):
-        '''The part of the gradient of each sample's largest score that comes through constants: the norm of what is
-        left out, over that of the whole. None where the score has no gradient.'''
-        with torch.enable_grad():
-            leaves = [input.detach().clone().requires_grad_() for input in inputs]
-            pairs = [SplitTensor(leaf * 1, leaf.detach().abs(), self).as_input() for leaf in leaves]
-            scores = [leaf.difference for leaf in flatten(call(pairs))[0] if isinstance(leaf, SplitTensor)][:1]
-            if not scores or not scores[0].requires_grad:
-                return None
-            score = scores[0].reshape(len(scores[0]) if scores[0].ndim else 1, -1).amax(1).sum()
-        whole = torch.autograd.grad(score, leaves, retain_graph=True, allow_unused=True)
-        self.is_constant = True
-        constant = torch.autograd.grad(score, leaves, allow_unused=True)
-        squares = [0., 0.]
-        for one, other in zip(whole, constant):
-            one, other = (torch.zeros(()) if each is None else each.double() for each in (one, other))
-            squares = [squares[0] + (one - other).square().sum().item(), squares[1] + one.square().sum().item()]
-        return (squares[0] / squares[1]) ** .5 if squares[1] else None
-
 
 def left_out(canonizer, call, inputs):
-    '''What is said of the part of the score that constants leave out.
+    '''What is said of the part of each sample's largest score that constants leave out.
 
     Parameters
     ----------
@@ -156,17 +140,27 @@ def left_out(canonizer, call, inputs):
     Returns
     -------
     str
-        The statistics that are constants, and the size of what they leave out, as a part of the gradient; or nothing.
+        The statistics that are constants, and the norm of the gradient that comes through them, as a part of that of
+        the whole gradient; or nothing where there are none or no gradient.
     '''
     if torch.is_inference_mode_enabled():
         return ''
     influence = Influence(canonizer)
-    share = influence(call, inputs)
-    if not influence.constants or share is None:
-        return ''
-    return (
+    with torch.enable_grad():
+        leaves = [input.detach().clone().requires_grad_() for input in inputs]
+        pairs = [SplitTensor(leaf * 1, leaf.detach().abs(), influence).as_input() for leaf in leaves]
+        scores = [leaf.difference for leaf in flatten(call(pairs))[0] if isinstance(leaf, SplitTensor)][:1]
+        if not influence.constants or not scores or not scores[0].requires_grad:
+            return ''
+        score = scores[0].reshape(len(scores[0]) if scores[0].ndim else 1, -1).amax(1).sum()
+    whole = torch.autograd.grad(score, leaves, retain_graph=True, materialize_grads=True)
+    influence.is_constant = True
+    kept = torch.autograd.grad(score, leaves, materialize_grads=True)
+    lost = [one.double() - other.double() for one, other in zip(whole, kept)]
+    lost, whole = (sum(each.double().square().sum().item() for each in tensors) for tensors in (lost, whole))
+    return '' if not whole else (
         f'. Constants are {", ".join(influence.constants)}: what the largest score gets through them is left out,'
-        f' {share:.0%} of its gradient'
+        f' {(lost / whole) ** .5:.0%} of its gradient'
     )
 
 

@@ -82,6 +82,10 @@ class Pass:
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
         return False
 
+    def has_batch(self):
+        '''Whether the running backward pass is one with several gradients at once.'''
+        return False
+
     def note_loss(self, loss):
         '''Called in a backward pass that makes a map, with a function that returns how much rounding changes it.'''
 
@@ -106,30 +110,25 @@ class Pass:
     def require_samples(self, pair, axis):
         '''Called where a function tells which axis of a pair has the samples.'''
 
-    def apply(self, function, args, kwargs):
-        '''What the model gets for a function of pairs.'''
-        if self.without_graph:
-            with torch.no_grad():
-                return self.evaluate(function, args, kwargs)
-        return self.evaluate(function, args, kwargs)
-
-    def evaluate(self, function, args, kwargs):
-        '''What a function is on pairs, by its form.'''
+    def apply(self, function, args, kwargs, pairs):
+        '''What the model gets for a function of arguments, in which there are some pairs.'''
         form = self.forms.get(function)
         if form is None:
             raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
-        return self.noted(form, args, kwargs)
-
-    def noted(self, form, args, kwargs):
-        '''What a form returns, with a note where that depends on an autograd function that has no form.'''
-        cause = foreign_cause(args, kwargs)
-        output = form(*args, **kwargs)
-        return output if cause is None else foreign(output, cause)
+        return noted(form, args, kwargs, pairs)
 
 
-def foreign_cause(args, kwargs):
-    '''The error for a pair among arguments that depends on an autograd function without a form, or None.'''
-    return next((pair.foreign for pair in pairs_in((args, kwargs)) if pair.foreign is not None), None)
+def noted(form, args, kwargs, pairs):
+    '''What a form returns, with a note where one of the pairs in its arguments depends on an autograd function that has
+    no form.'''
+    cause = foreign_cause(pairs)
+    output = form(*args, **kwargs)
+    return output if cause is None else foreign(output, cause)
+
+
+def foreign_cause(pairs):
+    '''The error for one of some pairs that depends on an autograd function without a form, or None.'''
+    return next((pair.foreign for pair in pairs if pair.foreign is not None), None)
 
 
 def foreign(output, cause):
@@ -142,6 +141,13 @@ def foreign(output, cause):
                 each.foreign = cause
     return output
 
+
+INPUT = 'the values of the input, in other places'
+GATE = 'the output of a gate, which may be a constant factor'
+RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
+PROBABILITY = 'the output of softmax itself'
+BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
+MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
 
 LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
@@ -168,8 +174,7 @@ class SplitTensor(torch.Tensor):
     ValueError
         If the shapes differ.
     '''
-    is_probability = False  # whether this is the output of softmax itself
-    is_by_function = False  # whether this was made by the form of an autograd function, and is not used yet
+    facts = frozenset()  # what is known of the values
 
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
@@ -194,9 +199,6 @@ class SplitTensor(torch.Tensor):
         self.pending = None  # what is still to be done before the tensors are read, a function of this pair
         self.layer = None  # the affine layer that this is the very output of
         self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
-        self.is_gate = False  # whether it may be a constant factor
-        self.is_rectified = False  # whether it is a ReLU's output, which another ReLU leaves as it is
-        self.is_input = False  # whether its values are those of the input, in other places
         self.base, self.path, self.views = None, None, []
         self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is
 
@@ -223,7 +225,7 @@ class SplitTensor(torch.Tensor):
     def as_input(self, samples=0):
         '''This pair with the axes that an input has: samples, along an axis of an index, and channels after them if
         that is the first.'''
-        shape, self.is_input = self.values[0].shape, True
+        shape, self.facts = self.values[0].shape, self.facts | {INPUT}
         self.batch = Axis.at(shape, samples) if shape else None
         self.channels = Axis.at(shape, 1) if len(shape) > 1 and samples == 0 else None
         return self
@@ -283,12 +285,13 @@ class SplitTensor(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs, function = kwargs or {}, public(function) if isinstance(function, OPERATORS) else function
-        split_pass = common_pass(function, args, kwargs)
+        pairs = pairs_in((args, kwargs))
+        split_pass = common_pass(function, pairs)
         first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
         if first is not None:
             kwargs = dict(kwargs)
             args = kwargs.pop(first), *args
-        return split_pass.apply(function, args, kwargs)
+        return split_pass.apply(function, args, kwargs, pairs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -307,37 +310,47 @@ class SplitTensor(torch.Tensor):
     __deepcopy__ = __reduce_ex__
 
 
-def common_pass(function, args, kwargs):
-    '''The pass to which all pairs among the arguments of a function belong, or an error if there are several, or if
-    one is over. It is noted where a pair is the output of a :py:class:`torch.autograd.Function` without a form, which
-    has no graph of the pair's own tensors.'''
-    split_pass, name = None, getattr(function, '__name__', function)
-    for pair in pairs_in((args, kwargs)):
-        split_pass = split_pass or pair.split_pass
-        other = pair.split_pass is not split_pass and (pair.split_pass.root, split_pass.root) != (None, None)
-        if split_pass.is_over and torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                f'{name}, called in {called_in(None)}, is run again by a checkpoint after the end of the composite\'s'
-                ' context: call the backward pass inside of the context'
-            )
-        if split_pass.is_over or other:
-            raise RuntimeError(
-                f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
-                ' has seen; clear it, or give the module a form with zennit_dc.split_form. Methods that put values of'
-                ' their own at a layer, as Captum\'s LayerIntegratedGradients does, are not defined for split pairs:'
-                ' name the layer in the composite (layer=...), and call the method for the input'
-            )
-        with torch._C.DisableTorchFunctionSubclass():
-            node = pair.grad_fn
-        if pair.is_by_function:
-            pair.is_by_function = False
-            if node is None:  # in torch.no_grad(), which the form did not see
-                pair.values, pair.depth = tuple(tensor.detach() for tensor in pair.tensors), -math.inf
-        elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
-            cause = f'{type(node).__name__.removesuffix("Backward")}.apply'
-            cause = f'{cause} (an autograd function or reentrant checkpoint) before {name}'
-            foreign(pair, unsupported(cause, (pair,)))
+def common_pass(function, pairs):
+    '''The pass to which all of some pairs, the arguments of a function, belong, or an error if there are several, or if
+    it is over. None if there are no pairs.'''
+    split_pass = pairs[0].split_pass if pairs else None
+    if split_pass is None:
+        return None
+    others = (pair.split_pass for pair in pairs if pair.split_pass is not split_pass)
+    if split_pass.is_over or any((other.root, split_pass.root) != (None, None) for other in others):
+        raise other_pass(getattr(function, '__name__', function), split_pass.is_over)
+    for pair in pairs:
+        note_autograd_function(pair, function)
     return split_pass
+
+
+def other_pass(name, is_over):
+    '''The error for a function that is called with a pair of another forward pass.'''
+    if is_over and torch._C._current_graph_task_id() != -1:
+        return RuntimeError(
+            f'{name}, called in {called_in(None)}, is run again by a checkpoint after the end of the composite\'s'
+            ' context: call the backward pass inside of the context'
+        )
+    return RuntimeError(
+        f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
+        ' has seen; clear it, or give the module a form with zennit_dc.split_form. Methods that put values of'
+        ' their own at a layer, as Captum\'s LayerIntegratedGradients does, are not defined for split pairs:'
+        ' name the layer in the composite (layer=...), and call the method for the input'
+    )
+
+
+def note_autograd_function(pair, function):
+    '''Note where a pair, an argument of a function, is the output of a :py:class:`torch.autograd.Function` without a
+    form, which has no graph of the pair's own tensors.'''
+    with torch._C.DisableTorchFunctionSubclass():
+        node = pair.grad_fn
+    if BY_FUNCTION in pair.facts:
+        pair.facts -= {BY_FUNCTION}
+        if node is None:  # in torch.no_grad(), which the form did not see
+            pair.values, pair.depth = tuple(tensor.detach() for tensor in pair.tensors), -math.inf
+    elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
+        cause = f'{type(node).__name__.removesuffix("Backward")}.apply (an autograd function or reentrant checkpoint)'
+        foreign(pair, unsupported(f'{cause} before {getattr(function, "__name__", function)}', (pair,)))
 
 
 def true_gradients(function, tensors, gradient):

@@ -1,5 +1,12 @@
 '''One forward pass of a model in split form, and the backward passes that make its map.
 
+The way of a call, in the order of this file: ``run`` calls the model on the pairs that ``enter`` makes of its inputs. Each
+function of a pair comes to ``apply``, which calls its form. Forms are made of building blocks, which ask the rule of the
+running module what becomes of gradients there (``rules.py``). ``leave`` returns the differences of the output. A gradient
+that arrives there goes through ``seeds_of``, by which the readout says what enters the two streams (``streams.py``), and
+then through the rules. Where it comes to the node that ``enter`` has made, ``input_gradients`` has the readout make the
+map of it. At a layer, ``core/layers.py`` puts this node behind the layer's output.
+
 A backward pass makes a map if it comes from the output of a forward pass and reaches the place where the map is read:
 the input, or a layer. In this backward pass rules hold. In any other, such as one that differentiates a map, all
 gradients are the true ones, so that nothing has to be recorded for it.
@@ -11,17 +18,18 @@ from typing import NamedTuple
 
 import torch
 
-from ..forms.reading import number, read_alone
+from ..forms.reading import read_alone
 from ..forms.table import plain
-from ..rules import SplitRule, ruled
+from ..rules import SplitRule
 from .axes import Axis, by_sample, input_places
 from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
-from .errors import OtherSamples, SeveralUses, Unsupported
-from .layers import LayerOutput, require_one_map
-from .maps import Node, alive, input_gradients, layer_gradients, marked
+from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported
+from .layers import LayerOutput, end_layer, require_one_map, use_layer
+from .maps import Node, alive, input_gradients
 from .nested import flatten
 from .pair import (
     LEAVES,
+    PROBABILITY,
     Pass,
     SplitTensor,
     common_pass,
@@ -33,8 +41,7 @@ from .pair import (
     sum_dtype,
     unsupported,
 )
-from .places import ACTIVATIONS, name_of
-from .rerun import Rerun, changed, trained_of
+from .rerun import Rerun, gradients_of_output, trained_of
 from .views import become_plain
 
 
@@ -60,16 +67,12 @@ class Backward(NamedTuple):
     losses: list
 
 
-class Probe:
-    '''The tensors at which a map is read, in a pass that is run again with all of its graph.
-
-    Parameters
-    ----------
-    index : int
-        The index of the input at which the map is read, if it is not read at a layer.
-    '''
-    def __init__(self, index):
-        self.index, self.tensors = index, None
+class Nodes(NamedTuple):
+    '''Nodes of the graph, by weak references: those at which the map is read, those of the outputs, and those behind a
+    map that can be differentiated.'''
+    entrances: list
+    exits: list
+    maps: list
 
 
 class MapPass(Pass):
@@ -87,37 +90,32 @@ class MapPass(Pass):
     layer : str, optional
         What the place is called at which the map is read, if it is the embedding of tokens. Default is the canonizer's
         layer.
-    probe : :py:class:`Probe`, optional
+    probe : :py:class:`~zennit_dc.core.rerun.Probe`, optional
         What gets the tensors at which the map is read, in a pass that is run again: it has all of its graph, and the
         gradients are taken from outside.
 
     Attributes
     ----------
     backward : dict
-        The :py:class:`Backward` of each backward pass that is running, by its number.
-    batches : set
-        The numbers of the running backward passes with several gradients at once.
-    entrances, exits, maps : list
-        The nodes of the graph at which the map is read, those of the outputs, and those behind a map that can be
-        differentiated.
+        The :py:class:`Backward` of each backward pass that is running, by its number, or None for one with several
+        gradients at once.
+    nodes : :py:class:`Nodes`
+        The nodes of the graph by which backward passes are told apart.
     output : :py:class:`~zennit_dc.core.layers.LayerOutput` or None
         What is known of the output of the layer at which the map is read.
     has_left : bool
         Whether the forward pass is at its end.
-    may_differentiate : bool
-        Whether the caller of the running function has a graph.
     '''
     def __init__(self, canonizer, call, inputs, layer=None, probe=None):
         super().__init__(canonizer.pooling, canonizer.recentering, canonizer.rule, canonizer.root)
         self.canonizer, self.layer, self.probe = canonizer, layer if canonizer.layer is None else canonizer.layer, probe
         self.rerun = Rerun.of(canonizer.root, call, inputs)
         self.rules += rules_of(canonizer.root)
-        self.sums = self.sums_above if self.layer is None else canonizer.sums or self.readout.sums
+        self.sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.without_graph = not self.has_graph or (probe is None and self.layer is not None)
-        self.backward, self.batches = {}, set()
-        self.entrances, self.exits, self.maps = [], [], []
-        self.output, self.has_left, self.may_differentiate = None, False, False
+        self.backward, self.nodes = {}, Nodes([], [], [])
+        self.output, self.has_left = None, False
 
     @property
     def inputs(self):
@@ -130,9 +128,14 @@ class MapPass(Pass):
         return self.canonizer.readout
 
     @property
+    def known(self):
+        '''What has turned out about the model in passes that started over.'''
+        return self.canonizer.known
+
+    @property
     def sums_above(self):
         '''Whether the value of the sum is computed above the layer.'''
-        return self.canonizer.sums or self.canonizer.rule.quantity != 'sensitivity'
+        return SUMS in self.known or self.canonizer.rule.quantity != 'sensitivity'
 
     @property
     def is_over(self):
@@ -156,7 +159,8 @@ class MapPass(Pass):
         stream_sum = self.sum_of_input(input).to(sum_dtype(input.dtype))
         pair = SplitTensor(*self.entered(index, input, stream_sum), self).as_input(self.samples_of(index))
         pair.depth = 0 if self.layer is None else -math.inf
-        pair.places = input_places(index, input.shape) if self.layer is not None and self.probe is None else {}
+        if self.layer is not None and self.probe is None:
+            pair.places = input_places(index, input.shape, self.samples_of(index))
         return pair
 
     def entered(self, index, input, stream_sum):
@@ -164,7 +168,8 @@ class MapPass(Pass):
         if self.without_graph:
             return same(input.detach()), stream_sum.detach()
         if self.probe is None:
-            return self.read_off(Node.apply(self.entrances, partial(input_gradients, self, index), input, stream_sum))
+            read = partial(input_gradients, self, index)
+            return self.read_off(Node.apply(self.nodes.entrances, read, input, stream_sum))
         values = same(input), stream_sum
         if self.layer is None and index == self.probe.index:
             self.probe.tensors = values
@@ -189,10 +194,14 @@ class MapPass(Pass):
         if self.layer != self.canonizer.layer:
             self.at_layer(self.layer, pair)
 
+    def has_second_axis(self):
+        '''Whether the second axis of the input is taken for that of samples.'''
+        return SECOND_AXIS in self.known and FIRST_AXIS not in self.known
+
     def samples_of(self, index):
         '''The index of an input's axis of samples: the first one, or the second one if time comes first.'''
         shape, first = self.inputs[index].shape, self.inputs[0].shape
-        second = self.canonizer.samples.get(self.root, 0) == 1 and len(shape) > 1 and shape[1] == first[1]
+        second = self.has_second_axis() and len(shape) > 1 and shape[1] == first[1]
         return int(second and (len(shape) > 2 or index == 0 or shape[0] != first[1]))
 
     def shape_of(self, index):
@@ -205,8 +214,8 @@ class MapPass(Pass):
         which is another one than that of a pair here, but may be along its second one.'''
         is_first = pair.batch is not None and pair.batch.index == 0 != axis
         may_be_second = self.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
-        if is_first and may_be_second and self.root not in self.canonizer.samples:
-            raise OtherSamples
+        if is_first and may_be_second and SECOND_AXIS not in self.known:
+            raise StartOver(SECOND_AXIS)
 
     def require_found_samples(self, pairs):
         '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that
@@ -215,70 +224,54 @@ class MapPass(Pass):
             return
         length = self.inputs[0].shape[1:2]
         may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
-        if self.canonizer.samples.get(self.root, may_be_second) == 1:
-            raise OtherSamples
+        if self.has_second_axis() or (may_be_second and SECOND_AXIS not in self.known):
+            raise StartOver(FIRST_AXIS if self.has_second_axis() else SECOND_AXIS)
 
     # functions of pairs
 
-    def apply(self, function, args, kwargs):
+    def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of pairs; or, after the end of the model, what it is for the values of
         those that were asked for their gradient.'''
         if getattr(self.forms.get(function), 'is_reading', False):
-            self.may_differentiate = torch.is_grad_enabled()
-            return super().apply(function, args, kwargs)
+            return self.evaluate(function, args, kwargs, pairs)
         is_after = self.has_left and torch._C._current_graph_task_id() == -1
-        if is_after and any('tap' in vars(pair) for pair in pairs_in((args, kwargs))):
+        if is_after and any('tap' in vars(pair) for pair in pairs):
             return function(*plain(args), **plain(kwargs))
-        self.may_differentiate = torch.is_grad_enabled()
-        pair = None if self.output is None else self.output.pair
-        if pair is not None and any(each is pair for each in pairs_in((args, kwargs))):
-            return self.use_layer(function, args, kwargs)
-        return super().apply(function, args, kwargs)
+        if self.output is not None and any(pair is self.output.pair for pair in pairs):
+            return use_layer(self, function, args, kwargs, pairs)
+        return self.with_graph(function, args, kwargs, pairs)
 
-    def use_layer(self, function, args, kwargs):
-        '''What the model gets for a function of the layer's output. The first one tells where the map is read: after an
-        activation, of whose input nothing else may be made then; else at the output itself. A number that is only read
-        tells nothing.'''
-        found, is_alone = self.output, len(pairs_in((args, kwargs))) == 1
-        goes_on = self.root not in self.canonizer.several_uses
-        if is_alone and goes_on and (read := number(function, args, kwargs)) is not None:
-            return read
-        if found.is_read:
-            raise SeveralUses
-        pair, found.pair = found.pair, None
-        goes_on = goes_on and torch.is_grad_enabled() == found.graph
-        if not is_alone or name_of(function) not in ACTIVATIONS or not goes_on:
-            self.read_at(pair)
-            return super().apply(function, args, kwargs)
-        output = super().apply(function, args, kwargs)
-        found.pair = None if output is pair else pair  # which an activation in place has changed
-        self.read_at(output)
-        return output
+    def with_graph(self, function, args, kwargs, pairs):
+        '''What a function is on pairs, with a graph where one is needed.'''
+        if self.without_graph:
+            with torch.no_grad():
+                return self.evaluate(function, args, kwargs, pairs)
+        return self.evaluate(function, args, kwargs, pairs)
 
-    def evaluate(self, function, args, kwargs):
+    def evaluate(self, function, args, kwargs, pairs):
         '''What a function is on pairs, by its form; without one, a value that may be read.'''
-        self.require_kept(args, kwargs)
+        self.require_kept(pairs)
         try:
-            output = super().evaluate(function, args, kwargs)
+            output = super().apply(function, args, kwargs, pairs)
         except Unsupported as error:
-            return self.value_alone(function, args, kwargs, error)
+            return self.value_alone(function, args, kwargs, pairs, error)
         if not torch.is_grad_enabled() and self.has_graph and not self.without_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:
                     pair.depth = -math.inf  # as it does not depend on where the map is read
         return output
 
-    def require_kept(self, args, kwargs):
+    def require_kept(self, pairs):
         '''Raise if a checkpoint runs again what comes before the layer, of which nothing was kept.'''
         is_again = self.has_left and self.layer is not None and torch._C._current_graph_task_id() != -1
-        if is_again and any(pair.depth == -math.inf for pair in pairs_in((args, kwargs))):
+        if is_again and any(pair.depth == -math.inf for pair in pairs):
             where = f'what comes before module {self.layer!r}'
             raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
 
-    def value_alone(self, function, args, kwargs, error):
+    def value_alone(self, function, args, kwargs, pairs, error):
         '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
         function without a form, that goes on as one of which there is no map.'''
-        cause = foreign_cause(args, kwargs)
+        cause = foreign_cause(pairs)
         if cause is None and (kind := running_function()) is not None and not self.without_graph:
             cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
         output = read_alone(function, args, kwargs, error)
@@ -297,62 +290,32 @@ class MapPass(Pass):
         self.output = LayerOutput(where, output)
         self.output.locate(self)
 
+    def begin_above_layer(self):
+        '''Compute from here on what is needed above the layer.'''
+        self.output.is_read, self.sums, self.without_graph = True, self.sums_above, not self.has_graph
+
     def reads_next(self, pair):
         '''Whether a map is read at a pair, or after the activation that comes next.'''
         return self.output is not None and self.output.pair is pair and not self.output.is_read
-
-    def read_at(self, pair):
-        '''Read the map at a pair, and go on with it as if it were the input. Its places are followed until it is known
-        where the inputs have their channels.'''
-        layer = pair.layer and pair.layer._replace(is_read=True)
-        places = pair.places if self.output.location is None else {}
-        values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
-        self.output.is_read, self.sums, self.without_graph = True, self.sums_above, not self.has_graph
-        if self.probe is not None:
-            self.probe.tensors = values
-        elif self.has_graph:
-            values = self.read_off(self.entered_at_layer(values))
-        pair.values, pair.layer, pair.places = values, layer, places
-        pair.depth, pair.recipe, pair.is_gate = 0, None, False
-        if any(tensor.requires_grad for tensor in values):
-            with torch._C.DisableTorchFunctionSubclass():
-                pair.requires_grad_()
-
-    def entered_at_layer(self, values):
-        '''The tensors of the layer's output, of which the gradients make the map of an input.'''
-        with torch.enable_grad():
-            inputs = [marked(input, self.entrances) for input in self.inputs]
-            trained = trained_of(self.root)
-            return Node.apply([], partial(layer_gradients, self, values, trained), *values, *inputs, *trained)
 
     # the end of the model
 
     def leave(self, output):
         '''The differences of the output.'''
         self.has_left = self.probe is None
-        self.end_layer(output)
+        if self.output is not None:
+            end_layer(self, output)
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
-        if all(pair.is_probability for pair in pairs.values()):
+        if all(PROBABILITY in pair.facts for pair in pairs.values()):
             raise Independent(independence(output, leaves))
-        common_pass('the end of the model', list(pairs.values()), {})
+        common_pass('the end of the model', list(pairs.values()))
         self.require_reached(pairs.values())
         for place, pair in pairs.items():
             leaves[place] = self.left(place, pair)
         if self.output is not None:
             self.output.locate(self, is_last=True)
         return structure(leaves)
-
-    def end_layer(self, output):
-        '''Read the map at the layer's output if nothing else was made of it.'''
-        found = self.output
-        if found is None:
-            return
-        if found.is_read and any(pair is found.pair for pair in pairs_in(output)):
-            raise SeveralUses
-        if not found.is_read and found.pair is not None:
-            self.read_at(found.pair)
-        found.pair = None  # whose graph holds this object
 
     def require_reached(self, pairs):
         '''Raise if no map of these pairs can be had, or start over if it is not along which axis they have samples.'''
@@ -394,19 +357,19 @@ class MapPass(Pass):
         def enter(gradient, sum_gradient):
             if is_batch(gradient):
                 self.begin_batch()
-                found = maps_of_batch(self.readout, maps, gradient, alive(self.exits), trained_of(self.root))
+                found = maps_of_batch(self.readout, maps, gradient, alive(self.nodes.exits), trained_of(self.root))
                 return None, None, *found, *[None] * len(others)
             if self.layer is not None and inputs and not self.begins_map():
-                return None, None, *self.true_gradients(place, gradient, others)
+                return None, None, *gradients_of_output(self, place, gradient, others)
             return *seeds(gradient, sum_gradient), *[None] * (len(inputs) + len(others))
 
-        return Node.apply(self.exits, enter, *tensors, *inputs, *others)[0]
+        return Node.apply(self.nodes.exits, enter, *tensors, *inputs, *others)[0]
 
     # backward passes
 
     def makes_map(self):
         '''Whether the running backward pass is one that makes a map.'''
-        return torch._C._current_graph_task_id() in self.backward
+        return self.backward.get(torch._C._current_graph_task_id()) is not None
 
     def begins_map(self):
         '''Whether a backward pass that comes from an output makes a map: it does if it gets to the place where one is
@@ -416,16 +379,26 @@ class MapPass(Pass):
         if not self.canonizer.active:
             return False
         reaches = torch._C._will_engine_execute_node
-        entrances, maps = (any(map(reaches, alive(nodes))) for nodes in (self.entrances, self.maps))
+        entrances, maps = (any(map(reaches, alive(nodes))) for nodes in (self.nodes.entrances, self.nodes.maps))
         return entrances and not maps
 
     def begin_batch(self):
         '''Note for the time of this backward pass that there is nothing between outputs and inputs.'''
         if not self.begins_map():
             raise refused_batch('several gradients in one backward pass that does not reach the input, or a map')
+        self.begin_backward(None)
+
+    def begin_backward(self, backward):
+        '''Keep something for the time of the running backward pass, and not longer than this pass, as what enters may
+        be made of the output whose graph holds this object.'''
         task = torch._C._current_graph_task_id()
-        self.batches.add(task)
-        torch.autograd.Variable._execution_engine.queue_callback(lambda: self.batches.discard(task))
+        if task not in self.backward:
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.backward.pop(task))
+        return self.backward.setdefault(task, backward)
+
+    def has_batch(self):
+        '''Whether the running backward pass is one with several gradients at once.'''
+        return self.backward.get(torch._C._current_graph_task_id(), self) is None
 
     def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
@@ -433,11 +406,8 @@ class MapPass(Pass):
         refuse_batch(gradient)
         if not self.begins_map():
             return gradient, None
-        task, depth = torch._C._current_graph_task_id(), max(depth, 1)
-        if task not in self.backward:
-            # not longer than this pass, as the gradient may be made of the output whose graph holds this object
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self.backward.pop(task))
-        self.backward.setdefault(task, Backward({}, [])).seeds[place] = Seed(gradient, depth, batch)
+        depth = max(depth, 1)
+        self.begin_backward(Backward({}, [])).seeds[place] = Seed(gradient, depth, batch)
         return self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(depth))
 
     @property
@@ -466,48 +436,6 @@ class MapPass(Pass):
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
 
-    # other runs
-
-    def again(self, index=0, exact=False):
-        '''The gradients of difference and sum at the place where the map is read, and these tensors, from another pass
-        with all of its graph; if exact, in float64.'''
-        seeds = self.running.seeds
-        if not all(isinstance(place, int) for place in seeds):
-            raise RuntimeError('its backward pass starts within the model, not at the output')
-        _, output, read = self.other_pass(index, exact)
-        leaves = flatten(output)[0]
-        seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
-        return *gradients(read, seeded, materialize_grads=True), *read
-
-    def true_gradients(self, place, gradient, trained):
-        '''The true gradients by inputs that need one and by parameters of the output at a place.'''
-        if self.is_over:
-            raise changed()
-        with self.rerun.running(self.root) as (call, inputs):
-            true_pass = Pass(self.pooling, None, self.rules[0], self.root)
-            true_pass.has_graph = True
-            pairs = [SplitTensor(same(input), self.sum_of_input(input), true_pass).as_input() for input in inputs]
-            output = flatten(call(pairs))[0][place].difference
-        needed = [new for new, old in zip(inputs, self.inputs) if old.requires_grad]
-        return gradients([*needed, *trained], [(output, gradient)], allow_unused=True)
-
-    def below_layer(self, layer_gradients, trained):
-        '''The true gradients by inputs and parameters of what is below the layer.'''
-        inputs, _, read = self.other_pass()
-        seeded = [each for each in zip(read, layer_gradients) if each[0].requires_grad]
-        return gradients([*inputs, *trained], seeded, allow_unused=True)
-
-    def other_pass(self, index=0, exact=False):
-        '''The inputs and the output of another forward pass with all of its graph, and the tensors at which the map is
-        read.'''
-        if self.is_over:
-            raise changed()
-        with self.rerun.running(self.root, exact) as (call, inputs):
-            probe = Probe(index)
-            output = MapPass(self.canonizer, call, inputs, self.layer, probe).run()
-        read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
-        return inputs, output, read
-
 
 def running_function():
     '''The autograd function in whose forward this is called, or None.'''
@@ -522,12 +450,6 @@ def running_function():
 def refused(error, *gradients):
     '''Raise the error for an output of which there is no map, where anything asks for one.'''
     raise error
-
-
-def gradients(tensors, seeded, **kwargs):
-    '''The gradients by tensors of outputs that are given with what enters there.'''
-    outputs, seeds = zip(*seeded)
-    return torch.autograd.grad(outputs, tensors, seeds, create_graph=torch.is_grad_enabled(), **kwargs)
 
 
 def rules_of(root):

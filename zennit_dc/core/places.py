@@ -23,30 +23,7 @@ def name_of(function):
 
 
 class Places(NamedTuple):
-    '''The axis of channels of a layer's output, and the grid of its places, as (height, width) for images.'''
-    channels: int
-    grid: tuple
-
-    def arranged(self, tensor):
-        '''A tensor of the output's shape as (batch, channels, height, width), or the like for other numbers of spatial
-        axes. Of tokens, only those of the grid are kept, which are the last ones.'''
-        tensor = tensor.movedim(self.channels, 1)
-        if tensor.ndim == len(self.grid) + 2:
-            return tensor
-        return tensor[:, :, tensor.shape[2] - math.prod(self.grid):].unflatten(2, self.grid)
-
-    def require_reached(self, name, *gradients):
-        '''Raise a ValueError if gradients of a layer's output arrive at tokens that are no places alone, as they do
-        after the last attention of a model that reads its class token.'''
-        if any(each.any() for each in gradients) and not any(self.arranged(each).any() for each in gradients):
-            raise ValueError(
-                f'of the output of {name}, the class\'s score depends on the tokens before the grid alone (as a class'
-                ' token is), so that the map is zero: choose a layer before the last attention'
-            )
-
-
-class Followed(NamedTuple):
-    '''The places of a layer's output where the axes of the input have been followed to it.
+    '''The axes of samples, channels and places of a layer's output.
 
     Parameters
     ----------
@@ -60,29 +37,40 @@ class Followed(NamedTuple):
         The indices of the input's axes that are places.
     windows : tuple
         The parts of these that the layer's output is about, each from start to end.
+    source : int, optional
+        The index of the input.
     '''
     parts: tuple
     lengths: tuple
     order: tuple
     axes: tuple
     windows: tuple
+    source: int = 0
 
     @property
     def grid(self):
-        '''The numbers of places.'''
+        '''The numbers of places along each axis, as (height, width) for images.'''
         return tuple(self.lengths[index] for index in self.order[len(self.order) - len(self.axes):])
 
     def arranged(self, tensor):
-        '''A tensor of the output's shape as (batch, channels, *places).'''
+        '''A tensor of the output's shape as (batch, channels, *places), without what is no place, as class tokens.'''
         for axis, (first, count) in enumerate(self.parts):
             tensor = tensor.narrow(axis, first, count)
         tensor = tensor.reshape(self.lengths).permute(self.order)
-        return tensor.reshape(tensor.shape[0], -1, *self.grid)
+        channels = tensor.shape[1:tensor.ndim - len(self.axes)]
+        return tensor.reshape(tensor.shape[0], math.prod(channels), *self.grid)
 
-    require_reached = Places.require_reached
+    def require_reached(self, name, *gradients):
+        '''Raise a ValueError if gradients of a layer's output arrive at tokens that are no places alone, as they do
+        after the last attention of a model that reads its class token.'''
+        if any(each.any() for each in gradients) and not any(self.arranged(each).any() for each in gradients):
+            raise ValueError(
+                f'of the output of {name}, the class\'s score depends on the tokens before the grid alone (as a class'
+                ' token is), so that the map is zero: choose a layer before the last attention'
+            )
 
 
-def followed(shape, places, input_channels=None, channels=None):
+def followed(shape, places, input_channels=None, channels=None, source=0):
     '''The places of a layer's output to which the axes of an input have been followed.
 
     Parameters
@@ -95,41 +83,40 @@ def followed(shape, places, input_channels=None, channels=None):
         The index of the input's axis of channels, if it has one.
     channels : int, optional
         The index of the output's axis of channels, if it is known.
+    source : int, optional
+        The index of the input.
 
     Returns
     -------
-    :py:class:`Followed` or None
+    :py:class:`Places` or None
         The places, or None where not enough is known.
     '''
     live = {axis: place for axis, place in places.items() if place is not None and axis != input_channels}
-    parts, lengths, kinds, others = [], [], [], []
+    parts, found = [], []  # the latter are axes that the output consists of: lengths, indices in input and output
     for index, total in enumerate(shape):
-        own = ((place.step, place.length, axis, place) for axis, place in live.items() if place.axis == index)
-        inside = sorted(own, reverse=True)
-        first, behind = (inside[0][-1].first, inside[0][-1].behind) if inside else (0, 0)
+        inside = sorted(((place.step, place.length, axis) for axis, place in live.items() if place.axis == index),
+                        reverse=True)
+        first, behind = next(((live[axis].first, live[axis].behind) for *_, axis in inside), (0, 0))
         left = total - first - behind
         parts.append((first, left))
-        for step, _, axis, place in inside:
-            if (place.first, place.behind) != (first, behind) or left % (step * place.length):
+        for step, length, axis in inside:
+            if (live[axis].first, live[axis].behind) != (first, behind) or left % (step * length):
                 return None
-            if left > step * place.length:
-                others.append(index)
-                lengths.append(left // (step * place.length))
-                kinds.append(None)
-            lengths.append(place.length)
-            kinds.append(axis)
+            if left > step * length:
+                found.append((left // (step * length), None, index))
+            found.append((length, axis, index))
             left = step
         if left > 1 or not inside:
-            others.append(index)
-            lengths.append(left)
-            kinds.append(None)
+            found.append((left, None, index))
+    kinds, others = [axis for _, axis, _ in found], [index for _, axis, index in found if axis is None]
     lost = [axis for axis, place in places.items() if place is None and axis != input_channels]
     axes = tuple(sorted(axis for axis in live if axis))
     if 0 not in live or not axes or (lost and (len(others) > 1 or others != [channels] * len(others))):
         return None
     rest = [index for index, kind in enumerate(kinds) if kind is None]
-    order = kinds.index(0), *rest, *(kinds.index(axis) for axis in axes)
-    return Followed(tuple(parts), tuple(lengths), order, axes, tuple(live[axis].window for axis in axes))
+    order = kinds.index(0), *rest, *map(kinds.index, axes)
+    lengths, windows = tuple(length for length, *_ in found), tuple(live[axis].window for axis in axes)
+    return Places(tuple(parts), lengths, order, axes, windows, source)
 
 
 def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
@@ -179,14 +166,27 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
             which = 'no grid in the input\'s ratio' if grid is None else f'no {" × ".join(map(str, grid))} places'
             raise ValueError(f'{what}, in which {which} can be found: pass grid=(height, width), as in grid=(14, 14)'
                              ' (--grid 14x14), or choose a layer with spatial axes')
-        return Places(channels, found)
+        return places_at(shape, channels, found, size)
     last, possible = len(shape) - 1, channel_axes(shape, size, grid)
     if channels is None and possible:
         channels = possible[0] if len(possible) == 1 else default
     if channels not in (1, last) or (grid is not None and channels not in possible):
         raise ValueError(f'{what}, of which it is not clear which axes are spatial: choose a layer whose output has the'
                          ' channels first or last, or pass grid=(height, width), the lengths of the spatial axes')
-    return Places(channels, shape[2:] if channels == 1 else shape[1:-1])
+    return places_at(shape, channels, shape[2:] if channels == 1 else shape[1:-1], size)
+
+
+def places_at(shape, channels, grid, size):
+    '''The places of an output of a shape, whose channels have an index, in a grid over an input of a size: as many
+    axes, or the last of one axis of tokens.'''
+    parts, lengths = [(0, length) for length in shape], list(shape)
+    if len(shape) < len(grid) + 2:
+        tokens, count = 3 - channels, math.prod(grid)
+        parts[tokens], lengths[tokens:tokens + 1] = (shape[tokens] - count, count), grid
+        channels += (channels > tokens) * (len(grid) - 1)
+    order = 0, channels, *(index for index in range(1, len(lengths)) if index != channels)
+    axes, windows = tuple(range(2, len(size) + 2)), tuple((0, side) for side in size)
+    return Places(tuple(parts), tuple(lengths), order, axes, windows)
 
 
 def require_channels(channels):
@@ -200,7 +200,7 @@ def given_channels(channels, shape):
     '''The index of an input's axis of channels as it is given for this shape, or None for ().'''
     if channels == ():
         return None
-    if not 0 < channels % len(shape) or not -len(shape) < channels < len(shape):
+    if not -len(shape) < channels < len(shape):
         raise ValueError(f'the input of shape {tuple(shape)} has no axis {channels} for its channels')
     return channels % len(shape)
 
@@ -318,14 +318,11 @@ def laid_over(saliency, shape, axes, windows):
 def resized(map, size):
     '''A map of shape (batch, ...) in another size, by linear interpolation.'''
     changed = [axis for axis, length in enumerate(size, 1) if map.shape[axis] != length]
-    while changed:
-        some, changed = changed[:3], changed[3:]
-        kept = [axis for axis in range(map.ndim) if axis not in some]
-        moved = map.permute(*kept, *some)
-        mode = {1: 'linear', 2: 'bilinear', 3: 'trilinear'}[len(some)]
-        new = [size[axis - 1] for axis in some]
+    for axes in (changed[start:start + 3] for start in range(0, len(changed), 3)):
+        moved, count = map.movedim(axes, [*range(-len(axes), 0)]), len(axes)
         rows = torch.nn.functional.interpolate(
-            moved.reshape(-1, 1, *moved.shape[len(kept):]), new, mode=mode, align_corners=False
-        ).reshape(*moved.shape[:len(kept)], *new)
-        map = rows.permute([(*kept, *some).index(axis) for axis in range(map.ndim)])
+            moved.flatten(0, -count - 1).unsqueeze(1), [size[axis - 1] for axis in axes],
+            mode=('linear', 'bilinear', 'trilinear')[count - 1], align_corners=False
+        )
+        map = rows.squeeze(1).unflatten(0, moved.shape[:-count]).movedim([*range(-count, 0)], axes)
     return map

@@ -3,7 +3,7 @@ import functools
 
 import torch
 
-from .pair import SplitTensor, common_pass, pairs_in
+from .pair import BY_FUNCTION, SplitTensor, common_pass, noted, pairs_in
 from .table import FORMS, FUNCTION_FORMS, MODULE_FORMS
 
 
@@ -49,12 +49,12 @@ def register_autograd_function(kind, form):
         @functools.wraps(original)
         def forward(*args, **kwargs):
             own = args[1:] if with_context else args
-            split_pass = common_pass(kind.apply, own, kwargs)
+            given = pairs_in((own, kwargs))
+            split_pass = common_pass(kind.apply, given)
             if split_pass is None:
                 return original(*args, **kwargs)
             with torch.set_grad_enabled(not split_pass.without_graph):  # which autograd functions leave to backward
-                output = split_pass.noted(FUNCTION_FORMS[kind], own, kwargs)
-            given = pairs_in((own, kwargs))
+                output = noted(FUNCTION_FORMS[kind], own, kwargs, given)
             return tuple(each_by_function(each, given) for each in output) if isinstance(output, (tuple, list)) else \
                 each_by_function(output, given)
 
@@ -69,5 +69,5 @@ def each_by_function(output, given):
     if any(output is each for each in given):
         foreign, output = output.foreign, output.replaced(*output.tensors)
         output.foreign = foreign
-    output.is_by_function = True
+    output.facts |= {BY_FUNCTION}
     return output

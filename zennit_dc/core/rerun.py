@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from .nested import modules_of
-from .pair import same
+from .nested import flatten, modules_of
+from .pair import Pass, SplitTensor, same
 
 
 class Rerun(NamedTuple):
@@ -84,3 +84,70 @@ def versions_of(root):
 def device_type(versions):
     '''The type of the device of the first parameter.'''
     return versions[0][2] if versions else 'cpu'
+
+
+# gradients from another run
+
+class Probe:
+    '''The tensors at which a map is read, in a pass that is run again with all of its graph.
+
+    Parameters
+    ----------
+    index : int
+        The index of the input at which the map is read, if it is not read at a layer.
+    '''
+    def __init__(self, index):
+        self.index, self.tensors = index, None
+
+
+def at_reading(split_pass, index=0, exact=False):
+    '''The gradients of difference and sum at the place where the map of a pass is read, and these tensors, from another
+    pass with all of its graph; if exact, in float64.'''
+    seeds = split_pass.running.seeds
+    if not all(isinstance(place, int) for place in seeds):
+        raise RuntimeError('its backward pass starts within the model, not at the output')
+    _, output, read = another(split_pass, index, exact)
+    leaves = flatten(output)[0]
+    seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
+    return *gradients(read, seeded, materialize_grads=True), *read
+
+
+def below_layer(split_pass, layer_gradients, trained):
+    '''The true gradients by inputs and parameters of what is below the layer of a pass.'''
+    inputs, _, read = another(split_pass)
+    seeded = [each for each in zip(read, layer_gradients) if each[0].requires_grad]
+    return gradients([*inputs, *trained], seeded, allow_unused=True)
+
+
+def gradients_of_output(split_pass, place, gradient, trained):
+    '''The true gradients by inputs that need one and by parameters of the output of a pass at a place.'''
+    with running(split_pass) as (call, inputs):
+        true_pass = Pass(split_pass.pooling, None, split_pass.rules[0], split_pass.root)
+        true_pass.has_graph = True
+        pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
+        output = flatten(call(pairs))[0][place].difference
+    needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
+    return gradients([*needed, *trained], [(output, gradient)], allow_unused=True)
+
+
+def another(split_pass, index=0, exact=False):
+    '''The inputs and the output of another forward pass with all of its graph, and the tensors at which the map is
+    read.'''
+    with running(split_pass, exact) as (call, inputs):
+        probe = Probe(index)
+        output = type(split_pass)(split_pass.canonizer, call, inputs, split_pass.layer, probe).run()
+    read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
+    return inputs, output, read
+
+
+def running(split_pass, exact=False):
+    '''The context in which the model of a pass is run again, which has to be in split form still.'''
+    if split_pass.is_over:
+        raise changed()
+    return split_pass.rerun.running(split_pass.root, exact)
+
+
+def gradients(tensors, seeded, **kwargs):
+    '''The gradients by tensors of outputs that are given with what enters there.'''
+    outputs, seeds = zip(*seeded)
+    return torch.autograd.grad(outputs, tensors, seeds, create_graph=torch.is_grad_enabled(), **kwargs)

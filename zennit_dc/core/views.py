@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-from .axes import Axis
+from .axes import axes_of
 from .pair import SplitTensor, same, unsupported
 
 
@@ -33,16 +33,21 @@ def as_view(output, source, function):
     if output is not source and memory(output) == memory(source):
         path = source.path
         output.base = source if source.base is None else source.base
-        output.path = function if path is None else lambda tensor: function(path(tensor))
+        output.path = lambda tensor: function(viewed(path, tensor))
         output.base.views.append(weakref.ref(output))
         output.pending = source.pending  # where memory was lent
     return output
 
 
-def seen_by(pair):
-    '''The pair that has memory of its own, and all pairs that are views of it.'''
+def viewed(path, tensor):
+    '''What a path makes of a whole tensor.'''
+    return tensor if path is None else path(tensor)
+
+
+def sharing(pair):
+    '''The pairs whose differences share their memory: the one of which all others are views comes first.'''
     base = pair if pair.base is None else pair.base
-    return base, [view for view in (reference() for reference in base.views) if view is not None]
+    return [base, *(view for view in (reference() for reference in base.views) if view is not None)]
 
 
 def memory(pair):
@@ -64,7 +69,7 @@ def assign(pair, value):
     :py:class:`~zennit_dc.core.pair.SplitTensor`
         The changed pair.
     '''
-    base, views = seen_by(pair)
+    base, *views = pairs = sharing(pair)
     layout, lent = base.difference, base.pending
     whole = pair is base and not views
     if whole:
@@ -73,19 +78,18 @@ def assign(pair, value):
         new = [written(tensor, layout, pair.path, part) for tensor, part in zip(base.tensors, value.tensors)]
     if not torch.is_grad_enabled():  # then torch changes the value alone
         new = [with_graph_of(old, tensor) for old, tensor in zip(base.values, new)]
-    changed = [(True, True)] if whole else seen_parts(layout, pair, (base, *views))
-    for each, (sees_any, sees_all) in zip((base, *views), changed):
+    changed = [(True, True)] if whole else seen_parts(layout, pair, pairs)
+    for each, (sees_any, sees_all) in zip(pairs, changed):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
-            each.values = tuple(tensor.to(old.dtype) if each.path is None else each.path(tensor.to(old.dtype))
-                                for tensor, old in zip(new, each.values))
+            each.values = tuple(viewed(each.path, tensor.to(old.dtype)) for tensor, old in zip(new, each.values))
         each.layer, each.recipe, each.pending = None, value.recipe if whole else None, None
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
-        kept = each.is_rectified and (value.is_rectified or not sees_any)
-        each.is_rectified = kept or (value.is_rectified and sees_all)
+        if sees_any:
+            each.facts = value.facts if sees_all else each.facts & value.facts
     if lent is not None:
-        lent.move(base, views)
+        lent.move(pairs)
     if base.split_pass.adopted:
-        show_graph((base, *views))
+        show_graph(pairs)
     return pair
 
 
@@ -94,8 +98,8 @@ def seen_parts(layout, pair, others):
     all that it sees is.'''
     with untraced():  # as shapes and strides alone tell
         mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool, device=layout.device).zero_()
-        (mask if pair.path is None else pair.path(mask)).fill_(True)
-        seen = [mask if each.path is None else each.path(mask) for each in others]
+        viewed(pair.path, mask).fill_(True)
+        seen = [viewed(each.path, mask) for each in others]
         return [(bool(each.any()), bool(each.all())) for each in seen]
 
 
@@ -107,7 +111,7 @@ def laid_out(tensor, strides):
 def written(tensor, layout, path, part):
     '''A copy of a tensor, in the layout of another, with a part written into the view that a path leads to.'''
     copy = torch.empty_strided(layout.shape, layout.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-    (copy if path is None else path(copy)).copy_(part)
+    viewed(path, copy).copy_(part)
     return copy
 
 
@@ -147,24 +151,20 @@ class Lent:
             )
         pair.pending = self
 
-    def move(self, base, views):
+    def move(self, pairs):
         '''Let the plain tensors see the new value of the pairs, which is elsewhere in memory.'''
-        left = [(reference, path) for reference, path in self.tensors if reference() is not None]
-        if not left:
-            return
-        self.tensors = left
-        for each in (base, *views):
-            each.pending = self
-        for reference, path in left:
-            tensor, value = reference(), base.values[0].detach()
+        self.tensors = [(reference, path) for reference, path in self.tensors if reference() is not None]
+        for reference, path in self.tensors:
             with torch.no_grad():
-                tensor.set_(value if path is None else path(value))
+                reference().set_(viewed(path, pairs[0].values[0].detach()))
+        for pair in pairs if self.tensors else ():
+            pair.pending = self
         self.version = self.memory._version  # which these tensors keep
 
 
 def lend(pair):
     '''The difference of a pair as a plain tensor without a graph, in the same memory.'''
-    difference, (base, views) = pair.difference, seen_by(pair)
+    difference, (base, *views) = pair.difference, sharing(pair)
     if not isinstance(base.pending, Lent):
         lent = Lent(base.difference)
         pair.split_pass.lenders.append(weakref.ref(base))
@@ -175,14 +175,13 @@ def lend(pair):
     return output
 
 
-class Overwritten:
-    '''What is done before the tensors of a pair are read, in whose memory another pair was written: to raise.'''
-    def __call__(self, pair):
-        pair.pending = self
-        raise unsupported(
-            'a split pair into whose memory another one was written, through a tensor of detach() or data,', (pair,),
-            remedy='write to a copy, x.detach().clone()'
-        )
+def refuse_overwritten(pair):
+    '''What is done before the tensors of a pair are read, in whose memory another pair was written: raise.'''
+    pair.pending = refuse_overwritten
+    raise unsupported(
+        'a split pair into whose memory another one was written, through a tensor of detach() or data,', (pair,),
+        remedy='write to a copy, x.detach().clone()'
+    )
 
 
 # plain tensors that become pairs
@@ -213,13 +212,12 @@ def become_pair(tensor, split_pass, name):
         base = tensor if tensor._base is None else tensor._base
         for each in (tensor, base):
             require_changeable(each, name)
-        owner = None if type(base) is SplitTensor else owner_of(base, split_pass)
-        if owner is not None:
-            overwrite(owner, base, name)
+        is_lent = False
         if type(base) is torch.Tensor:
+            is_lent = overwrite(base, split_pass, name)
             adopt(base, laid_out(base.clone(), base.stride()), split_pass)
         views = [] if base is tensor else [tensor]
-        if owner is None and not are_all(base, views, split_pass):
+        if not is_lent and not are_all(base, views, split_pass):
             views = [each for each in gc.get_objects() if type(each) is torch.Tensor and each._base is base]
             if not are_all(base, views, split_pass):
                 raise unsupported(f'{name} on a tensor', (base,), ' whose memory is kept elsewhere', REMEDY)
@@ -268,21 +266,20 @@ def show_graph(pairs):
                 pair.requires_grad_()
 
 
-def owner_of(tensor, split_pass):
-    '''The pair in whose memory a plain tensor is, or None.'''
-    owners = (reference() for reference in split_pass.lenders)
-    cdata = tensor.untyped_storage()._cdata
-    return next((pair for pair in owners if pair is not None and memory(pair) == cdata), None)
-
-
-def overwrite(owner, tensor, name):
-    '''Note that what is in the memory of a pair is that of another one, which a plain tensor becomes.'''
+def overwrite(tensor, split_pass, name):
+    '''Note that a plain tensor, which is about to become another pair, overwrites the pair in whose memory it is.
+    Return whether there is one.'''
+    lenders = [pair for pair in (reference() for reference in split_pass.lenders) if pair is not None]
+    owner = next((pair for pair in lenders if memory(pair) == tensor.untyped_storage()._cdata), None)
+    if owner is None:
+        return False
     lent = [reference() for reference, _ in owner.pending.tensors] if isinstance(owner.pending, Lent) else []
     if any(each is not None and each is not tensor for each in lent):
         raise unsupported(f'{name} on one of several tensors that detach() or data made of a split pair', (owner,),
                           remedy=REMEDY)
-    for each in (owner, *seen_by(owner)[1]):
-        each.pending = Overwritten()
+    for each in sharing(owner):
+        each.pending = refuse_overwritten
+    return True
 
 
 def become_plain(split_pass, is_done):
@@ -302,14 +299,12 @@ def become_plain(split_pass, is_done):
 def take_axes(target, part, view):
     '''Note the axes of a pair that was a constant until another one was written into a part of it, which is a view of
     its memory without values, or None if that is not known.'''
+    axes = axes_of(target.values[0].shape)
     for name in ('batch', 'channels'):
         place, found = part.place(name), None
         if place is not None and view is not None and -place <= view.ndim:
-            shape, stride = target.values[0].shape, view.stride(place)
-            strides = torch.empty(shape, device='meta').stride()
             length = part.values[0].shape[place]
-            same_axis = [index for index in range(len(shape)) if (strides[index], shape[index]) == (stride, length)]
-            index = same_axis[0] if len(same_axis) == 1 else len(shape) + place
-            if index >= 0 and shape[index] == length == view.shape[place]:
-                found = Axis.at(shape, index)
-        setattr(target, name, found)
+            found = [axis for axis in axes if axis[:2] == (length, view.stride(place))]
+            found = found[0] if len(found) == 1 else axes[place] if -place <= len(axes) else None
+        is_there = found is not None and found.length == length == view.shape[place]
+        setattr(target, name, found if is_there else None)

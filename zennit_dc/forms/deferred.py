@@ -128,8 +128,8 @@ class Statistic(SplitTensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs, call, function = kwargs or {}, SplitTensor.__torch_function__, public(function)
-        split_pass = common_pass(function, args, kwargs)
         found = pairs_in((args, kwargs))
+        split_pass = common_pass(function, found)
         for pair in found:
             if isinstance(pair, Statistic) and split_pass.reads_next(pair):
                 pair.is_ordinary = True

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.blocks import instead
-from ..core.pair import SplitTensor
+from ..core.pair import GATE, SplitTensor
 from .activations import slopes_at
 from .arithmetic import Valued, multiplication
 from .deferred import constant
@@ -68,7 +68,7 @@ def detached(pair, name, parameters):
     value = Valued.apply(original * ratio + start, function(original.detach()))
     output = pair.replaced(value, total * ratio.to(total.dtype) + abs(start))
     output = instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output
-    output.is_gate = name in GATES
+    output.facts = frozenset({GATE} if name in GATES else ())
     return output
 
 
@@ -82,8 +82,8 @@ parametric_forms(FUNCTIONS, detached, DetachedActivations.forms)
 def gated(first, other):
     '''A product, of which one factor is a constant if it is a gate.'''
     if isinstance(first, SplitTensor) and isinstance(other, SplitTensor):
-        if other.is_gate:
+        if GATE in other.facts:
             other = constant(other.difference, other.split_pass)
-        elif first.is_gate:
+        elif GATE in first.facts:
             first = constant(first.difference, first.split_pass)
     return multiplication(first, other)

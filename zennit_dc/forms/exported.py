@@ -3,12 +3,13 @@ them. What such a function would be is written in torch's own functions, each of
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined
 from ..core.blocks import linear
 from ..core.pair import unsupported
 from ..core.registry import split_form
 from .arithmetic import copy_of, valued
+from .linear import convolution
 from .reading import reading
+from .routing import register, same_axes
 from .table import plain
 
 
@@ -57,12 +58,7 @@ def size(pair, dim):
 
 # layers
 
-@split_form(ATEN.convolution)
-def convolution(pair, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    name = f'conv{"_transpose" * transposed}{weight.ndim - 2}d'
-    if transposed:
-        return getattr(F, name)(pair, weight, bias, stride, padding, output_padding, groups, dilation)
-    return getattr(F, name)(pair, weight, bias, stride, padding, dilation, groups)
+split_form(ATEN.convolution)(convolution)
 
 
 @split_form(ATEN.instance_norm)
@@ -97,15 +93,10 @@ def instance_statistics(pair, weight, bias, *settings):
 
 # resampling
 
-def register_upsampling(operator):
-    '''Register a kind of interpolation with coefficients that are not negative.'''
-    @split_form(operator)
-    def upsample(pair, *args, **kwargs):
-        return joined([pair], linear(pair, lambda tensor: operator(tensor, *args, **kwargs)))
-
-
-for name in ('linear1d', 'bilinear2d', 'trilinear3d', *(f'nearest{axes}d' for axes in (1, 2, 3)), '_bilinear2d_aa'):
-    register_upsampling(getattr(ATEN, f'_upsample{name}' if name.startswith('_') else f'upsample_{name}'))
+register([
+    ATEN.upsample_linear1d, ATEN.upsample_bilinear2d, ATEN.upsample_trilinear3d, ATEN._upsample_bilinear2d_aa,
+    ATEN.upsample_nearest1d, ATEN.upsample_nearest2d, ATEN.upsample_nearest3d,
+], same_axes, linear)
 
 
 @split_form(ATEN.upsample_bicubic2d)

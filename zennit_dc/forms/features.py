@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from ..core.axes import joined
 from ..core.blocks import Instead, instead, linear
-from ..core.pair import SplitTensor, pairs_in, pass_of, unsupported
+from ..core.pair import PROBABILITY, SplitTensor, pairs_in, pass_of, unsupported
 from ..core.registry import split_form
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
+from .linear import per_axis
 from .statistics import DetachedStatistics, detached_form, needs_constants
 from .table import follow_axes, in_place, missing, overloads
 
@@ -22,7 +23,7 @@ def statistic(function, carry, *args, is_weight=False, **kwargs):
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
     args, kwargs = kept(args), kept(kwargs)
     output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
-    output.is_probability = carry is softmax
+    output.facts = frozenset({PROBABILITY} if carry is softmax else ())
     return output
 
 
@@ -35,18 +36,17 @@ def kept(obj):
     return type(obj)(map(kept, obj)) if type(obj) in (tuple, list) else obj
 
 
-def statistic_form(*names, functions=(), is_weight=False, inplace=()):
+def register_statistic(functions, form):
+    '''Register the form of functions that have none unless statistics are constants.'''
+    split_form(*functions, table=DetachedStatistics.forms)(form)
+    needs_constants(functions)
+
+
+def statistic_form(*names, functions=(), is_weight=False):
     '''Register what makes the split pair of a statistic, a function of its value and its arguments.'''
     def register(carry):
         for function in {*functions, *overloads(*names)}:
-            form = partial(statistic, function, carry, is_weight=is_weight)
-            split_form(function, table=DetachedStatistics.forms)(form)
-            needs_constants([function])
-        for name in inplace:
-            function = getattr(torch, name.removesuffix('_'))
-            form = partial(statistic, function, carry, is_weight=is_weight)
-            split_form(*overloads(name), table=DetachedStatistics.forms)(in_place(form, name))
-            needs_constants(overloads(name))
+            register_statistic([function], partial(statistic, function, carry, is_weight=is_weight))
         return carry
     return register
 
@@ -75,13 +75,10 @@ def tangent(pair, value, slope_of, function=None):
     :py:class:`~zennit_dc.core.pair.SplitTensor`
         The output.
     '''
-    source, split_pass = pair, pair.split_pass
-    if pair.values[0].shape != value.shape:
-        source = joined([pair], pair.like(*(tensor.expand(value.shape) for tensor in pair.tensors)))
-    original = source.difference
-    regular = torch.isfinite(slope_of(original.detach()))
-    slope = slope_of(torch.where(regular, original, torch.ones_like(original)))
-    slope = constant(torch.where(regular, slope, torch.zeros_like(slope)), split_pass)
+    source, split_pass = pair if pair.values[0].shape == value.shape else pair.expand(value.shape), pair.split_pass
+    original, total = source.tensors
+    is_regular = torch.isfinite(slope_of(original.detach()))
+    slope = constant(where_regular(slope_of, original, is_regular), split_pass)
     offset = constant(value - slope * original, split_pass)
 
     def path(difference):
@@ -92,9 +89,9 @@ def tangent(pair, value, slope_of, function=None):
 
     if function is None:
         return joined([source], linear(source, path, size))
-    total = source.tensors[1]
-    stream_sum = Instead.apply(magnitude_of(function, total), size(total), split_pass) if split_pass.sums else size(
-        total)
+    stream_sum = size(total)
+    if split_pass.sums:
+        stream_sum = Instead.apply(where_regular(function, total, total > 0), stream_sum, split_pass)
     output = source.replaced(path(original), stream_sum)
     if not split_pass.rule.passes_activations:
         return output
@@ -102,46 +99,32 @@ def tangent(pair, value, slope_of, function=None):
     return instead(output, (torch.where(falls, total, original), torch.where(falls, original, total)))
 
 
-def magnitude_of(function, total):
-    '''A function of what is not negative, and zero where that is zero, as its gradient is.'''
-    is_positive = total > 0
-    return torch.where(is_positive, function(torch.where(is_positive, total, 1.)), 0.)
+def where_regular(function, tensor, is_regular, otherwise=0.):
+    '''A function of a tensor where that is regular, and a number where it is not, with a gradient of zero.'''
+    return torch.where(is_regular, function(torch.where(is_regular, tensor, 1.)), otherwise)
 
 
-@statistic_form('sqrt', inplace=('sqrt_',))
-def sqrt(value, pair):
-    return tangent(pair, value, lambda x: .5 * x.rsqrt(), torch.sqrt)
+def register_elementwise(title, slope_of, *names, function=None, is_weight=False):
+    '''Register elementwise functions by their slope, also in place, see :py:func:`tangent`.'''
+    def carry(value, pair):
+        return tangent(pair, value, slope_of, function)
+
+    carry.__name__ = title
+    for name in names or (title,):
+        statistic_form(name, is_weight=is_weight)(carry)
+        form = partial(statistic, getattr(torch, name), carry, is_weight=is_weight)
+        register_statistic(overloads(f'{name}_'), in_place(form, f'{name}_'))
 
 
-@statistic_form('rsqrt', is_weight=True, inplace=('rsqrt_',))
-def rsqrt(value, pair):
-    return tangent(pair, value, lambda x: -.5 * x ** -1.5)
-
-
-@statistic_form('reciprocal', is_weight=True, inplace=('reciprocal_',))
-def reciprocal(value, pair):
-    return tangent(pair, value, lambda x: -x ** -2)
-
-
-@statistic_form('exp', inplace=('exp_',))
-def exp(value, pair):
-    return tangent(pair, value, torch.exp)
-
-
-@statistic_form('expm1', inplace=('expm1_',))
-def expm1(value, pair):
-    return tangent(pair, value, torch.exp)
-
-
-for name, base in (('log', math.e), ('log2', 2), ('log10', 10)):
-    @statistic_form(name, inplace=(f'{name}_',))
-    def logarithm(value, pair, base=base):
-        return tangent(pair, value, lambda x: 1 / (x * math.log(base)))
-
-
-@statistic_form('log1p', inplace=('log1p_',))
-def log1p(value, pair):
-    return tangent(pair, value, lambda x: 1 / (1 + x), torch.log1p)
+register_elementwise('sqrt', lambda x: .5 * x.rsqrt(), function=torch.sqrt)
+register_elementwise('rsqrt', lambda x: -.5 * x ** -1.5, is_weight=True)
+register_elementwise('reciprocal', lambda x: -x ** -2, is_weight=True)
+register_elementwise('exp', torch.exp)
+register_elementwise('expm1', torch.exp)
+register_elementwise('log1p', lambda x: 1 / (1 + x), function=torch.log1p)
+register_elementwise('logarithm', lambda x: 1 / x, 'log')
+register_elementwise('logarithm', lambda x: 1 / (x * math.log(2)), 'log2')
+register_elementwise('logarithm', lambda x: 1 / (x * math.log(10)), 'log10')
 
 
 def quotient(value, first, other):
@@ -149,12 +132,12 @@ def quotient(value, first, other):
     return tangent(other, value, lambda x: -first * x ** -2)
 
 
-for function in overloads('__rtruediv__', '__rdiv__'):
-    @split_form(function, table=DetachedStatistics.forms)
-    def divided(pair, other):
-        return statistic(torch.div, quotient, other, pair, is_weight=True)
+def reciprocal_of(first, other):
+    '''The statistic that a constant is, divided by a pair.'''
+    return statistic(torch.div, quotient, first, other, is_weight=True)
 
-    needs_constants([function])
+
+register_statistic(overloads('__rtruediv__', '__rdiv__'), lambda pair, first: reciprocal_of(first, pair))
 
 
 @detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
@@ -166,7 +149,7 @@ def division_by_constant(first, other, *, rounding_mode=None):
     if isinstance(first, SplitTensor):
         note(other.split_pass, 'divisors')
         return division(first, as_constants(other))
-    return statistic(torch.div, quotient, first, other, is_weight=True)
+    return reciprocal_of(first, other)
 
 
 @detached_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
@@ -221,8 +204,12 @@ def axes_of(pair, dim):
 
 def over(numerator, denominator):
     '''A quotient, which is zero where the denominator is.'''
-    is_zero = denominator == 0
-    return torch.where(is_zero, 0., numerator / torch.where(is_zero, 1., denominator))
+    return where_regular(lambda size: numerator / size, denominator, denominator != 0)
+
+
+def with_axes(value, pair, dims):
+    '''What was made over some axes of a pair, with an axis of length one for each of them.'''
+    return value.reshape([1 if axis in dims else length for axis, length in enumerate(pair.values[0].shape)])
 
 
 @statistic_form('norm', functions=(torch.linalg.vector_norm,))
@@ -234,19 +221,16 @@ def norm(value, pair, p=2, dim=None, keepdim=False, *, ord=None, dtype=None, out
 @statistic_form(functions=(torch.linalg.norm,))
 def linalg_norm(value, pair, ord=None, dim=None, keepdim=False, *, dtype=None, out=None):
     '''A vector norm, or that of Frobenius.'''
-    dims = axes_of(pair, dim)
-    if ord not in (None, 'fro') and len(dims) == 2:
+    if ord not in (None, 'fro') and len(axes_of(pair, dim)) == 2:
         raise unsupported(f'a matrix norm with ord={ord!r} that is a feature', (pair,))
-    return p_norm(value, pair, 2 if ord in (None, 'fro') else ord, dims, keepdim)
+    return norm(value, pair, ord, dim, keepdim)
 
 
 def p_norm(value, pair, p, dims, keepdim=False):
     '''A norm as a feature, :math:`\\sum_i x_i \\, \\mathrm{sign}(x_i) (|x_i| / \\|x\\|_p)^{p - 1}`.'''
     if not isinstance(p, (int, float)) or not p > 0:
         raise unsupported(f'a norm with p={p!r} that is a feature', (pair,))
-    original, size = pair.difference, value
-    for axis in () if keepdim else dims:
-        size = size.unsqueeze(axis)
+    original, size = pair.difference, with_axes(value, pair, dims)
     if p == math.inf:
         winners = original.abs() == size
         coefficients = original.sign() * winners / winners.sum(dims, True)
@@ -254,21 +238,9 @@ def p_norm(value, pair, p, dims, keepdim=False):
         coefficients = over(original, size)
     else:
         ratio = over(original.abs(), size)
-        is_zero = ratio == 0
-        ratio = torch.where(is_zero, 0. if p > 1 else 1., torch.where(is_zero, 1., ratio) ** (p - 1))
-        coefficients = original.sign() * ratio
+        powers = where_regular(lambda ratio: ratio ** (p - 1), ratio, ratio != 0, 0. if p > 1 else 1.)
+        coefficients = original.sign() * powers
     return weighted_sum(pair, value, coefficients, dims, keepdim)
-
-
-def deviation_of(pair, value, dims, keepdim, correction):
-    '''A standard deviation as a feature, :math:`\\sum_i x_i (x_i - \\bar x) / (n \\sigma)`.'''
-    original = pair.difference
-    centered = original - original.mean(dims, True)
-    count = math.prod(original.shape[axis] for axis in dims) - correction
-    size = value
-    for axis in () if keepdim else dims:
-        size = size.unsqueeze(axis)
-    return weighted_sum(pair, value, over(centered, size * count), dims, keepdim)
 
 
 def deviation_arguments(pair, dim=None, unbiased=True, keepdim=False, *, correction=1, axis=None):
@@ -281,17 +253,22 @@ def deviation_arguments(pair, dim=None, unbiased=True, keepdim=False, *, correct
 
 @statistic_form('std')
 def std(value, pair, *args, **kwargs):
-    return deviation_of(pair, value, *deviation_arguments(pair, *args, **kwargs))
+    '''A standard deviation as a feature, :math:`\\sum_i x_i (x_i - \\bar x) / (n \\sigma)`.'''
+    dims, keepdim, correction = deviation_arguments(pair, *args, **kwargs)
+    original = pair.difference
+    centered = original - original.mean(dims, True)
+    count = math.prod(original.shape[axis] for axis in dims) - correction
+    return weighted_sum(pair, value, over(centered, with_axes(value, pair, dims) * count), dims, keepdim)
 
 
 @statistic_form('var')
 def var(value, pair, *args, **kwargs):
     '''The square of the standard deviation.'''
-    deviation = deviation_of(pair, magnitude_of(torch.sqrt, value), *deviation_arguments(pair, *args, **kwargs))
+    deviation = std(where_regular(torch.sqrt, value, value > 0), pair, *args, **kwargs)
     return tangent(deviation, value, lambda x: 2 * x, torch.square)
 
 
-def with_mean(function, carry, pair, args, kwargs):
+def with_mean(function, carry, pair, *args, **kwargs):
     '''A deviation, and the mean.'''
     dims, keepdim, _ = deviation_arguments(pair, *args, **kwargs)
     mean = function(pair.difference.detach(), *args, **kwargs)[1]
@@ -301,47 +278,37 @@ def with_mean(function, carry, pair, args, kwargs):
     )
 
 
-for function, carry in ((torch.std_mean, std), (torch.var_mean, var)):
-    @split_form(function, table=DetachedStatistics.forms)
-    def mean_too(pair, *args, function=function, carry=carry, **kwargs):
-        return with_mean(function, carry, pair, args, kwargs)
-
-    needs_constants([function])
+register_statistic([torch.std_mean], partial(with_mean, torch.std_mean, std))
+register_statistic([torch.var_mean], partial(with_mean, torch.var_mean, var))
 
 
 # distances
 
 @statistic_form('cdist')
 def cdist(value, x1, x2, p=2., compute_mode=None):
-    difference = x1.unsqueeze(-2) - x2.unsqueeze(-3)
-    return valued(p_norm(value, difference, p, (difference.values[0].ndim - 1,)), value)
+    return valued(norm(value, x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1), value)
 
 
 @statistic_form('pairwise_distance')
 def pairwise_distance(value, x1, x2, p=2., eps=1e-6, keepdim=False):
-    difference = x1 - x2 + eps
-    return p_norm(value, difference, p, (difference.values[0].ndim - 1,), keepdim)
+    return norm(value, x1 - x2 + eps, p, -1, keepdim)
 
 
 @statistic_form('dist')
 def dist(value, first, other, p=2):
-    difference = first - other
-    return p_norm(value, difference, p, axes_of(difference, None))
+    return norm(value, first - other, p)
 
 
 # pooling
 
 def register_lp_pooling(axes):
     '''Register the pooling by a p-norm over a number of axes.'''
-    average = getattr(F, f'avg_pool{axes}d')
-
     @statistic_form(f'lp_pool{axes}d')
     def lp_pool(value, pair, norm_type, kernel_size, stride=None, ceil_mode=False):
-        kernel = (kernel_size,) * axes if isinstance(kernel_size, int) else tuple(kernel_size)
-        kernel = kernel * axes if len(kernel) == 1 else kernel
-        stride = kernel if stride is None else stride
+        kernel = per_axis(kernel_size, axes)
         powers = power_of(pair.difference ** norm_type, pair, norm_type)
-        total = multiplication(average(powers, kernel, stride, 0, ceil_mode), math.prod(kernel))
+        means = getattr(F, f'avg_pool{axes}d')(powers, kernel, kernel if stride is None else stride, 0, ceil_mode)
+        total = multiplication(means, math.prod(kernel))
         return power_of(value, total, 1. / norm_type)
 
 
@@ -355,17 +322,11 @@ for number in (1, 2, 3):
 def softmax(value, pair, dim=None, *args, **kwargs):
     '''Probabilities as features: sensitivities pass through the derivatives at the given input, and relevance passes
     unchanged.'''
-    original, total = pair.tensors
+    (original, total), split_pass = pair.tensors, pair.split_pass
     dim = F._get_softmax_dim('softmax', original.ndim, 3) if dim is None else dim
-    split_pass = pair.split_pass
-
-    def slope(tensor):
-        weights = value.to(tensor.dtype)
-        return weights * (tensor - (weights * tensor).sum(dim, True))
-
     weights = constant(value, split_pass)
 
-    def path(tensor):
+    def path(tensor, weights):
         share = weights.to(tensor.dtype)
         return share * (tensor - (share * tensor).sum(dim, True))
 
@@ -373,9 +334,9 @@ def softmax(value, pair, dim=None, *args, **kwargs):
         share = weights.to(tensor.dtype)
         return share * ((1 - 2 * share) * tensor + (share * tensor).sum(dim, True))
 
-    offset = constant(value - slope(original).to(value.dtype), split_pass)
+    offset = constant(value - path(original, value).to(value.dtype), split_pass)
     output = pair.replaced(
-        Valued.apply(path(original).to(value.dtype) + offset, value.detach()),
+        Valued.apply(path(original, weights).to(value.dtype) + offset, value.detach()),
         size(total) + offset.abs().to(total.dtype)
     )
     return instead(output, pair.tensors) if split_pass.rule.passes_activations else output

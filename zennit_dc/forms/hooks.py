@@ -1,11 +1,11 @@
-'''Hooks that look at gradients, which are those of the difference; in a backward pass that makes a map, they are what
-comes there of the sensitivities or of the relevance.'''
+'''Backward hooks of modules, which look at gradients, of pairs at those of the difference; in a backward pass that
+makes a map, they are what comes there of the sensitivities or of the relevance.'''
 from collections import OrderedDict
 from functools import partial
+from itertools import compress
 
 import torch
 from torch.autograd.graph import register_multi_grad_hook
-from torch.utils.hooks import RemovableHandle
 
 from ..core.pair import SplitTensor
 from ..core.registry import split_form
@@ -14,39 +14,6 @@ from .reading import reading
 
 class ChangedGradient(RuntimeError):
     '''The error for a hook that changes the gradient of a pair in a backward pass that makes a map.'''
-
-
-@split_form(torch.Tensor.register_hook)
-@reading
-def register_hook(pair, hook):
-    difference, split_pass = pair.difference, pair.split_pass
-    if not difference.requires_grad:  # as below the layer at which the map is read
-        return RemovableHandle({})
-
-    def watched(gradient):
-        changed = hook(gradient)
-        if changed is not None and changed is not gradient and split_pass.makes_map():
-            raise ChangedGradient(
-                'a hook that was given to register_hook changes the gradient of a split pair, of which it sees the'
-                ' difference\'s alone: let it return None, or give the module that calls it a form with'
-                ' zennit_dc.split_form'
-            )
-        return changed
-
-    return difference.register_hook(watched)
-
-
-@split_form(torch.Tensor.retain_grad)
-@reading
-def retain_grad(pair):
-    if pair.difference.requires_grad:
-        pair.difference.retain_grad()
-
-
-@split_form(torch.Tensor.grad.__get__)
-@reading
-def grad(pair, *args):
-    return pair.difference.grad
 
 
 for getter in ('retains_grad', 'is_leaf', '_version', 'output_nr'):
@@ -94,19 +61,17 @@ class BackwardHooks:
     def behind(self, module, args, output):
         '''Wait for the gradients.'''
         inputs, outputs = self.inputs.pop(), output if isinstance(output, tuple) else (output,)
-        outputs = list(map(watched_of, outputs))
-        tensors = [each if each is not None and each.requires_grad else None for each in (*outputs, *inputs)]
-        known = [index for index, each in enumerate(tensors) if each is not None]
-        if torch.is_grad_enabled() and known:
-            call = partial(self.call, known, len(outputs), len(inputs))
-            register_multi_grad_hook([tensors[index] for index in known], call)
+        tensors = [*map(watched_of, outputs), *inputs]
+        has_graph = [each is not None and each.requires_grad for each in tensors]
+        if torch.is_grad_enabled() and any(has_graph):
+            call = partial(self.call, len(outputs), has_graph)
+            register_multi_grad_hook([*compress(tensors, has_graph)], call)
 
-    def call(self, known, outputs, inputs, found):
-        '''Call the hooks with the gradients of as many outputs and inputs.'''
-        gradients = [None] * (outputs + inputs)
-        for index, gradient in zip(known, found):
-            gradients[index] = gradient
-        grad_output, grad_input = tuple(gradients[:outputs]), tuple(gradients[outputs:])
+    def call(self, outputs, has_graph, found):
+        '''Call the hooks with the gradients of a number of outputs, and of the inputs.'''
+        found = iter(found)
+        gradients = tuple(next(found) if has else None for has in has_graph)
+        grad_output, grad_input = gradients[:outputs], gradients[outputs:]
         changed = [hook(self.module, grad_output) for hook in self.pre_hooks.values()]
         changed += [hook(self.module, grad_input, grad_output) for hook in self.hooks.values()]
         if any(each is not None for each in changed):

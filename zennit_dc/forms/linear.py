@@ -1,6 +1,7 @@
 '''Layers with weights, and linear operations without: convolutions, products with constant matrices, batch norm,
 and averages.'''
 import re
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -13,6 +14,7 @@ from ..core.registry import split_form
 from ..core.views import laid_out
 from ..recentering import recenter
 from .arithmetic import addition, valued
+from .routing import of_one_tensor, register, same_axes
 from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
 
 
@@ -21,29 +23,25 @@ DENSE = Dense()
 
 # convolutions
 
-def convolution(pair, weight, bias, name, transposed, stride, padding, dilation, groups, output_padding=None):
-    '''Any convolution.'''
-    refuse_pairs(name, weight, bias)
+def convolution(pair, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+    '''Any convolution, by the parameters of :py:func:`torch.convolution`.'''
     axes = weight.ndim - 2
-    stride, padding, dilation = (per_axis(each, axes) for each in (stride, padding, dilation))
+    name = f'conv{"_transpose" * transposed}{axes}d'
+    refuse_pairs(name, weight, bias)
     require_batch(pair, axes + 2, name)
-    function = getattr(F, name)
-    low, more = paddings(padding, weight.shape[2:], dilation)
+    stride, padding, dilation = (per_axis(each, axes) for each in (stride, padding, dilation))
+    function, low = getattr(F, name), first_padding(padding, weight.shape[2:], dilation)
+    settings = stride, padding, *((output_padding, groups, dilation) if transposed else (dilation, groups))
 
     def apply(input, weight, bias):
-        if transposed:
-            return function(input, weight, bias, stride, padding, output_padding, groups, dilation)
-        return function(input, weight, bias, stride, padding, dilation, groups)
+        return function(input, weight, bias, *settings)
 
     def transpose(gradient, weight, shape):
-        if transposed:
-            output = getattr(F, f'conv{axes}d')(gradient, weight, None, stride, padding, dilation, groups)
-        else:
-            steps = stride, low, dilation
-            lengths = zip(gradient.shape[2:], shape[2:], more, weight.shape[2:], *steps)
-            left = [length + extra - ((count - 1) * step - 2 * before + width * (size - 1) + 1)
-                    for count, length, extra, size, step, before, width in lengths]  # where the kernel does not get to
-            output = torch.convolution(gradient, weight, None, *steps, True, left, groups)
+        left = (0,) * axes if transposed else [  # where the kernel does not get to
+            (length + 2 * before - width * (size - 1) - 1) % step
+            for length, size, step, before, width in zip(shape[2:], weight.shape[2:], stride, low, dilation)
+        ]
+        output = torch.convolution(gradient, weight, None, stride, low, dilation, not transposed, left, groups)
         # without what is padded, which for transposed convolutions may be as long as a step of the dilation
         return output[(..., *map(slice, shape[2:]))]
 
@@ -71,25 +69,22 @@ def per_axis(value, axes):
     return values * axes if len(values) == 1 else values
 
 
-def paddings(padding, kernel, dilation):
-    '''A padding at the beginning of each axis, and how much more is padded at its end, which 'same' may do.'''
-    if padding != 'same':
-        return (0,) * len(kernel) if padding == 'valid' else padding, (0,) * len(kernel)
-    total = [width * (size - 1) for width, size in zip(dilation, kernel)]
-    return [amount // 2 for amount in total], [amount % 2 for amount in total]
+def first_padding(padding, kernel, dilation):
+    '''A padding at the beginning of each axis; at its end, 'same' may pad one more.'''
+    if padding == 'same':
+        return [width * (size - 1) // 2 for width, size in zip(dilation, kernel)]
+    return (0,) * len(kernel) if padding == 'valid' else padding
 
 
 def register_convolutions(axes):
     '''Register the convolution of a number of axes, and its transpose.'''
     @torch_form(f'conv{axes}d')
     def conv(pair, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return convolution(pair, weight, bias, f'conv{axes}d', False, stride, padding, dilation, groups)
+        return convolution(pair, weight, bias, stride, padding, dilation, False, 0, groups)
 
     @torch_form(f'conv_transpose{axes}d')
     def conv_transpose(pair, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        return convolution(
-            pair, weight, bias, f'conv_transpose{axes}d', True, stride, padding, dilation, groups, output_padding
-        )
+        return convolution(pair, weight, bias, stride, padding, dilation, True, output_padding, groups)
 
 
 for number in (1, 2, 3):
@@ -111,6 +106,7 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
     right = next(operand for operand in (right, other, mat2, vec) if operand is not None)
     if not isinstance(right, SplitTensor):
         require_batch(left, 2, 'matmul')
+        note_channels(left, -1)
     has_graph, constants = pass_of((left, right)).has_graph, (id(left), id(right))
 
     def function(*tensors):
@@ -119,8 +115,6 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
             tensors = [each if kept else each.detach().requires_grad_() for each, kept in zip(tensors, keep)]
         return torch.matmul(*tensors)
 
-    if isinstance(left, SplitTensor) and not isinstance(right, SplitTensor):
-        note_channels(left, -1)
     return bilinear(function, left, right)
 
 
@@ -142,13 +136,9 @@ def of_one_sample(matrices):
     return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
 
 
-for function in {torch.sparse.mm} | overloads(
-    'dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'
-):
-    @split_form(function)
-    def product(left, right, function=function):
-        '''Other products, and those of sparse matrices that are constant.'''
-        return bilinear(function, left, right)
+# other products, and those of sparse matrices that are constant
+for function in {torch.sparse.mm} | overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
+    split_form(function)(partial(bilinear, function))
 
 
 @torch_form('addmm')
@@ -182,10 +172,10 @@ def einsum(equation, *operands):
         for step, operand in zip(steps_of(equation, len(operands)), operands[1:]):
             chain = torch.einsum(step, chain, operand)
         return valued(chain, result)
+    function = partial(torch.einsum, equation)
     if len(operands) == 2:
-        return bilinear(lambda *tensors: torch.einsum(equation, *tensors), *operands)
-    output = linear(operands[0], lambda tensor: torch.einsum(equation, tensor))
-    return follow_axes(operands, output, lambda tensor: torch.einsum(equation, tensor))
+        return bilinear(function, *operands)
+    return follow_axes(operands, linear(operands[0], function), function)
 
 
 def steps_of(equation, count):
@@ -267,21 +257,15 @@ def builtin_batch_norm(pair, weight, bias, mean, variance, training, momentum, e
 
 # linear operations without weights
 
-for name in (
-    'avg_pool1d', 'avg_pool2d', 'avg_pool3d', 'adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d',
-    'cumsum',
-):
-    for function in overloads(name):
-        @split_form(function)
-        def average(pair, *args, function=function, **kwargs):
-            if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
-                raise unsupported('an average', (pair,), ' for a negative divisor_override')
-            return joined([pair], linear(pair, lambda tensor: function(tensor, *args, **kwargs)))
+register(overloads('mean', 'sum', 'trace'), follow_axes, linear)
+register(
+    overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), same_axes, linear
+)
 
 
-for name in ('mean', 'sum', 'trace'):
-    for function in overloads(name):
-        @split_form(function)
-        def reduction(pair, *args, function=function, **kwargs):
-            output = linear(pair, lambda tensor: function(tensor, *args, **kwargs))
-            return follow_axes([pair], output, lambda tensor: tensor.sum(*args, **kwargs))
+for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
+    @split_form(function)
+    def average(pair, *args, form=of_one_tensor(function, same_axes, linear), **kwargs):
+        if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
+            raise unsupported('an average', (pair,), ' for a negative divisor_override')
+        return form(pair, *args, **kwargs)

@@ -1,6 +1,4 @@
 '''Max-pooling, maxima and orders, in both split forms: the winner takes all, or convex streams (section 3.4).'''
-import inspect
-
 import torch
 from torch.nn import functional as F
 
@@ -8,7 +6,9 @@ from ..core.axes import joined, mixed
 from ..core.blocks import activated, instead, keeping_recipe
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
+from ..core.table import FORMS
 from .arithmetic import negation, parts
+from .linear import per_axis
 from .table import follow_axes, overloads, torch_form
 
 
@@ -47,39 +47,29 @@ def pool_windows(pair, difference, winners, window_sum):
                 lambda: window_sum(stream_sum) + (difference - window_sum(original)))
 
 
-def adaptive_windows(arguments, shape):
-    '''The function that sums a tensor over the windows of an adaptive pooling with an output of a spatial shape.'''
+def adaptive_sums(tensor, shape, *args, **kwargs):
+    '''The sums of a tensor over the windows of an adaptive pooling with an output of a spatial shape.'''
     axes = len(shape)
-
-    def window_sum(tensor):
-        sums = getattr(F, f'adaptive_avg_pool{axes}d')(tensor, shape)
-        for axis, windows in enumerate(shape, -axes):
-            places, size = torch.arange(windows, device=tensor.device), tensor.shape[axis]
-            counts = ((places + 1) * size + windows - 1) // windows - places * size // windows
-            sums = sums * counts.to(sums.dtype).reshape(-1, *(1,) * (-axis - 1))
-        return sums
-
-    return window_sum
+    sums = getattr(F, f'adaptive_avg_pool{axes}d')(tensor, shape)
+    for axis, windows in enumerate(shape, -axes):
+        places, size = torch.arange(windows, device=tensor.device), tensor.shape[axis]
+        counts = ((places + 1) * size + windows - 1) // windows - places * size // windows
+        sums = sums * counts.to(sums.dtype).reshape(-1, *(1,) * (-axis - 1))
+    return sums
 
 
-def fixed_windows(arguments, shape):
-    '''The function that sums a tensor over the windows of a pooling with an output of a spatial shape.'''
-    axes, kernel = len(shape), arguments['kernel_size']
-    settings = kernel, arguments.get('stride') or kernel, arguments.get('padding', 0), arguments.get('dilation', 1)
-    kernel, stride, padding, dilation = (
-        tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes for value in settings
-    )
-
-    def window_sum(tensor):
-        spatial = tensor.shape[-axes:]
-        edges = []  # what ceil_mode needs after the last window, from the last axis on as F.pad counts
-        for windows, step, width, size, length, pad in zip(shape, stride, dilation, kernel, spatial, padding):
-            edges = [pad, max((windows - 1) * step + width * (size - 1) + 1 - length - pad, pad), *edges]
-        padded = F.pad(tensor.reshape(-1, 1, *spatial), edges)
-        sums = getattr(F, f'conv{axes}d')(padded, padded.new_ones(1, 1, *kernel), stride=stride, dilation=dilation)
-        return sums[(..., *map(slice, shape))].reshape(*tensor.shape[:-axes], *shape)
-
-    return window_sum
+def window_sums(tensor, shape, kernel_size, stride=None, padding=0, dilation=1, *args, **kwargs):
+    '''The sums of a tensor over the windows of a pooling with an output of a spatial shape.'''
+    axes = len(shape)
+    settings = kernel_size, stride or kernel_size, padding, dilation
+    kernel, stride, padding, dilation = (per_axis(value, axes) for value in settings)
+    spatial = tensor.shape[-axes:]
+    edges = []  # what ceil_mode needs after the last window, from the last axis on as F.pad counts
+    for windows, step, width, size, length, pad in zip(shape, stride, dilation, kernel, spatial, padding):
+        edges = [pad, max((windows - 1) * step + width * (size - 1) + 1 - length - pad, pad), *edges]
+    padded = F.pad(tensor.reshape(-1, 1, *spatial), edges)
+    sums = getattr(F, f'conv{axes}d')(padded, padded.new_ones(1, 1, *kernel), stride=stride, dilation=dilation)
+    return sums[(..., *map(slice, shape))].reshape(*tensor.shape[:-axes], *shape)
 
 
 class Pick(torch.autograd.Function):
@@ -98,12 +88,7 @@ class Pick(torch.autograd.Function):
         return gradient.new_zeros(ctx.shape).scatter_add(-1, ctx.saved_tensors[0], gradient), None
 
 
-def picking(indices, axes):
-    '''The function that picks the entries of flat indices over the last axes.'''
-    return lambda tensor: Pick.apply(tensor.flatten(-axes), indices.flatten(-axes)).view_as(indices)
-
-
-def register_max_pooling(axes, prefix, window_sum_of):
+def register_max_pooling(axes, prefix, sums_of):
     '''Register max-pooling over a number of axes, also with indices.'''
     name = f'{prefix}max_pool{axes}d'
     function = getattr(F, f'{name}_with_indices')
@@ -112,22 +97,24 @@ def register_max_pooling(axes, prefix, window_sum_of):
     def with_indices(pair, *args, return_indices=True, **kwargs):
         with keeping_recipe(pair):
             difference, indices = function(pair.difference, *args, **kwargs)
-        arguments = inspect.signature(function).bind(pair, *args, **kwargs).arguments
-        window_sum = window_sum_of(arguments, difference.shape[-axes:])
-        return joined([pair], pool_windows(pair, difference, picking(indices, axes), window_sum)), indices
+        output = pool_windows(
+            pair, difference,
+            lambda tensor: Pick.apply(tensor.flatten(-axes), indices.flatten(-axes)).view_as(indices),
+            lambda tensor: sums_of(tensor, difference.shape[-axes:], *args, **kwargs)
+        )
+        return joined([pair], output), indices
 
     @torch_form(name)
     def max_pool(pair, *args, return_indices=False, **kwargs):
         output, indices = with_indices(pair, *args, **kwargs)
         return (output, indices) if return_indices else output
 
-    if name == 'adaptive_max_pool1d':
-        split_form(torch.adaptive_max_pool1d)(with_indices)  # which returns indices, unlike its namesake
-
 
 for number in (1, 2, 3):
-    register_max_pooling(number, '', fixed_windows)
-    register_max_pooling(number, 'adaptive_', adaptive_windows)
+    register_max_pooling(number, '', window_sums)
+    register_max_pooling(number, 'adaptive_', adaptive_sums)
+# which returns indices, unlike its namesake
+split_form(torch.adaptive_max_pool1d)(FORMS[F.adaptive_max_pool1d_with_indices])
 
 
 # maxima of pairs and over axes
@@ -148,7 +135,12 @@ def maximum(first, other):
 @torch_form('minimum', 'fmin')
 def minimum(first, other):
     '''The smaller one of two.'''
-    return negation(maximum(*(negation(each) if isinstance(each, SplitTensor) else -each for each in (first, other))))
+    return negation(maximum(negated(first), negated(other)))
+
+
+def negated(operand):
+    '''The negative of a pair or a constant.'''
+    return negation(operand) if isinstance(operand, SplitTensor) else -operand
 
 
 @torch_form('amax')
@@ -200,15 +192,15 @@ def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
 torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
 
 
-for name in ('sort', 'topk'):
-    for function in overloads(name):
-        @split_form(function)
-        def ordered(pair, *args, function=function, name=name, **kwargs):
-            '''Order entries by their differences: the winners are as many as there are.'''
-            if pair.split_pass.pooling == 'convex':
-                raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
-            found = function(pair.difference, *args, **kwargs)
-            dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
-            output = joined([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
-            mixed(output, dim)
-            return type(found)((output, found.indices))
+for function in overloads('sort', 'topk'):
+    @split_form(function)
+    def ordered(pair, *args, function=function, **kwargs):
+        '''Order entries by their differences: the winners are as many as there are.'''
+        name = function.__name__
+        if pair.split_pass.pooling == 'convex':
+            raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
+        found = function(pair.difference, *args, **kwargs)
+        dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
+        output = joined([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
+        mixed(output, dim)
+        return type(found)((output, found.indices))

@@ -4,9 +4,9 @@ import weakref
 
 import torch
 
-from ..core.errors import SeveralUses
+from ..core.errors import SEVERAL_USES, StartOver
 from ..core.nested import flatten
-from ..core.pair import SplitTensor, pairs_in, unsupported
+from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import lend
 from .table import form_of_each, getters, overloads, plain
@@ -34,7 +34,7 @@ def known(value, origin, args):
     '''A tensor that was read of pairs, with the pairs among some arguments that it may not be applied to.'''
     value = value.as_subclass(Comparison)
     value.origin = origin
-    value.sources = {weakref.ref(whole(pair)) for pair in pairs_in(args) if not pair.is_input}
+    value.sources = {weakref.ref(whole(pair)) for pair in pairs_in(args) if INPUT not in pair.facts}
     return value
 
 
@@ -77,7 +77,7 @@ def number(function, args, kwargs):
     '''What a function is on a layer's output, if that is a number without axes, which may be read; else None.'''
     if getattr(function, '__name__', None) not in NUMBERS:
         return None
-    output = read_alone(function, args, kwargs, SeveralUses())
+    output = read_alone(function, args, kwargs, StartOver(SEVERAL_USES))
     if not isinstance(output, SplitTensor) or output.values[0].ndim > 0:
         return None
     output.pending = Number(output.pending.error)

@@ -6,6 +6,7 @@ from ..core.axes import joined
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
+from .routing import register
 from .table import follow_axes, torch_form
 
 
@@ -43,8 +44,4 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
     ))
 
 
-@split_form(F.fold)
-def fold(pair, *args, **kwargs):
-    '''The sum of overlapping patches.'''
-    output = linear(pair, lambda tensor: F.fold(tensor, *args, **kwargs))
-    return follow_axes([pair], output, lambda tensor: F.fold(tensor, *args, **kwargs))
+register([F.fold], follow_axes, linear)  # the sum of overlapping patches

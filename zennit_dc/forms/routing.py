@@ -1,12 +1,13 @@
 '''Routing: functions that only move values, for which the split form is the same for both tensors.'''
 from functools import partial
 from itertools import accumulate, pairwise
+from operator import attrgetter
 
 import torch
 
 from ..core.axes import Place, joined, joined_places
 from ..core.blocks import route
-from ..core.pair import SplitTensor, pairs_in, unsupported
+from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import as_view, laid_out
 from .arithmetic import parts
@@ -24,30 +25,38 @@ from .table import (
 )
 
 
-def register_routing(names, note_axes):
-    '''Register functions that move values, and what notes where axes are then.'''
-    for function in {function for name in names for function in overloads(name)}:
-        @split_form(function)
-        def routing(pair, *args, function=function, **kwargs):
-            args, kwargs = plain(args), plain(kwargs)
-            if not isinstance(pair, SplitTensor):
-                return function(pair, *args, **kwargs)
+def of_one_tensor(function, note_axes, block=route):
+    '''The form of a function of one tensor, by its building block, and by what notes where axes are then.'''
+    def form(pair, *args, **kwargs):
+        args, kwargs = plain(args), plain(kwargs)
+        if not isinstance(pair, SplitTensor):
+            return function(pair, *args, **kwargs)
 
-            def move(tensor):
-                return function(tensor, *args, **kwargs)
+        def apply(tensor):
+            return function(tensor, *args, **kwargs)
 
-            output = route(pair, move)
-            return output if output is pair else note_axes([pair], output, move)
+        output = block(pair, apply)
+        return output if output is pair else note_axes([pair], output, apply)
+    return form
 
 
-register_routing(
-    ('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
+def register(functions, note_axes, block=route):
+    '''Register functions of one tensor, see :py:func:`of_one_tensor`.'''
+    for function in functions:
+        split_form(function)(of_one_tensor(function, note_axes, block))
+
+
+def same_axes(pairs, output, function):
+    '''Note that entries stay along their axes.'''
+    return joined(pairs, output)
+
+
+register(
+    overloads('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'),
+    lambda pairs, output, _: keep_axes(*pairs, output)
 )
-register_routing(
-    ('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'),
-    lambda pairs, output, _: joined(pairs, output)
-)
-register_routing(('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
+register(overloads('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'), same_axes)
+register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 
 
 def reordered(pairs, output, function, reverses=False):
@@ -68,25 +77,21 @@ def turned(pairs, output, function):
     return output
 
 
-register_routing(('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
-register_routing(('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
-register_routing(('rot90',), turned)
-register_routing(
-    ('permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
-     'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-     'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
-     'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'), follow_axes
-)
+register(overloads('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
+register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
+register(overloads('rot90'), turned)
+register(overloads(
+    'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
+    'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
+    'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
+    'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'
+), follow_axes)
 
 
-@torch_form('tril', inplace=('tril_',))
-def tril(pair, diagonal=0):
-    return joined([pair], route(pair, lambda tensor: tensor.tril(diagonal)))
-
-
-@torch_form('triu', inplace=('triu_',))
-def triu(pair, diagonal=0):
-    return joined([pair], route(pair, lambda tensor: tensor.triu(diagonal)))
+for name in ('tril', 'triu'):
+    torch_form(name, inplace=(f'{name}_',))(of_one_tensor(getattr(torch, name), same_axes))
+for name in ('T', 'mT', 'H', 'mH'):
+    split_form(getattr(torch.Tensor, name).__get__)(of_one_tensor(attrgetter(name), follow_axes))
 
 
 @torch_form('nan_to_num', inplace=('nan_to_num_',))
@@ -95,7 +100,7 @@ def nan_to_num(pair, nan=None, posinf=None, neginf=None):
     difference, stream_sum = pair.tensors
     output, kept = torch.nan_to_num(difference, nan, posinf, neginf), torch.isfinite(difference)
     output = pair.replaced(output, torch.where(kept, stream_sum, output.detach().abs().to(stream_sum.dtype)))
-    output.is_input = pair.is_input
+    output.facts = pair.facts & {INPUT}
     return output
 
 
@@ -136,13 +141,6 @@ def diff(pair, n=1, dim=-1, prepend=None, append=None):
     return pair
 
 
-for name, axis in (('hsplit', 1), ('vsplit', 0), ('dsplit', 2)):
-    @torch_form(name)
-    def along_axis(pair, indices_or_sections=None, *, indices=None, sections=None, axis=axis, name=name):
-        parts = next(each for each in (indices_or_sections, indices, sections) if each is not None)
-        return torch.tensor_split(pair, parts, 0 if pair.ndim == 1 and name == 'hsplit' else axis)
-
-
 @split_form(torch.Tensor.view, torch.Tensor.view_as)
 def view(pair, *shape, size=None, dtype=None):
     if not isinstance(pair, SplitTensor):
@@ -151,29 +149,21 @@ def view(pair, *shape, size=None, dtype=None):
     if isinstance(shape[0], torch.dtype):
         raise unsupported('view', (pair,), f' as {shape[0]}, as it is about bits')
     shape = tuple(shape[0].shape) if isinstance(shape[0], torch.Tensor) else shape
-    moved = pair.difference.view(*shape)
+    shape = pair.values[0].view(*shape).shape
     # the sum may lie in memory in another order than the difference
-    output = pair.like(moved, pair.tensors[1].reshape(moved.shape))
-    output.is_gate, output.is_input, output.is_rectified = pair.is_gate, pair.is_input, pair.is_rectified
-    return keep_axes(pair, as_view(output, pair, lambda tensor: tensor.view(moved.shape)))
+    return keep_axes(pair, route(pair, lambda tensor: tensor.reshape(shape)))
 
 
-for getter in ('T', 'mT', 'H', 'mH'):
-    @split_form(getattr(torch.Tensor, getter).__get__)
-    def transposed(pair, *args, getter=getter):
-        def move(tensor):
-            return getattr(tensor, getter)
-        return follow_axes([pair], route(pair, move), move)
-
-
-for name in ('chunk', 'split', 'tensor_split', 'unsafe_chunk', 'unsafe_split', 'split_with_sizes'):
-    for function in overloads(name):
-        @split_form(function)
-        def pieces(pair, *args, function=function, **kwargs):
-            dim = kwargs.get('dim', args[1] if len(args) > 1 else 0)
-            lengths = [piece.shape[dim] for piece in function(pair.difference.detach(), *args, **kwargs)]
-            # each by its own, as torch does not let the views of one function be changed in place
-            return tuple(pair.narrow(dim, end - length, length) for end, length in zip(accumulate(lengths), lengths))
+for function in overloads(
+    'chunk', 'split', 'tensor_split', 'unsafe_chunk', 'unsafe_split', 'split_with_sizes', 'hsplit', 'vsplit', 'dsplit'
+):
+    @split_form(function)
+    def pieces(pair, *args, function=function, **kwargs):
+        axes = {'hsplit': min(pair.values[0].ndim - 1, 1), 'vsplit': 0, 'dsplit': 2}
+        dim = axes.get(function.__name__, kwargs.get('dim', args[1] if len(args) > 1 else 0))
+        lengths = [piece.shape[dim] for piece in function(pair.difference.detach(), *args, **kwargs)]
+        # each by its own, as torch does not let the views of one function be changed in place
+        return tuple(pair.narrow(dim, end - length, length) for end, length in zip(accumulate(lengths), lengths))
 
 
 @torch_form('unbind')
@@ -184,40 +174,37 @@ def unbind(pair, dim=0):
 split_form(torch.Tensor.__iter__)(lambda pair: iter(unbind(pair)))
 
 
-for name in (
+for function in overloads(
     'to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'short', 'char',
     'byte', 'bool',
 ):
-    for function in overloads(name):
-        @split_form(function)
-        def conversion(pair, *args, function=function, **kwargs):
-            args, kwargs = plain(args), plain(kwargs)
-            if not isinstance(pair, SplitTensor):
-                return function(pair, *args, **kwargs)
-            converted = function(pair.values[0], *args, **kwargs)
-            if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # a type's name, or a mask
-                return converted
-            if not converted.is_floating_point():
-                return known(converted.detach(), 'a cast to integers', (pair,))
-            return to_dtype(pair, lambda tensor: function(tensor, *args, **kwargs))
+    @split_form(function)
+    def conversion(pair, *args, function=function, **kwargs):
+        args, kwargs = plain(args), plain(kwargs)
+        if not isinstance(pair, SplitTensor):
+            return function(pair, *args, **kwargs)
+        converted = function(pair.values[0], *args, **kwargs)
+        if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # a type's name, or a mask
+            return converted
+        if not converted.is_floating_point():
+            return known(converted.detach(), 'a cast to integers', (pair,))
+        return to_dtype(pair, lambda tensor: function(tensor, *args, **kwargs))
 
 
-for name in (
-    'cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack', 'column_stack', 'row_stack',
+for function in overloads(
+    'cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack', 'column_stack', 'row_stack'
 ):
-    for function in overloads(name):
-        @split_form(function)
-        def joining(tensors, *args, function=function, name=name, **kwargs):
-            pairs = list(pairs_in(tensors))
-            both = zip(*map(parts, tensors))
-            output = pairs[0].like(*(function(each, *args, **kwargs) for each in both))
-            joined(pairs, output)
-            if 'stack' in name and len({pair.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
-                follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
-                output.depth = max(pair.depth for pair in pairs)
-            if any(pair.places for pair in pairs):
-                join_places(name, tensors, output, lambda tensors: function(tensors, *args, **kwargs))
-            return output
+    @split_form(function)
+    def joining(tensors, *args, function=function, **kwargs):
+        pairs, name = list(pairs_in(tensors)), function.__name__
+        output = pairs[0].like(*(function(each, *args, **kwargs) for each in zip(*map(parts, tensors))))
+        joined(pairs, output)
+        if 'stack' in name and len({pair.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
+            follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
+            output.depth = max(pair.depth for pair in pairs)
+        if any(pair.places for pair in pairs):
+            join_places(name, tensors, output, lambda tensors: function(tensors, *args, **kwargs))
+        return output
 
 
 def join_places(name, tensors, output, function):
@@ -225,8 +212,9 @@ def join_places(name, tensors, output, function):
     are, behind these.'''
     shape, dims = output.values[0].shape, [*range(output.values[0].ndim)]
     if name == 'stack':
-        found = [(place_of_one(each, output, lambda tensor: function([tensor] * len(tensors))), shape)
-                 for each in pairs_in(tensors)]
+        alone = [(each, output.like(*output.values)) for each in pairs_in(tensors)]
+        found = [(follow_places([each], own, lambda tensor: function([tensor] * len(tensors))).places, shape)
+                 for each, own in alone]
         output.places = joined_places(found, shape)
         return
     lengths = {index: [each.shape[index] if each.ndim == len(shape) else -1 for each in tensors] for index in dims}
@@ -239,19 +227,13 @@ def join_places(name, tensors, output, function):
     note_tokens(output)
 
 
-def place_of_one(pair, output, function):
-    '''The places of a pair in what a function of it alone would make.'''
-    alone = output.like(*output.values)
-    return follow_places([pair], alone, function).places
-
-
 def among_others(key, tensors, along, total):
     '''The place of an input's axis in tensors that are joined along an axis, each with the length of those before, in a
     total length; or None where it is lost in one of them, as it is where one entry of it is left.'''
-    if any(key in pair.places and pair.places[key] is None for pair, _ in tensors if isinstance(pair, SplitTensor)):
+    known = [(pair.places[key], pair.values[0].shape, before) for pair, before in tensors
+             if isinstance(pair, SplitTensor) and key in pair.places]
+    if any(place is None for place, _, _ in known):
         return None
-    known = [(place, pair.values[0].shape, before) for pair, before in tensors
-             if isinstance(pair, SplitTensor) and (place := pair.places.get(key)) is not None]
     moved = [place if place.axis != along else place._replace(
         first=place.first + before, behind=place.behind + total - before - shape[along]
     ) for place, shape, before in known]

@@ -7,7 +7,7 @@ from ..core.blocks import activated, add, linear
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
 from .arithmetic import negation, parts, valued
-from .pooling import pool
+from .pooling import negated, pool
 from .reading import refuse_comparison
 from .table import overloads, plain, torch_form
 
@@ -97,11 +97,10 @@ def keep_target(target, output):
     return output
 
 
-for name in ('select_scatter', 'slice_scatter', 'diagonal_scatter'):
-    for function in overloads(name):
-        @split_form(function)
-        def part_scatter(target, src, *args, function=function, **kwargs):
-            return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), None, target, src))
+for function in overloads('select_scatter', 'slice_scatter', 'diagonal_scatter'):
+    @split_form(function)
+    def part_scatter(target, src, *args, function=function, **kwargs):
+        return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), None, target, src))
 
 
 @torch_form('index_put', inplace=('index_put_',))
@@ -146,8 +145,7 @@ def scatter_reduce(target, dim, index, src, reduce, *, include_self=True):
     if reduce == 'amax':
         return scatter_amax(target, dim, index, src, include_self)
     if reduce == 'amin':
-        negative = (negation(each) if isinstance(each, SplitTensor) else -each for each in (target, src))
-        return negation(scatter_amax(next(negative), dim, index, next(negative), include_self))
+        return negation(scatter_amax(negated(target), dim, index, negated(src), include_self))
     raise unsupported('scatter_reduce', (target, src), f' for reduce={reduce!r}')
 
 

@@ -9,7 +9,7 @@ from zennit.canonizers import Canonizer
 
 from ..core.axes import Axis, joined, joined_places, reshaped_places
 from ..core.errors import called_in
-from ..core.pair import SplitTensor, pass_of, sum_dtype, unsupported
+from ..core.pair import RECTIFIED, SplitTensor, pass_of, sum_dtype, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS, OVERLAYS
 from ..core.views import assign, become_pair, take_axes
@@ -192,7 +192,7 @@ def to_dtype(pair, function):
     if converted is difference:
         return pair
     output = pair.replaced(converted, stream_sum.to(converted.device, sum_dtype(converted.dtype)))
-    output.is_rectified = pair.is_rectified
+    output.facts = pair.facts & {RECTIFIED}
     stays = (converted.dtype, converted.device) == (difference.dtype, difference.device)
     return keep_layer([pair], output, function) if stays else output
 

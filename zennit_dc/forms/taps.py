@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ..core.batches import refused
-from ..core.errors import NeedsGraph
+from ..core.errors import GRAPH, StartOver
 from ..core.maps import Node
 from ..core.nested import flatten
 from ..core.pair import SplitTensor, unsupported
@@ -56,7 +56,7 @@ class Kept:
 
     def pass_on(self, *gradients):
         '''The gradients as the hooks leave them.'''
-        if torch._C._current_graph_task_id() in getattr(self.split_pass, 'batches', ()):
+        if self.split_pass.has_batch():
             raise refused('several gradients in one backward pass at a tensor within the model, as hooks see it')
         if self.split_pass.makes_map():
             self.depth = self.split_pass.largest_depth()
@@ -184,8 +184,9 @@ def require_grad(pair, requires_grad=True):
         raise unsupported('requires_grad = False', (pair,), remedy='call detach(), which returns a plain tensor')
     if requires_grad and tap_of(pair) is None:
         require_above(pair, 'requires_grad_')
-        if getattr(pair.split_pass, 'may_differentiate', False) and not pair.split_pass.has_graph:
-            raise NeedsGraph
+        has_canonizer = hasattr(pair.split_pass, 'canonizer')
+        if has_canonizer and torch.is_grad_enabled() and not pair.split_pass.has_graph:
+            raise StartOver(GRAPH)
     return pair
 
 
@@ -267,13 +268,13 @@ def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=Fal
 def reaching(taps):
     '''A context in which backward passes that get to some taps make a map.'''
     for tap in taps:
-        tap.kept.split_pass.entrances += tap.nodes
+        tap.kept.split_pass.nodes.entrances.extend(tap.nodes)
     try:
         yield
     finally:
         for tap in taps:
-            split_pass = tap.kept.split_pass
-            split_pass.entrances = [node for node in split_pass.entrances if node not in tap.nodes]
+            entrances = tap.kept.split_pass.nodes.entrances
+            entrances[:] = [node for node in entrances if node not in tap.nodes]
 
 
 def tap_at(pair, name):
