@@ -17,7 +17,7 @@ from zennit_dc.forms.detached import FUNCTIONS, at_zero
 ACTIVATIONS = [
     nn.ELU(.7, inplace=True), nn.SELU(), nn.CELU(2.), nn.SiLU(inplace=True), nn.GELU(), nn.GELU('tanh'), nn.Mish(),
     nn.Softplus(2.), nn.Sigmoid(), nn.Tanh(), nn.LogSigmoid(), nn.Tanhshrink(), nn.Hardswish(), nn.Hardsigmoid(),
-    torch.tanh, F.silu,
+    torch.tanh, F.silu, torch.special.expit,
 ]
 
 

@@ -119,6 +119,7 @@ class NewValue(torch.autograd.Function):
     '''Another value for a tensor, whose gradient is not changed by it.'''
     @staticmethod
     def forward(ctx, tensor, value):
+        ctx.set_materialize_grads(False)
         return same(value)
 
     @staticmethod

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..core.blocks import activated, activation, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import activation_form, aside, form_of_each, missing, overloads, require_evaluation, torch_form
+from .table import activation_form, form_of_each, missing, overloads, require_evaluation, torch_form
 
 
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
@@ -22,10 +22,19 @@ activation_form('relu')(relu)
     'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', 'feature_dropout'
 ))
 def dropout(function, pair, p=0.5, training=None, inplace=False, train=None):
-    # as in torch.nn.functional, where dropouts are on if nothing is said, but for alpha dropouts
-    is_on = next((each for each in (training, train) if each is not None), 'alpha' not in function.__name__)
-    require_evaluation(is_on and p > 0, function.__name__, pair)
+    name, training = function.__name__, train if training is None else training
+    if training is None:  # as in torch.nn.functional, whose dropouts are on then, but for alpha dropouts
+        training = 'alpha' not in name
+    require_evaluation(training and p > 0, name, pair)
     return pair
+
+
+def slopes_at(function, places):
+    '''The slopes of a function at some places, apart from the running pass: a graph can be made here in inference mode,
+    too, and no checkpoint counts what the graph keeps.'''
+    with torch.inference_mode(False), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
+        places = torch.tensor(places, dtype=torch.float64)
+        return true_gradients(function, [places], torch.ones_like(places))[0].detach()
 
 
 class PiecewiseLinear:
@@ -51,9 +60,8 @@ class PiecewiseLinear:
         self.function, right = self if function is None else function, np.full(len(knots), True)
         knots, slopes = (np.asarray(numbers, dtype=float) for numbers in (knots, slopes))
         if function is not None:
-            with aside():
-                at, = true_gradients(function, [torch.tensor(knots)], torch.ones(len(knots), dtype=torch.float64))
-            right = abs(at.detach().numpy() - slopes[1:]) < abs(at.detach().numpy() - slopes[:-1])
+            own = slopes_at(function, knots).numpy()
+            right = abs(own - slopes[1:]) < abs(own - slopes[:-1])
         around = abs(slopes[:-1]) + abs(slopes[1:]) - abs(np.diff(slopes))
         anchor = abs(slopes).argmin()
         if around.min() < abs(slopes).min():  # a knot, which is a piece of no length

@@ -8,7 +8,7 @@ from ..core.axes import joined
 from ..core.blocks import add, instead, linear, multiply
 from ..core.pair import SplitTensor, pairs_in, same, unsupported
 from ..core.registry import split_form
-from ..core.views import assign, become_pair, take_axes
+from ..core.views import NewValue as Valued, assign, become_pair, take_axes
 from .reading import refuse_comparison
 from .table import plain, torch_form
 
@@ -34,18 +34,6 @@ def of_both(function, *operands):
     '''What a function that only moves entries makes of the differences of several operands, and of their sums.'''
     pairs = pairs_in(operands)
     return joined(pairs, pairs[0].like(*map(function, *map(parts, operands))))
-
-
-class Valued(torch.autograd.Function):
-    '''Another value for a tensor that differs from it by rounding.'''
-    @staticmethod
-    def forward(ctx, tensor, value):
-        ctx.set_materialize_grads(False)
-        return same(value)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, None
 
 
 def valued(pair, value):
@@ -179,14 +167,13 @@ def set_item(target, index, value):
         return
     if not isinstance(target, SplitTensor):
         become_pair(target, value.split_pass, '__setitem__')
-    depth = target.depth
+    was_constant = target.depth == -math.inf and target.batch is None and target.base is None
     output = target.replaced(*(tensor.clone() for tensor in target.tensors))
     for tensor, part in zip(output.values, parts(value)):
         tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
     output.depth = max(each.depth for each in pairs_in((target, value)))
     assign(target, output)
-    was_constant = depth == -math.inf and target.batch is None
-    if was_constant and isinstance(value, SplitTensor) and target.base is None:
+    if was_constant and isinstance(value, SplitTensor):
         take_axes(target, value, memory_at(output.values[0].shape, index))
 
 

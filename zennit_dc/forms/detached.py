@@ -6,11 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from ..core.blocks import instead
-from ..core.pair import GATE, SplitTensor, true_gradients
+from ..core.pair import GATE, SplitTensor
+from .activations import slopes_at
 from .arithmetic import Valued, multiplication
 from .deferred import constant
 from .smooth import SMOOTH, parametric_forms
-from .table import SplitOption, aside, torch_form
+from .table import SplitOption, torch_form
 
 
 class DetachedActivations(SplitOption):
@@ -50,10 +51,8 @@ GATES = ('sigmoid', 'hardsigmoid')
 @functools.cache
 def at_zero(name, parameters):
     '''The value of an activation at zero, and its slope there.'''
-    function, zero = functools.partial(FUNCTIONS[name], **dict(parameters)), torch.zeros((), dtype=torch.float64)
-    with aside():
-        slope, = true_gradients(function, [zero], torch.ones_like(zero))
-    return function(zero).item(), slope.item()
+    function = functools.partial(FUNCTIONS[name], **dict(parameters))
+    return function(torch.zeros((), dtype=torch.float64)).item(), slopes_at(function, 0.).item()
 
 
 def detached(pair, name, parameters):

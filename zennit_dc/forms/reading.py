@@ -112,6 +112,11 @@ def reading(form):
     return form
 
 
+def reading_form(*functions):
+    '''Register a form that makes no pair.'''
+    return lambda form: split_form(*functions)(reading(form))
+
+
 @form_of_each(overloads(
     'size', 'dim', 'ndimension', 'numel', 'nelement', 'is_floating_point', 'is_complex', 'is_contiguous', 'stride',
     'get_device', 'element_size', '__len__', 'is_signed', 'is_same_size',
@@ -152,8 +157,7 @@ def value(function, *args, **kwargs):
 
 # what leaves the graph is a plain tensor
 
-@split_form(*overloads('detach'), *getters('data'))
-@reading
+@reading_form(*overloads('detach'), *getters('data'))
 def detached(pair, *args):
     return pair.values[0].detach() if isinstance(pair.pending, Number) else lend(pair)
 

@@ -82,14 +82,13 @@ def unrolled(step, tokens, states, weights, layers, directions, active=None):
     '''Run layers of cells over tokens, see :py:func:`direction`; with the weights of each layer and direction.'''
     each, last = len(weights) // (layers * directions), []
     for layer in range(layers):
-        outputs = []
-        for place in range(layer * directions, (layer + 1) * directions):
-            own = weights[place * each:(place + 1) * each]
-            first = [state[place] for state in states]
-            output, after = direction(step, tokens, first, own, place % directions == 1, active)
-            outputs.append(output)
-            last.append(after)
+        places = range(layer * directions, (layer + 1) * directions)
+        outputs, after = zip(*(direction(
+            step, tokens, [state[place] for state in states], weights[place * each:(place + 1) * each],
+            place % directions == 1, active
+        ) for place in places))
         tokens = torch.cat(outputs, -1) if directions == 2 else outputs[0]
+        last += after
     return tokens, *map(torch.stack, zip(*last))
 
 

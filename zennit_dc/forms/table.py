@@ -2,7 +2,6 @@
 import copy
 import functools
 import types
-from contextlib import contextmanager
 
 import torch
 from torch.nn import functional as F
@@ -16,7 +15,7 @@ from ..core.table import FORMS, OVERLAYS
 from ..core.views import assign, become_pair, take_axes
 
 
-NAMESPACES = (torch, torch.Tensor, F, torch._C._nn)
+NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
 MARKER, *PRIMES = 10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079  # longer than axes usually are
 
 
@@ -113,10 +112,9 @@ def activation_form(*names, table=FORMS):
 
 def missing(functions, reason, remedy):
     '''Register that functions have no form unless an option gives them one.'''
-    for function in functions:
-        @split_form(function)
-        def form(*args, name=function.__name__, **kwargs):
-            raise unsupported(name, (args, kwargs), reason, remedy)
+    @form_of_each(functions)
+    def form(function, *args, **kwargs):
+        raise unsupported(function.__name__, (args, kwargs), reason, remedy)
 
 
 def own_steps(function):
@@ -156,14 +154,6 @@ def into_plain(form, name, target, *args, **kwargs):
     else:
         take_axes(target.base, output, view)
     return target
-
-
-@contextmanager
-def aside():
-    '''A context for what is not a part of the running pass: a graph can be made here also in inference mode, and no
-    checkpoint counts what the graph keeps.'''
-    with torch.inference_mode(False), torch.autograd.graph.saved_tensors_hooks(*[lambda tensor: tensor] * 2):
-        yield
 
 
 def plain(obj):

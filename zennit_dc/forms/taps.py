@@ -6,6 +6,7 @@ What a hook sees in a backward pass that makes a map is this map at the pair, fo
 is defined for linear functions, such as masks of channels. Where a batch norm is part of the layer before it, the
 layer's output is that of the norm, as with Zennit's canonizers.
 '''
+import sys
 import weakref
 from collections import OrderedDict
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS
 from .hooks import ChangedGradient
-from .reading import reading
+from .reading import reading_form
 from .table import getters
 
 
@@ -169,8 +170,7 @@ def require_above(pair, name):
         )
 
 
-@split_form(*getters('requires_grad'))
-@reading
+@reading_form(*getters('requires_grad'))
 def requires_grad(pair, *args):
     '''Whether a pair has a graph. A hook of a module that asks for it, as Captum's do, may differentiate by it.'''
     if has_graph(pair) and is_in_hook():
@@ -178,8 +178,7 @@ def requires_grad(pair, *args):
     return has_graph(pair)
 
 
-@split_form(torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)
-@reading
+@reading_form(torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)
 def require_grad(pair, requires_grad=True):
     if not requires_grad and has_graph(pair):
         raise unsupported('requires_grad = False', (pair,), remedy='call detach(), which returns a plain tensor')
@@ -194,18 +193,17 @@ def require_grad(pair, requires_grad=True):
 def is_in_hook():
     '''Whether a hook of a module runs.'''
     name = None
-    for frame, _ in walk_stack(None):
+    for frame, _ in walk_stack(sys._getframe()):
         if frame.f_globals.get('__name__') == 'torch.nn.modules.module':
             return name not in ('forward', '__call__')
         name = frame.f_code.co_name
     return False
 
 
-@split_form(*getters('grad_fn'))
-@reading
+@reading_form(*getters('grad_fn'))
 def grad_fn(pair, *args):
     '''That of the difference.'''
-    if any(frame.f_globals.get('__name__', '').startswith('torch._dynamo') for frame, _ in walk_stack(None)):
+    if any(frame.f_globals.get('__name__', '').startswith('torch._dynamo') for frame, _ in walk_stack(sys._getframe())):
         raise unsupported(
             'the graph of a split pair (read by torch.compile)', (pair,),
             remedy='explain the module that is not compiled'
@@ -215,8 +213,7 @@ def grad_fn(pair, *args):
     return pair.values[0].grad_fn
 
 
-@split_form(torch.Tensor.register_hook)
-@reading
+@reading_form(torch.Tensor.register_hook)
 def register_hook(pair, hook):
     tap = tap_of(pair)
     hooks = OrderedDict() if tap is None else tap.kept.hooks
@@ -225,23 +222,20 @@ def register_hook(pair, hook):
     return handle
 
 
-@split_form(torch.Tensor.retain_grad)
-@reading
+@reading_form(torch.Tensor.retain_grad)
 def retain_grad(pair):
     if (tap := tap_of(pair)) is not None:
         tap.kept.retains = True
 
 
-@split_form(*getters('grad'))
-@reading
+@reading_form(*getters('grad'))
 def gradient_of(pair, *args):
     require_above(pair, 'grad')
     tap = vars(pair).get('tap')
     return None if tap is None else tap.kept.gradient
 
 
-@split_form(torch.Tensor.grad.__set__)
-@reading
+@reading_form(torch.Tensor.grad.__set__)
 def set_gradient(pair, value):
     if (tap := vars(pair).get('tap')) is not None:
         tap.kept.gradient = value
@@ -249,8 +243,7 @@ def set_gradient(pair, value):
 
 # backward passes from and to pairs
 
-@split_form(torch.autograd.backward, torch.Tensor.backward)
-@reading
+@reading_form(torch.autograd.backward, torch.Tensor.backward)
 def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, inputs=None, **kwargs):
     grad_tensors = kwargs.pop('gradient', grad_tensors)
     if any(isinstance(each, SplitTensor) for each in flatten(inputs)[0]):
@@ -259,8 +252,7 @@ def backward(tensors, grad_tensors=None, retain_graph=None, create_graph=False, 
     torch.autograd.backward(starts, seeds, retain_graph, create_graph, inputs=inputs)
 
 
-@split_form(torch.autograd.grad)
-@reading
+@reading_form(torch.autograd.grad)
 def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=False, only_inputs=True, **kwargs):
     starts, seeds = started(outputs, grad_outputs, 'grad')
     taps = [tap_at(each, 'grad') if isinstance(each, SplitTensor) else None for each in inputs]
