@@ -58,7 +58,7 @@ class Embedding(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
-        leaves = flatten((args, kwargs))[0]
+        leaves, structure = flatten((args, kwargs))
         own = [(tokens, pair) for tokens, pair in self.known if any(tokens is leaf for leaf in leaves)]
         if not own:
             return output
@@ -69,22 +69,11 @@ class Embedding(TorchFunctionMode):
             is_embedding = function is F.embedding or name in ('getitem', 'index_select')
             return embedded(output, own[0][1]) if is_embedding else output
         if name in MOVING:
-            moved = function(*in_place_of(args, own), **in_place_of(kwargs, own))
-            self.known += zip(outputs_of(output), outputs_of(moved))
+            args, kwargs = structure([next((pair for tokens, pair in own if tokens is leaf), leaf) for leaf in leaves])
+            self.known += zip(flatten(output)[0], flatten(function(*args, **kwargs))[0])
         elif name in CHANGING and torch.is_tensor(output) and output.shape == own[0][0].shape:
             self.known.append((output, own[0][1]))
         return output
-
-
-def outputs_of(output):
-    '''What a function returns, one or several.'''
-    return list(output) if isinstance(output, (tuple, list)) else [output]
-
-
-def in_place_of(obj, known):
-    '''Arguments with the pairs that stand for tokens.'''
-    leaves, structure = flatten(obj)
-    return structure([next((pair for tokens, pair in known if tokens is leaf), leaf) for leaf in leaves])
 
 
 def embedded(output, weights):
