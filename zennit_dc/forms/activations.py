@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..core.blocks import activated, activation, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import aside, in_place_or_new, missing, overloads, require_evaluation, torch_form
+from .table import aside, in_place_or_new, missing, overloads, refuse_random, torch_form
 
 
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
@@ -26,7 +26,7 @@ for name in (
         training = train if training is None else training
         # as in torch.nn.functional, whose dropouts are on where nothing is said, but for the alpha dropouts
         training = name not in ('alpha_dropout', 'feature_alpha_dropout') if training is None else training
-        require_evaluation(training and p > 0, name, pair)
+        refuse_random(training and p > 0, name, pair)
         return pair
 
 
@@ -158,7 +158,7 @@ def leaky_relu(pair, negative_slope=0.01):
 @torch_form('rrelu', inplace=('rrelu_',))
 @in_place_or_new
 def rrelu(pair, lower=1. / 8, upper=1. / 3, training=False):
-    require_evaluation(training, 'rrelu', pair)
+    refuse_random(training, 'rrelu', pair)
     return leaky(pair, (lower + upper) / 2, lambda tensor: F.rrelu(tensor, lower, upper, False))
 
 

@@ -7,7 +7,7 @@ from ..core.blocks import route
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .arithmetic import valued
-from .table import plain, refuse_pairs, require_evaluation
+from .table import plain, refuse_pairs, refuse_random
 
 
 def lstm_step(gates, states, recur):
@@ -98,7 +98,7 @@ def register_recurrent(name):
             return packed(function, step, input, states, weights, *settings)
         refuse_pairs(name, weights)
         _, layers, dropout, training, bidirectional, batch_first = settings
-        require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
+        refuse_random(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
         if not isinstance(input, SplitTensor):
             raise unsupported(name, (states,), ' for a constant input with states that depend on the input')
 
@@ -119,7 +119,7 @@ def packed(function, step, data, sizes, states, weights, *settings):
     '''A recurrent layer of packed sequences: of padded ones, whose states stay where they have ended.'''
     refuse_pairs(function.__name__, weights)
     _, layers, dropout, training, bidirectional = settings
-    require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {function.__name__}', (data, states))
+    refuse_random(training and dropout > 0 and layers > 1, f'the dropout of {function.__name__}', (data, states))
     if not isinstance(data, SplitTensor):
         raise unsupported(function.__name__, (states,), ' for constant sequences with states that depend on the input')
     active = (torch.arange(int(sizes[0])) < sizes[:, None]).unsqueeze(-1).to(data.device)
