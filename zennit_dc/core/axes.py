@@ -47,7 +47,7 @@ class Axis(NamedTuple):
 
 def axes_of(shape):
     '''The axes of a shape.'''
-    return [Axis.at(shape, index) for index in range(len(shape))]
+    return [Axis(length, math.prod(shape[index + 1:]), index) for index, length in enumerate(shape)]
 
 
 class Place(NamedTuple):
@@ -190,7 +190,7 @@ def note_channels(pair, index):
     '''Note that weights belong to an axis of a pair, which tells which axis of an input has the channels: the only one
     that is there, or none if all are elsewhere. What is known first counts.'''
     index %= pair.values[0].ndim
-    for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels):
+    for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels) if pair.places else ():
         own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
         inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
         if len(inside) == 1 or (not inside and None not in own.values()):
@@ -199,9 +199,10 @@ def note_channels(pair, index):
 
 def mixed(pair, index):
     '''Note that weights mix the entries along an axis of a pair, so that it is no axis of an input any more.'''
-    index %= pair.values[0].ndim
-    pair.places = {key: None if place is not None and place.axis == index else place
-                   for key, place in pair.places.items()}
+    if pair.places:
+        index %= pair.values[0].ndim
+        pair.places = {key: None if place is not None and place.axis == index else place
+                       for key, place in pair.places.items()}
 
 
 def joined(pairs, output):
