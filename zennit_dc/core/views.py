@@ -110,7 +110,7 @@ def laid_out(tensor, strides):
 
 def written(tensor, layout, path, part):
     '''A copy of a tensor in the layout of another one, with a part written into the view to which a path leads.'''
-    copy = torch.empty_strided(layout.shape, layout.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    copy = tensor.new_empty_strided(layout.shape, layout.stride()).copy_(tensor)
     viewed(path, copy).copy_(part)
     return copy
 
