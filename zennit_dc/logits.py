@@ -1,4 +1,4 @@
-'''Any model as one that takes one tensor and returns one, as attributors have it.'''
+'''Any model as one that takes one tensor and returns one tensor, as attributors expect it.'''
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,14 +12,14 @@ from .core.pair import require_choice
 from .forms.table import overloads, plain
 
 
-NAMES = ('logits', 'out')  # what models call what is explained, where they return more
+NAMES = ('logits', 'out')  # of what is explained in the output of a model that returns more
 SOFTMAX = overloads('softmax', 'log_softmax') | {torch.special.softmax, torch.special.log_softmax}
 
 
 class Logits(Module):
-    '''A model that returns one tensor of all that another one returns, for Zennit's attributors, Captum and others.
+    '''A model that returns one tensor of another model's output, for the attributors of Zennit, Captum and others.
 
-    It shares parameters and modules with the other model, which have the same names in it, and changes nothing in it.
+    It shares the other model's parameters and modules under their names, and changes nothing in that model.
 
     Parameters
     ----------
@@ -27,18 +27,18 @@ class Logits(Module):
         The model, which may return a tensor, tuple, list, dict or dataclass.
     output : str or int, optional
         The key, attribute or index of the tensor in the output. Default is ``'logits'`` or ``'out'``, or the only
-        tensor that there is but for scalars.
+        tensor that is no scalar.
     input : str, optional
         The name of the keyword that takes the tensor. Default is the first positional argument.
     drop : {None, 'softmax'}, optional
-        Leave out the softmax or log_softmax at the very end of the model, so that its logits are explained, which are
-        sums and can be split, and not its probabilities.
+        Leave out the softmax or log_softmax at the very end of the model, so that its logits are explained rather than
+        its probabilities. Logits are sums, which can be split.
 
     Raises
     ------
     ValueError
-        When called, if the output does not have such a tensor, with all that it has; or if the model does not end
-        with a softmax that is to be dropped.
+        When called, if the output has no such tensor, with a list of what it has; or if the model does not end with
+        the softmax that is to be dropped.
     '''
     model: Module
 
@@ -101,8 +101,8 @@ class Logits(Module):
         return output
 
     def last_softmax(self, args: tuple, kwargs: dict) -> int:
-        '''The number of the softmax that is the end of the model, counted by running it without a graph, on copies that
-        need no gradient, as Zennit's hooks expect a graph of all that needs one.'''
+        '''The number of the softmax at the end of the model. To count it, the model is run without a graph, on copies
+        that need no gradient, as Zennit's hooks expect a graph of all that needs one.'''
         leaves, structure = flatten((args, kwargs))
         args, kwargs = structure([
             leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in map(plain, leaves)
@@ -114,7 +114,7 @@ class Logits(Module):
         return calls.count
 
     def tensor_of(self, output: Any) -> Tensor:
-        '''The tensor that is chosen of an output.'''
+        '''The chosen tensor of an output.'''
         if isinstance(output, torch.Tensor):
             if self.output is not None:
                 raise ValueError(f'the model returns one tensor, and nothing named {self.output!r}: leave out output')
@@ -139,7 +139,7 @@ class Logits(Module):
         return found[0]
 
     def extra_repr(self) -> str:
-        '''What is chosen.'''
+        '''The parameters that are given.'''
         given = {name: getattr(self, name) for name in ('output', 'input', 'drop')}
         return ', '.join(f'{name}={value!r}' for name, value in given.items() if value is not None)
 
@@ -167,7 +167,7 @@ class SoftmaxCalls(TorchFunctionMode):
     count : int
         The number of calls so far.
     last : :py:class:`torch.Tensor` or None
-        What the call that is left out has returned, or the last one if there is none such.
+        What the call that is left out has returned, or the last call if none is left out.
     '''
     def __init__(self, dropped: int | None = None):
         super().__init__()
@@ -178,9 +178,7 @@ class SoftmaxCalls(TorchFunctionMode):
         if function not in SOFTMAX:
             return function(*args, **kwargs)
         self.count += 1
-        if self.count == self.dropped:
-            self.last = args[0] if args else kwargs['input']
-            return self.last
-        output = function(*args, **kwargs)
-        self.last = output if self.dropped is None else self.last
+        scores = args[0] if args else kwargs.get('input')
+        output = scores if self.count == self.dropped else function(*args, **kwargs)
+        self.last = output if self.dropped in (None, self.count) else self.last
         return output

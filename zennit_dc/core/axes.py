@@ -1,31 +1,40 @@
-'''The axes of samples and channels, and those of the input: where they are in what is made of a pair, and samples laid
-along the first one.'''
+'''Where the axes of samples, of channels and of inputs are in a pair, and tensors with their samples first.'''
 import math
 from itertools import pairwise
 from typing import NamedTuple
 
 
 class Axis(NamedTuple):
-    '''An axis of a tensor: its length; how many entries there are for each step along it, in row-major order, which
-    reshaping does not change; and its index, or None where it is a part of an axis, or of several.'''
+    '''An axis of samples or channels, which may be a part of an axis of a tensor, or consist of several.
+
+    Parameters
+    ----------
+    length : int
+        Its length.
+    entries : int
+        The number of entries of the tensor for each step along it, in row-major order. Reshaping does not change it.
+    index : int or None
+        Its index, or None where it is not exactly one axis of the tensor.
+    '''
     length: int
     entries: int
     index: int | None
 
     @classmethod
     def at(cls, shape, index):
-        '''The axis of an index.'''
+        '''The axis with an index in a shape.'''
         return cls(shape[index], math.prod(shape[index:][1:]), index % len(shape))
 
     def reshaped(self, shape):
-        '''This axis where the entries are in another shape.'''
+        '''This axis in another shape of the same entries.'''
         found = [axis.index for axis in axes_of(shape) if axis[:2] == self[:2]]
         # axes of length one that follow each other cannot be told apart
         return self._replace(index=self.index if self.index in found else found[0] if found else None)
 
     def within(self, old, new, count):
-        '''This axis in what is made of some tensors of one shape, without its index. It is known if the axes of other
-        lengths come after it, or if the tensors are joined one after the other, each with this axis as a whole.'''
+        '''This axis, without its index, in a new shape of what is made of a number of tensors of an old shape. It is
+        known if all axes whose lengths change come after it, or if the tensors are joined one after the other, each
+        with this axis as a whole.'''
         first = next((index for index, lengths in enumerate(zip(old, new)) if len(set(lengths)) > 1), len(old))
         before, after = math.prod(old[first:]), math.prod(new[first:])
         # axes of length one may have been taken for another
@@ -38,11 +47,11 @@ class Axis(NamedTuple):
 
 def axes_of(shape):
     '''The axes of a shape.'''
-    return [Axis.at(shape, index) for index in range(len(shape))]
+    return [Axis(length, math.prod(shape[index + 1:]), index) for index, length in enumerate(shape)]
 
 
 class Place(NamedTuple):
-    '''Where an axis of an input is in what is made of it, as an axis or a part of one.
+    '''Where an axis of an input is in a tensor that is made of the input: as an axis, or as a part of one.
 
     Parameters
     ----------
@@ -70,11 +79,11 @@ class Place(NamedTuple):
 
     @classmethod
     def of_input(cls, axis, length):
-        '''That of an input itself.'''
+        '''The place of an axis in the input itself.'''
         return cls(axis, length, 1, 0, 0, (0., float(length)))
 
     def extent(self):
-        '''How many entries of the input it is about.'''
+        '''The number of entries along the input's axis that it is about.'''
         return abs(self.window[1] - self.window[0])
 
     def is_whole(self, shape):
@@ -82,7 +91,7 @@ class Place(NamedTuple):
         return self.step == 1 and self.length == shape[self.axis]
 
     def within(self, start, end, length):
-        '''This place where a part of it is left, from start to end, at a number of places.'''
+        '''This place where only the part from start to end is left, with another length.'''
         if 0 < self.length - length <= self.surplus:
             return self._replace(length=length, surplus=self.surplus - (self.length - length))
         low, high = self.window
@@ -90,8 +99,8 @@ class Place(NamedTuple):
         return self._replace(length=length, window=(low + start * scale, low + end * scale))
 
     def cut(self, axis, coordinates, total):
-        '''This place where entries of its axis are left, which had a total number of them, or None if it is not known.
-        The axis has another index then.'''
+        '''This place where only the entries with some coordinates are left of a total number along its axis, or None if
+        it is not known. The axis has another index then.'''
         if not coordinates:
             return None
         count, start, steps = len(coordinates), coordinates[0], {two - one for one, two in pairwise(coordinates)} or {1}
@@ -112,8 +121,8 @@ class Place(NamedTuple):
         return self._replace(axis=axis, length=length, surplus=self.surplus + grown)
 
     def reshaped(self, old, new):
-        '''This place where the entries are in another shape, or None if it is not known. Where its axis is taken
-        apart, it is the coarser part.'''
+        '''This place in another shape of the same entries, or None if it is not known. Where the axis is taken apart,
+        this is the place of its coarser part.'''
         behind = math.prod(old[self.axis + 1:])
         if self.first or self.behind:
             index = Axis.at(old, self.axis).reshaped(new).index
@@ -137,8 +146,8 @@ def input_places(index, shape, samples=0):
 
 
 def reshaped_places(places, old, new):
-    '''The places of inputs in another shape. Where an axis is taken apart, its finer part is kept under the index
-    -1 - axis, until it is summed over or both are one again.'''
+    '''The places of the axes of inputs in another shape of the same entries. Where an axis is taken apart, the place of
+    its finer part has the key -1 - axis until this part is summed over or both parts are one axis again.'''
     found = {}
     for (source, axis), place in places.items():
         moved = place and place.reshaped(old, new)
@@ -159,8 +168,9 @@ def reshaped_places(places, old, new):
 
 
 def joined_places(parts, shape):
-    '''The places of inputs in what is made of several tensors, given by their places and shapes, with axes counted from
-    the last one as broadcasting does. Where they differ, those count that know more.'''
+    '''The places of the axes of inputs in a tensor that is made of several others, of which the places and shapes are
+    given. Axes are counted from the last one, as broadcasting does. Where they differ, the longest counts, if
+    there is only one.'''
     found = {}
     for key in {key: None for places, _ in parts for key in places}:
         moved = [(place, own, axis) for places, own in parts if (place := places.get(key)) is not None
@@ -177,10 +187,10 @@ def joined_places(parts, shape):
 
 
 def note_channels(pair, index):
-    '''Note that weights are those of an axis of a pair, which tells which axis of an input has the channels: the only
-    one of it that is there, or none of them. The first such axis counts.'''
+    '''Note that weights belong to an axis of a pair, which tells which axis of an input has the channels: the only one
+    that is there, or none if all are elsewhere. What is known first counts.'''
     index %= pair.values[0].ndim
-    for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels):
+    for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels) if pair.places else ():
         own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
         inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
         if len(inside) == 1 or (not inside and None not in own.values()):
@@ -188,15 +198,16 @@ def note_channels(pair, index):
 
 
 def mixed(pair, index):
-    '''Note that the places along an axis of a pair are mixed by weights.'''
-    index %= pair.values[0].ndim
-    pair.places = {key: None if place is not None and place.axis == index else place
-                   for key, place in pair.places.items()}
+    '''Note that weights mix the entries along an axis of a pair, so that it is no axis of an input any more.'''
+    if pair.places:
+        index %= pair.values[0].ndim
+        pair.places = {key: None if place is not None and place.axis == index else place
+                       for key, place in pair.places.items()}
 
 
 def joined(pairs, output):
-    '''An output that is made of several pairs, with their depth, and with the axes that they agree upon, counted from
-    the last one as broadcasting does.'''
+    '''An output that is made of several pairs, with the largest of their depths and the axes on which they agree. Axes
+    are counted from the last one, as broadcasting does.'''
     output.depth, shape = max(pair.depth for pair in pairs), output.values[0].shape
     shapes = {pair.values[0].shape for pair in pairs}
     if any(pair.places for pair in pairs):
@@ -211,16 +222,16 @@ def joined(pairs, output):
 
 
 def by_sample(tensor, batch):
-    '''A tensor with the samples of an axis first, or with each of its entries as a sample if that is None.'''
+    '''A tensor with its samples first, by their axis. Without an axis, each entry is a sample.'''
     batch = Axis(tensor.numel(), 1, None) if batch is None else batch
     return tensor if leads(batch, tensor.shape) else tensor.reshape(-1, *batch[:2]).movedim(1, 0)
 
 
 def in_shape(rows, batch, shape):
-    '''What :py:func:`by_sample` has made of a tensor, in the shape that the tensor had.'''
+    '''What :py:func:`by_sample` has made of a tensor, in the tensor's own shape again.'''
     return rows if leads(batch, shape) else rows.movedim(0, 1).reshape(shape)
 
 
 def leads(batch, shape):
-    '''Whether samples are the first axis of a shape.'''
+    '''Whether the samples are along the first axis of a shape.'''
     return math.prod(shape) == 0 or (batch is not None and batch.index == 0)

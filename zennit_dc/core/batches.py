@@ -1,5 +1,5 @@
-'''Batches of gradients, and transforms of functions, of which split pairs know nothing: outside of these, the maps are
-taken one after the other.'''
+'''Batches of gradients, and transforms of torch.func. Split pairs know neither: their maps are computed one after the
+other.'''
 from contextlib import contextmanager
 from functools import partial
 
@@ -11,7 +11,7 @@ from .nested import flatten
 
 
 def refused(kind):
-    '''The error for a kind of gradients.'''
+    '''The error for a kind of gradients of which there is no map.'''
     return NotImplementedError(
         f'a model in split form has no map for {kind}: take the map of one output after the other, in a loop of'
         ' torch.autograd.grad(output, input, gradient, retain_graph=True) or with'
@@ -20,8 +20,8 @@ def refused(kind):
 
 
 def each_alone(readout, function, *batches):
-    '''What a function makes of each of the gradients in some batches, a list of tensors or None, and this put together.
-    So are the maps at a layer.'''
+    '''Call a function with each of the gradients in some batches, and stack the lists of tensors or None that it
+    returns. The maps at a layer are stacked as well.'''
     found, saliencies = [], []
     for gradients in zip(*batches):
         readout.saliency = None
@@ -39,7 +39,7 @@ def is_batch(gradient):
 
 
 def refuse_batch(gradient):
-    '''Raise if a gradient stands for several where these are not taken apart.'''
+    '''Raise if a gradient stands for several at a node that does not take them apart.'''
     if is_batch(gradient) or within_transforms():
         raise refused('several gradients in one backward pass from a tensor within the model, or under torch.func.vmap')
 
@@ -50,7 +50,7 @@ def maps_of_batch(readout, function, gradient, outputs, parameters):
     Parameters
     ----------
     readout : :py:class:`~zennit_dc.streams.Readout`
-        What keeps the map at a layer.
+        The readout, which keeps the map at a layer.
     function : callable
         A function of one gradient that returns the maps of the inputs.
     gradient : :py:class:`torch.Tensor`
@@ -90,7 +90,8 @@ def is_asked_for(leaf):
 # transforms of torch.func
 
 class Transformed(torch.autograd.Function):
-    '''The outputs of a model, which can be differentiated once and in reverse. What is behind them is kept outside.'''
+    '''The outputs of a model, which can be differentiated once and in reverse mode. Their graph is kept outside of the
+    transforms.'''
     @staticmethod
     def forward(graph, *inputs):
         with torch.enable_grad(), saved_tensors_hooks():
@@ -118,8 +119,8 @@ class Transformed(torch.autograd.Function):
 
 
 class Maps(torch.autograd.Function):
-    '''The maps of a model's inputs for gradients at its outputs, or batches of these. The inputs are given as well, so
-    that it is noticed when maps are differentiated.'''
+    '''The maps of a model's inputs for gradients at its outputs, or batches of these. The inputs are arguments too, so
+    that differentiating the maps is noticed.'''
     @staticmethod
     def forward(graph, *gradients):
         seeded = [both for both in zip(graph.outputs, gradients) if both[0].requires_grad and both[1].any()]
@@ -156,13 +157,13 @@ def saved_tensors_hooks():
 
 
 class Graph:
-    '''A model's function of its inputs, what its maps are read by, and the graph of its output once it was run.'''
+    '''A model as a function of its inputs, its readout, and the graph of its outputs once it was run.'''
     def __init__(self, run, readout):
         self.run, self.readout = run, readout
 
 
 def transformed(run, readout, inputs, others):
-    '''The output of a model within transforms of torch.func, of which other tensors than inputs may know nothing.'''
+    '''The output of a model within transforms of torch.func, which may transform its inputs but no other tensors.'''
     if any(torch._C._functorch.is_functorch_wrapped_tensor(each) for each in others):
         raise refused('torch.func by others than the floating point inputs, such as parameters')
     graph = Graph(run, readout)

@@ -1,4 +1,4 @@
-'''The output of the layer at which a map is read: where its places are in the inputs, and what reads the map there.'''
+'''The output of the layer at which a map is read, its places in the inputs, and what reads the map there.'''
 from functools import partial
 
 import torch
@@ -21,12 +21,12 @@ class LayerOutput:
     where : str
         The layer, as it is called in errors.
     pair : :py:class:`~zennit_dc.core.pair.SplitTensor`
-        The output. The map is read there, or after an activation, of whose input nothing else may be made then.
+        The output. The map is read there, or after the activation that is all that follows.
 
     Attributes
     ----------
     pair : :py:class:`~zennit_dc.core.pair.SplitTensor` or None
-        The output, as long as it matters what is made of it.
+        The output, as long as the functions that are called on it matter.
     graph : bool
         Whether operations had a graph when the layer ended.
     is_read : bool
@@ -41,8 +41,8 @@ class LayerOutput:
         self.channels = None if place is None else len(self.shape) + place
 
     def locate(self, split_pass, is_last=False):
-        '''Find the places of the output, if it is known already where the input that has them has its channels. At the
-        end of the model it is decided.'''
+        '''Find the places of the output, if the input's axis of channels is known already. At the end of the model,
+        what is likely counts.'''
         if self.location is None and split_pass.probe is None:
             self.location = self.located(split_pass, is_last)
 
@@ -53,7 +53,7 @@ class LayerOutput:
         channels = {index: channels_of(split_pass, index, given.get(index), is_last) for index in sources}
         known = [index for index in sources if channels[index] != ()]
         for index in known if grid is None else ():
-            places = followed(self.shape, self.places_of(split_pass, index), channels[index], self.channels, index)
+            places = followed(self.shape, self.input_places(split_pass, index), channels[index], self.channels, index)
             if places is not None:
                 return places
         if not is_last and known != sources:
@@ -66,18 +66,18 @@ class LayerOutput:
         return likely
 
     def likely(self, index, shape, channels, grid):
-        '''The places of the output for all that its shape says.'''
+        '''The places of the output for all that its shape says, in an input of a shape with its samples first.'''
         axes = tuple(axis for axis in range(1, len(shape)) if axis != channels)
         count = shape[channels] if channels in range(len(shape)) else 1
         arranged = shape[0], count, *(shape[axis] for axis in axes)
         return places_of(self.where, self.shape, arranged, self.channels, grid)._replace(source=index, axes=axes)
 
-    def places_of(self, split_pass, index):
-        '''The places of an input's axes; where they are lost, those of the only axis that is as long as tokens were
-        where they were known.'''
+    def input_places(self, split_pass, index):
+        '''The places of an input's axes in the output. Those that are lost are taken to be along the only axis that is
+        as long as an axis of tokens was along which they were known.'''
         shape, tokens = split_pass.shape_of(index), split_pass.tokens
-        is_whole = {axis: self.places.get((index, -1 - axis)) is None for axis in range(len(shape))}
-        own = {axis: self.places.get((index, axis)) if is_whole[axis] else None for axis in is_whole}
+        own = {axis: self.places.get((index, axis)) if self.places.get((index, -1 - axis)) is None else None
+               for axis in range(len(shape))}
         if None not in own.values():
             return own
         along = [axis for axis, length in enumerate(self.shape) if axis not in (0, self.channels) and length in tokens]
@@ -102,7 +102,7 @@ def channels_of(split_pass, index, given, is_last):
 
 
 def require_one_map(where, output, is_known):
-    '''Raise an error if there is not one map at a layer's output, as where one is known already.'''
+    '''Raise an error if there is not one map at a layer's output, or if the output is known already.'''
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(f'{where} is run again in the backward pass by a checkpoint: read the map outside of it')
     if not isinstance(output, SplitTensor):
@@ -117,8 +117,8 @@ def require_one_map(where, output, is_known):
 
 
 def sequence_of(module, output):
-    '''The tensor in a layer's output at which a map is read: of recurrent layers, the outputs of all steps; of a layer
-    that returns several values, the only one that depends on the input.'''
+    '''The tensor in a layer's output at which a map is read. Of recurrent layers, it has the outputs of all steps. Of
+    other layers that return several values, it is the only one that depends on the input.'''
     if isinstance(module, torch.nn.RNNBase):
         return output[0]
     pairs = pairs_in(output)

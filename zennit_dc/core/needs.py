@@ -1,4 +1,4 @@
-'''Options that a model needs, taken where a function has no exact split form, and what is said of them.'''
+'''The options that a composite takes where a function has no exact split form, and what is said of them.'''
 import functools
 import warnings
 import weakref
@@ -14,18 +14,18 @@ from .table import OVERLAYS
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
-'''The options by their names on the command line, those first that leave the output as it is.'''
+'''The options by their names on the command line. Those that leave the output as it is come first.'''
 LOGITS = 'explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of the model'
 LARGEST_DEVIATION = .01
 
 
 class Choices:
-    '''The options that a composite has taken for models by itself, and what else has turned out about them.
+    '''The options that a composite has taken by itself, and what else has turned out, for each model.
 
     Parameters
     ----------
     automatic : bool
-        Whether it takes any. If not, an error names those that have a form for a function.
+        Whether the composite takes any. If not, an error names the options that have a form for a function.
     '''
     def __init__(self, automatic=False):
         self.automatic = automatic
@@ -33,12 +33,12 @@ class Choices:
         self.known = weakref.WeakKeyDictionary()  # what made a pass of a model start over, see StartOver
 
     def apply(self, root):
-        '''Apply what was taken for a model, and return the applied instances.'''
+        '''Apply the options that were taken for a model, and return the applied instances.'''
         return [instance for name in self.chosen.get(root, {}) for instance in OPTIONS[name]().apply(root)]
 
     def add(self, root, error):
-        '''Take the first option with a form for the function that an error names, of those that leave the output as it
-        is, and return the applied instances; or raise the error if that would not help.'''
+        '''Take the first option that has a form for the function of an error and leaves the output as it is, and return
+        the applied instances. Raise the error if there is none that would help.'''
         applied = {type(option) for option in OVERLAYS.get(root, ())}
         helpful = [name for name in OPTIONS if error.name in functions_of(name)]
         if not helpful or any(OPTIONS[name] in applied for name in helpful):
@@ -51,8 +51,17 @@ class Choices:
         return OPTIONS[exact[0]]().apply(root)
 
     def report(self, root, output, original, left_out):
-        '''Warn once of what was taken for a model, and where its output deviates much from the original one, which is
-        the value of a function, as is what is said of the part of the score that is left out.'''
+        '''Warn once of the options that were taken for a model, and of an output that deviates much from the original.
+
+        Parameters
+        ----------
+        root : :py:class:`torch.nn.Module`
+            The model.
+        output : object
+            Its output in split form.
+        original, left_out : callable
+            Functions without arguments that return the original output, and what :py:func:`left_out` says.
+        '''
         chosen = self.chosen.get(root, {})
         changed = not all(option.is_exact for option in OVERLAYS.get(root, ()))
         if root in self.reported or not (chosen or changed):
@@ -81,7 +90,7 @@ def functions_of(name):
 
 
 def request(error, options):
-    '''The words for a function without an exact split form for which options have one.'''
+    '''What the error says for a function that has no exact split form, but has one in options.'''
     makers = ' or '.join(f'{OPTIONS[name].__name__}() (--canonizer {name})' for name in options)
     instead = f'; or {LOGITS}, if it ends there' if 'softmax' in error.name else ''
     return (
@@ -91,7 +100,7 @@ def request(error, options):
 
 
 def refuse_probabilities(output):
-    '''Raise if all that a model returns of its inputs is what softmax returns.'''
+    '''Raise if all split pairs in a model's output are probabilities, as softmax returns them.'''
     pairs = pairs_in(output)
     if pairs and all(PROBABILITY in pair.facts for pair in pairs):
         raise NotImplementedError(
@@ -165,7 +174,7 @@ def left_out(canonizer, call, inputs):
 
 
 def relative_deviation(output, original):
-    '''The largest deviation of an output, in parts of the spread of the logits.
+    '''The largest deviation of an output from the original one, as a multiple of the spread of the logits.
 
     Parameters
     ----------

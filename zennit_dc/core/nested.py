@@ -1,7 +1,8 @@
-'''Nested tuples, lists, dicts and dataclasses, in which models take their inputs and return their outputs; and nested
+'''Nested tuples, lists, dicts and dataclasses, in which models take their inputs and return their outputs, and nested
 modules.'''
 import copy
 import dataclasses
+from functools import partial
 from itertools import islice
 
 from torch.nn import Module
@@ -9,7 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
 def entries_of(obj):
-    '''The entries of a container by their keys, names or indices, or None if an object is none.
+    '''The entries of a container by their keys, names or indices, or None if an object is no container.
 
     Parameters
     ----------
@@ -35,21 +36,19 @@ def rebuilt(obj, values):
     if isinstance(obj, (tuple, list)):
         return obj._make(values) if hasattr(obj, '_make') else type(obj)(values)
     output = copy.copy(obj)
+    change = output.__setitem__ if isinstance(obj, dict) else partial(object.__setattr__, output)  # if frozen, too
     for key, value in zip(entries_of(obj), values):
-        if isinstance(obj, dict):
-            output[key] = value
-        else:
-            object.__setattr__(output, key, value)  # which frozen dataclasses allow
+        change(key, value)
     return output
 
 
 def flatten(obj):
-    '''The leaves of nested containers in their order, and a function that makes the same structure of other leaves.
+    '''The leaves of nested containers in their order, and a function that puts other leaves into the same structure.
 
     Parameters
     ----------
     obj : object
-        Nested containers of those that :py:func:`entries_of` knows, or that are registered to PyTorch's trees.
+        Nested containers that :py:func:`entries_of` knows, or that are registered to PyTorch's trees.
 
     Returns
     -------
@@ -73,7 +72,7 @@ def flatten(obj):
 
 def modules_of(root):
     '''The modules of a model, each once and in the order of :py:meth:`torch.nn.Module.modules`, which takes several
-    times as long for their names. This is for what is asked in every forward pass.'''
+    times as long, as it makes their names. Every forward pass asks for the modules.'''
     found, left = {}, [root]
     while left:
         module = left.pop()

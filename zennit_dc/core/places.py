@@ -1,5 +1,4 @@
-'''Layers as places in the image: where a layer's output has its channels and its places, and maps of it in the input's
-size.'''
+'''The places of a layer's output: which parts of an input its entries are about, and its maps in the input's size.'''
 import math
 from typing import NamedTuple
 
@@ -120,8 +119,9 @@ def followed(shape, places, input_channels=None, channels=None, source=0):
 
 
 def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
-    '''The places of a layer's output, which are the input's at another resolution: as spatial axes, before or after the
-    channels, or as tokens in row-major order, before which there may be others, as a class token and registers.
+    '''The places of a layer's output for all that its shape says. They are those of the input at another resolution: as
+    spatial axes, before or after the channels, or as tokens in row-major order. Other tokens may come before these, as
+    a class token and registers.
 
     Parameters
     ----------
@@ -190,14 +190,14 @@ def places_at(shape, channels, grid, size):
 
 
 def require_channels(channels):
-    '''The index of an input's axis of channels as it is given, or a ValueError if it cannot be one.'''
+    '''The index of an input's axis of channels, as it is given, or a ValueError if it cannot be one.'''
     if channels is None or channels == () or (type(channels) is int and channels != 0):
         return channels
     raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
 
 
 def given_channels(channels, shape):
-    '''The index of an input's axis of channels as it is given for this shape, or None for ().'''
+    '''The index that is given for an input's axis of channels, counted from the first axis, or None for ().'''
     if channels == ():
         return None
     if not -len(shape) < channels < len(shape):
@@ -206,7 +206,7 @@ def given_channels(channels, shape):
 
 
 def likely_channels(shape):
-    '''The index of the axis of channels of what has the shape of images, as it cannot be mistaken; else None.'''
+    '''The index of the axis of channels of a shape that is unmistakably that of images, else None.'''
     return 1 if len(shape) > 3 and shape[1] <= 4 < min(shape[2:]) else None
 
 
@@ -220,7 +220,7 @@ def channels_unknown(name, shape):
 
 
 def require_grid(grid, size):
-    '''A grid as a tuple, or a ValueError if it does not have as many positive numbers as there are spatial axes.'''
+    '''A grid as a tuple, or a ValueError if it is not one positive integer for each spatial axis.'''
     if grid is None:
         return None
     numbers = tuple(grid) if isinstance(grid, (tuple, list)) else (grid,)
@@ -230,7 +230,7 @@ def require_grid(grid, size):
 
 
 def channel_axes(shape, size, grid=None):
-    '''The indices, 1 or the last one, which the axis of channels may have for all that the shape says.'''
+    '''The indices that the axis of channels may have for all that the shape says: 1, the last one, both or none.'''
     options = ((1, shape[2:]), (len(shape) - 1, shape[1:-1]))
     if grid is not None:
         return [index for index, spatial in options if spatial == grid]
@@ -240,17 +240,18 @@ def channel_axes(shape, size, grid=None):
 
 
 def distorted(size, input_size):
-    '''Whether spatial axes are so differently long from the input's that one of them is likely to be none.'''
+    '''Whether the ratio of spatial axes is so far from the input's that one of them is likely to be no spatial axis.'''
     strides = [of_input / of_output for of_output, of_input in zip(size, input_size)]
     return max(strides) > 2 * min(strides)
 
 
 def token_grid(tokens, size):
-    '''The grid of the last of a number of tokens over an image of a size, or None if there is none, or more than one.
+    '''The grid of tokens over an image of a size, or None if there is none, or more than one. It consists of the last
+    of a number of tokens.
 
-    It is as long along each axis as the image is in steps of some number of pixels, and leaves fewest tokens before it:
-    up to eight where this number divides the image, else up to two. Where a grid of the latter kind leaves fewer than
-    any of the former, neither is found.
+    Along each axis, the image has as many steps of some number of pixels as the grid has tokens. The grid that leaves
+    fewest tokens before it counts: up to eight where this number of pixels divides the image, else up to two. None is
+    found where a grid of the latter kind leaves fewer than any of the former.
     '''
     exact, rounded = {}, {}
     for step in range(1, max(size) + 1):
@@ -264,7 +265,7 @@ def token_grid(tokens, size):
 
 
 def spread(saliency, input):
-    '''The attribution of a map: its linear upsampling to the input's size, divided evenly among the channels.
+    '''The attribution of a map: its linear upsampling to the input's size, divided evenly among channels.
 
     Parameters
     ----------
@@ -283,8 +284,8 @@ def spread(saliency, input):
 
 
 def laid_over(saliency, shape, axes, windows):
-    '''The attribution of a map at some of an input's axes: its linear upsampling to the windows that it is about,
-    divided evenly among the channels, and among all else along which the map has no places.
+    '''The attribution of a map of places along some of an input's axes: its linear upsampling to the windows that it is
+    about, divided evenly among the entries along all other axes but the first.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
-'''Models of token numbers, as texts are: the split begins at what an embedding makes of them, and the map has one entry
-for each token.'''
+'''Models whose input is token numbers, as for texts. The split begins at the embeddings of the tokens, and the map has
+one entry for each token.'''
 from functools import wraps
 from numbers import Integral
 
@@ -20,12 +20,12 @@ MOVING = frozenset((
     'squeeze', 'stack', 'swapaxes', 't', 'take_along_dim', 'tile', 'transpose', 'unbind', 'unflatten', 'unfold',
     'unsqueeze', 'view', 'vstack',
 ))
-'''Functions that move token numbers.'''
+'''Functions that return the same token numbers at other indices.'''
 CHANGING = frozenset((
     'abs', 'add', 'clamp', 'clip', 'clone', 'contiguous', 'cpu', 'cuda', 'data', 'detach', 'int', 'long', 'masked_fill',
     'mul', 'radd', 'remainder', 'rmul', 'sub', 'to', 'type', 'where',
 ))
-'''Functions after which they are other numbers of the same tokens.'''
+'''Functions that return other numbers for the same tokens.'''
 
 
 def are_tokens(leaf):
@@ -35,14 +35,14 @@ def are_tokens(leaf):
 
 
 def token_weights(tokens, dtype):
-    '''What stands for tokens in a graph: a weight of one for each, whose gradient is the map of the tokens.'''
+    '''A weight of one for each token, which stands for it in the graph. Its gradient is the map of the tokens.'''
     weights = torch.ones(tokens.shape, dtype=dtype, device=tokens.device).requires_grad_(torch.is_grad_enabled())
     weights.tokens = tokens
     return weights
 
 
 class Embedding(TorchFunctionMode):
-    '''A context in which a model is called on token numbers, and their embeddings are split pairs.
+    '''A context in which a model that is called on token numbers gets split pairs from its embeddings.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Embedding(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         output = function(*args, **kwargs)
-        leaves = flatten((args, kwargs))[0]
+        leaves, structure = flatten((args, kwargs))
         own = [(tokens, pair) for tokens, pair in self.known if any(tokens is leaf for leaf in leaves)]
         if not own:
             return output
@@ -69,26 +69,15 @@ class Embedding(TorchFunctionMode):
             is_embedding = function is F.embedding or name in ('getitem', 'index_select')
             return embedded(output, own[0][1]) if is_embedding else output
         if name in MOVING:
-            moved = function(*in_place_of(args, own), **in_place_of(kwargs, own))
-            self.known += zip(outputs_of(output), outputs_of(moved))
+            args, kwargs = structure([next((pair for tokens, pair in own if tokens is leaf), leaf) for leaf in leaves])
+            self.known += zip(flatten(output)[0], flatten(function(*args, **kwargs))[0])
         elif name in CHANGING and torch.is_tensor(output) and output.shape == own[0][0].shape:
             self.known.append((output, own[0][1]))
         return output
 
 
-def outputs_of(output):
-    '''What a function returns, one or several.'''
-    return list(output) if isinstance(output, (tuple, list)) else [output]
-
-
-def in_place_of(obj, known):
-    '''Arguments with the pairs that stand for tokens.'''
-    leaves, structure = flatten(obj)
-    return structure([next((pair for tokens, pair in known if tokens is leaf), leaf) for leaf in leaves])
-
-
 def embedded(output, weights):
-    '''The pair of what an embedding makes of tokens, for which another pair stands.'''
+    '''The pair of an embedding's output, for tokens for which another pair stands.'''
     split_pass = weights.split_pass
     stream_sum = split_pass.sum_of_input(output).to(sum_dtype(output.dtype))
     pair = SplitTensor(*split_pass.embedded(output, stream_sum), split_pass).as_input()
@@ -102,8 +91,8 @@ def embedded(output, weights):
 
 
 def explaining_tokens(grad, canonizers):
-    '''The gradient of an attributor of Zennit, which for token numbers is the map at their embedding, if its composite
-    has a canonizer of a type.'''
+    '''The method ``grad`` of an attributor of Zennit, such that it returns the map at the embedding for token numbers,
+    if its composite has a canonizer of one of the given types.'''
     @wraps(grad)
     def gradient(self, input, attr_output_fn):
         splits = any(isinstance(each, canonizers) for each in getattr(self.composite, 'canonizers', ()))
@@ -116,7 +105,7 @@ def explaining_tokens(grad, canonizers):
 
 
 def relevance_by(attr_output_fn):
-    '''The function that returns what enters at the output, which raises a TypeError if that is the index of a class.'''
+    '''A function that returns what enters at the output, and raises a TypeError if that is the index of a class.'''
     def relevance(output):
         entering = attr_output_fn(output)
         if isinstance(entering, Integral):

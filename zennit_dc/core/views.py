@@ -1,7 +1,7 @@
-'''In-place operations on split pairs, and the views through which others see them. A pair takes a new value, and so do
-the pair that it is a view of, and all other views of that one.
+'''In-place operations on split pairs. A pair that is changed gets a new value, and so do all pairs that share its
+memory: the one of which it is a view, and the other views of that one.
 
-A plain tensor that a pair is written into becomes a pair itself, the same object, until the forward pass ends. What
+A plain tensor into which a pair is written becomes a pair itself, as the same object, until the forward pass ends. What
 ``detach()`` returns is a plain tensor in the memory of a pair's difference.'''
 import gc
 import math
@@ -40,7 +40,7 @@ def as_view(output, source, function):
 
 
 def viewed(path, tensor):
-    '''What a path makes of a whole tensor.'''
+    '''The view of a tensor to which a path leads, or the tensor itself where there is no path.'''
     return tensor if path is None else path(tensor)
 
 
@@ -51,13 +51,13 @@ def sharing(pair):
 
 
 def memory(pair):
-    '''What is equal for pairs whose differences share their memory.'''
+    '''An identifier of the memory of a pair's difference, which views have in common.'''
     return pair.values[0].untyped_storage()._cdata
 
 
 def assign(pair, value):
-    '''Give a pair the value of another one of its shape, as an in-place operation on a tensor would: the pair of which
-    it is a view, and the other views of that one, change as well.
+    '''Give a pair the value of another one of its shape, as an in-place operation on a tensor does. All pairs that
+    share its memory change as well.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def assign(pair, value):
 
 
 def seen_parts(layout, pair, others):
-    '''Whether each of some pairs with the memory of one layout sees anything of what is written to a pair, and whether
-    all that it sees is.'''
+    '''Whether each of some pairs sees any entry that is written to a pair, and whether all that it sees is written.
+    They share memory, in which the whole tensor has a layout.'''
     with untraced():  # as shapes and strides alone tell
         mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool, device=layout.device).zero_()
         viewed(pair.path, mask).fill_(True)
@@ -104,19 +104,19 @@ def seen_parts(layout, pair, others):
 
 
 def laid_out(tensor, strides):
-    '''A tensor in other strides, on which the order of later sums may depend.'''
+    '''A tensor with given strides, on which the order of later sums may depend.'''
     return tensor if tensor.stride() == strides else tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
 
 
 def written(tensor, layout, path, part):
-    '''A copy of a tensor, in the layout of another, with a part written into the view that a path leads to.'''
-    copy = torch.empty_strided(layout.shape, layout.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    '''A copy of a tensor in the layout of another one, with a part written into the view to which a path leads.'''
+    copy = tensor.new_empty_strided(layout.shape, layout.stride()).copy_(tensor)
     viewed(path, copy).copy_(part)
     return copy
 
 
 class NewValue(torch.autograd.Function):
-    '''Another value for a tensor, whose gradient is not changed by it.'''
+    '''Another value for a tensor. The gradient is passed on to the tensor as it is.'''
     @staticmethod
     def forward(ctx, tensor, value):
         ctx.set_materialize_grads(False)
@@ -138,8 +138,8 @@ def with_graph_of(old, new):
 # plain tensors in the memory of a pair
 
 class Lent:
-    '''What is done before the tensors of a pair are read, of whose difference there are plain tensors: to raise if one
-    of them was written to, as the sum does not know of it.'''
+    '''What is done before the tensors of a pair are read, if plain tensors share the memory of its difference: to raise
+    if one of them was written to, as the sum does not know of that.'''
     def __init__(self, tensor):
         self.memory, self.version, self.tensors = tensor.detach(), tensor._version, []
 
@@ -176,7 +176,7 @@ def lend(pair):
 
 
 def refuse_overwritten(pair):
-    '''What is done before the tensors of a pair are read, in whose memory another pair was written: raise.'''
+    '''What is done before the tensors of a pair are read, if another pair was written into its memory: to raise.'''
     pair.pending = refuse_overwritten
     raise unsupported(
         'a split pair into whose memory another one was written, through a tensor of detach() or data,', (pair,),
@@ -190,8 +190,8 @@ REMEDY = 'write to a new tensor, e.g. x.clone(), or make one of its parts with t
 
 
 def become_pair(tensor, split_pass, name):
-    '''Make a plain tensor, into which a pair is to be written, a pair itself, and with it the tensor that it is a view
-    of, and the other views of that one. They are plain tensors again when the forward pass ends.
+    '''Make a plain tensor a pair, before another pair is written into it. The tensor of which it is a view becomes a
+    pair as well, and so do the other views of that one. They are plain tensors again when the forward pass ends.
 
     Parameters
     ----------
@@ -241,7 +241,7 @@ def at_strides(shape, stride, offset, tensor):
 
 
 def adopt(tensor, difference, split_pass, stream_sum=None):
-    '''Let a plain tensor be the pair of a constant.'''
+    '''Make a plain tensor the pair of a constant.'''
     if tensor.requires_grad:
         tensor.detach_()
     tensor.__class__ = SplitTensor
@@ -251,7 +251,7 @@ def adopt(tensor, difference, split_pass, stream_sum=None):
 
 
 def are_all(base, views, split_pass):
-    '''Whether a tensor, some views of it and those that are pairs already are all that share its memory.'''
+    '''Whether only the given tensor, its given views and tensors that became pairs share its memory.'''
     storage = base.untyped_storage()
     adopted = (reference() for reference in split_pass.adopted)
     known = sum(each is not None and each.untyped_storage()._cdata == storage._cdata for each in adopted)
@@ -259,7 +259,8 @@ def are_all(base, views, split_pass):
 
 
 def show_graph(pairs):
-    '''Let pairs that were plain tensors need a gradient where values do, so that foreign functions are noticed.'''
+    '''Let pairs that were plain tensors need a gradient if their values do, so that autograd functions without a form
+    are noticed.'''
     with torch._C.DisableTorchFunctionSubclass():
         for pair in pairs:
             if pair.is_leaf and any(tensor.requires_grad for tensor in pair.values):
@@ -267,8 +268,8 @@ def show_graph(pairs):
 
 
 def overwrite(tensor, split_pass, name):
-    '''Note that a plain tensor, which is about to become another pair, overwrites the pair in whose memory it is.
-    Return whether there is one.'''
+    '''Note that a plain tensor, which is about to become a pair, overwrites another pair if it is in that one's memory.
+    Return whether it does.'''
     lenders = [pair for pair in (reference() for reference in split_pass.lenders) if pair is not None]
     owner = next((pair for pair in lenders if memory(pair) == tensor.untyped_storage()._cdata), None)
     if owner is None:
@@ -283,7 +284,7 @@ def overwrite(tensor, split_pass, name):
 
 
 def become_plain(split_pass, is_done):
-    '''Let the pairs that were plain tensors be these again, with their new values if the forward pass is done.'''
+    '''Make the pairs that were plain tensors such tensors again, with their new values if the forward pass is done.'''
     for tensor in (reference() for reference in split_pass.adopted):
         if tensor is None:
             continue
@@ -297,8 +298,15 @@ def become_plain(split_pass, is_done):
 
 
 def take_axes(target, part, view):
-    '''Note the axes of a pair that was a constant until another one was written into a part of it, which is a view of
-    its memory without values, or None if that is not known.'''
+    '''Note the axes of a pair that was a constant until another one was written into a part of it.
+
+    Parameters
+    ----------
+    target, part : :py:class:`~zennit_dc.core.pair.SplitTensor`
+        The pair, and what was written into a part of it.
+    view : :py:class:`torch.Tensor` or None
+        This part as a view of a tensor without values, if it is known.
+    '''
     axes = axes_of(target.values[0].shape)
     for name in ('batch', 'channels'):
         place, found = part.place(name), None

@@ -6,8 +6,8 @@ MOST = 5  # of the names that are suggested
 
 
 def similar(name, names):
-    '''What may have been meant by a name, as a part of a sentence, which is empty where no other name is like it. The
-    names that contain it as words come first, the shortest before, then those that are spelt alike.'''
+    '''What may have been meant by a name, as a part of a sentence, or nothing where no other name is like it. The names
+    that contain its words come first, the shortest before, and else those that are spelt alike.'''
     spellings = {each.lower(): each for each in names}
     words = set(words_of(name))
     containing = [each for each in names if words and words <= set(words_of(each))]

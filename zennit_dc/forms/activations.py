@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..core.blocks import activated, activation, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import activation_form, form_of_each, missing, overloads, require_evaluation, torch_form
+from .table import activation_form, form_of_each, missing, overloads, refuse_random, torch_form
 
 
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
@@ -25,7 +25,7 @@ def dropout(function, pair, p=0.5, training=None, inplace=False, train=None):
     name, training = function.__name__, train if training is None else training
     if training is None:  # as in torch.nn.functional, whose dropouts are on then, but for alpha dropouts
         training = 'alpha' not in name
-    require_evaluation(training and p > 0, name, pair)
+    refuse_random(training and p > 0, name, pair)
     return pair
 
 
@@ -162,7 +162,7 @@ def leaky_relu(pair, negative_slope=0.01):
 
 @activation_form('rrelu')
 def rrelu(pair, lower=1. / 8, upper=1. / 3, training=False):
-    require_evaluation(training, 'rrelu', pair)
+    refuse_random(training, 'rrelu', pair)
     return leaky(pair, (lower + upper) / 2, lambda tensor: F.rrelu(tensor, lower, upper, False))
 
 

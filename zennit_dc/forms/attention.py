@@ -12,14 +12,14 @@ from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample
 from .statistics import DetachedStatistics, needs_constants
-from .table import follow_axes, own_steps, plain, require_evaluation
+from .table import follow_axes, own_steps, plain, refuse_random
 
 
 @split_form(F.scaled_dot_product_attention, table=DetachedStatistics.forms)
 def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, *, scale=None, enable_gqa=False):
     '''Attention, a positive linear map of the values. Of values that are constants, it is a constant.'''
     split_pass = pass_of((query, key, value, attn_mask))
-    require_evaluation(dropout_p > 0., 'the dropout of attention', (query, key, value))
+    refuse_random(dropout_p > 0., 'the dropout of attention', (query, key, value))
     settings = {'scale': scale, **({'enable_gqa': True} if enable_gqa else {})}  # which torch 2.4 does not know
     note(split_pass, 'scaled_dot_product_attention')
     if not isinstance(value, SplitTensor):

@@ -9,7 +9,7 @@ from ..core.blocks import route
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .arithmetic import valued
-from .table import plain, refuse_pairs, require_evaluation
+from .table import plain, refuse_pairs, refuse_random
 
 
 def lstm_step(gates, states, recur):
@@ -99,7 +99,7 @@ def recurrent(function, step, input, *given):
     states, weights, _, layers, dropout, training, bidirectional, *batch_first = given
     name = function.__name__
     refuse_pairs(name, weights)
-    require_evaluation(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
+    refuse_random(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
     if not isinstance(input, SplitTensor):
         raise unsupported(name, (states,), ' for a constant input with states that depend on the input')
     cells = partial(unrolled, step, weights=list(weights), layers=layers, directions=1 + bidirectional)

@@ -14,7 +14,7 @@ from ..core.registry import split_form
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
 from .linear import batch_norm, with_channels
-from .table import SplitOption, missing, own_steps, plain, require_batch, require_evaluation, torch_form
+from .table import SplitOption, missing, own_steps, plain, refuse_random, require_batch, torch_form
 
 
 class DetachedStatistics(SplitOption):
@@ -115,7 +115,7 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
                   momentum=.1, eps=1e-5):
     if not use_input_stats:
         return batch_norm(pair, running_mean, running_var, weight, bias, False, momentum, eps)
-    require_evaluation(running_mean is not None, 'instance_norm', pair)
+    refuse_random(running_mean is not None, 'instance_norm', pair)
     return grouped(pair, lambda tensor: F.instance_norm(tensor, None, None, weight, bias, True, momentum, eps),
                    pair.values[0].shape[1], weight, bias, eps)
 

@@ -178,7 +178,7 @@ def require_batch(pair, dimensions, name):
         raise unsupported(name, (pair,), f' for an input of shape {tuple(shape)} without a batch axis')
 
 
-def require_evaluation(training, name, pair):
+def refuse_random(training, name, pair):
     '''Raise for a function that draws random numbers.'''
     if training:
         where = called_in(pass_of(pair))
