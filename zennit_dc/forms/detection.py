@@ -32,10 +32,10 @@ def require_features(name, pair, rois):
         raise unsupported(name, (rois,), ' for constant features', 'pass rois.detach()')
 
 
-def averages(name):
-    '''Register an operator that averages features over regions, with coefficients that are not negative.'''
-    @operator_form(name)
-    def average(pair, rois, *settings):
+for operator in ('roi_align', 'ps_roi_align', 'ps_roi_pool'):
+    @operator_form(operator)
+    def average(pair, rois, *settings, name=operator):
+        '''The averages of regions, with coefficients that are not negative.'''
         require_features(name, pair, rois)
         function, rois = getattr(OPERATORS, name), plain(rois)
 
@@ -45,10 +45,6 @@ def averages(name):
 
         output = linear(pair, regions)
         return output if name == 'roi_align' else (output, function(pair.difference.detach(), rois, *settings)[1])
-
-
-for each in ('roi_align', 'ps_roi_align', 'ps_roi_pool'):
-    averages(each)
 
 
 @operator_form('roi_pool')

@@ -23,9 +23,10 @@ DENSE = Dense()
 
 # convolutions
 
-def convolution(pair, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    '''Any convolution, by the parameters of :py:func:`torch.convolution`.'''
-    axes = weight.ndim - 2
+def convolution(pair, weight, bias, stride, padding, dilation, transposed, output_padding, groups, axes=None):
+    '''Any convolution, by the parameters of :py:func:`torch.convolution`, over as many axes as the weight has, or over
+    a given number of them.'''
+    axes = weight.ndim - 2 if axes is None else axes
     name = f'conv{"_transpose" * transposed}{axes}d'
     refuse_pairs(name, weight, bias)
     require_batch(pair, axes + 2, name)
@@ -76,19 +77,16 @@ def first_padding(padding, kernel, dilation):
     return (0,) * len(kernel) if padding == 'valid' else padding
 
 
-def register_convolutions(axes):
-    '''Register the convolution of a number of axes, and its transpose.'''
-    @torch_form(f'conv{axes}d')
-    def conv(pair, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return convolution(pair, weight, bias, stride, padding, dilation, False, 0, groups)
-
-    @torch_form(f'conv_transpose{axes}d')
-    def conv_transpose(pair, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        return convolution(pair, weight, bias, stride, padding, dilation, True, output_padding, groups)
-
-
 for number in (1, 2, 3):
-    register_convolutions(number)
+    @torch_form(f'conv{number}d')
+    def conv(pair, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, axes=number):
+        return convolution(pair, weight, bias, stride, padding, dilation, False, 0, groups, axes)
+
+    @torch_form(f'conv_transpose{number}d')
+    def conv_transpose(
+        pair, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, axes=number
+    ):
+        return convolution(pair, weight, bias, stride, padding, dilation, True, output_padding, groups, axes)
 
 
 # products with constant matrices, and of pairs
