@@ -255,7 +255,6 @@ def builtin_batch_norm(pair, weight, bias, mean, variance, training, momentum, e
 
 # linear operations without weights
 
-register(overloads('mean', 'sum', 'trace'), follow_axes, linear)
 register(
     overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), same_axes, linear
 )
@@ -267,3 +266,10 @@ for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
         if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
             raise unsupported('an average', (pair,), ' for a negative divisor_override')
         return form(pair, *args, **kwargs)
+
+
+for function in overloads('mean', 'sum', 'trace'):
+    @split_form(function)
+    def reduction(pair, *args, function=function, **kwargs):
+        output = linear(pair, lambda tensor: function(tensor, *args, **kwargs))
+        return follow_axes([pair], output, lambda tensor: tensor.sum(*args, **kwargs))  # which torch asks less for
