@@ -167,7 +167,7 @@ def einsum(equation, *operands):
     operands = operands[0] if isinstance(operands[0], (tuple, list)) else operands
     if len(operands) > 2:
         chain, result = operands[0], torch.einsum(equation, *plain(operands))
-        for step, operand in zip(steps_of(equation, len(operands)), operands[1:]):
+        for step, operand in zip(steps_of(equation), operands[1:]):
             chain = torch.einsum(step, chain, operand)
         return valued(chain, result)
     function = partial(torch.einsum, equation)
@@ -176,22 +176,20 @@ def einsum(equation, *operands):
     return follow_axes(operands, linear(operands[0], function), function)
 
 
-def steps_of(equation, count):
+def steps_of(equation):
     '''The equations of products of two, each of what the ones before made and of the next operand. What is neither in a
     later operand nor in the output is summed.'''
     inputs, arrow, output = equation.replace(' ', '').partition('->')
-    terms = [re.findall(r'\.\.\.|\w', term) for term in inputs.split(',')]
-    letters = [label for term in terms for label in term]
-    output = re.findall(r'\.\.\.|\w', output) if arrow else [
-        *['...'] * ('...' in letters), *sorted(label for label in set(letters) if letters.count(label) == 1)
-    ]
-    made, steps = terms[0], []
-    for place in range(1, count):
-        later = {label for term in terms[place + 1:] for label in term} | set(output)
-        kept = output if place == count - 1 else [
-            label for label in dict.fromkeys([*made, *terms[place]]) if label in later
-        ]
-        steps.append(f'{"".join(made)},{"".join(terms[place])}->{"".join(kept)}')
+    made, *others = terms = [re.findall(r'\.\.\.|\w', term) for term in inputs.split(',')]
+    letters, steps = [label for term in terms for label in term], []
+    output = re.findall(r'\.\.\.|\w', output) if arrow else sorted(
+        label for label in {*letters} if label == '...' or letters.count(label) == 1
+    )
+    for count, term in enumerate(others, 1):
+        later = {*output}.union(*others[count:])
+        kept = [label for label in dict.fromkeys([*made, *term]) if label in later]
+        kept = kept if others[count:] else output
+        steps.append(f'{"".join(made)},{"".join(term)}->{"".join(kept)}')
         made = kept
     return steps
 
