@@ -4,7 +4,6 @@ from . import (  # noqa: F401
     arithmetic,
     attention,
     detached,
-    detection,
     exported,
     features,
     foreign,
