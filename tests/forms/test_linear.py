@@ -91,7 +91,7 @@ def test_other_ways_to_call_products_of_matrices(name, function):
 
 @pytest.mark.parametrize('equation, operands', [
     ('bchw,cd,de->behw', [(4, 3), (3, 5)]), ('...w,wv,ev->...e', [(6, 2), (3, 2)]),
-    ('bchw,hi,wj,c', [(6, 2), (6, 3), (4,)]),
+    ('bchw,hi,wj,c', [(6, 2), (6, 3), (4,)]), ('...w,wv,ve', [(6, 2), (2, 3)]),
 ])
 def test_einsum_of_many_operands(equation, operands):
     constants = [weight(*shape).abs() for shape in operands]  # as magnitudes of products of constants else differ

@@ -301,19 +301,13 @@ def dist(value, first, other, p=2):
 
 # pooling
 
-def register_lp_pooling(axes):
-    '''Register the pooling by a p-norm over a number of axes.'''
-    @statistic_form(f'lp_pool{axes}d')
-    def lp_pool(value, pair, norm_type, kernel_size, stride=None, ceil_mode=False):
+for number in (1, 2, 3):
+    @statistic_form(f'lp_pool{number}d')
+    def lp_pool(value, pair, norm_type, kernel_size, stride=None, ceil_mode=False, *, axes=number):
         kernel = per_axis(kernel_size, axes)
         powers = power_of(pair.difference ** norm_type, pair, norm_type)
         means = getattr(F, f'avg_pool{axes}d')(powers, kernel, kernel if stride is None else stride, 0, ceil_mode)
-        total = multiplication(means, math.prod(kernel))
-        return power_of(value, total, 1. / norm_type)
-
-
-for number in (1, 2, 3):
-    register_lp_pooling(number)
+        return power_of(value, multiplication(means, math.prod(kernel)), 1. / norm_type)
 
 
 # softmax

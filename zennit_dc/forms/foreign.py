@@ -1,13 +1,18 @@
-'''What other packages add to torch: the sum of residual networks that Zennit's canonizers make.'''
+'''What other packages add to torch: the sum of residual networks that Zennit's canonizers make, and the operators of
+torchvision, for regions of feature maps and for what is selected of boxes by its values.'''
 import math
 from functools import partial
 
 import torch
+import torchvision  # noqa: F401 (which registers its operators)
 from zennit.layer import Sum
 
-from ..core.pair import SplitTensor
+from ..core.blocks import linear
+from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
-from .table import follow_axes
+from .pooling import pool
+from .reading import reading
+from .table import follow_axes, plain
 
 
 @split_form(Sum)
@@ -21,3 +26,56 @@ def summed(module, stacked):
     count = math.prod(shape[axis] for axis in (module.dim if isinstance(module.dim, (tuple, list)) else [module.dim]))
     shares = stacked.split_pass.rule.shared(stacked, count)
     return follow_axes([stacked], stacked.like(*map(function, shares.tensors)), function)
+
+
+# operators of torchvision
+
+OPERATORS = torch.ops.torchvision
+
+
+def operator_form(name):
+    '''Register a form for an operator of torchvision, if it has any, which it may be built without.'''
+    packet = getattr(OPERATORS, name, None)
+    return split_form(*() if packet is None else (packet,))
+
+
+@operator_form('nms')
+@reading
+def nms(boxes, scores, iou_threshold):
+    '''The indices of the boxes that are left, which are constants.'''
+    return OPERATORS.nms(*plain((boxes, scores)), iou_threshold)
+
+
+def require_features(name, pair, rois):
+    '''Raise where only the boxes are a pair, of which torchvision has no gradient either.'''
+    if not isinstance(pair, SplitTensor):
+        raise unsupported(name, (rois,), ' for constant features', 'pass rois.detach()')
+
+
+for operator in ('roi_align', 'ps_roi_align', 'ps_roi_pool'):
+    @operator_form(operator)
+    def average(pair, rois, *settings, name=operator):
+        '''The averages of regions, with coefficients that are not negative.'''
+        require_features(name, pair, rois)
+        function, rois = getattr(OPERATORS, name), plain(rois)
+
+        def regions(tensor):
+            output = function(tensor, rois.to(tensor.dtype), *settings)
+            return output if isinstance(output, torch.Tensor) else output[0]
+
+        output = linear(pair, regions)
+        return output if name == 'roi_align' else (output, function(pair.difference.detach(), rois, *settings)[1])
+
+
+@operator_form('roi_pool')
+def roi_pool(pair, rois, *settings):
+    '''The maxima of regions.'''
+    require_features('roi_pool', pair, rois)
+    rois = plain(rois)
+    if pair.split_pass.pooling == 'convex':
+        raise unsupported('roi_pool', (pair,), ' of convex streams', 'use pooling=\'wta\'')
+    difference, stream_sum = pair.tensors
+    output, winners = OPERATORS.roi_pool(difference, rois, *settings)
+    samples = rois[:, 0].long()
+    entries = stream_sum.flatten(2)[samples].gather(2, winners.clamp(min=0).flatten(2).long()).view_as(winners)
+    return pool(pair, output, torch.where(winners < 0, 0., entries), None), winners

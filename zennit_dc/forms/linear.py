@@ -23,9 +23,10 @@ DENSE = Dense()
 
 # convolutions
 
-def convolution(pair, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
-    '''Any convolution, by the parameters of :py:func:`torch.convolution`.'''
-    axes = weight.ndim - 2
+def convolution(pair, weight, bias, stride, padding, dilation, transposed, output_padding, groups, axes=None):
+    '''Any convolution, by the parameters of :py:func:`torch.convolution`, over as many axes as the weight has, or over
+    a given number of them.'''
+    axes = weight.ndim - 2 if axes is None else axes
     name = f'conv{"_transpose" * transposed}{axes}d'
     refuse_pairs(name, weight, bias)
     require_batch(pair, axes + 2, name)
@@ -76,19 +77,16 @@ def first_padding(padding, kernel, dilation):
     return (0,) * len(kernel) if padding == 'valid' else padding
 
 
-def register_convolutions(axes):
-    '''Register the convolution of a number of axes, and its transpose.'''
-    @torch_form(f'conv{axes}d')
-    def conv(pair, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
-        return convolution(pair, weight, bias, stride, padding, dilation, False, 0, groups)
-
-    @torch_form(f'conv_transpose{axes}d')
-    def conv_transpose(pair, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
-        return convolution(pair, weight, bias, stride, padding, dilation, True, output_padding, groups)
-
-
 for number in (1, 2, 3):
-    register_convolutions(number)
+    @torch_form(f'conv{number}d')
+    def conv(pair, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, *, axes=number):
+        return convolution(pair, weight, bias, stride, padding, dilation, False, 0, groups, axes)
+
+    @torch_form(f'conv_transpose{number}d')
+    def conv_transpose(
+        pair, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1, *, axes=number
+    ):
+        return convolution(pair, weight, bias, stride, padding, dilation, True, output_padding, groups, axes)
 
 
 # products with constant matrices, and of pairs
@@ -169,7 +167,7 @@ def einsum(equation, *operands):
     operands = operands[0] if isinstance(operands[0], (tuple, list)) else operands
     if len(operands) > 2:
         chain, result = operands[0], torch.einsum(equation, *plain(operands))
-        for step, operand in zip(steps_of(equation, len(operands)), operands[1:]):
+        for step, operand in zip(steps_of(equation), operands[1:]):
             chain = torch.einsum(step, chain, operand)
         return valued(chain, result)
     function = partial(torch.einsum, equation)
@@ -178,22 +176,20 @@ def einsum(equation, *operands):
     return follow_axes(operands, linear(operands[0], function), function)
 
 
-def steps_of(equation, count):
+def steps_of(equation):
     '''The equations of products of two, each of what the ones before made and of the next operand. What is neither in a
     later operand nor in the output is summed.'''
     inputs, arrow, output = equation.replace(' ', '').partition('->')
-    terms = [re.findall(r'\.\.\.|\w', term) for term in inputs.split(',')]
-    letters = [label for term in terms for label in term]
-    output = re.findall(r'\.\.\.|\w', output) if arrow else [
-        *['...'] * ('...' in letters), *sorted(label for label in set(letters) if letters.count(label) == 1)
-    ]
-    made, steps = terms[0], []
-    for place in range(1, count):
-        later = {label for term in terms[place + 1:] for label in term} | set(output)
-        kept = output if place == count - 1 else [
-            label for label in dict.fromkeys([*made, *terms[place]]) if label in later
-        ]
-        steps.append(f'{"".join(made)},{"".join(terms[place])}->{"".join(kept)}')
+    made, *others = terms = [re.findall(r'\.\.\.|\w', term) for term in inputs.split(',')]
+    letters, steps = [label for term in terms for label in term], []
+    output = re.findall(r'\.\.\.|\w', output) if arrow else sorted(
+        label for label in {*letters} if label == '...' or letters.count(label) == 1
+    )
+    for count, term in enumerate(others, 1):
+        later = {*output}.union(*others[count:])
+        kept = [label for label in dict.fromkeys([*made, *term]) if label in later]
+        kept = kept if others[count:] else output
+        steps.append(f'{"".join(made)},{"".join(term)}->{"".join(kept)}')
         made = kept
     return steps
 
@@ -257,7 +253,6 @@ def builtin_batch_norm(pair, weight, bias, mean, variance, training, momentum, e
 
 # linear operations without weights
 
-register(overloads('mean', 'sum', 'trace'), follow_axes, linear)
 register(
     overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), same_axes, linear
 )
@@ -269,3 +264,11 @@ for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
         if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
             raise unsupported('an average', (pair,), ' for a negative divisor_override')
         return form(pair, *args, **kwargs)
+
+
+for function in overloads('mean', 'sum', 'trace'):
+    @split_form(function)
+    def reduction(pair, *args, function=function, **kwargs):
+        output = linear(pair, lambda tensor: function(tensor, *args, **kwargs))
+        # of a mean without values, torch asks several times as much Python
+        return follow_axes([pair], output, lambda tensor: tensor.sum(*args, **kwargs))

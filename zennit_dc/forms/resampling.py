@@ -6,6 +6,7 @@ from ..core.axes import joined
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
+from .linear import per_axis
 from .routing import register
 from .table import follow_axes, torch_form
 
@@ -20,11 +21,10 @@ def interpolate(
 
     if mode != 'bicubic':
         return joined([pair], linear(pair, resized))
-    sizes, scales = (each if isinstance(each, (tuple, list)) else (each,) * 2 for each in (size, scale_factor))
     rows, columns = (
         resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, None],
                 None if own is None else (own, length), None if scale is None else (scale, 1.))[0, 0].abs()
-        for length, own, scale in zip(pair.shape[2:], sizes, scales)
+        for length, own, scale in zip(pair.shape[2:], per_axis(size, 2), per_axis(scale_factor, 2))
     )
     return joined([pair], linear(
         pair, resized, lambda total: rows.to(total.dtype) @ total @ columns.T.to(total.dtype)

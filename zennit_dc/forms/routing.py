@@ -9,6 +9,7 @@ from ..core.axes import Place, joined, joined_places
 from ..core.blocks import route
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
+from ..core.table import FORMS
 from ..core.views import as_view, laid_out
 from .arithmetic import parts
 from .reading import known, whole
@@ -28,9 +29,8 @@ from .table import (
 def of_one_tensor(function, note_axes, block=route):
     '''The form of a function of one tensor, by its building block, and by what notes where axes are then.'''
     def form(pair, *args, **kwargs):
-        args, kwargs = plain(args), plain(kwargs)
         if not isinstance(pair, SplitTensor):
-            return function(pair, *args, **kwargs)
+            return function(pair, *plain(args), **plain(kwargs))
 
         def apply(tensor):
             return function(tensor, *args, **kwargs)
@@ -52,10 +52,9 @@ def same_axes(pairs, output, function):
 
 
 register(
-    overloads('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'),
-    lambda pairs, output, _: keep_axes(*pairs, output)
+    overloads('flatten', 'unflatten', 'reshape', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
 )
-register(overloads('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'), same_axes)
+register(overloads('clone', 'alias_copy', 'expand', 'broadcast_to'), same_axes)
 register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 
 
@@ -86,6 +85,12 @@ register(overloads(
     'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
     'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'
 ), follow_axes)
+
+
+for name in ('expand', 'reshape'):
+    @split_form(getattr(torch.Tensor, f'{name}_as'))
+    def in_shape_of(pair, other, form=FORMS[getattr(torch.Tensor, name)]):
+        return form(pair, plain(other).shape)
 
 
 for name in ('tril', 'triu'):

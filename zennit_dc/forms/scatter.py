@@ -1,5 +1,7 @@
 '''Writing at constant indices: functions that copy entries to places of another tensor, add them there, or take their
 maxima, as message passing over graphs does.'''
+from functools import partial
+
 import torch
 
 from ..core.axes import Axis
@@ -33,26 +35,34 @@ def along(operands, dim, output):
     return output
 
 
-def moved(function, dim, *operands):
-    '''A function that moves the entries of tensors, which are pairs or constants.'''
-    output = pairs_in(operands)[0].like(*(function(*each) for each in streams(*operands)))
-    return along(operands, dim, output)
+def moved(function, target, indices, source, dim=None):
+    '''A function ``(target, *indices, source) -> tensor`` that moves entries of both, along an axis where there is
+    one.'''
+    indices = plain(indices)
+    both = (function(own, *indices, other) for own, other in streams(target, source))
+    return along((target, source), dim, pairs_in((target, source))[0].like(*both))
 
 
-def summed(function, dim, target, source, scales=False, sum_function=None):
-    '''A function ``(target, source) -> tensor`` that adds up entries of both with coefficients that are not negative;
-    of the target's own there are others than one if it ``scales`` them. There may be another one for the sums.'''
-    of_sums = function if sum_function is None else sum_function
-    differences, sums = streams(target, source)
-    if isinstance(target, SplitTensor) and isinstance(source, SplitTensor):
-        own, other = (torch.zeros_like(each) for each in differences)
-        kept = linear(target, lambda tensor: function(tensor, other.to(tensor.dtype))) if scales else target
-        added = linear(source, lambda tensor: function(own, tensor), lambda total: of_sums(own.to(total.dtype), total))
-        output = valued(add((kept, added), torch.add), function(*plain((target, source))))
-    elif isinstance(target, SplitTensor):
-        output = linear(target, lambda tensor: function(tensor, source), lambda total: of_sums(total, sums[1]))
+def summed(function, target, indices, source, dim=None, scales=False, of_sums=None):
+    '''The same for one that adds up entries with coefficients that are not negative; of the target's own there are
+    others than one if it ``scales`` them. There may be another one for the sums.'''
+    def apply(own, other):
+        return function(own, *indices, other)
+
+    def to_sums(own, other):
+        return (of_sums or function)(own, *indices, other)
+
+    indices = plain(indices)
+    (own, other), (own_sum, other_sum) = streams(target, source)
+    if not isinstance(target, SplitTensor):
+        output = linear(source, partial(apply, target), partial(to_sums, own_sum))
+    elif not isinstance(source, SplitTensor):
+        output = linear(target, lambda tensor: apply(tensor, source), lambda total: to_sums(total, other_sum))
     else:
-        output = linear(source, lambda tensor: function(target, tensor), lambda total: of_sums(sums[0], total))
+        own, other = torch.zeros_like(own), torch.zeros_like(other)
+        kept = linear(target, lambda tensor: apply(tensor, other.to(tensor.dtype))) if scales else target
+        added = linear(source, partial(apply, own), partial(to_sums, own.to(own_sum.dtype)))
+        output = valued(add((kept, added), torch.add), apply(*plain((target, source))))
     return along((target, source), dim, output)
 
 
@@ -60,34 +70,32 @@ def summed(function, dim, target, source, scales=False, sum_function=None):
 
 @torch_form('scatter', inplace=('scatter_',))
 def scatter(target, dim, index, src=None, value=None, reduce=None):
-    src, index = value if src is None else src, plain(index)
-    if reduce is not None:
-        if reduce != 'add':
-            raise unsupported('scatter', (target, src), f' for reduce={reduce!r}')
-        if not isinstance(src, torch.Tensor):
-            src = torch.full(index.shape, src, dtype=target.dtype, device=index.device)
+    src = value if src is None else src
+    if reduce not in (None, 'add'):
+        raise unsupported('scatter', (target, src), f' for reduce={reduce!r}')
+    if reduce == 'add':
+        is_number = not isinstance(src, torch.Tensor)
+        src = torch.full(index.shape, src, dtype=target.dtype, device=index.device) if is_number else src
         return scatter_add(target, dim, index, src)
     if isinstance(src, SplitTensor) and src.values[0].ndim == 0:
         src = src.expand(index.shape)
-    return moved(lambda *both: torch.scatter(both[0], dim, index, both[1]), dim, target, src)
+    return moved(torch.scatter, target, (dim, index), src, dim)
 
 
 @torch_form('index_copy', inplace=('index_copy_',))
 def index_copy(target, dim, index, source=None, *, tensor=None):
-    source, index = tensor if source is None else source, plain(index)
-    return moved(lambda *both: torch.index_copy(both[0], dim, index, both[1]), dim, target, source)
+    return moved(torch.index_copy, target, (dim, index), tensor if source is None else source, dim)
 
 
 @torch_form('index_fill', inplace=('index_fill_',))
 def index_fill(target, dim, index, value):
-    return moved(lambda *both: torch.index_fill(both[0], dim, plain(index), both[1]), dim, target, value)
+    return moved(torch.index_fill, target, (dim, index), value, dim)
 
 
 @torch_form('masked_scatter', inplace=('masked_scatter_',))
 def masked_scatter(target, mask, source):
-    mask = plain(mask)
     refuse_comparison(mask, target, source)
-    return keep_target(target, moved(lambda *both: torch.masked_scatter(both[0], mask, both[1]), None, target, source))
+    return keep_target(target, moved(torch.masked_scatter, target, (mask,), source))
 
 
 def keep_target(target, output):
@@ -100,52 +108,41 @@ def keep_target(target, output):
 for function in overloads('select_scatter', 'slice_scatter', 'diagonal_scatter'):
     @split_form(function)
     def part_scatter(target, src, *args, function=function, **kwargs):
-        return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), None, target, src))
+        return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), target, (), src))
 
 
 @torch_form('index_put', inplace=('index_put_',))
 def index_put(target, indices, values, accumulate=False):
-    indices = plain(tuple(indices))
     for index in indices:
         refuse_comparison(index, target, values)
-    if accumulate:
-        output = summed(lambda *both: torch.index_put(both[0], indices, both[1], True), None, target, values)
-    else:
-        output = moved(lambda *both: torch.index_put(both[0], indices, both[1]), None, target, values)
-    return keep_target(target, output)
+    write, function = (summed if accumulate else moved), partial(torch.index_put, accumulate=accumulate)
+    return keep_target(target, write(function, target, (tuple(indices),), values))
 
 
 # sums
 
 @torch_form('index_add', inplace=('index_add_',))
 def index_add(target, dim, index, source, *, alpha=1):
-    index = plain(index)
-    return summed(
-        lambda *both: torch.index_add(both[0], dim, index, both[1], alpha=alpha), dim, target, source,
-        sum_function=lambda *both: torch.index_add(both[0], dim, index, both[1], alpha=abs(alpha))
-    )
+    function, of_sums = (partial(torch.index_add, alpha=factor) for factor in (alpha, abs(alpha)))
+    return summed(function, target, (dim, index), source, dim, of_sums=of_sums)
 
 
 @torch_form('scatter_add', inplace=('scatter_add_',))
 def scatter_add(target, dim, index, src):
-    index = plain(index)
-    return summed(lambda *both: torch.scatter_add(both[0], dim, index, both[1]), dim, target, src)
+    return summed(torch.scatter_add, target, (dim, index), src, dim)
 
 
 # reductions
 
 @torch_form('scatter_reduce', inplace=('scatter_reduce_',))
 def scatter_reduce(target, dim, index, src, reduce, *, include_self=True):
-    index = plain(index)
     if reduce in ('sum', 'mean'):
-        return summed(
-            lambda *both: torch.scatter_reduce(both[0], dim, index, both[1], reduce, include_self=include_self), dim,
-            target, src, scales=True
-        )
+        function = partial(torch.scatter_reduce, reduce=reduce, include_self=include_self)
+        return summed(function, target, (dim, index), src, dim, scales=True)
     if reduce == 'amax':
-        return scatter_amax(target, dim, index, src, include_self)
+        return scatter_amax(target, dim, plain(index), src, include_self)
     if reduce == 'amin':
-        return negation(scatter_amax(negated(target), dim, index, negated(src), include_self))
+        return negation(scatter_amax(negated(target), dim, plain(index), negated(src), include_self))
     raise unsupported('scatter_reduce', (target, src), f' for reduce={reduce!r}')
 
 
@@ -167,12 +164,11 @@ def scatter_amax(target, dim, index, src, include_self):
     count = gathered(won, won_self)
     winner = gathered(source_sum * (won / count.gather(dim, index)), own_sum * (won_self / count))
 
-    def window_sum(tensors):
-        return gathered(tensors[1], tensors[0] * takes_part)
+    def window_sum(tensor, base):
+        return gathered(tensor, base * takes_part)
 
-    pair = pairs_in((target, src))[0]
-    output = pool(pair, difference, winner, lambda: window_sum((own_sum, source_sum)) + (
-        difference - window_sum((own, source))
+    output = pool(pairs_in((target, src))[0], difference, winner, lambda: window_sum(source_sum, own_sum) + (
+        difference - window_sum(source, own)
     ))
     return activated(along((target, src), dim, output))
 
