@@ -51,7 +51,7 @@ def convolution(pair, weight, bias, stride, padding, dilation, transposed, outpu
 
 def with_channels(pair, output, index):
     '''The output of a layer that keeps the first axes of a pair, and has channels at an index.'''
-    joined([pair], output).channels = Axis.at(output.values[0].shape, index) if pair.places else None
+    joined([pair], output).channels = Axis.at(output.values[0].shape, index)
     return output
 
 
