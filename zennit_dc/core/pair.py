@@ -189,7 +189,7 @@ class SplitTensor(torch.Tensor):
             for tensor in (difference, stream_sum)
         )
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
-        self.depth, self.batch, self.channels = 0, None, None  # channels in a pass that follows axes
+        self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
         self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
         self.pending = None  # what is still to be done before the tensors are read, a function of this pair
         self.layer = None  # the affine layer that this is the very output of
@@ -221,9 +221,11 @@ class SplitTensor(torch.Tensor):
         return cls(input, input_sum(input, input_split), Pass(**kwargs)).as_input()
 
     def as_input(self, samples=0):
-        '''This pair as that of an input, whose samples are along an axis with an index.'''
+        '''This pair with the axes that an input has: samples, along an axis of an index, and channels after them if
+        that is the first.'''
         shape, self.is_input = self.values[0].shape, True
         self.batch = Axis.at(shape, samples) if shape else None
+        self.channels = Axis.at(shape, 1) if len(shape) > 1 and samples == 0 else None
         return self
 
     @property

@@ -157,9 +157,7 @@ class MapPass(Pass):
         pair = SplitTensor(*self.entered(index, input, stream_sum), self).as_input(self.samples_of(index))
         pair.depth = 0 if self.layer is None else -math.inf
         if self.layer is not None and self.probe is None:
-            samples = self.samples_of(index)
-            pair.places = input_places(index, input.shape, samples)
-            pair.channels = Axis.at(input.shape, 1) if input.ndim > 1 and samples == 0 else None
+            pair.places = input_places(index, input.shape, self.samples_of(index))
         return pair
 
     def entered(self, index, input, stream_sum):

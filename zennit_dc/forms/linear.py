@@ -52,7 +52,7 @@ def convolution(pair, weight, bias, name, transposed, stride, padding, dilation,
 
 def with_channels(pair, output, index):
     '''The output of a layer that keeps the first axes of a pair, and has channels at an index.'''
-    joined([pair], output).channels = Axis.at(output.values[0].shape, index) if pair.places else None
+    joined([pair], output).channels = Axis.at(output.values[0].shape, index)
     return output
 
 
