@@ -27,9 +27,10 @@ class Places(NamedTuple):
     Parameters
     ----------
     parts : tuple
-        Of each axis of the output, the first entry and the number of entries that are samples, channels or places.
+        What is left of axes without entries that are no places: the index of each axis, the first entry and the number
+        of entries.
     lengths : tuple of int
-        The axes that these consist of, in row-major order.
+        The axes of which the rest consists, in row-major order.
     order : tuple of int
         The indices of these axes: samples, channels, and places in the order of the input.
     axes : tuple of int
@@ -38,6 +39,8 @@ class Places(NamedTuple):
         The parts of these that the layer's output is about, each from start to end.
     source : int, optional
         The index of the input.
+    channels : int, optional
+        The index of an axis that is moved behind the first one before all else.
     '''
     parts: tuple
     lengths: tuple
@@ -45,6 +48,7 @@ class Places(NamedTuple):
     axes: tuple
     windows: tuple
     source: int = 0
+    channels: int = None
 
     @property
     def grid(self):
@@ -53,7 +57,8 @@ class Places(NamedTuple):
 
     def arranged(self, tensor):
         '''A tensor of the output's shape as (batch, channels, *places), without what is no place, as class tokens.'''
-        for axis, (first, count) in enumerate(self.parts):
+        tensor = tensor if self.channels is None else tensor.movedim(self.channels, 1)
+        for axis, first, count in self.parts:
             tensor = tensor.narrow(axis, first, count)
         tensor = tensor.reshape(self.lengths).permute(self.order)
         channels = tensor.shape[1:tensor.ndim - len(self.axes)]
@@ -97,7 +102,7 @@ def followed(shape, places, input_channels=None, channels=None, source=0):
                         reverse=True)
         first, behind = next(((live[axis].first, live[axis].behind) for *_, axis in inside), (0, 0))
         left = total - first - behind
-        parts.append((first, left))
+        parts.append((index, first, left))
         for step, length, axis in inside:
             if (live[axis].first, live[axis].behind) != (first, behind) or left % (step * length):
                 return None
@@ -179,14 +184,10 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
 def places_at(shape, channels, grid, size):
     '''The places of an output of a shape, whose channels have an index, in a grid over an input of a size: as many
     axes, or the last of one axis of tokens.'''
-    parts, lengths = [(0, length) for length in shape], list(shape)
-    if len(shape) < len(grid) + 2:
-        tokens, count = 3 - channels, math.prod(grid)
-        parts[tokens], lengths[tokens:tokens + 1] = (shape[tokens] - count, count), grid
-        channels += (channels > tokens) * (len(grid) - 1)
-    order = 0, channels, *(index for index in range(1, len(lengths)) if index != channels)
+    count, lengths = math.prod(grid), (shape[0], shape[channels], *grid)
+    parts = ((2, shape[3 - channels] - count, count),) if len(shape) < len(lengths) else ()
     axes, windows = tuple(range(2, len(size) + 2)), tuple((0, side) for side in size)
-    return Places(tuple(parts), tuple(lengths), order, axes, windows)
+    return Places(parts, lengths, tuple(range(len(lengths))), axes, windows, channels=channels)
 
 
 def require_channels(channels):
