@@ -251,7 +251,8 @@ class SplitEpsilon(SplitRule):
 
     def after(self, pair: SplitTensor) -> SplitTensor:
         '''Divide by the outputs.'''
-        divide = partial(over_stabilized if callable(self.epsilon) else over_epsilon, self.epsilon)
+        epsilon = self.epsilon
+        divide = partial(over_stabilized, epsilon) if callable(epsilon) else partial(over_epsilon, epsilon)
         return ruled(pair, partial(over_output, divide, pair.split_pass), *pair.tensors)
 
     def shared(self, pair: SplitTensor, count: int) -> SplitTensor:
@@ -294,10 +295,10 @@ def over_output(
     \\mathrm{sign} z^\\pm)` (equation 9), as a quarter of the gradients of its difference and sum,
     :math:`(u^+ - u^-, u^+ + u^-) / 4`. Zero where the output is, as all that it is made of is zero, too; but for
     rounding in a dtype below float32.'''
-    streams = stream_sum + difference, stream_sum - difference  # twice
+    streams = [stream_sum + difference, stream_sum - difference]  # twice
     if difference.dtype.itemsize < 4:  # else a map is computed again where rounding changes it
         rounding = stream_sum * (2. * torch.finfo(difference.dtype).eps)
-        streams = *(stream.masked_fill(stream.abs() <= rounding, 0.) for stream in streams),
+        streams = [stream.masked_fill(stream.abs() <= rounding, 0.) for stream in streams]
     positive, negative = map(divide, (positive, negative), streams)
     quotient = (positive - negative).to(difference.dtype)
     if quotient.dtype == torch.float32 and quotient.numel():
