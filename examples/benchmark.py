@@ -2,12 +2,12 @@
 
     python benchmark.py --out speed
     python benchmark.py --out speed --device cuda
-    python benchmark.py --recorded --models resnet18 --threads 1 --rounds 15 --seconds 30 --out replays
+    python benchmark.py --recorded --models resnet18 --threads 1 --rounds 15 --seconds 10 --out replays
     python benchmark.py --models resnet50 --batch 16 --alpha 0.4 --methods SplitGrad SplitCAM --device cuda
 
 Prints a table, and with --out writes it into the page beside this folder, speed.md, in the part that is named after the
-measurement: cpu-2 is the default, and cuda-64 is of 64 images on a GPU. What you write around the parts is kept. All that was measured is a CSV file of the same name in the
-folder.
+measurement: cpu-2 is the default, and cuda-64 is of 64 images on a GPU. What you write around the parts is kept. All
+that was measured is a CSV file of the same name in the folder.
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
@@ -195,9 +195,9 @@ def name_of(args):
 
 def conditions(args):
     '''On what was measured when, the beginning of a sentence.'''
-    device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else (
-        f'{torch.get_num_threads()} thread{"s" * (torch.get_num_threads() > 1)} of {processor()}'
-    )
+    count = torch.get_num_threads()
+    cpu = f'{count} thread{"s" * (count > 1)} of {processor()}'
+    device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else cpu
     today = datetime.datetime.now(datetime.timezone.utc)
     return f'Measured on {today:%Y-%m-%d}: PyTorch {torch.__version__}, {device}, {args.dtype}'
 
@@ -206,8 +206,8 @@ def description(args):
     '''What was measured when and where, in a sentence.'''
     shift = '' if args.alpha is None else f', α = {args.alpha:g}'
     return (
-        f'{conditions(args)}, {args.batch} images of {args.size} × {args.size}, each of another class{shift}; medians of'
-        f' {args.rounds} rounds.'
+        f'{conditions(args)}, {args.batch} images of {args.size} × {args.size}, each of another class{shift};'
+        f' medians of {args.rounds} rounds.'
     )
 
 
@@ -240,8 +240,8 @@ def part(measured):
 
 
 RECORDED_COLUMNS = [
-    'model', 'size', 'batch', 'method', 'time', 'lower', 'upper', 'least', 'most', 'seconds', 'images_per_second', 'rounds',
-    'measured'
+    'model', 'size', 'batch', 'method', 'time', 'lower', 'upper', 'least', 'most', 'seconds', 'images_per_second',
+    'rounds', 'measured'
 ]
 
 
@@ -259,14 +259,14 @@ def recorded_part(measured):
     '''The table of replays: a row for each size and batch, and plain calls beside replays.'''
     found = measured.set_index(['size', 'batch', 'method'])['time']
     titles = {method: title for method, title in TITLES.items() if method in set(measured['method'])}
-    rows = [[f'{batch} of {size} × {size}', *(
+    rows = [[f'{batch} of {size} px', *(
         ' / '.join(f'{found[size, batch, each]:.2f}' for each in (method, f'{method}, recorded')) for method in titles
     )] for size, batch in dict.fromkeys(zip(measured['size'], measured['batch']))]
     spread = ((measured['upper'] - measured['lower']) / measured['time']).groupby(measured['method']).median()
     rounds = f'{measured["rounds"].min()} to {measured["rounds"].max()}'
-    return '\n\n'.join([table(['plain / replay', *titles.values()], rows), textwrap.fill(
+    return '\n\n'.join([table(['plain/replay', *titles.values()], rows), textwrap.fill(
         f'{measured["measured"].iloc[0]} Medians of {rounds} rounds; quartiles are apart by {spread.max():.0%} of them'
-        f' or less, in the median over rows. Images are of {measured["model"].iloc[0]}.', 120
+        f' or less, in the median over rows. Model: {measured["model"].iloc[0]}.', 120
     )])
 
 
@@ -288,24 +288,21 @@ def recorded_message(measured):
 def recorded_parts(name, measured):
     '''The parts of the page of replays. Sentences are made where all that they are about was measured.'''
     is_complete = {*TITLES, *(f'{method}, recorded' for method in TITLES)} <= {*measured['method']}
-    message = {'message': recorded_message(measured)} if is_complete else {}
-    return {**message, name: recorded_part(measured)}
+    return {**({'message': recorded_message(measured)} if is_complete else {}), name: recorded_part(measured)}
 
 
 def parts(folder):
     '''The parts of the page, by the names of the measurements in a folder.'''
-    found = {}
-    for path in sorted(folder.glob('*.csv')):
-        measured = read_csv(path)
-        found.update(recorded_parts(path.stem, measured) if 'rounds' in measured else {path.stem: part(measured)})
-    return found
+    tables = {path.stem: read_csv(path) for path in sorted(folder.glob('*.csv'))}
+    made = (recorded_parts(*each) if 'rounds' in each[1] else {each[0]: part(each[1])} for each in tables.items())
+    return {name: text for parts in made for name, text in parts.items()}
 
 
 def chosen_methods(args):
     '''The methods to measure, each followed by its recording if that is asked for.'''
-    chosen = args.methods or (TITLES if args.recorded else METHODS)
-    rows = [(method, f'{method}, recorded') for method in METHODS if {BASELINE, *chosen} & {method, f'{method}, recorded'}]
-    return [each for row in rows for each in row if each in METHODS or (
+    chosen = {BASELINE, *(args.methods or (TITLES if args.recorded else METHODS))}
+    rows = [{method, f'{method}, recorded'} for method in METHODS]
+    return [each for row in rows if chosen & row for each in sorted(row) if each in METHODS or (
         each in RECORDED and (args.recorded or each in chosen)
     )]
 
