@@ -9,6 +9,7 @@ from small_models import Small
 from torch import nn
 from torch.nn import functional as F
 from zennit.attribution import Gradient
+from zennit.canonizers import NamedMergeBatchNorm
 from zennit.composites import EpsilonGammaBox, EpsilonPlus, GuidedBackprop
 from zennit.core import Composite
 from zennit.rules import Gamma
@@ -219,6 +220,15 @@ def test_another_composite_is_recorded_anew(change):
     assert not torch.equal(found[1], before) and count(recorded) == 2
     recorded(image(2))
     assert count(recorded) == 2
+
+
+def test_a_canonizer_that_changes_weights_is_recorded_once():
+    model = Small()
+    recorded = Recorded(model, EpsilonPlus(canonizers=[NamedMergeBatchNorm([(['conv1'], 'norm')])]))
+    for seed in 1, 2, 3:
+        expected = Gradient(model, EpsilonPlus(canonizers=[NamedMergeBatchNorm([(['conv1'], 'norm')])]))(image(seed))
+        assert_equal(recorded(image(seed)), expected)
+    assert count(recorded) == 1
 
 
 def test_another_composite_of_zennit_is_recorded_anew():

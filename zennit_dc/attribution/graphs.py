@@ -1,6 +1,7 @@
 '''The graph of a recorded call: how it is traced, what is computed once in it, and how it is replayed.'''
 import weakref
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,13 +53,14 @@ class Replay:
         for node in graph.nodes:
             if node.target in ALIASES:
                 node.replace_all_uses_with(node.args[0])
+        for node in graph.nodes:
+            if node.op == 'get_attr':  # the present values, as canonizers give those of before back
+                module.__dict__[node.target] = getattr(module, node.target).detach()
         folded.fold(module)
         for node in reversed(graph.nodes):
             if node.op not in ('placeholder', 'output') and not node.users and not writes(node):
                 graph.erase_node(node)
         module.recompile()
-        for name in {node.target for node in graph.nodes if node.op == 'get_attr'}:
-            module.__dict__[name] = getattr(module, name)  # which is found faster than a parameter
         self.run, self.is_compiled = compiled(module, backend) if backend else module, backend is not None
 
     def __call__(self, input: Tensor, seed_of: Callable) -> Any:
@@ -66,6 +68,20 @@ class Replay:
             found = self.run(input, seed_of)
         # as memory of a recording on a GPU is written to again
         return [each.clone() if torch.is_tensor(each) else each for each in found] if self.is_compiled else found
+
+
+@dataclass(frozen=True)
+class Constant:
+    '''A tensor in a key, by its place in memory and its version. It lives as long as the key, so that no other one has
+    its place.'''
+    place: tuple
+    held: Tensor = field(compare=False)
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> 'Constant':
+        '''That of a tensor.'''
+        layout = tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        return cls((tensor.data_ptr(), tensor._version, *layout), tensor)
 
 
 class Folded:
@@ -87,7 +103,7 @@ class Folded:
         for node in list(graph.nodes):
             if node.op == 'get_attr':
                 tensor = getattr(module, node.target)
-                keys[node] = id(tensor), tensor._version
+                keys[node] = Constant.of(tensor),
                 continue
             if not is_foldable(node, keys):
                 continue

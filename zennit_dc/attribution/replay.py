@@ -133,10 +133,11 @@ class Recorded(Gradient):
                 return output, map
         is_registered = self.composite is None or self.composite.handles
         with nullcontext() if is_registered else self:
-            if entry == self.patience:
-                return self.recorded(input, seed_of)
-            found = self.plain(input, seed_of)
-        if isinstance(entry, int):
+            is_due = entry == self.patience
+            found, made = self.recorded(input, seed_of) if is_due else (self.plain(input, seed_of), None)
+        if made is not None:
+            self.add(self.state(input), made)  # that of the next call, as a model may note something at its first one
+        elif isinstance(entry, int):
             self.add(state, entry + 1)
         return found
 
@@ -148,8 +149,8 @@ class Recorded(Gradient):
 
     forward = plain
 
-    def recorded(self, input: Tensor, seed_of: Callable) -> tuple[Tensor, Tensor]:
-        '''The output and the map of an input, of which a recording is made.'''
+    def recorded(self, input: Tensor, seed_of: Callable) -> tuple[tuple[Tensor, Tensor], Replay | float]:
+        '''The output and the map of an input, and the recording that is made of it, or infinity if none can be.'''
         seeds: list[Tensor] = []
         recording: Replay | float
 
@@ -165,9 +166,8 @@ class Recorded(Gradient):
             if self.strict:
                 raise
             recording, self.refusal = math.inf, str(error)
-        self.add(self.state(input), recording)  # as a model may note something at its first call
         self.keep(expected[2])
-        return expected[:2]
+        return expected[:2], recording
 
     def compared(self, input: Tensor, seed: Tensor, expected: tuple) -> 'Replay':
         '''A recording of a call, which makes what is expected of it.'''
