@@ -214,7 +214,7 @@ class Recorded(Gradient):
             self.is_exceeded = True
             warnings.warn(
                 f'there are more than {self.limit} kinds of calls, of which those that were dropped are recorded anew:'
-                ' give inputs of fewer shapes, or a larger limit', stacklevel=4
+                ' give inputs of fewer shapes, or a larger limit', stacklevel=3
             )
 
     def saliency(self) -> Tensor | None:
