@@ -2,13 +2,12 @@
 
     python benchmark.py --out speed
     python benchmark.py --out speed --device cuda
-    python benchmark.py --recorded --models resnet18 --size 32 --batch 16 --threads 1 --rounds 9 --out speed
+    python benchmark.py --recorded --models resnet18 --threads 1 --rounds 15 --seconds 10 --out replays
     python benchmark.py --models resnet50 --batch 16 --alpha 0.4 --methods SplitGrad SplitCAM --device cuda
 
 Prints a table, and with --out writes it into the page beside this folder, speed.md, in the part that is named after the
-measurement: cpu-2 is the default, cuda-64 is of 64 images on a GPU, and recorded-cpu-32-16 is of 16 images of 32 × 32
-with --recorded. What you write around the parts is kept. All that was measured is a CSV file of the same name in the
-folder.
+measurement: cpu-2 is the default, and cuda-64 is of 64 images on a GPU. What you write around the parts is kept. All
+that was measured is a CSV file of the same name in the folder.
 
 The models have random weights. The time is for the whole call: entering the composite's context, forward and
 backward. Its ratio is the median over rounds, with the least and the largest one. In a round, each method is called
@@ -18,8 +17,9 @@ resident size of a process of its own; and its increase over that before. In tha
 each large tensor at once, since what it keeps else varies by a third. A method that refuses a model has a dash in the
 table, and its reason is named below it.
 
-With --recorded, methods have a second row for their call being replayed. Its time is that of a replay; what a
-recording takes is no part of it. Its memory is that of the call that is recorded, and then replayed.
+With --recorded, each method is measured beside a replay of its call, for all sizes and batches, and time alone. What a
+recording takes is no part of that. The page is one of its own, replays.md beside the folder replays, with three
+sentences made of the numbers; the part of the table is named after the device.
 '''
 import argparse
 import datetime
@@ -29,6 +29,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,12 @@ METHODS = {
 RECORDED = {f'{method}, recorded': method for method in (
     BASELINE, 'LRP (EpsilonPlus)', 'SplitGrad', 'SplitCAM', 'SplitLRP'
 )}
+SIZES, BATCHES = (8, 32, 224), (1, 16, 64)
+TITLES = {
+    BASELINE: 'gradient', 'LRP (EpsilonPlus)': 'EpsilonPlus', 'SplitGrad': 'SplitGrad', 'SplitLRP': 'SplitLRP'
+}
+'''The columns of the table of replays. All others are in the CSV file.'''
+LEAST_ROUNDS = 3
 REFUSALS = (ModuleNotFoundError, NotImplementedError, RuntimeError, ValueError)
 
 
@@ -113,15 +120,22 @@ def seconds(call, device):
 
 
 def times(name, methods, args):
-    '''For each method, its times over the gradient's in all rounds, and the median of its time.'''
+    '''For each method, its times over the gradient's in all rounds, and the median of its time. The gradient is called
+    before each method, of which a recording follows the plain call.'''
     model, layer, input, relevance = load(name, args)
     calls = {method: partial(attributor_of(method, model, layer, args), input, relevance) for method in methods}
-    rounds = []
-    for _ in range(args.rounds + 1):
-        rounds.append({
-            method: [seconds(each, args.device) for each in (calls[BASELINE], call)] for method, call in calls.items()
-        })
-    pairs = {method: [each[method] for each in rounds[1:]] for method in calls}  # the first is to warm up
+    for call in calls.values():  # to warm up, and to record
+        call()
+    rounds, start = [], time.perf_counter()
+    while len(rounds) < args.rounds:
+        if args.seconds and len(rounds) >= LEAST_ROUNDS and time.perf_counter() - start > args.seconds:
+            break
+        rounds.append({})
+        for method, call in calls.items():
+            if method not in RECORDED:
+                gradient = seconds(calls[BASELINE], args.device)
+            rounds[-1][method] = gradient, seconds(call, args.device)
+    pairs = {method: [each[method] for each in rounds] for method in calls}
     return {
         method: ([own / gradient for gradient, own in pair], statistics.median(own for _, own in pair))
         for method, pair in pairs.items()
@@ -176,20 +190,24 @@ def processor():
 
 def name_of(args):
     '''The name of a measurement.'''
-    size = f'-{args.size}' if args.recorded else ''
-    return f'{"recorded-" * args.recorded}{args.device.type}{size}-{args.batch}'
+    return args.device.type if args.recorded else f'{args.device.type}-{args.batch[0]}'
+
+
+def conditions(args):
+    '''On what was measured when, the beginning of a sentence.'''
+    count = torch.get_num_threads()
+    cpu = f'{count} thread{"s" * (count > 1)} of {processor()}'
+    device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else cpu
+    today = datetime.datetime.now(datetime.timezone.utc)
+    return f'Measured on {today:%Y-%m-%d}: PyTorch {torch.__version__}, {device}, {args.dtype}'
 
 
 def description(args):
     '''What was measured when and where, in a sentence.'''
-    device = torch.cuda.get_device_name(args.device) if args.device.type == 'cuda' else (
-        f'{torch.get_num_threads()} threads of {processor()}'
-    )
     shift = '' if args.alpha is None else f', α = {args.alpha:g}'
     return (
-        f'Measured on {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}: PyTorch {torch.__version__}, {device},'
-        f' {args.dtype}, {args.batch} images of {args.size} × {args.size}, each of another class{shift}; medians of'
-        f' {args.rounds} rounds.'
+        f'{conditions(args)}, {args.batch} images of {args.size} × {args.size}, each of another class{shift};'
+        f' medians of {args.rounds} rounds.'
     )
 
 
@@ -221,57 +239,100 @@ def part(measured):
     )] for method in dict.fromkeys(measured['method'])]) + f'\n\n{measured["measured"].iloc[0]}'
 
 
+RECORDED_COLUMNS = [
+    'model', 'size', 'batch', 'method', 'time', 'lower', 'upper', 'least', 'most', 'seconds', 'images_per_second',
+    'rounds', 'measured'
+]
+
+
+def recorded_rows(name, args):
+    '''The rows of a model with replays for one size and batch: time as multiples of the gradient's, with quartiles.'''
+    for method, (ratios, median) in times(name, args.methods, args).items():
+        lower, middle, upper = statistics.quantiles(ratios, n=4, method='inclusive') if len(ratios) > 1 else ratios * 3
+        yield (
+            name, args.size, args.batch, method, middle, lower, upper, min(ratios), max(ratios), median,
+            args.batch / median, len(ratios), f'{conditions(args)}, each image of another class.'
+        )
+
+
+def recorded_part(measured):
+    '''The table of replays: a row for each size and batch, and plain calls beside replays.'''
+    found = measured.set_index(['size', 'batch', 'method'])['time']
+    titles = {method: title for method, title in TITLES.items() if method in set(measured['method'])}
+    rows = [[f'{batch} of {size} px', *(
+        ' / '.join(f'{found[size, batch, each]:.2f}' for each in (method, f'{method}, recorded')) for method in titles
+    )] for size, batch in dict.fromkeys(zip(measured['size'], measured['batch']))]
+    spread = ((measured['upper'] - measured['lower']) / measured['time']).groupby(measured['method']).median()
+    rounds = f'{measured["rounds"].min()} to {measured["rounds"].max()}'
+    return '\n\n'.join([table(['plain/replay', *titles.values()], rows), textwrap.fill(
+        f'{measured["measured"].iloc[0]} Medians of {rounds} rounds; quartiles are apart by {spread.max():.0%} of them'
+        f' or less, in the median over rows. Model: {measured["model"].iloc[0]}.', 120
+    )])
+
+
+def recorded_message(measured):
+    '''Three sentences on replays.'''
+    def span(method):
+        found = measured.loc[measured['method'] == method, 'time']
+        return f'{found.min():.2f} to {found.max():.2f}'
+
+    model, replay = measured['model'].iloc[0], '{}, recorded'.format
+    return textwrap.fill(
+        f'A replay of SplitGrad takes {span(replay("SplitGrad"))} plain gradients of {model}, and one of SplitLRP'
+        f' {span(replay("SplitLRP"))}. Plain calls take {span("SplitGrad")} and {span("SplitLRP")}, the most for small'
+        f' images. Zennit\'s EpsilonPlus takes {span("LRP (EpsilonPlus)")}, and'
+        f' {span(replay("LRP (EpsilonPlus)"))} where it is replayed.', 120
+    )
+
+
+def recorded_parts(name, measured):
+    '''The parts of the page of replays. Sentences are made where all that they are about was measured.'''
+    is_complete = {*TITLES, *(f'{method}, recorded' for method in TITLES)} <= {*measured['method']}
+    return {**({'message': recorded_message(measured)} if is_complete else {}), name: recorded_part(measured)}
+
+
 def parts(folder):
     '''The parts of the page, by the names of the measurements in a folder.'''
-    return {path.stem: part(read_csv(path)) for path in sorted(folder.glob('*.csv'))}
+    tables = {path.stem: read_csv(path) for path in sorted(folder.glob('*.csv'))}
+    made = (recorded_parts(*each) if 'rounds' in each[1] else {each[0]: part(each[1])} for each in tables.items())
+    return {name: text for parts in made for name, text in parts.items()}
 
 
 def chosen_methods(args):
     '''The methods to measure, each followed by its recording if that is asked for.'''
-    chosen = args.methods or (RECORDED.values() if args.recorded else METHODS)
-    rows = [(method, f'{method}, recorded') for method in METHODS if method in (BASELINE, *chosen)]
-    return [each for row in rows for each in row if each in METHODS or (args.recorded and each in RECORDED)]
+    chosen = {BASELINE, *(args.methods or (TITLES if args.recorded else METHODS))}
+    rows = [{method, f'{method}, recorded'} for method in METHODS]
+    return [each for row in rows if chosen & row for each in sorted(row) if each in METHODS or (
+        each in RECORDED and (args.recorded or each in chosen)
+    )]
 
 
-def main():
-    '''Measure, print a table, and write it.'''
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--models', nargs='+', default=list(LAYERS), metavar='MODEL', help='the names of classifiers of torchvision',
-        choices=torchvision.models.list_models(module=torchvision.models)
-    )
-    parser.add_argument(
-        '--methods', nargs='+', choices=METHODS,
-        help=f'default: all, or all that can be recorded; {BASELINE} is always one'
-    )
-    parser.add_argument(
-        '--recorded', action='store_true', help=f'compare with replays of {", ".join(RECORDED.values())}'
-    )
-    parser.add_argument('--out', type=Path, help='the folder of CSV files, beside which the page is')
-    parser.add_argument('--batch', type=int, default=2, help='the number of images (default: 2)')
-    parser.add_argument('--size', type=int, default=224, help='their height and width (default: 224)')
-    parser.add_argument('--alpha', type=float, help='the shift of SplitGrad and SplitCAM (default: balanced)')
-    parser.add_argument('--rounds', type=int, default=5, help='how often everything is timed (default: 5)')
-    parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
-    parser.add_argument('--dtype', default='float32', choices=('float32', 'float64', 'bfloat16', 'float16'))
-    parser.add_argument('--threads', type=int, help='the number of threads on the CPU (default: as PyTorch chooses)')
-    parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if min(args.batch, args.size, args.rounds) < 1:
-        parser.error('--batch, --size and --rounds are positive')
-    args.methods = chosen_methods(args)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if args.measure:
-        measure(*args.measure, args)
-        return
+def with_setting(args, size, batch):
+    '''The arguments for one size and batch.'''
+    return argparse.Namespace(**{**vars(args), 'size': size, 'batch': batch})
 
+
+def measure_recorded(args):
+    '''Measure replays, print a table, and write it.'''
+    found = pd.DataFrame([
+        row for size in args.size for batch in args.batch
+        for row in recorded_rows(args.models[0], with_setting(args, size, batch))
+    ], columns=RECORDED_COLUMNS)
+    made = recorded_parts(name_of(args), found)
+    print(*made.values(), sep='\n\n')
+    if args.out is not None:
+        save_csv(args.out / f'{name_of(args)}.csv', found)
+        update_page(page_beside(args.out), 'What replays cost', command_line(), made)
+
+
+def measure_all(args):
+    '''Measure time and memory, print a table, and write it.'''
     # memory first, as the peak of a new process starts with the size of the one that it comes from
     memories = {name: {method: memory_apart(name, method) for method in args.methods} for name in args.models}
-    rows = []
+    rows, own = [], with_setting(args, args.size[0], args.batch[0])
     for name in args.models:
         measured = [method for method, memory in memories[name].items() if not isinstance(memory, str)]
-        rows += rows_of(name, times(name, measured, args), memories[name], args)
+        rows += rows_of(name, times(name, measured, own), memories[name], own)
     found = pd.DataFrame(rows, columns=COLUMNS)
     print(part(found))
     if args.out is not None:
@@ -283,6 +344,57 @@ def main():
     ]
     if reasons:
         print('', *reasons, sep='\n')
+
+
+def main():
+    '''Measure, print a table, and write it.'''
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        '--models', nargs='+', default=list(LAYERS), metavar='MODEL', help='the names of classifiers of torchvision',
+        choices=torchvision.models.list_models(module=torchvision.models)
+    )
+    parser.add_argument(
+        '--methods', nargs='+', choices=[*METHODS, *RECORDED],
+        help=f'default: all, or with --recorded {", ".join(TITLES)}; {BASELINE} is always one'
+    )
+    parser.add_argument(
+        '--recorded', action='store_true', help='compare calls of one model with their replays'
+    )
+    parser.add_argument('--out', type=Path, help='the folder of CSV files, beside which the page is')
+    parser.add_argument(
+        '--batch', type=int, nargs='+', help='the number of images (default: 2), with --recorded several (1 16 64)'
+    )
+    parser.add_argument(
+        '--size', type=int, nargs='+', help='their height and width (default: 224), with --recorded several (8 32 224)'
+    )
+    parser.add_argument('--alpha', type=float, help='the shift of SplitGrad and SplitCAM (default: balanced)')
+    parser.add_argument('--rounds', type=int, default=5, help='how often everything is timed (default: 5)')
+    parser.add_argument(
+        '--seconds', type=float, help=f'the time of a model, size and batch after which no round begins, but for'
+        f' {LEAST_ROUNDS} (default: none)'
+    )
+    parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'float64', 'bfloat16', 'float16'))
+    parser.add_argument('--threads', type=int, help='the number of threads on the CPU (default: as PyTorch chooses)')
+    parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.batch = args.batch or ([*BATCHES] if args.recorded else [2])
+    args.size = args.size or ([*SIZES] if args.recorded else [224])
+    if min(*args.batch, *args.size, args.rounds) < 1 or (args.seconds or 1.) <= 0.:
+        parser.error('--batch, --size, --rounds and --seconds are positive')
+    if not args.recorded and len(args.batch) + len(args.size) > 2:
+        parser.error('several batches or sizes are measured with --recorded')
+    if args.recorded and len(args.models) > 1:
+        parser.error('with --recorded, name one model: --models resnet18')
+    args.methods = chosen_methods(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.measure:
+        measure(*args.measure, with_setting(args, args.size[0], args.batch[0]))
+    elif args.recorded:
+        measure_recorded(args)
+    else:
+        measure_all(args)
 
 
 if __name__ == '__main__':

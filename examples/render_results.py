@@ -25,9 +25,9 @@ from zennit_dc.evaluation.pages import page_beside, replaced, save_text
 PAGES = {
     'activations': (compare_activations,), 'difference': (mnist_difference, mnist_pictures),
     'models': (supported_models,), 'second_order': (second_order,), 'spectra': (spectra, smooth_relu),
-    'speed': (benchmark,), 'support': (support,),
+    'speed': (benchmark,), 'replays': (benchmark,), 'support': (support,),
 }
-'''The scripts that write a page's tables.'''
+'''The scripts that write a page's tables, where there is one.'''
 NETWORKS = 'efficientnet_lite0', 'squeezenet', 'drawings'
 '''The evaluations.'''
 
@@ -35,6 +35,8 @@ NETWORKS = 'efficientnet_lite0', 'squeezenet', 'drawings'
 def pages(results):
     '''The pages of a folder of results, with the parts that are generated.'''
     for name, scripts in PAGES.items():
+        if not (results / name).is_dir():
+            continue
         found = {}
         for script in scripts:
             found.update(script.parts(results / name))

@@ -1,4 +1,5 @@
 '''The examples.'''
+import re
 import runpy
 import sys
 from argparse import Namespace
@@ -98,7 +99,7 @@ def test_benchmark(tmp_path):
 def fixture_benchmark():
     '''The script, and arguments of small measurements.'''
     device = torch.device('cpu')
-    arguments = Namespace(batch=2, size=64, rounds=1, device=device, dtype='float32', alpha=None)
+    arguments = Namespace(batch=2, size=64, rounds=1, seconds=None, device=device, dtype='float32', alpha=None)
     return runpy.run_path(str(EXAMPLES / 'benchmark.py')), arguments
 
 
@@ -124,15 +125,15 @@ def test_recordings_of_the_benchmark(benchmark):
     args.recorded, args.methods, args.size, args.batch = True, None, 32, 1
     assert script['chosen_methods'](args) == [
         'Saliency', 'Saliency, recorded', 'LRP (EpsilonPlus)', 'LRP (EpsilonPlus), recorded', 'SplitGrad',
-        'SplitGrad, recorded', 'SplitCAM', 'SplitCAM, recorded', 'SplitLRP', 'SplitLRP, recorded'
+        'SplitGrad, recorded', 'SplitLRP', 'SplitLRP, recorded'
     ]
-    assert script['name_of'](args) == 'recorded-cpu-32-1'
     args.methods = ['SplitCAM', 'LayerCAM']
     methods = script['chosen_methods'](args)
     assert methods == ['Saliency', 'Saliency, recorded', 'LayerCAM', 'SplitCAM', 'SplitCAM, recorded']
     args.recorded = False
     assert script['chosen_methods'](args) == ['Saliency', 'LayerCAM', 'SplitCAM']
-    assert script['name_of'](args) == 'cpu-1'
+    args.methods = ['SplitCAM, recorded']
+    assert script['chosen_methods'](args) == ['Saliency', 'SplitCAM', 'SplitCAM, recorded']
     model, layer, input, relevance = script['load']('resnet18', args)
     plain, recorded = (
         script['attributor_of'](method, model, layer, args) for method in ('SplitCAM', 'SplitCAM, recorded')
@@ -140,6 +141,23 @@ def test_recordings_of_the_benchmark(benchmark):
     for _ in range(2):
         assert all(map(torch.equal, recorded(input, relevance), plain(input.clone(), relevance)))
     assert [type(each).__name__ for each in recorded.recordings.values()] == ['Replay']
+
+
+def test_page_of_replays(benchmark):
+    '''A table of all sizes and batches that fits, and three sentences where all that they are about was measured.'''
+    pd, script = pytest.importorskip('pandas'), benchmark[0]
+    names = [each for method in script['TITLES'] for each in (method, f'{method}, recorded')]
+    found = pd.DataFrame([
+        ('resnet18', size, batch, method, 10.5, 10., 11.025, 9., 12., .1, batch / .1, 3, 'Measured.')
+        for size in script['SIZES'] for batch in script['BATCHES'] for method in names
+    ], columns=script['RECORDED_COLUMNS'])
+    made = script['recorded_parts']('cpu', found)
+    assert len(re.findall(r'[.](?=\s|$)', made['message'])) == 3
+    assert 'EpsilonPlus takes 10.50 to 10.50' in made['message']
+    first, _, row, *_ = made['cpu'].splitlines()
+    assert first.startswith('| plain/replay |') and row.startswith('| 1 of 8 px    | 10.50 / 10.50 |')
+    assert '3 to 3 rounds' in made['cpu'] and 'by 10%' in made['cpu']
+    assert list(script['recorded_parts']('cpu', found[found['method'] != 'SplitLRP'])) == ['cpu']
 
 
 def test_refusals_of_the_benchmark(benchmark, capsys):

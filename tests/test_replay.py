@@ -1,4 +1,5 @@
 '''Maps that are replayed from a recording.'''
+import re
 import warnings
 
 import pytest
@@ -8,12 +9,15 @@ from small_models import Small
 from torch import nn
 from torch.nn import functional as F
 from zennit.attribution import Gradient
+from zennit.canonizers import NamedMergeBatchNorm
 from zennit.composites import EpsilonGammaBox, EpsilonPlus, GuidedBackprop
 from zennit.core import Composite
+from zennit.rules import Gamma
 
 from zennit_dc import Balanced, Logits, Relative, Scaling, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import NotRecorded, Recorded, contrast
-from zennit_dc.attribution.replay import Replay
+from zennit_dc.attribution.graphs import Replay
+from zennit_dc.rules import SplitEpsilon
 
 
 COMPOSITES = {
@@ -173,6 +177,73 @@ def test_another_state_is_recorded_anew(change, is_inside):
     assert count(recorded) == 2
 
 
+class Scaled:
+    '''A re-centering with a parameter.'''
+    def __init__(self):
+        self.factor = 1.
+
+    def __call__(self, difference, stream_sum):
+        return difference.abs() + self.factor * (stream_sum - difference.abs())
+
+
+def changed_recentering(composite):
+    composite.canonizers[-1].recentering.factor = .5
+
+
+def replaced_recentering(composite):
+    composite.canonizers[-1].recentering = Scaling()
+
+
+def changed_rule(composite):
+    composite.layer_map[-1][1].epsilon = .3
+
+
+def added_rule(composite):
+    composite.layer_map.insert(0, ((nn.Linear,), SplitEpsilon(.3)))
+
+
+def changed_readout(composite):
+    composite.readout.stream = 'negative'
+
+
+@pytest.mark.parametrize('change', [
+    changed_recentering, replaced_recentering, changed_rule, added_rule, changed_readout
+])
+def test_another_composite_is_recorded_anew(change):
+    model, composites = Small(), [SplitLRP(recentering=Scaled()) for _ in range(2)]
+    recorded = Recorded(model, composites[0])
+    before = recorded(image(2))[1]
+    for composite in composites:
+        change(composite)
+    found = recorded(image(2))
+    assert_equal(found, Gradient(model, composites[1])(image(2)))
+    assert not torch.equal(found[1], before) and count(recorded) == 2
+    recorded(image(2))
+    assert count(recorded) == 2
+
+
+def test_a_canonizer_that_changes_weights_is_recorded_once():
+    model = Small()
+    recorded = Recorded(model, EpsilonPlus(canonizers=[NamedMergeBatchNorm([(['conv1'], 'norm')])]))
+    for seed in 1, 2, 3:
+        expected = Gradient(model, EpsilonPlus(canonizers=[NamedMergeBatchNorm([(['conv1'], 'norm')])]))(image(seed))
+        assert_equal(recorded(image(seed)), expected)
+    assert count(recorded) == 1
+
+
+def test_another_composite_of_zennit_is_recorded_anew():
+    model, low = Small(), torch.full((1, 2, 4, 4), -3.).double()
+    composite = EpsilonGammaBox(low=low, high=3.)
+    recorded = Recorded(model, composite)
+    maps = [recorded(image(2))[1]]
+    low.mul_(2.)  # which a function of a rule has
+    maps.append(recorded(image(2))[1])
+    composite.layer_map.insert(0, ((nn.Linear,), Gamma(.5)))
+    maps.append(recorded(image(2))[1])
+    assert_equal(recorded(image(2))[1:], Gradient(model, composite)(image(2))[1:])
+    assert count(recorded) == 3 and not torch.equal(maps[0], maps[1]) and not torch.equal(maps[1], maps[2])
+
+
 @pytest.mark.parametrize('other', [
     lambda x: x[:2], lambda x: x.float().double().to(memory_format=torch.channels_last)
 ])
@@ -213,7 +284,6 @@ def test_the_least_recently_used_recording_is_dropped():
         warnings.simplefilter('error')
         recorded(image(1, 1))  # which is said once
     assert [each[0][0] for each in recorded.recordings] == [2, 1]
-    assert recorded.referents.keys() == recorded.recordings.keys()
 
 
 def with_numpy(x):
@@ -241,7 +311,24 @@ def test_what_depends_on_values_is_refused(name, composite):
     for seed in 1, 2, 3:
         input = random_image(2, 4, seed=seed)
         assert_equal(recorded(input), Gradient(model, composite())(input.clone()))
-    assert count(recorded) == 0
+    assert count(recorded) == 0 and re.search(message, recorded.refusal)
+
+
+def test_what_is_raised_while_a_call_is_traced_is_the_cause_of_the_error():
+    model = Calls(None)
+    for error, found in (KeyError('first'), NotRecorded), (MemoryError(), MemoryError):
+        calls = []
+
+        def fails(x, error=error, calls=calls):
+            calls.append(x)
+            if len(calls) == 2:  # the first one is computed as always
+                raise error
+            return x
+
+        model.function = fails
+        with pytest.raises(found) as caught:
+            Recorded(model)(random_image(2, 4))
+        assert error in (caught.value, caught.value.__cause__)
 
 
 def test_patience():

@@ -13,7 +13,7 @@ from zennit.attribution import Gradient, SmoothGrad
 
 from zennit_dc import SplitCAM, SplitGrad
 from zennit_dc.attribution import Recorded, class_relevance
-from zennit_dc.attribution.replay import Replay
+from zennit_dc.attribution.graphs import Replay
 from zennit_dc.cli.report import save_drawings
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.data.images import ImageFolder, label_map

@@ -1,31 +1,27 @@
 '''Maps that are recorded once and replayed: the same tensor operations without the Python that has asked for them.'''
 import math
 import warnings
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.passes.split_module import split_module
+from torch import Tensor
 from torch.nn import Module
 from zennit.attribution import Gradient
+from zennit.canonizers import Canonizer
 from zennit.core import Composite
 
 from ..core.nested import modules_of
 from ..core.recording import noting_doubts
+from .graphs import PLAIN, Folded, NotRecorded, Replay, traced
 
 
-ALIASES = torch.ops.aten.detach.default, torch.ops.aten.alias.default
+CHANGING = 'handles', 'hook_refs', 'saliency'  # attributes of a composite and its readout that are not its own
+PLAIN_TYPES = type(None), bool, int, float, str
 HOOKS = [f'_{kind}_hooks' for kind in ('forward_pre', 'forward', 'backward_pre', 'backward')]
-PLAIN = 'take zennit.attribution.Gradient in place of Recorded'
-
-
-class NotRecorded(NotImplementedError):
-    '''The error for a call that cannot be recorded.'''
 
 
 class Recorded(Gradient):
@@ -36,7 +32,8 @@ class Recorded(Gradient):
     calls replay. What enters at the output is computed anew in each call, between the forward and the backward part.
 
     A recording holds for one state of model, composite and torch: parameters and buffers by identity and version, hooks
-    and plain attributes of modules, training mode and autocast. In another state the call is recorded anew. A map that
+    and plain attributes of modules, canonizers and rules of the composite with all that they hold, training mode and
+    autocast. In another state the call is recorded anew. A map that
     is not finite, that is zero, or that rounding has changed is computed again without the recording.
 
     Where a call is recorded, the model's forward runs twice, and with it its hooks; where it is replayed, not at all.
@@ -64,6 +61,11 @@ class Recorded(Gradient):
         The number of bytes of what depends on parameters alone, such as :math:`|W|`, that is computed once for all
         recordings instead of in each call.
 
+    Attributes
+    ----------
+    refusal : str or None
+        Why the last of the calls that cannot be recorded cannot be, where that is no error.
+
     Raises
     ------
     NotImplementedError
@@ -85,8 +87,8 @@ class Recorded(Gradient):
         self.backend, self.strict, self.patience = backend, strict, patience
         self.limit, self.folded = limit, Folded(budget)
         self.recordings: OrderedDict[tuple, Replay | float] = OrderedDict()
-        self.referents: dict[tuple, list] = {}
         self.is_exceeded = False
+        self.refusal: str | None = None
         # those of the model without and with the composite, while that is registered
         self.hooks: tuple[list, list] | None = None
 
@@ -131,10 +133,11 @@ class Recorded(Gradient):
                 return output, map
         is_registered = self.composite is None or self.composite.handles
         with nullcontext() if is_registered else self:
-            if entry == self.patience:
-                return self.recorded(input, seed_of)
-            found = self.plain(input, seed_of)
-        if isinstance(entry, int):
+            is_due = entry == self.patience
+            found, made = self.recorded(input, seed_of) if is_due else (self.plain(input, seed_of), None)
+        if made is not None:
+            self.add(self.state(input), made)  # that of the next call, as a model may note something at its first one
+        elif isinstance(entry, int):
             self.add(state, entry + 1)
         return found
 
@@ -146,8 +149,8 @@ class Recorded(Gradient):
 
     forward = plain
 
-    def recorded(self, input: Tensor, seed_of: Callable) -> tuple[Tensor, Tensor]:
-        '''The output and the map of an input, of which a recording is made.'''
+    def recorded(self, input: Tensor, seed_of: Callable) -> tuple[tuple[Tensor, Tensor], Replay | float]:
+        '''The output and the map of an input, and the recording that is made of it, or infinity if none can be.'''
         seeds: list[Tensor] = []
         recording: Replay | float
 
@@ -159,17 +162,17 @@ class Recorded(Gradient):
         try:
             with torch.random.fork_rng([input.device] if input.is_cuda else []):  # so that later calls draw the same
                 recording = self.compared(input, seeds[0], expected)
-        except NotRecorded:
+        except NotRecorded as error:
             if self.strict:
                 raise
-            recording = math.inf
-        self.add(self.state(input), recording)  # as a model may note something at its first call
+            recording, self.refusal = math.inf, str(error)
         self.keep(expected[2])
-        return expected[:2]
+        return expected[:2], recording
 
     def compared(self, input: Tensor, seed: Tensor, expected: tuple) -> 'Replay':
         '''A recording of a call, which makes what is expected of it.'''
-        recording = Replay(self.traced(input.detach(), seed.detach()), self.folded, self.backend_for(input))
+        module = traced(self.call, input.detach(), seed.detach())
+        recording = Replay(module, self.folded, self.backend_for(input))
         output, map, is_doubtful, saliency = recording(input.detach(), lambda output: seed.detach())
         same = (*self.unchecked(input.detach(), seed)[:2], self.saliency()) if is_doubtful else expected
         is_exact = input.is_cpu and self.backend is None
@@ -194,33 +197,24 @@ class Recorded(Gradient):
             _, map = self.grad(input, noted)
         return outputs[0], map.detach(), doubts
 
-    def traced(self, input: Tensor, seed: Tensor) -> fx.GraphModule:
-        '''The graph of a call with another input of the same kind, so that values that are read of it are noticed.'''
-        def call(input: Tensor, seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-            output, map, doubts = self.unchecked(input, seed)
-            doubt = torch.stack(doubts).any() if doubts else map.new_zeros((), dtype=torch.bool)
-            return output, map, doubt, self.saliency()
-
-        other = input.flip(-1) if input.ndim else input.clone()
-        try:
-            return make_fx(call)(other.mul_(.75) if other.is_floating_point() else other, seed)
-        except Exception as error:  # whatever the model raises, as the plain call has worked
-            raise NotRecorded(f'this call cannot be recorded, as it depends on values: {error}; {PLAIN}') from error
+    def call(self, input: Tensor, seed: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        '''What is recorded: the output, the map, whether it is to be checked, and the composite's map at its layer.'''
+        output, map, doubts = self.unchecked(input, seed)
+        doubt = torch.stack(doubts).any() if doubts else map.new_zeros((), dtype=torch.bool)
+        return output, map, doubt, self.saliency()
 
     def add(self, state: tuple, recording: 'Replay | float') -> None:
         '''Keep a recording, or how many calls there were, and drop what has not been used for the longest time.'''
         self.recordings[state] = recording
         self.recordings.move_to_end(state)
-        self.referents[state] = self.current_hooks()  # whose ids are part of the state
         if len(self.recordings) <= self.limit:
             return
-        dropped, last = self.recordings.popitem(last=False)
-        self.referents.pop(dropped)
+        _, last = self.recordings.popitem(last=False)
         if isinstance(last, Replay) and not self.is_exceeded:
             self.is_exceeded = True
             warnings.warn(
                 f'there are more than {self.limit} kinds of calls, of which those that were dropped are recorded anew:'
-                ' give inputs of fewer shapes, or a larger limit', stacklevel=4
+                ' give inputs of fewer shapes, or a larger limit', stacklevel=3
             )
 
     def saliency(self) -> Tensor | None:
@@ -236,9 +230,9 @@ class Recorded(Gradient):
         '''All that a recording depends on.'''
         hooks, kind = self.current_hooks(), input.device.type
         autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
-        composite = None if self.composite is None else (plain_attributes(self.composite), is_active(self.composite))
+        composite = None if self.composite is None else (*held_by(self.composite), is_active(self.composite))
         return (
-            input.shape, input.stride(), input.dtype, input.device, autocast, tuple(map(id, hooks)),
+            input.shape, input.stride(), input.dtype, input.device, autocast, tuple(map(Identity, hooks)),
             state_of(self.model), composite
         )
 
@@ -246,169 +240,6 @@ class Recorded(Gradient):
         '''The hooks of the model, without those of the composite.'''
         hooks = hooks_of(self.model)
         return self.hooks[0] if self.hooks is not None and hooks == self.hooks[1] else hooks
-
-
-class Replay:
-    '''The operations of a call, as a function of its input and of a function of its output.
-
-    Parameters
-    ----------
-    module : :py:class:`torch.fx.GraphModule`
-        The graph of a function of input and seed, which returns output, map, doubt and the map at the layer.
-    folded : :py:class:`Folded`
-        Where to keep what depends on constants alone.
-    backend : str or None
-        Who runs it.
-    '''
-    def __init__(self, module: fx.GraphModule, folded: 'Folded', backend: str | None) -> None:
-        graph = module.graph
-        require_repeatable(graph)
-        ask_for_seed(graph)
-        for node in graph.nodes:
-            if node.target in ALIASES:
-                node.replace_all_uses_with(node.args[0])
-        folded.fold(module)
-        for node in reversed(graph.nodes):
-            if node.op not in ('placeholder', 'output') and not node.users and not writes(node):
-                graph.erase_node(node)
-        module.recompile()
-        for name in {node.target for node in graph.nodes if node.op == 'get_attr'}:
-            module.__dict__[name] = getattr(module, name)  # which is found faster than a parameter
-        self.run, self.is_compiled = compiled(module, backend) if backend else module, backend is not None
-
-    def __call__(self, input: Tensor, seed_of: Callable) -> Any:
-        with torch.no_grad(), torch.autocast(input.device.type, enabled=False):  # whose casts are recorded
-            found = self.run(input, seed_of)
-        # as memory of a recording on a GPU is written to again
-        return [each.clone() if torch.is_tensor(each) else each for each in found] if self.is_compiled else found
-
-
-class Folded:
-    '''What depends on constants alone, which all recordings share as long as one of them needs it.
-
-    Parameters
-    ----------
-    budget : int
-        The largest number of bytes.
-    '''
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.tensors: weakref.WeakValueDictionary[tuple, Tensor] = weakref.WeakValueDictionary()
-
-    def fold(self, module: fx.GraphModule) -> None:
-        '''Compute what depends on constants alone, and let the graph of a module have it as constants.'''
-        graph: Any = module.graph
-        keys: dict[fx.Node, tuple] = {}
-        for node in list(graph.nodes):
-            if node.op == 'get_attr':
-                tensor = getattr(module, node.target)
-                keys[node] = id(tensor), tensor._version
-                continue
-            if not is_foldable(node, keys):
-                continue
-            key = str(node.target), fx.map_arg((node.args, tuple(node.kwargs.items())), keys.get)
-            tensor = self.tensors.get(key)
-            if tensor is None:
-                with torch.no_grad():
-                    tensor = node.target(*of_module(module, node.args), **of_module(module, node.kwargs))
-                if tensor.nbytes + sum(each.nbytes for each in self.tensors.values()) > self.budget:
-                    continue
-                self.tensors[key] = tensor
-            keys[node] = key
-            name = f'folded_{len(module.__dict__)}'
-            module.__dict__[name] = tensor
-            with graph.inserting_before(node):
-                constant = graph.create_node('get_attr', name)
-            node.replace_all_uses_with(constant)
-            graph.erase_node(node)
-            keys[constant] = key
-
-
-def of_module(module: fx.GraphModule, args: Any) -> Any:
-    '''Arguments with the tensors of a module in place of its nodes.'''
-    return fx.node.map_arg(args, lambda node: getattr(module, str(node.target)))
-
-
-def is_foldable(node: fx.Node, keys: dict) -> bool:
-    '''Whether a node is one tensor that depends on constants alone, and is not changed.'''
-    if node.op != 'call_function' or not isinstance(node.target, torch._ops.OpOverload) or writes(node):
-        return False
-    returns = node.target._schema.returns
-    is_tensor = len(returns) == 1 and isinstance(returns[0].type, torch.TensorType)
-    inputs = node.all_input_nodes
-    return is_tensor and bool(inputs) and all(each in keys for each in inputs) and not is_written(node)
-
-
-def writes(node: fx.Node) -> bool:
-    '''Whether a node changes one of its arguments, or is no operation on tensors.'''
-    return not isinstance(node.target, torch._ops.OpOverload) or node.target._schema.is_mutable
-
-
-def is_written(node: Any) -> bool:
-    '''Whether anything writes to a node's memory.'''
-    users = [user for user in node.users if isinstance(user.target, torch._ops.OpOverload)]
-    if any(user.target._schema.is_mutable for user in users):
-        return True
-    views = (user for user in users if any(each.alias_info is not None for each in user.target._schema.returns))
-    return any(is_written(view) for view in views)
-
-
-def require_repeatable(graph: fx.Graph) -> None:
-    '''Raise if operations draw random numbers, or make shapes of values.'''
-    for node in graph.nodes:
-        tags = getattr(node.target, 'tags', ())
-        if torch.Tag.nondeterministic_seeded in tags and not has_no_dropout(node):
-            raise NotRecorded(f'a call that draws random numbers ({node.target}) cannot be recorded: {PLAIN}')
-        masks = [each for each in node.all_input_nodes if node.target is torch.ops.aten.index.Tensor
-                 and each.meta['val'].dtype in (torch.bool, torch.uint8)]
-        if torch.Tag.dynamic_output_shape in tags and (masks or node.target is not torch.ops.aten.index.Tensor):
-            raise NotRecorded(f'a shape that depends on values ({node.target}) cannot be recorded: {PLAIN}')
-
-
-def has_no_dropout(node: Any) -> bool:
-    '''Whether a node has a probability of dropout, which is zero.'''
-    names = [each.name for each in node.target._schema.arguments]
-    given = {**dict(zip(names, node.args)), **node.kwargs}
-    return 'dropout_p' in names and given.get('dropout_p', 0.) == 0.
-
-
-def ask_for_seed(graph: Any) -> None:
-    '''Let a graph take a function of the output in place of the seed.'''
-    _, placeholder = (node for node in graph.nodes if node.op == 'placeholder')
-    output = next(iter(reversed(graph.nodes))).args[0][0]
-    first = next(node for node in graph.nodes if placeholder in node.all_input_nodes)
-    like = placeholder.meta['val']
-    with graph.inserting_before(first):
-        seed = graph.call_function(seed_for, (placeholder, output, tuple(like.shape), like.stride(), like.dtype))
-    placeholder.replace_all_uses_with(seed, delete_user_cb=lambda user: user is not seed)
-
-
-def seed_for(seed_of: Callable, output: Tensor, shape: tuple, stride: tuple, dtype: torch.dtype) -> Tensor:
-    '''What enters at the output, laid out as it was recorded.'''
-    seed = seed_of(output).detach()
-    if seed.shape != shape:
-        raise ValueError(f'the relevance at the output has shape {tuple(seed.shape)}, but the output has {shape}')
-    if (seed.stride(), seed.dtype) == (stride, dtype):
-        return seed
-    return torch.empty_strided(shape, stride, dtype=dtype, device=seed.device).copy_(seed)
-
-
-def compiled(module: fx.GraphModule, backend: str) -> Module:
-    '''A graph in two parts, before and after the function of the output, which a backend runs.'''
-    part = 0
-
-    def part_of(node: fx.Node) -> int:
-        nonlocal part
-        part += node.target is seed_for
-        here = part
-        part += node.target is seed_for
-        return here
-
-    split: Any = split_module(module, module, part_of)
-    for name, each in split.named_children():
-        if not any(node.target is seed_for for node in each.graph.nodes):
-            setattr(split, name, torch.compile(each, backend=backend, fullgraph=True, dynamic=False))
-    return split
 
 
 def require_same(name: str, found: Tensor, expected: Tensor | None, is_exact: bool) -> None:
@@ -446,3 +277,56 @@ def plain_attributes(obj: Any) -> tuple:
     '''The values of an object's attributes that are numbers, words or tuples.'''
     return tuple(value if type(value) is not tuple else repr(value) for value in obj.__dict__.values()
                  if type(value) in (bool, int, float, str, tuple))
+
+
+class Identity:
+    '''An object in a key, by its identity. It lives as long as the key, so that no other one has its place.'''
+    __slots__ = ('held',)
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __hash__(self) -> int:
+        return id(self.held)
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, Identity) and self.held is other.held
+
+
+def held_by(composite: Composite) -> list:
+    '''What tells whether a composite is another one: all that it holds, as canonizers, rules and what these hold. Plain
+    values count by value, tensors by identity and version, and all others by identity.'''
+    key: list = []
+    left: list = [composite]
+    seen: set[int] = set()
+    while left:
+        each = left.pop()
+        if type(each) in PLAIN_TYPES:
+            key += type(each), each
+        elif isinstance(each, Tensor):
+            key += Identity(each), each._version, each.data_ptr()
+        elif type(each) in (tuple, list, dict):
+            key += type(each), len(each)
+        else:
+            key.append(Identity(each))
+        if id(each) not in seen:
+            seen.add(id(each))
+            left += parts_of(each)
+    return key
+
+
+def parts_of(obj: Any) -> list:
+    '''What an object of a composite holds, but for what changes as it is used: entries, attributes, and what functions
+    have of where they were made.'''
+    if type(obj) in (tuple, list):
+        return [*obj]
+    if type(obj) is dict:
+        return [*obj, *obj.values()]
+    if isinstance(obj, MethodType):
+        return [obj.__func__, obj.__self__]
+    if isinstance(obj, FunctionType):
+        return [obj.__defaults__, obj.__kwdefaults__, *(cell.cell_contents for cell in obj.__closure__ or ())]
+    is_ours = type(obj).__module__.partition('.')[0] in ('zennit', 'zennit_dc')
+    if isinstance(obj, (Module, type)) or not (is_ours or callable(obj) or isinstance(obj, (Composite, Canonizer))):
+        return []
+    return [value for name, value in getattr(obj, '__dict__', {}).items() if name not in CHANGING]
