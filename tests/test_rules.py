@@ -75,9 +75,23 @@ def test_stabilizer_is_that_of_zennit(dtype):
     denominator = torch.cat([torch.tensor([1e-6, -1e-6, 1e-30, -3.]), torch.randn(100)]).to(dtype)
     relevance, zero = torch.randn(104).to(dtype), torch.tensor([0., -0.], dtype=dtype)
     for epsilon in (1e-6, .3):
-        quotient = 4. * over_epsilon(epsilon, relevance, 2. * denominator)
+        quotient = over_epsilon(epsilon, relevance, 2. * denominator)
         assert torch.equal(quotient, relevance / Stabilizer(epsilon)(denominator))
         assert not over_epsilon(epsilon, torch.ones(2, dtype=dtype), zero).any()
+
+
+def test_rule_of_ones_own_for_outputs(network, image):
+    '''Between output and input of a layer are the gradients of difference and sum, so that each side can be replaced by
+    its own.'''
+    class Own(SplitEpsilon):
+        def after(self, pair):
+            def divide(positive, negative, difference, stream_sum):
+                u, v = positive / (stream_sum + difference) * 2, negative / (stream_sum - difference) * 2
+                return torch.nan_to_num(u - v), torch.nan_to_num(u + v)
+            return ruled(pair, divide, *pair.tensors)
+
+    expected = explain(SplitLRP(1e-30), network, image)
+    assert_close(explain(SplitLRP(layer_map=[((nn.Conv2d,), Own())], epsilon=1e-30), network, image), expected)
 
 
 @pytest.mark.parametrize('shape', [(3, 5), (2, 300, 5, 4), (90_000,)])

@@ -276,25 +276,24 @@ def mean_size(rows: Tensor) -> Tensor:
 def times_input(
     gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor
 ) -> tuple[Tensor, Tensor]:
-    '''The relevances of a layer's input: :math:`R^\\pm = a^\\pm c^\\pm` (equation 9), for a quarter of the gradients by
-    difference and sum, since both factors are twice the streams here.'''
-    positive = multiplied(stream_sum + difference, sum_gradient + gradient)
-    negative = multiplied(stream_sum - difference, sum_gradient - gradient)
+    '''The relevances of a layer's input: :math:`R^\\pm = a^\\pm c^\\pm` (equation 9).'''
+    positive = quarter_product(stream_sum + difference, sum_gradient + gradient)  # of twice the factors
+    negative = quarter_product(stream_sum - difference, sum_gradient - gradient)
     return positive.to(difference.dtype), negative
 
 
-def multiplied(buffer: Tensor, other: Tensor) -> Tensor:
-    '''The product of two tensors, in the memory of the first one if there is no graph that needs it.'''
-    return torch.mul(buffer, other, out=None if torch.is_grad_enabled() else buffer)
+def quarter_product(buffer: Tensor, other: Tensor) -> Tensor:
+    '''A quarter of the product of two tensors, in the memory of the first one if there is no graph that needs it.'''
+    out = None if torch.is_grad_enabled() else buffer
+    return torch.addcmul(buffer.new_zeros(()), buffer, other, value=.25, out=out)
 
 
 def over_output(
     divide: Callable, split_pass: Any, positive: Tensor, negative: Tensor, difference: Tensor, stream_sum: Tensor
 ) -> tuple[Tensor, Tensor]:
     '''The relevances of a layer's output over this output, :math:`u^\\pm = R^\\pm / (z^\\pm + \\varepsilon \\,
-    \\mathrm{sign} z^\\pm)` (equation 9), as a quarter of the gradients of its difference and sum,
-    :math:`(u^+ - u^-, u^+ + u^-) / 4`. Zero where the output is, as all that it is made of is zero, too; but for
-    rounding in a dtype below float32.'''
+    \\mathrm{sign} z^\\pm)` (equation 9), as gradients of its difference and sum, :math:`(u^+ - u^-, u^+ + u^-)`. Zero
+    where the output is, as all that it is made of is zero, too; but for rounding in a dtype below float32.'''
     streams = [stream_sum + difference, stream_sum - difference]  # twice
     if difference.dtype.itemsize < 4:  # else a map is computed again where rounding changes it
         rounding = stream_sum * (2. * torch.finfo(difference.dtype).eps)
@@ -307,13 +306,13 @@ def over_output(
 
 
 def over_epsilon(epsilon: float, relevance: Tensor, twice: Tensor) -> Tensor:
-    '''A quarter of relevance over a stream plus epsilon with its sign, without a mask, which is slow.'''
-    return twice.sign().mul_(relevance).div_(torch.rsub(twice.abs(), 4. * epsilon, alpha=-2.))
+    '''Relevance over a stream plus epsilon with its sign, for twice the stream; without a mask, which is slow.'''
+    return twice.sign().mul_(relevance).div_(torch.rsub(twice.abs(), epsilon, alpha=-.5))
 
 
 def over_stabilized(stabilize: Callable, relevance: Tensor, twice: Tensor) -> Tensor:
-    '''A quarter of relevance over a stream that a function stabilizes.'''
-    return relevance / (4. * stabilize(.5 * twice)).masked_fill(twice == 0., math.inf)
+    '''Relevance over a stream that a function stabilizes, for twice the stream.'''
+    return relevance / stabilize(.5 * twice).masked_fill(twice == 0., math.inf)
 
 
 @torch.no_grad()
@@ -321,4 +320,4 @@ def loss(quotient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
     '''The largest error of a layer's relevance: a stream has the rounding of the sum, by which relevance is multiplied
     as it is divided by a stream. Only that counts which is less than a part of the sum.'''
     excess = difference.abs().sub_(stream_sum, alpha=1. - 2. * SMALL).relu_().mul_(quotient).abs_()
-    return excess.amax() * (torch.finfo(difference.dtype).eps * 2. / SMALL)
+    return excess.amax() * (torch.finfo(difference.dtype).eps / (2. * SMALL))
