@@ -1,5 +1,7 @@
 '''Canonizers: a model into split form and back.'''
 import re
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -306,6 +308,29 @@ class SplitForward(TemporaryForward):
         return output
 
 
+class Eagerly:
+    '''A context in which compiled functions run as those that they were made of (from torch 2.6 on). As torch has one
+    such state for all threads, the first thread in it sets it, and the last one resets it.'''
+    def __init__(self):
+        self.lock, self.count, self.stance = threading.Lock(), 0, nullcontext()
+
+    def __enter__(self):
+        with self.lock:
+            if self.count == 0 and 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance'):
+                self.stance = torch.compiler.set_stance('force_eager')
+            self.count += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.count -= 1
+            if self.count == 0:
+                stance, self.stance = self.stance, nullcontext()
+                stance.__exit__(None, None, None)
+
+
+EAGERLY = Eagerly()
+
+
 class Call:
     '''A model's forward as a function of the list of its inputs.
 
@@ -336,7 +361,7 @@ class Call:
             replaced[self.places[0]] = self.tokens
         args, kwargs = self.structure([replaced.get(place, leaf) for place, leaf in enumerate(self.leaves)])
         splits = self.tokens is not None and isinstance(inputs[0], SplitTensor)
-        with Embedding(inputs[0], self.tokens) if splits else nullcontext():
+        with Embedding(inputs[0], self.tokens) if splits else nullcontext(), EAGERLY:
             output = self.forward(*args, **kwargs)
         refuse_probabilities(output)
         return output
