@@ -77,7 +77,8 @@ class Followed(NamedTuple):
         for axis, (first, count) in enumerate(self.parts):
             tensor = tensor.narrow(axis, first, count)
         tensor = tensor.reshape(self.lengths).permute(self.order)
-        return tensor.reshape(tensor.shape[0], -1, *self.grid)
+        channels = math.prod(tensor.shape[1:tensor.ndim - len(self.axes)])  # no -1, as there may be no samples
+        return tensor.reshape(tensor.shape[0], channels, *self.grid)
 
     require_reached = Places.require_reached
 
@@ -110,7 +111,7 @@ def followed(shape, places, input_channels=None, channels=None):
         left = total - first - behind
         parts.append((first, left))
         for step, _, axis, place in inside:
-            if (place.first, place.behind) != (first, behind) or left % (step * place.length):
+            if (place.first, place.behind) != (first, behind) or left % max(step * place.length, 1):
                 return None
             if left > step * place.length:
                 others.append(index)
