@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import assert_close, explain, gradient_of
+from helpers import assert_close, explain, gradient_of, random_image
 from literal import Network
-from small_models import METHODS, Calls
+from small_models import METHODS, Between, Calls
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -371,3 +371,23 @@ def test_compiled_models_run_as_what_they_were_made_of(compiled, layer):
     for module, attributes in zip(model.modules(), before):
         assert vars(module).keys() == attributes.keys()
         assert all(vars(module)[name] is value for name, value in attributes.items())
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, 'set_stance'), reason='needs torch 2.6')
+@pytest.mark.parametrize('composite', [SplitGrad(), SplitLRP(), SplitCAM('before')])
+def test_compiled_functions_run_as_what_they_were_made_of(composite):
+    def function(x):
+        return x.relu() * 2
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    graphs, image = [], random_image(2, 4, 6, 6)
+    compiled, plain = Between(torch.compile(function, backend=count)), Between(function)
+    expected = explain(composite, plain, image)
+    assert torch.equal(explain(composite, compiled, image), expected)
+    graphs.clear()
+    torch.compiler.reset()
+    compiled(image)
+    assert graphs  # compiled again outside of the context

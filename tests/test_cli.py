@@ -19,7 +19,7 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import CASO, Sparsity, class_relevance
-from zennit_dc.cli.explanations import Explanations, distinct
+from zennit_dc.cli.explanations import Explanations, distinct, shortened
 from zennit_dc.data.classifiers import layers, load_classifier
 from zennit_dc.data.parts import held
 from zennit_dc.data.progress import progress_bar
@@ -619,6 +619,13 @@ def test_balanced_alpha(tmp_path, drawings, monkeypatch):
         ))
     one, two, three = (Path(f'{name}_maps/0_SplitGrad.png').read_bytes() for name in ('one', 'two', 'three'))
     assert one == two != three
+
+
+def test_names_of_maps_leave_room_for_endings():
+    assert shortened('image 图') == 'image 图'
+    assert shortened('n' * 240) == 'n' * 150
+    assert shortened('图' * 80) == '图' * 50
+    assert shortened('a' + '图' * 80) == 'a' + '图' * 49  # of whole characters
 
 
 def test_names_of_maps_are_distinct():

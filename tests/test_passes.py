@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import alive, assert_close, divided, explain, gradients, random_image
 from literal import Network
-from small_models import METHODS, Block, Small, UNet, with_layers
+from small_models import METHODS, Between, Block, Small, UNet, with_layers
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
@@ -523,6 +523,24 @@ def test_maps_of_checkpoints_can_be_differentiated(make):
             maps.append((map.detach(), torch.autograd.grad(map.square().sum(), model.bottom.weight)[0]))
     for one, other in zip(*maps):
         assert_close(one, other, divided() if make is SplitLRP else 1e-12)
+
+
+@pytest.mark.parametrize('make', [
+    lambda: SplitGrad(.3), SplitLRP, lambda: SplitGrad(.3, '+g', pooling='convex'), lambda: SplitCAM('before', .3)
+])
+@pytest.mark.parametrize('function', [
+    lambda x: x * x.relu(), lambda x: x.abs() + x, lambda x: F.max_pool2d((x.relu() * 2 + x).abs(), 2), nn.ReLU(True),
+])
+def test_checkpoints_within_a_checkpoint(function, make):
+    def nested(depth):
+        def run(x):
+            return checkpoint(nested(depth - 1), x, use_reentrant=False) if depth else function(x)
+        return run
+
+    image = random_image(2, 4, 9, 9)
+    expected, *found = (gradients(make(), Between(nested(depth)), image)[0] for depth in (0, 1, 2, 3))
+    for each in found:
+        assert_close(each, expected, divided() if make is SplitLRP else 1e-12)
 
 
 @pytest.mark.parametrize('make', [SplitLRP, lambda: SplitLRP(stream='positive')])

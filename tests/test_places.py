@@ -570,3 +570,16 @@ def test_single_entries_are_no_tokens():
 
 
 ZEROS = torch.zeros(3, dtype=torch.long)
+
+
+@pytest.mark.parametrize('make', [
+    lambda: SplitCAM('0', .3, '+g'), lambda: SplitLRP(layer='0'), lambda: SplitGrad(), lambda: SplitLRP()
+])
+def test_batch_of_no_samples(make):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).double()
+    image = random_image(0, 3, 8, 8).requires_grad_()
+    with (composite := make()).context(model):
+        map, = torch.autograd.grad(model(image).sum(), image)
+    assert map.shape == image.shape
+    if composite.canonizers[-1].layer is not None:
+        assert composite.saliency.shape == (0, 6, 6)

@@ -1,5 +1,7 @@
 '''Canonizers: a model into split form and back.'''
 import re
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -102,6 +104,7 @@ class SplitCanonizer(Canonizer):
         self.restore: list[Callable] = []
         self.active = True  # as of Zennit's hooks: whether rules hold in backward passes
         self.choices = Choices(automatic)
+        self.validate: Callable | None = None  # what a composite asks of a model, before anything of it is changed
 
     def copy(self) -> 'SplitCanonizer':
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
@@ -125,6 +128,8 @@ class SplitCanonizer(Canonizer):
         list
             The one applied instance.
         '''
+        if self.validate is not None:
+            self.validate(root_module)
         instance = self.copy()
         self.readout.saliency = None
         instance.register(root_module)
@@ -305,6 +310,29 @@ class SplitForward(TemporaryForward):
         return output
 
 
+class Eagerly:
+    '''A context in which compiled functions run as those that they were made of (from torch 2.6 on). As torch has one
+    such state for all threads, the first thread in it sets it, and the last one resets it.'''
+    def __init__(self):
+        self.lock, self.count, self.stance = threading.Lock(), 0, nullcontext()
+
+    def __enter__(self):
+        with self.lock:
+            if self.count == 0 and 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance'):
+                self.stance = torch.compiler.set_stance('force_eager')
+            self.count += 1
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.count -= 1
+            if self.count == 0:
+                stance, self.stance = self.stance, nullcontext()
+                stance.__exit__(None, None, None)
+
+
+EAGERLY = Eagerly()
+
+
 class Call:
     '''A model's forward as a function of the list of its inputs.
 
@@ -335,7 +363,7 @@ class Call:
             replaced[self.places[0]] = self.tokens
         args, kwargs = self.structure([replaced.get(place, leaf) for place, leaf in enumerate(self.leaves)])
         splits = self.tokens is not None and isinstance(inputs[0], SplitTensor)
-        with Embedding(inputs[0], self.tokens) if splits else nullcontext():
+        with Embedding(inputs[0], self.tokens) if splits else nullcontext(), EAGERLY:
             output = self.forward(*args, **kwargs)
         refuse_probabilities(output)
         return output

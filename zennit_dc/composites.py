@@ -197,27 +197,16 @@ class SensitivityComposite(SplitComposite):
             readout(stream), sensitivity_rule(self.alpha_of('')), layer, pooling, input_split, recentering, layer_map,
             canonizers, grid, channels
         )
+        self.canonizers[-1].validate = self.require_alphas
 
-    def register(self, module: Module) -> None:
-        '''Bring a model into split form and register the rules, or leave it as it was if that fails.
-
-        Parameters
-        ----------
-        module : :py:class:`torch.nn.Module`
-            The model.
-
-        Raises
-        ------
-        RuntimeError
-            If this composite is in the context of a model already.
-        ValueError
-            If alpha has values for modules that the model does not have, or none for one that it has.
-        '''
-        names = {name for name, _ in module.named_modules(remove_duplicate=False)}
+    def require_alphas(self, root: Module) -> None:
+        '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
+        names = {name for name, _ in root.named_modules(remove_duplicate=False)}
         if isinstance(self.alpha, Mapping) and set(self.alpha) - names:
             unknown = sorted(set(self.alpha) - names)
             raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
-        super().register(module)
+        for name, module in root.named_modules():
+            self.mapping({}, name, module)
 
     def alpha_of(self, name: str) -> float | Balanced:
         '''The shift for the module of a name.'''

@@ -1,6 +1,7 @@
 '''What the command explain computes and saves.'''
 import json
 import math
+import os
 import re
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
     classifier, rows, bars, notes = explanations.classifier, [], [], []
     inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place) for path in images]
     with progress_bar(total=len(inputs) * explanations.most, desc='maps', unit='map') as bar:
-        for path, name, input in zip(images, distinct([path.stem for path in images]), inputs, strict=True):
+        for path, name, input in zip(images, distinct([shortened(path.stem) for path in images]), inputs, strict=True):
             for target, text, ending, saliencies in explanations.of(path, input, bar):
                 folder.mkdir(parents=True, exist_ok=True)
                 photo = classifier.pixels(input[0]).numpy()
@@ -424,6 +425,12 @@ def distinct(names):
         candidates += [f'{name}-{index}{ending}' for ending in endings]
         chosen.append(next(each for each in candidates if each not in {*chosen, *names[index:]}))
     return chosen
+
+
+def shortened(name):
+    '''A name, or its beginning, that leaves room for what is added in file systems whose names have 255 bytes.'''
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= 150 else encoded[:150].decode(errors='ignore')
 
 
 def file_name(title):

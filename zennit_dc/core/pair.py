@@ -282,6 +282,12 @@ class SplitTensor(torch.Tensor):
         pair.batch, pair.channels, pair.places = self.batch, self.channels, self.places
         return pair
 
+    def kept(self):
+        '''This pair as another object, with all that is known of it.'''
+        pair = SplitTensor(*self.values, self.split_pass)
+        vars(pair).update(vars(self))
+        return pair
+
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs, function = kwargs or {}, public(function) if isinstance(function, OPERATORS) else function
@@ -295,6 +301,8 @@ class SplitTensor(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.detach.default and torch._C._current_graph_task_id() != -1:
+            return args[0].kept()  # by a checkpoint that is run again
         remedy = 'call it as Python code, or give the module that calls it a form with zennit_dc.split_form'
         error = unsupported(f'{function} (called by a scripted or compiled function, or from C++)', args, remedy=remedy)
         if (split_pass := pass_of((args, kwargs))) is not None:

@@ -48,7 +48,7 @@ class Places(NamedTuple):
     axes: tuple
     windows: tuple
     source: int = 0
-    channels: int = None
+    channels: int | None = None
 
     @property
     def grid(self):
@@ -104,7 +104,7 @@ def followed(shape, places, input_channels=None, channels=None, source=0):
         left = total - first - behind
         parts.append((index, first, left))
         for step, length, axis in inside:
-            if (live[axis].first, live[axis].behind) != (first, behind) or left % (step * length):
+            if (live[axis].first, live[axis].behind) != (first, behind) or left % max(step * length, 1):
                 return None
             if left > step * length:
                 found.append((left // (step * length), None, index))
