@@ -243,6 +243,17 @@ def broken():
 def number():
     return 1
 
+def drawn():
+    last = torch.nn.Linear(6, 5)
+    return torch.nn.Sequential(cnn()[:-1], last)
+
+class Single(torch.nn.Sequential):
+    def __init__(self):
+        if hasattr(torch, 'single'):
+            raise RuntimeError('there is one already')
+        torch.single = True
+        super().__init__(cnn())
+
 class Twice(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -383,12 +394,62 @@ def test_the_other_maps_are_kept_where_a_method_fails(own, drawings, monkeypatch
 
 
 def test_a_model_of_ones_own_is_told_how_it_is_fed(explains, own):
-    said = 'own:cnn: images resized to 28 and cropped to 28 pixels (--size), normalized by mean 0.485,0.456,0.406 (--'
+    said = (
+        'own:cnn: weights as it returns them (--weights); images resized to 28 and cropped to 28 pixels (--size),'
+        ' normalized by mean 0.485,0.456,0.406 (--mean)'
+    )
     line, *_ = explains('cnn').stdout.splitlines()
     assert line.startswith(said) and line.endswith('classes have numbers, as no --categories FILE names them')
     (own / 'names.txt').write_text('\n'.join('abcde'))
     line, *_ = explains('cnn', '--mean', '.5', '--std', '.25', '--categories', 'names.txt').stdout.splitlines()
     assert 'by mean 0.5,0.5,0.5 (--mean) and standard deviation 0.25,0.25,0.25 (--std); names of --categories' in line
+
+
+def test_random_weights_are_refused_unless_they_are_asked_for(explains, own, drawings):
+    for name in '01234':
+        (own / 'images' / name).mkdir(parents=True)
+        (own / 'images' / name / 'drawing.png').write_bytes(drawings[0].read_bytes())
+    attribute = ('attribute', 'images', '--model', 'own:drawn', '--size', 28, '--method', 'gradient')
+    for called in (lambda *more: explains('drawn', *more), lambda *more: run(*attribute, *more)):
+        require_error(
+            called(), 'own:drawn are random', '2 of its 4 tensors (1.weight, 1.bias)', '--weights random'
+        )
+        result = called('--weights', 'random')
+        require_success(result)
+        assert 'warning: the weights of own:drawn are random' in result.stderr
+        assert 'own:drawn: weights random (--weights); images' in result.stdout
+    torch.save({f'{module}.{name}': torch.ones(shape) for module, name, shape in (
+        ('0.0', 'weight', (6, 3, 3, 3)), ('0.0', 'bias', (6,)), ('1', 'weight', (5, 6)), ('1', 'bias', (5,))
+    )}, own / 'best.pt')
+    result = explains('drawn', '--weights', 'best.pt')
+    require_success(result)
+    assert 'own:drawn: weights of best.pt (--weights); images' in result.stdout and 'random' not in result.stderr
+
+
+def test_random_weights_are_drawn_by_the_seed(explains, own):
+    maps = []
+    for seed in (0, 0, 1):
+        require_success(explains('drawn', '--weights', 'random', '--seed', seed))
+        maps.append(np.load(own / 'explanation_maps' / '0_Gradient.npy'))
+    assert np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[0], maps[2])
+
+
+@pytest.mark.parametrize('model', ['demo', 'squeezenet1_1'])
+def test_a_figure_says_that_weights_are_random(own, drawings, model, monkeypatch):
+    headings = []
+    monkeypatch.setattr('zennit_dc.cli.explanations.side_by_side', lambda rows, heading, *_: headings.append(heading))
+    monkeypatch.setattr('zennit_dc.cli.explanations.save', lambda *_: None)
+    result = run('explain', drawings[0], '--model', model, '--method', 'gradient', '--weights', 'random', '--size', 64)
+    require_success(result)
+    assert headings[0].startswith(f'{model} with random weights, ') and 'are random' in result.stderr
+
+
+def test_a_function_that_cannot_be_called_twice(explains, monkeypatch):
+    monkeypatch.setattr(torch, 'single', True, raising=False)
+    monkeypatch.delattr(torch, 'single')
+    require_error(explains('Single'), 'own:Single cannot be called a second time, which tells whether its weights')
+    monkeypatch.delattr(torch, 'single')
+    require_success(explains('Single', '--weights', 'random'))
 
 
 def test_one_number_is_for_all_channels(explains, own):

@@ -437,7 +437,8 @@ def test_middle_feature_map_of_transformers(name):
     transformers = pytest.importorskip('transformers')
     torch.manual_seed(0)
     config = getattr(transformers, f'{name}Config')(
-        image_size=64, patch_size=2, embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4, num_labels=3
+        image_size=64, patch_size=2, embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        num_labels=3
     )
     model = getattr(transformers, f'{name}ForImageClassification')(config).eval()
     layer = middle_feature_map(classifier_of(Logits(model), 64))
