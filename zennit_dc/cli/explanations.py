@@ -43,8 +43,8 @@ FOR_THE_CLASS = (None, 'positive', 'combined', 'g', '+g')
 RED_AND_BLUE = ('bwr', 'france', 'seismic')
 '''The color maps that end in blue and red.'''
 FOOTER = (
-    'Each map has its own scale. The numbers at a color bar are values of single pixels: no shares of the score, to which'
-    ' they need not add up.'
+    'Each map has its own scale. The numbers at a color bar are values of single pixels: no shares of the score, to'
+    ' which they need not add up.'
 )
 '''What a figure says of its color bars.'''
 FAILURES = (ArithmeticError, RuntimeError, ValueError)
