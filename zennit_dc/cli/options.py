@@ -423,7 +423,10 @@ def tell_weights(classifier, weights):
     '''Say which weights a model of one's own has, what it is taken to need, and how its classes are named; and warn of
     random weights of any model.'''
     if weights is None:
-        click.echo(f'warning: the weights of {classifier.name} are random: its maps show nothing learned', err=True)
+        click.echo(
+            f'zennit-dc: warning: the weights of {classifier.name} are random: maps show nothing that it has learned',
+            err=True
+        )
     if ':' not in classifier.name:
         return
     preprocessing, named = classifier.preprocessing, classifier.categories
