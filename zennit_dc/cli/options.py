@@ -182,7 +182,7 @@ model_options = together(
     option(
         '--weights', default='DEFAULT', metavar='FILE|random', callback=weights_named,
         help='A file with a state dict. DEFAULT: the pretrained weights that come with the model\'s name, or those that'
-        ' your function loads; if it loads none, you have to ask for random ones.'
+        ' your function loads. random: those that are drawn at random, which are an error unless you ask for them.'
     ),
     option(
         '--size', type=click.IntRange(1, LARGEST),
