@@ -406,19 +406,24 @@ def test_a_model_of_ones_own_is_told_how_it_is_fed(explains, own):
     assert 'by mean 0.5,0.5,0.5 (--mean) and standard deviation 0.25,0.25,0.25 (--std); names of --categories' in line
 
 
-def test_random_weights_are_refused_unless_they_are_asked_for(explains, own, drawings):
+@pytest.mark.parametrize('command', ['explain', 'attribute'])
+def test_random_weights_are_refused_unless_they_are_asked_for(own, drawings, command, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    if command == 'attribute':
+        pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
     for name in '01234':
         (own / 'images' / name).mkdir(parents=True)
         (own / 'images' / name / 'drawing.png').write_bytes(drawings[0].read_bytes())
-    attribute = ('attribute', 'images', '--model', 'own:drawn', '--size', 28, '--method', 'gradient')
-    for called in (lambda *more: explains('drawn', *more), lambda *more: run(*attribute, *more)):
-        require_error(
-            called(), 'own:drawn are random', '2 of its 4 tensors (1.weight, 1.bias)', '--weights random'
-        )
-        result = called('--weights', 'random')
-        require_success(result)
-        assert 'warning: the weights of own:drawn are random' in result.stderr
-        assert 'own:drawn: weights random (--weights); images' in result.stdout
+    options = (command, 'images/0' if command == 'explain' else 'images', '--model', 'own:drawn', '--size', 28)
+    options += ('--method', 'gradient')
+    require_error(run(*options), 'own:drawn are random', '2 of its 4 tensors (1.weight, 1.bias)', '--weights random')
+    result = run(*options, '--weights', 'random')
+    require_success(result)
+    assert 'zennit-dc: warning: the weights of own:drawn are random' in result.stderr
+    assert 'own:drawn: weights random (--weights); images' in result.stdout
+
+
+def test_weights_of_a_file_are_not_random(explains, own):
     torch.save({f'{module}.{name}': torch.ones(shape) for module, name, shape in (
         ('0.0', 'weight', (6, 3, 3, 3)), ('0.0', 'bias', (6,)), ('1', 'weight', (5, 6)), ('1', 'bias', (5,))
     )}, own / 'best.pt')
@@ -742,6 +747,8 @@ def test_maps_are_never_written_over_inputs(tmp_path, drawings):
 ], ids=lambda each: each[0] if isinstance(each, tuple) else '')
 def test_the_second_of_two_runs_says_that_the_first_holds_the_output(tmp_path, drawings, monkeypatch, command, lock):
     monkeypatch.chdir(tmp_path)
+    if command[0] == 'attribute':  # which imports what it needs before it writes
+        pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
     for path in (tmp_path / 'in.png', tmp_path / 'images' / 'in.png'):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(drawings[0].read_bytes())
