@@ -1,6 +1,7 @@
 '''Commands of the command line, in this process or in one of their own.'''
 import subprocess
 import sys
+import warnings
 
 import processes
 from click.testing import CliRunner
@@ -12,8 +13,11 @@ ATTRIBUTE = ('--model', 'demo', '--layer', 'residual', '--method', 'splitcam', '
 
 
 def run(*arguments):
-    '''Run a command in this process, which is the quick way: an import of PyTorch takes seconds.'''
-    result = CliRunner().invoke(main, [str(each) for each in arguments], prog_name='zennit-dc')
+    '''Run a command in this process, which is the quick way: an import of PyTorch takes seconds. It does not show what
+    is deprecated, as Python does not, but for pytest.'''
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)
+        result = CliRunner().invoke(main, [str(each) for each in arguments], prog_name='zennit-dc')
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 

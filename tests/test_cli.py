@@ -243,6 +243,17 @@ def broken():
 def number():
     return 1
 
+def drawn():
+    last = torch.nn.Linear(6, 5)
+    return torch.nn.Sequential(cnn()[:-1], last)
+
+class Single(torch.nn.Sequential):
+    def __init__(self):
+        if hasattr(torch, 'single'):
+            raise RuntimeError('there is one already')
+        torch.single = True
+        super().__init__(cnn())
+
 class Twice(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -334,9 +345,10 @@ def test_a_model_of_ones_own(own, drawings, monkeypatch):
     require_error(run(*options, '--canonizer', 'none'), 'gelu', '--canonizer activations')
     require_error(run(*options, '--canonizer', 'auto', '--canonizer', 'smooth'), 'auto can be given with no other')
     require_success(run(*options, '--canonizer', 'smooth'))
-    automatic = run(*options)
+    automatic = run(*options, '--method', 'splitgrad')
     require_success(automatic)
-    assert 'zennit-dc: warning: canonizers=\'auto\' takes DetachedActivations() for gelu in' in automatic.stderr
+    said = 'zennit-dc: warning: canonizers=\'auto\' takes DetachedActivations() for gelu in'
+    assert automatic.stderr.count(said) == 1  # though both methods do
     assert Image.open(own / 'explanation_maps' / '0_SplitCAM.png').size == (28, 28)
     require_error(run('layers', 'own:broken'), 'own:broken', 'KeyError', 'weights')
     require_error(run('layers', 'own:number'), 'own:number', 'int')
@@ -383,12 +395,67 @@ def test_the_other_maps_are_kept_where_a_method_fails(own, drawings, monkeypatch
 
 
 def test_a_model_of_ones_own_is_told_how_it_is_fed(explains, own):
-    said = 'own:cnn: images resized to 28 and cropped to 28 pixels (--size), normalized by mean 0.485,0.456,0.406 (--'
+    said = (
+        'own:cnn: weights as it returns them (--weights); images resized to 28 and cropped to 28 pixels (--size),'
+        ' normalized by mean 0.485,0.456,0.406 (--mean)'
+    )
     line, *_ = explains('cnn').stdout.splitlines()
     assert line.startswith(said) and line.endswith('classes have numbers, as no --categories FILE names them')
     (own / 'names.txt').write_text('\n'.join('abcde'))
     line, *_ = explains('cnn', '--mean', '.5', '--std', '.25', '--categories', 'names.txt').stdout.splitlines()
     assert 'by mean 0.5,0.5,0.5 (--mean) and standard deviation 0.25,0.25,0.25 (--std); names of --categories' in line
+
+
+@pytest.mark.parametrize('command', ['explain', 'attribute'])
+def test_random_weights_are_refused_unless_they_are_asked_for(own, drawings, command, monkeypatch):
+    monkeypatch.syspath_prepend(own)
+    if command == 'attribute':
+        pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
+    for name in '01234':
+        (own / 'images' / name).mkdir(parents=True)
+        (own / 'images' / name / 'drawing.png').write_bytes(drawings[0].read_bytes())
+    options = (command, 'images/0' if command == 'explain' else 'images', '--model', 'own:drawn', '--size', 28)
+    options += ('--method', 'gradient')
+    require_error(run(*options), 'own:drawn are random', '2 of its 4 tensors (1.weight, 1.bias)', '--weights random')
+    result = run(*options, '--weights', 'random')
+    require_success(result)
+    assert 'zennit-dc: warning: the weights of own:drawn are random' in result.stderr
+    assert 'own:drawn: weights random (--weights); images' in result.stdout
+
+
+def test_weights_of_a_file_are_not_random(explains, own):
+    torch.save({f'{module}.{name}': torch.ones(shape) for module, name, shape in (
+        ('0.0', 'weight', (6, 3, 3, 3)), ('0.0', 'bias', (6,)), ('1', 'weight', (5, 6)), ('1', 'bias', (5,))
+    )}, own / 'best.pt')
+    result = explains('drawn', '--weights', 'best.pt')
+    require_success(result)
+    assert 'own:drawn: weights of best.pt (--weights); images' in result.stdout and 'random' not in result.stderr
+
+
+def test_random_weights_are_drawn_by_the_seed(explains, own):
+    maps = []
+    for seed in (0, 0, 1):
+        require_success(explains('drawn', '--weights', 'random', '--seed', seed))
+        maps.append(np.load(own / 'explanation_maps' / '0_Gradient.npy'))
+    assert np.array_equal(maps[0], maps[1]) and not np.array_equal(maps[0], maps[2])
+
+
+@pytest.mark.parametrize('model', ['demo', 'squeezenet1_1'])
+def test_a_figure_says_that_weights_are_random(own, drawings, model, monkeypatch):
+    headings = []
+    monkeypatch.setattr('zennit_dc.cli.explanations.side_by_side', lambda rows, heading, *_: headings.append(heading))
+    monkeypatch.setattr('zennit_dc.cli.explanations.save', lambda *_: None)
+    result = run('explain', drawings[0], '--model', model, '--method', 'gradient', '--weights', 'random', '--size', 64)
+    require_success(result)
+    assert headings[0].startswith(f'{model} with random weights, ') and 'are random' in result.stderr
+
+
+def test_a_function_that_cannot_be_called_twice(explains, monkeypatch):
+    monkeypatch.setattr(torch, 'single', True, raising=False)
+    monkeypatch.delattr(torch, 'single')
+    require_error(explains('Single'), 'own:Single cannot be called a second time, which tells whether its weights')
+    monkeypatch.delattr(torch, 'single')
+    require_success(explains('Single', '--weights', 'random'))
 
 
 def test_one_number_is_for_all_channels(explains, own):
@@ -687,6 +754,8 @@ def test_maps_are_never_written_over_inputs(tmp_path, drawings):
 ], ids=lambda each: each[0] if isinstance(each, tuple) else '')
 def test_the_second_of_two_runs_says_that_the_first_holds_the_output(tmp_path, drawings, monkeypatch, command, lock):
     monkeypatch.chdir(tmp_path)
+    if command[0] == 'attribute':  # which imports what it needs before it writes
+        pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
     for path in (tmp_path / 'in.png', tmp_path / 'images' / 'in.png'):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(drawings[0].read_bytes())

@@ -1,7 +1,6 @@
 '''Evaluations as runs that can be killed, resumed and shared.'''
 import json
 import signal
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from processes import end_at
 from zennit.attribution import Gradient
 
 from zennit_dc import Balanced, SplitCAM
-from zennit_dc.attribution import LayerCAM, class_agreement, class_relevance, relevance_of
+from zennit_dc.attribution import LayerCAM, class_agreement, class_relevance, map_cosine, relevance_of, runner_up
 from zennit_dc.data.classifiers import load_classifier
 from zennit_dc.evaluation.data import Drawings
 
@@ -28,7 +27,7 @@ from zennit_dc.evaluation.runs import evaluate, finished
 from zennit_dc.evaluation.selection import means
 from zennit_dc.evaluation.settings import ABLATIONS, Setting, ablation, grid
 from zennit_dc.evaluation.tables import latex, mean_scores, results_table, shortened, standard_errors, summary
-from zennit_dc.methods import attributor
+from zennit_dc.methods import attributor, saliency_map
 
 
 OPTIONS = (
@@ -503,9 +502,33 @@ def test_scores_of_contrasts(tmp_path):
             own = scores.sort_index().loc[images.names[index], setting.title, setting.name]
             expected = attribution_localisation(map, sample.mask[None], positive=True).item()
             assert own['attribution_localisation'] == pytest.approx(expected, rel=1e-4)
-            entering = partial(relevance_of, against=setting.against)
-            expected = class_agreement(chosen, sample.input[None], sample.label, relevance=entering).item()
+            expected = class_agreement(chosen, sample.input[None], sample.label).item()  # of classes by themselves
             assert own['class_agreement'] == pytest.approx(expected, abs=1e-4)
+
+
+def test_class_agreement_is_that_of_the_classes_by_themselves(tmp_path):
+    '''Whatever the map is that is shown, and for its absolute value of absolute values: no scores are shared with maps
+    that happen to be without negative values.'''
+    classifier = load_classifier('demo')
+    images = Drawings(classifier, 4, 0)
+    settings = [
+        setting for absolute in (False, True) for setting in
+        grid(['splitlrp', 'lrp-gamma'], [absolute], layer=['features'], against=['none', 'likely', 'others'])
+    ]
+    scores = evaluate(classifier, images, [1], settings, ['class_agreement'], tmp_path, progress=False)
+    for absolute in (False, True):
+        for title, method in (('SplitLRP', 'splitlrp'), ('LRP-γ', 'lrp-gamma')):
+            of = scores['setting'].str.endswith(', abs') == absolute
+            found = scores[(scores['method'] == title) & of]['score'].tolist()
+            sample = images.sample(1)
+            output = classifier.model(sample.input[None])[0]
+            other = runner_up(output, sample.label)
+            maps = [
+                saliency_map(attributor(method, classifier, layer='features'), sample.input[None], each)[1]
+                for each in (sample.label, other)
+            ]
+            expected = map_cosine(*(map.abs() if absolute else map for map in maps)).item()
+            assert len(found) == 3 and found == pytest.approx(3 * [expected], abs=1e-4)
 
 
 @pytest.mark.parametrize('arguments, message', [

@@ -77,14 +77,16 @@ def test_texts_do_not_collide(rows, columns):
     figure = side_by_side(
         [(caption, np.zeros((224, 224, 3)), maps) for _ in range(rows)], 'a long heading, ' * 12,
         [{title: Bar(1.2e-5, 'negative stream', 'positive stream', True) for title in maps} for _ in range(rows)],
-        notes=[{title: note for title in maps} for _ in range(rows)]
+        notes=[{title: note for title in maps} for _ in range(rows)], footer='what the numbers are, ' * 9
     )
+    width = figure.get_window_extent().width
     FigureCanvasAgg(figure).draw()  # which puts texts into their places
     boxes = [
         (text.get_text(), text.get_window_extent()) for text in figure.findobj(Text)
         if text.get_text() and text.get_visible() and getattr(text.axes, 'get_visible', lambda: True)()
     ]
     assert len(boxes) > rows * (1 + 4 * columns)
+    assert all(0. <= box.x0 and box.x1 <= width and box.y0 >= 0. for _, box in boxes)
     boxes += [('image', axis.get_window_extent()) for axis in figure.get_axes() if axis.get_images()]
     for (first, one), (second, other) in itertools.combinations(boxes, 2):
         assert not one.shrunk(.98, .9).overlaps(other.shrunk(.98, .9)), (first, second)

@@ -21,7 +21,8 @@ from zennit_dc.data.classifiers import (
     layers,
     middle_feature_map,
 )
-from zennit_dc.methods import attributor
+from zennit_dc.logits import Logits
+from zennit_dc.methods import attributor, saliency_map
 
 
 IMAGE, TARGETS = random_image(2, 3, 16, 16), torch.tensor([1, 2])
@@ -357,7 +358,7 @@ def test_last_feature_map_of_torchvision(name):
 MIDDLE = {
     'resnet18': 'layer3.1', 'densenet121': 'features.denseblock3', 'efficientnet_b0': 'features.5.2',
     'mobilenet_v2': 'features.13', 'squeezenet1_1': 'features.7', 'googlenet': 'inception4e',
-    'shufflenet_v2_x0_5': 'stage3.7', 'convnext_tiny': 'features.5.8',
+    'shufflenet_v2_x0_5': 'stage3.7', 'convnext_tiny': 'features.5.8', 'swin_t': 'features.5.5',
 }
 
 
@@ -369,6 +370,79 @@ def test_middle_feature_map_of_torchvision(name):
     layer, last = middle_feature_map(classifier), last_feature_map(classifier)[0]
     assert layer.place == MIDDLE[name]
     assert all(1.5 * side <= own <= 3 * side for side, own in zip(last.shape[1:], layer.shape[1:]))
+
+
+class Tupled(nn.Module):
+    '''A block that returns its output among other values.'''
+    def __init__(self, model, *others):
+        super().__init__()
+        self.model, self.others = model, others
+
+    def forward(self, x):
+        return (self.model(x), *(each(x) if callable(each) else each for each in self.others))
+
+
+class Unpacking(nn.Module):
+    '''A network that takes the first of the values that its block returns.'''
+    def __init__(self, block):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.block, self.last = nn.Conv2d(3, 4, 3, padding=1), block, nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x, *_ = self.block(self.first(x))
+        return self.head(self.last(F.max_pool2d(x, 2)).relu().mean((2, 3)))
+
+
+class Branches(nn.Module):
+    '''Two layers side by side.'''
+    def __init__(self, *_):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.one(x) + self.two(x)
+
+
+@pytest.mark.parametrize('others, inside, name', [
+    ((), nn.Conv2d, 'block'),  # a tuple of one tensor is as good as a tensor
+    (((7, 7), None, torch.arange(3)), nn.Conv2d, 'block'),  # sizes and indices are none
+    ((torch.ones_like,), nn.Conv2d, 'block'),  # nor are constants
+    ((torch.sin,), nn.Conv2d, 'block.model'),  # of two, nobody knows which one is meant, but what is within is alone
+    ((torch.sin,), Branches, 'block.model'),
+])
+def test_middle_feature_map_of_blocks_with_several_values(others, inside, name):
+    classifier = classifier_of(Unpacking(Tupled(inside(4, 4, 1), *others)).eval())
+    layer = middle_feature_map(classifier)
+    assert layer.name == name and layer.shape == (4, 16, 16)
+    assert layer in layers(classifier) or torch.ones_like in others  # which are not known without gradients
+    output, saliency = saliency_map(attributor('splitlrp', classifier, layer=name), random_image(1, 3, 16, 16).float())
+    assert output.shape == (1, 3) and saliency.shape == (1, 16, 16) and saliency.abs().max() > 0
+
+
+class SeveralOfBranches(Branches):
+    '''Two layers side by side, of which no module returns the sum alone.'''
+    def forward(self, x):
+        return super().forward(x), x.sin()
+
+
+def test_a_branch_is_no_middle_feature_map():
+    assert middle_feature_map(classifier_of(Unpacking(SeveralOfBranches()).eval())).name == 'first'
+
+
+@pytest.mark.parametrize('name', ['Swin', 'Swinv2'])
+def test_middle_feature_map_of_transformers(name):
+    '''It is what the third stage ends in, as in torchvision's and timm's Swin, though it returns several values.'''
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    config = getattr(transformers, f'{name}Config')(
+        image_size=64, patch_size=2, embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 1, 2, 2], window_size=4,
+        num_labels=3
+    )
+    model = getattr(transformers, f'{name}ForImageClassification')(config).eval()
+    layer = middle_feature_map(classifier_of(Logits(model), 64))
+    assert layer.name == f'{name.lower()}.encoder.layers.2.blocks.1' and layer.shape == (32, 8, 8)
 
 
 def test_no_middle_feature_map_where_all_are_of_one_size():

@@ -25,8 +25,9 @@ LICENCES = {  # the texts as the Free Software Foundation publishes them
 
 
 def called(*command, **options):
-    '''The standard output of a command that has to succeed.'''
-    result = subprocess.run([*map(str, command)], capture_output=True, text=True, **options)
+    '''The standard output of a command that has to succeed, which does not see this tree by PYTHONPATH.'''
+    environment = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, env=environment, **options)
     assert result.returncode == 0, f'{command}: {result.stdout} {result.stderr}'
     return result.stdout
 
@@ -94,8 +95,7 @@ def fixture_scripts(wheel, tmp_path_factory):
 
 def run_in(scripts, folder, *command):
     '''What a command of an environment prints, in a folder.'''
-    environment = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
-    return called(scripts / command[0], *command[1:], cwd=folder, env=environment)
+    return called(scripts / command[0], *command[1:], cwd=folder)
 
 
 @pytest.mark.slow(30)

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import nn
 
 from zennit_dc.data.classifiers import load_classifier
-from zennit_dc.data.weights import diagnosed, load_weights
+from zennit_dc.data.weights import diagnosed, load_weights, require_same
 from zennit_dc.demo import demo_network, draw
 
 
@@ -119,3 +119,33 @@ def test_finite_weights_are_not_the_reason():
 def test_what_classifier_was_meant(name, meant):
     with pytest.raises(ValueError, match=f'did you mean .*{meant}'):
         load_classifier(name)
+
+
+def test_equal_weights_are_the_same():
+    torch.manual_seed(0)
+    one, other = small(), small()
+    with pytest.raises(ValueError, match=r'mine are random: 4 of its 9 tensors \(0.weight, 0.bias, 3.weight, ...\)'):
+        require_same('mine', one, other)
+    other.load_state_dict(one.state_dict())
+    require_same('mine', one, other)
+    require_same('mine', one, one)
+    for each in (one, other):
+        each[0].weight.data[0] = torch.nan  # as weights of a file may be
+    require_same('mine', one, other)
+    other[1].running_mean += 1.
+    with pytest.raises(ValueError, match=r'1 of its 9 tensors \(1.running_mean\)'):
+        require_same('mine', one, other)
+
+
+def test_weights_that_are_not_there_yet_are_random():
+    model = nn.Sequential(nn.LazyLinear(2))
+    with pytest.raises(ValueError, match='2 of its 2 tensors'):
+        require_same('mine', model, model)
+
+
+def test_random_weights_of_a_name(tmp_path):
+    for name in ('demo', 'squeezenet1_1'):
+        torch.manual_seed(0)
+        state = load_classifier(name, weights=None).model.state_dict()
+        other = load_classifier(name, weights=None).model.state_dict()
+        assert any(not torch.equal(state[key], other[key]) for key in state)

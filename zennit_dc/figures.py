@@ -16,8 +16,8 @@ from .data.parts import atomic_write
 
 COLUMN, SIDE, LETTERS = 2.4, 2.25, 26
 '''The width of a figure's column and of the image in it, in inches, and the number of letters of a title that fit.'''
-LINE, SMALL = .18, .115
-'''The heights of a line of a title and of small letters, in inches.'''
+LINE, SMALL, SMALL_LETTERS = .18, .115, 50
+'''The heights of a line of a title and of small letters, in inches, and the number of small letters that fit.'''
 
 
 class Bar(NamedTuple):
@@ -155,7 +155,8 @@ def caption(classifier, output, target, against=None):
     if target != predicted:
         lines.append(f'explained: {classifier.category(target)}, {probabilities[target]:.1%}')
     lines += rather_than(classifier, probabilities, target, against)
-    return '\n'.join(textwrap.fill(line, LETTERS) for line in lines)
+    together = (line.replace(' ...', '\N{NO-BREAK SPACE}...') for line in lines)
+    return '\n'.join(textwrap.fill(line, LETTERS) for line in together).replace('\N{NO-BREAK SPACE}', ' ')
 
 
 def rather_than(classifier, probabilities, target, against, most=3):
@@ -172,7 +173,7 @@ def rather_than(classifier, probabilities, target, against, most=3):
     return [f'rather than {names}{" ..." if len(others) > most else ""}']
 
 
-def side_by_side(rows, heading=None, bars=None, cmap='bwr', notes=None):
+def side_by_side(rows, heading=None, bars=None, cmap='bwr', notes=None, footer=None):
     '''A figure with one row for each image.
 
     Parameters
@@ -188,6 +189,8 @@ def side_by_side(rows, heading=None, bars=None, cmap='bwr', notes=None):
         Zennit's name of the maps' color map.
     notes : list[dict[str, str]], optional
         For each row, by the maps' titles, what to write under them in small letters.
+    footer : str, optional
+        What to write under all of them in small letters.
 
     Returns
     -------
@@ -198,10 +201,12 @@ def side_by_side(rows, heading=None, bars=None, cmap='bwr', notes=None):
     width = COLUMN * (1 + len(rows[0][2]))
     heading = '\n'.join(textwrap.fill(line, int(LETTERS * width / COLUMN)) for line in (heading or '').split('\n'))
     heights = [height_of(row, own, any(bars)) for row, own in zip(rows, notes, strict=True)]
-    top = sum(heights)
+    footer = textwrap.fill(footer or '', int(SMALL_LETTERS * width / COLUMN))
+    top = sum(heights) + (SMALL * lines_of(footer) + .1 if footer else 0.)
     height = top + (LINE * lines_of(heading) + .15 if heading else 0.)
     figure = Figure(figsize=(width, height))
     figure.suptitle(heading, fontsize='medium', y=1. - .06 / height, va='top')
+    figure.text(.5, .05 / height, footer, fontsize='xx-small', ha='center', va='bottom')
     for row, own_bars, own_notes, own in zip(rows, bars, notes, heights, strict=True):
         text, photo, maps = row
         top, end = top - own, top - titles_of(row)

@@ -3,6 +3,7 @@ import os
 import sys
 import textwrap
 import warnings
+from functools import partial
 
 import click
 
@@ -17,11 +18,11 @@ from .versions import show_versions
 class Commands(click.Group):
     '''A group of commands that end with one line when something is wrong.'''
     def invoke(self, ctx):
-        '''Run a command. Ctrl-C ends it with one line, and a warning is one.'''
+        '''Run a command. Ctrl-C ends it with one line, and a warning is one, once.'''
         try:
             begin()
             with warnings.catch_warnings():
-                warnings.showwarning = warn
+                warnings.showwarning = partial(warn, set())
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             if sys.stderr.isatty():  # which shows what was typed
@@ -53,9 +54,11 @@ class Commands(click.Group):
             fail(f'{type(error).__name__}: {error} (ZENNIT_DC_TRACEBACK=1 shows where)')
 
 
-def warn(message, *_):
-    '''Print a warning in one line.'''
-    click.echo(f'zennit-dc: warning: {message}', err=True)
+def warn(told, message, *_):
+    '''Print a warning in one line, and add it to those that were printed.'''
+    if str(message) not in told:
+        told.add(str(message))
+        click.echo(f'zennit-dc: warning: {message}', err=True)
 
 
 def fail(reason, status=1):

@@ -29,7 +29,7 @@ from .options import (
     require_used,
     require_weights,
     tell_classes,
-    tell_preprocessing,
+    tell_weights,
 )
 
 
@@ -105,7 +105,8 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     entries = None if labels is None else load_label_map(labels)
     images = load_images(source, classifier, entries, label_regex)
     if int(os.environ.get('RANK', 0)) == 0:
-        tell_explained(classifier, images, method, target, against, ':' in model)
+        tell_weights(classifier, weights)
+        tell_explained(classifier, images, method, target, against)
     skipped = attribute_all(
         classifier, images, out, method, target, entries, batch_size, device, dtype, seed, workers,
         True, against, shard, join, record, **parameters_of(method, layer, given)
@@ -129,10 +130,8 @@ def require_there(*paths):
             raise click.UsageError(f'there is no file {path}')
 
 
-def tell_explained(classifier, images, method, target, against, is_own):
+def tell_explained(classifier, images, method, target, against):
     '''Say which class of each image is explained, and against which.'''
-    if is_own:
-        tell_preprocessing(classifier)
     which = {'predicted': 'the predicted class of each image', 'label': 'the label of each image'}
     named = which[target] if target in which else repr(classifier.category(target))
     others = {'none': 'by itself', 'others': 'rather than all others', 'likely': 'rather than the other likely ones'}

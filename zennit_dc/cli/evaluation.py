@@ -21,6 +21,7 @@ from .options import (
     record_option,
     require_compute,
     require_weights,
+    tell_weights,
     together,
 )
 
@@ -206,6 +207,7 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     hold(out)
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input)
+    tell_weights(classifier, weights)
     images = load_images(classifier, source, outlines, labels, count, seed)
     settings = list(dict.fromkeys(own)) or grid(list(dict.fromkeys(methods)), **with_input(choices))
     require_layers(classifier, settings, device, dtype)

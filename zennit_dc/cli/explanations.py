@@ -43,6 +43,11 @@ FOR_THE_CLASS = (None, 'positive', 'combined', 'g', '+g')
 '''The streams whose red is for the class.'''
 RED_AND_BLUE = ('bwr', 'france', 'seismic')
 '''The color maps that end in blue and red.'''
+FOOTER = (
+    'Each map has its own scale. The numbers at a color bar are values of single pixels: no shares of the score, to'
+    ' which they need not add up.'
+)
+'''What a figure says of its color bars.'''
 FAILURES = (ArithmeticError, RuntimeError, ValueError)
 '''What a method raises that has no map of an image.'''
 
@@ -119,7 +124,7 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
                     title: '\n'.join(filter(None, [said, found.get(title)])) for title, (_, _, said) in shown.items()
                 }))
     save_supports(folder / 'support.json', explanations)
-    save(side_by_side(rows, heading, bars, look.cmap, notes), out)
+    save(side_by_side(rows, heading, bars, look.cmap, notes, FOOTER), out)
     return sum(map(len, bars))
 
 

@@ -30,7 +30,7 @@ from .options import (
     require_weights,
     target_options,
     tell_classes,
-    tell_preprocessing,
+    tell_weights,
 )
 
 
@@ -126,8 +126,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
             require_layer(classifier, own)
     number = count_classes(classifier, device, dtype, categories)
     against = possible_against(against, number)
-    if ':' in model:
-        tell_preprocessing(classifier)
+    tell_weights(classifier, weights)
     tell_classes('--target', targets, number, classifier)
     tell_classes('--against', against, number, classifier)
     if MIDDLE in {own for _, own in chosen}:
@@ -146,7 +145,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         classifier, chosen, given, seed, targets, top, against, support, len(images) if record else 0
     )
     place, look = {'device': device, 'dtype': dtype}, Look(cmap, overlay, percentile, smoothing)
-    heading = heading_of(model, ' and '.join(places.values()), against, given)
+    heading = heading_of(model, weights, ' and '.join(places.values()), against, given)
     count = explain_images(images, out, folder, explanations, heading, look, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)
@@ -155,8 +154,9 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
         raise click.ClickException(explanations.failure())
 
 
-def heading_of(model, layer, against, given):
+def heading_of(model, weights, layer, against, given):
     '''The heading of a figure: the model and the options.'''
+    model = f'{model} with random weights' if weights is None else model
     names = {'streams': 'stream', 'canonizers': 'canonizer'}
     given = {names.get(name, name): value for name, value in given.items()}
     options = {'layer': layer, 'against': ', '.join(against), **given}

@@ -153,6 +153,11 @@ def together(*decorators):
 option = partial(click.option, show_default=True)
 
 
+def weights_named(context, parameter, value):
+    '''None for random weights.'''
+    return None if value == 'random' else value
+
+
 def require_no_file(context, parameter, value):
     '''Raise if what should name a part of the model's output looks like a figure's file.'''
     if value is not None and Path(value).suffix.lower() in FILES:
@@ -175,9 +180,9 @@ record_option = option(
 )
 model_options = together(
     option(
-        '--weights', default='DEFAULT', metavar='FILE',
+        '--weights', default='DEFAULT', metavar='FILE|random', callback=weights_named,
         help='A file with a state dict. DEFAULT: the pretrained weights that come with the model\'s name, or those that'
-        ' your function loads.'
+        ' your function loads. random: those that are drawn at random, which are an error unless you ask for them.'
     ),
     option(
         '--size', type=click.IntRange(1, LARGEST),
@@ -414,15 +419,24 @@ def require_classes(model, categories, name, given):
                 raise click.UsageError(f'{name}: {error}') from error
 
 
-def tell_preprocessing(classifier):
-    '''Say what a model of one's own is taken to need, and how its classes are named.'''
+def tell_weights(classifier, weights):
+    '''Say which weights a model of one's own has, what it is taken to need, and how its classes are named; and warn of
+    random weights of any model.'''
+    if weights is None:
+        click.echo(
+            f'zennit-dc: warning: the weights of {classifier.name} are random: maps show nothing that it has learned',
+            err=True
+        )
+    if ':' not in classifier.name:
+        return
     preprocessing, named = classifier.preprocessing, classifier.categories
     mean, std = (','.join(f'{each:.4g}' for each in values) for values in (preprocessing.mean, preprocessing.std))
     sides = preprocessing.resize_size[0], preprocessing.crop_size[0]
+    held = {'DEFAULT': 'as it returns them', None: 'random'}.get(weights, f'of {weights}')
     names = 'classes have numbers, as no --categories FILE names them' if named is None else 'names of --categories'
     click.echo(
-        f'{classifier.name}: images resized to {sides[0]} and cropped to {sides[1]} pixels (--size), normalized by mean'
-        f' {mean} (--mean) and standard deviation {std} (--std); {names}'
+        f'{classifier.name}: weights {held} (--weights); images resized to {sides[0]} and cropped to {sides[1]} pixels'
+        f' (--size), normalized by mean {mean} (--mean) and standard deviation {std} (--std); {names}'
     )
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..attribution.uses import Uses, tensors_in
+from ..attribution.uses import Uses, is_discrete, tensors_in
 from ..core.places import ACTIVATIONS, name_of, places_of
 
 
@@ -61,6 +61,8 @@ class FeatureMap:
     ----------
     size : int
         The number of its values.
+    node : :py:class:`torch.autograd.graph.Node`
+        What made it, in the graph.
 
     Attributes
     ----------
@@ -75,8 +77,9 @@ class FeatureMap:
     is_query : bool
         Whether it is a score or query, by which places are weighted.
     '''
-    def __init__(self, size):
-        self.size, self.modules, self.ended, self.grid = size, None, None, None
+    def __init__(self, size, node):
+        self.size, self.node = size, node
+        self.modules = self.ended = self.grid = None
         self.is_reached = self.is_query = False
 
 
@@ -99,6 +102,7 @@ class Survey(Uses):
         self.calls, self.running, self.found, self.maps = {}, [], {}, []
         with self.watching(model), constant(model):
             output = model(input.requires_grad_(differentiate))
+        self.end = output.grad_fn
         if differentiate and self.maps and output.requires_grad:
             weights = torch.linspace(1., 2., output.numel()).view_as(output)  # as probabilities have a constant sum
             torch.autograd.grad(output, input, weights.to(output))
@@ -119,9 +123,20 @@ class Survey(Uses):
 
         def end(module, args, output):
             self.running.pop()
-            self.calls.setdefault(name, []).append(self.noted(name, output))
+            self.calls.setdefault(name, []).append(self.noted(name, self.sequence_of(module, output)))
 
         return module.register_forward_pre_hook(begin), module.register_forward_hook(end)
+
+    def sequence_of(self, module, output):
+        '''What a module returns, as it is; or the tensor among several values at which a map is read, see
+        :py:func:`zennit_dc.core.layers.sequence_of`.'''
+        if not isinstance(output, (tuple, list)):
+            return output
+        if isinstance(module, torch.nn.RNNBase):
+            return output[0]
+        tensors = [each for each in tensors_in(output) if not is_discrete(each)]
+        reached = [each for each in tensors if each.requires_grad] if self.differentiate else tensors
+        return reached[0] if len(reached) == 1 else output
 
     def noted(self, name, output):
         '''The shape of a module's output by places, what follows it, and the feature map that it is; or None if it has
@@ -151,7 +166,7 @@ class Survey(Uses):
             if key(output) in keys or not output.requires_grad:
                 continue
             if output is result and makes_map(name, inputs):
-                self.note(output, FeatureMap(output.numel()))
+                self.note(output, FeatureMap(output.numel(), output.grad_fn))
             elif name in ROUTING and keys and keys[0] in self.found:
                 self.note(output, self.found[keys[0]][1])
 
@@ -199,14 +214,38 @@ class Survey(Uses):
     def middle(self):
         '''The layer of the last feature map that has about twice as many places along each axis as the last of all, or
         None if no module makes one. Of the modules that do, those count that are within the fewest others, since inside
-        of a block there may be branches side by side.'''
+        of a block there may be branches side by side. A block at which no map can be read does not count, where there
+        are none.'''
         maps = [each for each in self.used if self.makers(each) and all(
             2 * side >= 3 * last for side, last in zip(each.grid, self.used[-1].grid, strict=True)
         )]
         maps = [each for each in maps if each.grid == maps[-1].grid]
-        depths = {each: min(name.count('.') for name in self.makers(each)) for each in maps}
+        depths = {each: min(self.depth(name, each) for name in self.makers(each)) for each in maps}
         found = [each for each, depth in depths.items() if depth == min(depths.values())]
         return self.layers[self.maker(found[-1])] if found else None
+
+    def depth(self, name, feature_map):
+        '''The number of modules that a module is within, but for those at which no map can be read, if this feature map
+        is all that the output depends on.'''
+        parts, layers = name.split('.'), self.layers
+        outer = ['.'.join(parts[:count]) for count in range(1, len(parts))]
+        readable = sum(each in layers for each in outer)
+        others = sum(each in self.calls and each not in layers for each in outer)
+        return readable + others if others and not self.is_bottleneck(feature_map) else readable
+
+    def is_bottleneck(self, feature_map):
+        '''Whether all paths of the graph from the output to the input, which is its only leaf, go through a feature
+        map.'''
+        seen, left = {None, feature_map.node}, [self.end]
+        while left:
+            node = left.pop()
+            if node not in seen:
+                seen.add(node)
+                before = [each for each, _ in node.next_functions]
+                if not before:
+                    return False
+                left += before
+        return True
 
     @property
     def used(self):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch.nn.parameter import is_lazy
 
 from .files import require_local
 
@@ -59,6 +60,39 @@ def load_weights(model, name, path):
         raise ValueError(
             f'{path} cannot be loaded into {name}: {"; ".join(found) or reason}{told(prefix, others)}'
         ) from reason
+
+
+def require_same(name, model, other):
+    '''Raise if two models that a function has returned differ in their tensors, so that these are drawn at random.
+
+    Parameters
+    ----------
+    name : str
+        The function's name in errors.
+    model, other : :py:class:`torch.nn.Module`
+        The models.
+
+    Raises
+    ------
+    ValueError
+        If they do, with the names of the tensors.
+    '''
+    tensors, again = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (model, other))
+    drawn = [each for each in tensors if not is_same(tensors[each], again.get(each))]
+    if drawn:
+        raise ValueError(
+            f'the weights of {name} are random: {len(drawn)} of its {len(tensors)} tensors'
+            f' ({", ".join(drawn[:3])}{", ..." if len(drawn) > 3 else ""}) are others each time that it is called. Maps'
+            ' of them show nothing that a network has learned: name a file of weights with --weights FILE, load them in'
+            ' the function, or ask for random ones with --weights random'
+        )
+
+
+def is_same(tensor, other):
+    '''Whether two tensors have the same shape and values. One that gets both in the first forward pass has none yet.'''
+    if is_lazy(tensor) or other is None or tensor.shape != other.shape:
+        return False
+    return bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def prefix_of(state, own):

@@ -54,8 +54,13 @@ def convolution(inputs, outputs):
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
-def demo_network():
+def demo_network(is_trained=True):
     '''The trained network, in evaluation mode, on the CPU.
+
+    Parameters
+    ----------
+    is_trained : bool, optional
+        Whether it has its weights, or random ones.
 
     Returns
     -------
@@ -64,7 +69,8 @@ def demo_network():
         first 10,000 of series 2, without an error.
     '''
     network = DemoNetwork()
-    network.load_state_dict(torch.load(WEIGHTS, map_location='cpu', weights_only=True))
+    if is_trained:
+        network.load_state_dict(torch.load(WEIGHTS, map_location='cpu', weights_only=True))
     return network.eval()
 
 

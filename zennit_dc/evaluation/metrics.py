@@ -86,6 +86,8 @@ class Explained:
         The number of noisy images of Max Sensitivity.
     timed : callable
         The method as its time is measured, from inputs and targets to maps. Default is ``explain``.
+    by_itself : callable
+        The method without a contrast, from inputs and targets to maps. Default is ``explain``, which has none then.
     '''
     model: torch.nn.Module
     input: torch.Tensor
@@ -102,6 +104,7 @@ class Explained:
     flipping_step: int = 112
     sensitivity_samples: int = 25
     timed: object = None
+    by_itself: object = None
 
     @cached_property
     def flipping(self):
@@ -130,13 +133,16 @@ class Explained:
         return gradient_gap(self.attribute(self.input, self.target), self.gradient)
 
     def agreement(self):
-        '''The cosine to the map of the likeliest other class, see :py:func:`zennit_dc.attribution.class_agreement`.'''
+        '''The cosine of the maps of the class and of the likeliest other one, each by itself: contrasts of two classes
+        with each other differ by their construction. See :py:func:`zennit_dc.attribution.class_agreement`.'''
         with torch.no_grad():
             other = runner_up(self.model(self.input)[0], int(self.target))
         if other is None:
             raise ValueError('the model has one class alone, which agrees with none')
-        map = self.explain(self.input, [other])
-        return map_cosine(self.map, map.abs() if self.absolute else map)
+        explain = self.by_itself or self.explain
+        own = explain(self.input, self.target) if self.by_itself else self.map
+        map = explain(self.input, [other])
+        return map_cosine(own, map) if not self.absolute else map_cosine(own.abs(), map.abs())
 
     def support(self):
         '''By how much more hiding the fifth where the map is largest lowers the log-odds of the class than hiding a
@@ -175,6 +181,8 @@ class Metric(NamedTuple):
         Whether its maps are of mosaics.
     needs_random : bool
         Whether it compares the map with the map of a model with randomised layers.
+    needs_other : bool
+        Whether it compares maps of several classes.
     of_absolute : bool
         Whether a map and its absolute value have the same score.
     table : str
@@ -185,8 +193,14 @@ class Metric(NamedTuple):
     score: object
     needs_mosaic: bool = False
     needs_random: bool = False
+    needs_other: bool = False
     of_absolute: bool = False
     table: str = 'table'
+
+    @property
+    def is_of_map_alone(self):
+        '''Whether the score is that of the map, whatever other maps are.'''
+        return not (self.needs_random or self.needs_other)
 
     @property
     def heading(self):
@@ -217,7 +231,7 @@ METRICS = {
         explained.seed
     ), of_absolute=True),
     'grid_pointing_game': Metric('Grid Point.', True, mass_inside, needs_mosaic=True, table='mosaics'),
-    'class_agreement': Metric('Class Agr.', False, Explained.agreement),
+    'class_agreement': Metric('Class Agr.', False, Explained.agreement, needs_other=True),
     'hog': Metric('HOG', False, lambda explained: explained.randomised[0], needs_random=True, table='randomisation'),
     'spearman': Metric(
         'Spearman', False, lambda explained: explained.randomised[1], needs_random=True, table='randomisation'

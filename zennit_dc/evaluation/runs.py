@@ -214,12 +214,13 @@ def results_of(classifier, other, sample, method, group, seed, sizes, replays):
             classifier.model, sample.input[None], sample.mask[None],
             torch.tensor([sample.label], device=sample.input.device), (map.abs() if setting.absolute else map)[None],
             setting.absolute, explain, explain_randomised,
-            *(partial(attribution_by, each, *place) for each in (own, reference)), seed, **sizes, timed=timed
+            *(partial(attribution_by, each, *place) for each in (own, reference)), seed, **sizes, timed=timed,
+            by_itself=None if against == 'none' else partial(explain_by, own, *place[:2], None)
         )
         scores = {metric: torch.as_tensor(METRICS[metric].score(explained)).item() for metric in left}
         shared.update({  # the absolute value has the same
             metric: value for metric, value in scores.items() if METRICS[metric].of_absolute
-            or ((map >= 0.).all() and not METRICS[metric].needs_random)
+            or ((map >= 0.).all() and METRICS[metric].is_of_map_alone)
         })
         yield setting, {metric: shared[metric] if metric in shared else scores[metric] for metric in missing}
 
