@@ -247,13 +247,6 @@ def drawn():
     last = torch.nn.Linear(6, 5)
     return torch.nn.Sequential(cnn()[:-1], last)
 
-class Single(torch.nn.Sequential):
-    def __init__(self):
-        if hasattr(torch, 'single'):
-            raise RuntimeError('there is one already')
-        torch.single = True
-        super().__init__(cnn())
-
 class Twice(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -396,8 +389,8 @@ def test_the_other_maps_are_kept_where_a_method_fails(own, drawings, monkeypatch
 
 def test_a_model_of_ones_own_is_told_how_it_is_fed(explains, own):
     said = (
-        'own:cnn: weights as it returns them (--weights); images resized to 28 and cropped to 28 pixels (--size),'
-        ' normalized by mean 0.485,0.456,0.406 (--mean)'
+        'own:cnn: weights as the function returns them, random ones if it loads none (--weights); images resized to 28'
+        ' and cropped to 28 pixels (--size), normalized by mean 0.485,0.456,0.406 (--mean)'
     )
     line, *_ = explains('cnn').stdout.splitlines()
     assert line.startswith(said) and line.endswith('classes have numbers, as no --categories FILE names them')
@@ -406,18 +399,8 @@ def test_a_model_of_ones_own_is_told_how_it_is_fed(explains, own):
     assert 'by mean 0.5,0.5,0.5 (--mean) and standard deviation 0.25,0.25,0.25 (--std); names of --categories' in line
 
 
-@pytest.mark.parametrize('command', ['explain', 'attribute'])
-def test_random_weights_are_refused_unless_they_are_asked_for(own, drawings, command, monkeypatch):
-    monkeypatch.syspath_prepend(own)
-    if command == 'attribute':
-        pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
-    for name in '01234':
-        (own / 'images' / name).mkdir(parents=True)
-        (own / 'images' / name / 'drawing.png').write_bytes(drawings[0].read_bytes())
-    options = (command, 'images/0' if command == 'explain' else 'images', '--model', 'own:drawn', '--size', 28)
-    options += ('--method', 'gradient')
-    require_error(run(*options), 'own:drawn are random', '2 of its 4 tensors (1.weight, 1.bias)', '--weights random')
-    result = run(*options, '--weights', 'random')
+def test_random_weights_are_warned_of(explains):
+    result = explains('drawn', '--weights', 'random')
     require_success(result)
     assert 'zennit-dc: warning: the weights of own:drawn are random' in result.stderr
     assert 'own:drawn: weights random (--weights); images' in result.stdout
@@ -448,14 +431,6 @@ def test_a_figure_says_that_weights_are_random(own, drawings, model, monkeypatch
     result = run('explain', drawings[0], '--model', model, '--method', 'gradient', '--weights', 'random', '--size', 64)
     require_success(result)
     assert headings[0].startswith(f'{model} with random weights, ') and 'are random' in result.stderr
-
-
-def test_a_function_that_cannot_be_called_twice(explains, monkeypatch):
-    monkeypatch.setattr(torch, 'single', True, raising=False)
-    monkeypatch.delattr(torch, 'single')
-    require_error(explains('Single'), 'own:Single cannot be called a second time, which tells whether its weights')
-    monkeypatch.delattr(torch, 'single')
-    require_success(explains('Single', '--weights', 'random'))
 
 
 def test_one_number_is_for_all_channels(explains, own):

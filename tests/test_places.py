@@ -13,7 +13,7 @@ from zennit.attribution import Gradient
 from zennit_dc import DetachedActivations, DetachedStatistics, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM, class_relevance
 from zennit_dc.core.axes import input_places, reshaped_places
-from zennit_dc.core.places import places_of, token_grid
+from zennit_dc.core.places import places_of, spread, token_grid
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer, layers
 from zennit_dc.methods import attributor
 
@@ -414,6 +414,22 @@ def test_model_that_cuts_a_part_out_of_its_input(cut, place):
 def test_model_that_turns_its_input(turn):
     expected = explain(SplitCAM('conv', .3), Classes(3, 2), turn(PHOTO))
     assert_close(turn(explain(SplitCAM('conv', .3), Classes(3, 2, turn), PHOTO)), expected, 1e-12)
+
+
+@pytest.mark.parametrize('order', [
+    [(0, 0), (1, 0), (0, 1), (1, 1)], [(1, 1), (0, 1), (1, 0), (0, 0)], [(0, 1), (1, 1)],
+])
+@pytest.mark.parametrize('join', [lambda parts: torch.cat(parts, 1), sum], ids=['cat', 'sum'])
+def test_every_second_entry(order, join):
+    '''As Swin and YOLO merge patches: the map lies over all of the image, but where the first entry is in no part.'''
+    def merged(x):
+        return join([x[..., row::2, column::2] for row, column in order])
+
+    composite, count = SplitCAM('conv', .3), 3 if join is sum else 3 * len(order)
+    map = explain(composite, Classes(count, 2, merged), PHOTO)
+    skipped = min(column for _, column in order)
+    image = PHOTO[..., skipped:]
+    assert_close(map, F.pad(spread(composite.saliency.unsqueeze(1), image), (skipped, 0)), 1e-12)
 
 
 def test_padding_that_is_cut_off_moves_nothing():

@@ -182,7 +182,7 @@ model_options = together(
     option(
         '--weights', default='DEFAULT', metavar='FILE|random', callback=weights_named,
         help='A file with a state dict. DEFAULT: the pretrained weights that come with the model\'s name, or those that'
-        ' your function loads. random: those that are drawn at random, which are an error unless you ask for them.'
+        ' your function loads. random: those that are drawn at random.'
     ),
     option(
         '--size', type=click.IntRange(1, LARGEST),
@@ -432,7 +432,8 @@ def tell_weights(classifier, weights):
     preprocessing, named = classifier.preprocessing, classifier.categories
     mean, std = (','.join(f'{each:.4g}' for each in values) for values in (preprocessing.mean, preprocessing.std))
     sides = preprocessing.resize_size[0], preprocessing.crop_size[0]
-    held = {'DEFAULT': 'as it returns them', None: 'random'}.get(weights, f'of {weights}')
+    own = 'as the function returns them, random ones if it loads none'
+    held = {'DEFAULT': own, None: 'random'}.get(weights, f'of {weights}')
     names = 'classes have numbers, as no --categories FILE names them' if named is None else 'names of --categories'
     click.echo(
         f'{classifier.name}: weights {held} (--weights); images resized to {sides[0]} and cropped to {sides[1]} pixels'

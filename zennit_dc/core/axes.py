@@ -86,6 +86,17 @@ class Place(NamedTuple):
         '''The number of entries along the input's axis that it is about.'''
         return abs(self.window[1] - self.window[0])
 
+    @staticmethod
+    def joined(options):
+        '''One of several places that differ in nothing but their windows: the smallest, or all of them together where
+        they differ by less than a place, as every second entry from the first on and from the second on do.'''
+        smallest = min(options, key=Place.extent)
+        starts, ends = zip(*(each.window for each in options))
+        apart = max(max(starts) - min(starts), max(ends) - min(ends))
+        if smallest.window[0] > smallest.window[1] or apart * smallest.length >= smallest.extent():
+            return smallest
+        return smallest._replace(window=(min(starts), max(ends)))
+
     def is_whole(self, shape):
         '''Whether it is all of an axis.'''
         return self.step == 1 and self.length == shape[self.axis]
@@ -179,7 +190,7 @@ def joined_places(parts, shape):
         options = same or [place.resized(axis, shape[axis]) for place, own, axis in moved if place.is_whole(own)]
         options = [each for each in options if each.length == max(other.length for other in options)]
         agree = len({each[:5] for each in options}) == 1
-        found[key] = min(options, key=Place.extent) if agree else None
+        found[key] = Place.joined(options) if agree else None
     for source, axis in [key for key in found if key[1] < 0]:
         if any(places.get((source, -1 - axis)) and not places.get((source, axis)) for places, _ in parts):
             found[source, axis] = None  # as the axis is whole elsewhere

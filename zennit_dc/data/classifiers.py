@@ -14,7 +14,7 @@ from . import efficientnet_lite
 from .categories import load_categories
 from .channels import other_channels
 from .feature_maps import Survey
-from .weights import load_weights, require_same
+from .weights import load_weights
 
 
 # resize to 256, crop the center of 224 and normalize with ImageNet's mean and standard deviation
@@ -88,11 +88,11 @@ def load_classifier(
         runs, the module.
     weights : str, path or None, optional
         ``'DEFAULT'`` for the pretrained weights of torchvision, of EfficientNet-Lite's packages, of the demo, or those
-        that your function has loaded: it is called twice, to find out whether it has. None is for random ones, or
-        whatever your function returns. Else it is a file with a state dict, or with one under the key ``'state_dict'``,
-        ``'model_state_dict'`` or ``'model'``, whose names may all begin with the name of a module that had the model in
-        it, see :py:func:`~zennit_dc.data.weights.load_weights`. GoogLeNet and Inception are set to transform their
-        input, as they are with the weights of torchvision.
+        that your function has loaded already; None for random ones, of your function those that it returns; else a
+        file with a state dict, or with one under the key ``'state_dict'``, ``'model_state_dict'`` or ``'model'``, whose
+        names may all begin with the name of a module that had the model in it, see
+        :py:func:`~zennit_dc.data.weights.load_weights`. GoogLeNet and Inception are set to transform their input, as
+        they are with the weights of torchvision.
     size : int, optional
         The height and width of the input. Images are resized so that their shorter side has this length, and cropped to
         the center. Default is the preprocessing of torchvision's weights for this model, and for your own 224, from
@@ -116,8 +116,7 @@ def load_classifier(
     Raises
     ------
     ValueError
-        If there is no such model, if the weights cannot be read or do not fit, or if those of your function are random
-        and were not asked for.
+        If there is no such model, or the weights cannot be read or do not fit.
     ModuleNotFoundError
         If the packages of EfficientNet-Lite are not installed.
     '''
@@ -149,11 +148,7 @@ def of_demo(name, weights, size):
 
 def of_function(name, weights, size):
     '''What a function of one's own builds, with ImageNet's preprocessing.'''
-    model = build(name)
-    if weights == 'DEFAULT':
-        with torch.random.fork_rng(devices=()):
-            require_same(name, model, build(name, ' a second time, which tells whether its weights are random'))
-    return model, IMAGENET_PREPROCESSING(), None
+    return build(name), IMAGENET_PREPROCESSING(), None
 
 
 def of_torchvision(name, weights, size):
@@ -176,15 +171,15 @@ SOURCES = {**dict.fromkeys(torchvision.models.list_models(module=torchvision.mod
 '''The functions that return the model, preprocessing and names of classes of a name, for weights and a size.'''
 
 
-def build(specification, again=''):
-    '''The model that a function named ``'module:function'`` returns. An error says that it was called again.'''
+def build(specification):
+    '''The model that a function named ``'module:function'`` returns.'''
     module, _, function = specification.partition(':')
     if '' not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does
     try:
         model = getattr(importlib.import_module(module), function)()
     except Exception as error:
-        raise ValueError(f'{specification} cannot be called{again}: {type(error).__name__}: {error}') from error
+        raise ValueError(f'{specification} cannot be called: {type(error).__name__}: {error}') from error
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f'{specification} returns a {type(model).__name__}, and not a model')
     return model

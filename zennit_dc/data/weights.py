@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-from torch.nn.parameter import is_lazy
 
 from .files import require_local
 
@@ -49,50 +48,19 @@ def load_weights(model, name, path):
         f'{key} {tuple(getattr(state[key], "shape", ()))}, not {tuple(own[key].shape)}' for key in own
         if key in state and isinstance(own[key], torch.Tensor) and own[key].shape != getattr(state[key], 'shape', None)
     ]
+    kinds = [f'{key} {state[key].dtype}, not {tensor.dtype}' for key, tensor in own.items()
+             if isinstance(state.get(key), torch.Tensor) and is_other_kind(state[key].dtype, tensor.dtype)]
     found = [
         f'{len(keys)} of {len(all)} {what} ({", ".join(keys[:3])}{", ..." if len(keys) > 3 else ""})'
         for keys, all, what in (
             (missing, own, 'tensors are missing'), (unexpected, state, 'are unexpected'),
-            (other, own, 'are of another shape')
+            (other, own, 'are of another shape'), (kinds, own, 'are of another kind')
         ) if keys
     ]
     if found or reason:
         raise ValueError(
             f'{path} cannot be loaded into {name}: {"; ".join(found) or reason}{told(prefix, others)}'
         ) from reason
-
-
-def require_same(name, model, other):
-    '''Raise if two models that a function has returned differ in their tensors, so that these are drawn at random.
-
-    Parameters
-    ----------
-    name : str
-        The function's name in errors.
-    model, other : :py:class:`torch.nn.Module`
-        The models.
-
-    Raises
-    ------
-    ValueError
-        If they do, with the names of the tensors.
-    '''
-    tensors, again = ({**dict(each.named_parameters()), **dict(each.named_buffers())} for each in (model, other))
-    drawn = [each for each in tensors if not is_same(tensors[each], again.get(each))]
-    if drawn:
-        raise ValueError(
-            f'the weights of {name} are random: {len(drawn)} of its {len(tensors)} tensors'
-            f' ({", ".join(drawn[:3])}{", ..." if len(drawn) > 3 else ""}) are others each time that it is called. Maps'
-            ' of them show nothing that a network has learned: name a file of weights with --weights FILE, load them in'
-            ' the function, or ask for random ones with --weights random'
-        )
-
-
-def is_same(tensor, other):
-    '''Whether two tensors have the same shape and values. One that gets both in the first forward pass has none yet.'''
-    if is_lazy(tensor) or other is None or tensor.shape != other.shape:
-        return False
-    return bool(((tensor == other) | (tensor.isnan() & other.isnan())).all())
 
 
 def prefix_of(state, own):
@@ -103,6 +71,11 @@ def prefix_of(state, own):
         if key[end:] in own
     )
     return max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default='')
+
+
+def is_other_kind(dtype, own):
+    '''Whether numbers of a dtype would lose their imaginary part in another one, or were integers for real weights.'''
+    return (own.is_floating_point and not dtype.is_floating_point) or (dtype.is_complex and not own.is_complex)
 
 
 def told(prefix, others):

@@ -243,7 +243,7 @@ def among_others(key, tensors, along, total):
         first=place.first + before, behind=place.behind + total - before - shape[along]
     ) for place, shape, before in known]
     if len({place[:5] for place in moved}) <= 1:
-        return min(moved, key=Place.extent, default=None)
+        return Place.joined(moved) if moved else None
     pieces = all(place.axis == along and place.is_whole(shape) for place, shape, _ in known)
     if pieces and all(one.window[1] == two.window[0] and one.first + one.length == two.first
                       for one, two in pairwise(moved)):
