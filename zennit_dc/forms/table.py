@@ -175,7 +175,8 @@ def require_batch(pair, dimensions, name):
     '''Raise if the pair lacks its batch axis.'''
     shape = pair.values[0].shape
     if len(shape) < dimensions:
-        raise unsupported(name, (pair,), f' for an input of shape {tuple(shape)} without a batch axis')
+        remedy = 'keep that axis, which squeeze() drops from a batch of one: name the axes that are to be squeezed'
+        raise unsupported(name, (pair,), f' for an input of shape {tuple(shape)} without a batch axis', remedy)
 
 
 def refuse_random(training, name, pair):
