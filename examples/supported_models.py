@@ -25,6 +25,7 @@ import torch
 import torchvision
 
 from zennit_dc import Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc.core.errors import SUMS
 from zennit_dc.core.needs import relative_deviation
 from zennit_dc.evaluation.pages import command_line, page_beside, read_csv, save_csv, table, update_page
 
@@ -177,7 +178,7 @@ def explain(composite, model, image):
         canonizer, = (handle for handle in composite.handles if isinstance(handle, SplitCanonizer))
     if not map.any():
         raise ValueError('the map is zero')
-    return output, canonizer.choices.chosen.get(model, {}), canonizer.sums
+    return output, canonizer.choices.chosen.get(model, {}), SUMS in canonizer.known
 
 
 def try_layers(model, image, layers):
