@@ -6,23 +6,12 @@ import click
 
 from ..data.files import require_images, require_local
 from ..methods import METHODS
-from .options import (
-    Name,
-    Numbers,
-    Shard,
+from .arguments import (
     against_of,
-    against_option,
-    categories_option,
     classifier_of,
-    compute_options,
     count_classes,
     hold,
-    method_options,
-    model_option,
-    model_options,
-    option,
     parameters_of,
-    record_option,
     require_classes,
     require_compute,
     require_output,
@@ -30,6 +19,19 @@ from .options import (
     require_weights,
     tell_classes,
     tell_weights,
+)
+from .options import (
+    Name,
+    Numbers,
+    Shard,
+    against_option,
+    categories_option,
+    compute_options,
+    method_options,
+    model_option,
+    model_options,
+    option,
+    record_option,
 )
 
 

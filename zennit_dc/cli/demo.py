@@ -3,7 +3,8 @@ from pathlib import Path
 
 import click
 
-from .options import compute_options, hold, option, require_compute
+from .arguments import hold, require_compute
+from .options import compute_options, option
 
 
 @click.command()

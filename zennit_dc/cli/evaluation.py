@@ -7,21 +7,17 @@ import click
 
 from ..data.files import require_local
 from ..methods import METHODS
+from .arguments import classifier_of, hold, require_compute, require_weights, tell_weights
 from .options import (
     Alpha,
     Name,
     Penalty,
     Recentering,
-    classifier_of,
     compute_options,
-    hold,
     model_option,
     model_options,
     option,
     record_option,
-    require_compute,
-    require_weights,
-    tell_weights,
     together,
 )
 

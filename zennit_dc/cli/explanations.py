@@ -18,7 +18,7 @@ from ..data.progress import progress_bar
 from ..figures import Bar, blend, caption, color, largest_shown, number, save, side_by_side
 from ..methods import METHODS, replaying, saliency_map
 from ..rules import Balanced
-from .options import against_of, attributor_of, parameters_of, require_once
+from .arguments import against_of, attributor_of, parameters_of, require_once
 
 
 SAME = .95

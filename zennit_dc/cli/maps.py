@@ -6,21 +6,12 @@ import click
 from ..core.wording import meant
 from ..data.files import require_file
 from ..methods import BASELINES, METHODS
-from .options import (
-    Name,
-    against_option,
-    categories_option,
+from .arguments import (
     classifier_of,
-    compute_options,
     count_classes,
     hold,
     image_files,
-    method_options,
-    model_option,
-    model_options,
-    option,
     possible_against,
-    record_option,
     require_classes,
     require_compute,
     require_format,
@@ -28,9 +19,20 @@ from .options import (
     require_output,
     require_used,
     require_weights,
-    target_options,
     tell_classes,
     tell_weights,
+)
+from .options import (
+    Name,
+    against_option,
+    categories_option,
+    compute_options,
+    method_options,
+    model_option,
+    model_options,
+    option,
+    record_option,
+    target_options,
 )
 
 
