@@ -599,3 +599,46 @@ def test_inference_mode(function, composite):
     expected = model(input)
     with torch.inference_mode(), composite.context(model):
         assert torch.equal(model(input), expected)
+
+
+class Turning(nn.Module):
+    '''A layer's activation, of whose input something else is made too in the second run.'''
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return torch.relu(x) + x if self.calls == 2 else torch.relu(x)
+
+
+def test_model_that_takes_another_path_when_it_is_run_again():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), Turning(), nn.Flatten(), nn.Linear(144, 3)).double()
+    input = random_image(2, 3, 8, 8).requires_grad_()
+    with SplitCAM('0', .3).context(model), pytest.raises(RuntimeError, match='has changed since its forward pass'):
+        torch.autograd.grad(model(input)[:, 0].sum(), input, create_graph=True)
+
+
+def test_gradient_within_a_model_that_has_none():
+    class Asking(nn.Module):
+        def forward(self, x):
+            with torch.enable_grad():
+                x.requires_grad_()
+            return x
+
+    model = with_layers(Asking())
+    with SplitGrad().context(model), torch.no_grad(), pytest.raises(RuntimeError, match='runs in no_grad'):
+        model(random_image(2, 3, 8, 8))
+
+
+def test_number_of_a_layer_that_is_used_afterwards():
+    class Keeping(nn.Module):
+        def forward(self, x):
+            self.largest = x.max()
+            return torch.relu(x)
+
+    keeping = Keeping()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), keeping, nn.Flatten(), nn.Linear(144, 3)).double()
+    with SplitCAM('0', .3).context(model):
+        model(random_image(2, 3, 8, 8).requires_grad_())
+        assert float(keeping.largest * 2) == 2 * float(keeping.largest)

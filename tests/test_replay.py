@@ -1,6 +1,7 @@
 '''Maps that are replayed from a recording.'''
 import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -220,6 +221,21 @@ def test_another_composite_is_recorded_anew(change):
     assert not torch.equal(found[1], before) and count(recorded) == 2
     recorded(image(2))
     assert count(recorded) == 2
+
+
+def test_a_function_with_arguments_is_recorded_anew_as_these_change():
+    def shrunk(difference, stream_sum, *, by):
+        return torch.lerp(difference.abs(), stream_sum, by['part']) if unset else later
+
+    unset, by = True, {'part': .5}
+    model, composite = Small(), SplitLRP(recentering=partial(shrunk, by=by))
+    recorded = Recorded(model, composite)
+    before = recorded(image(2))[1]
+    by['part'] = .9
+    found = recorded(image(2))
+    assert_equal(found, Gradient(model, composite)(image(2)))
+    assert not torch.equal(found[1], before) and count(recorded) == 2
+    later = None  # which has no value before
 
 
 def test_a_canonizer_that_changes_weights_is_recorded_once():

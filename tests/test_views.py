@@ -3,6 +3,7 @@ import pytest
 import torch
 from helpers import assert_close, divided, explain, gradient_of, random_image
 from jacobians import IMAGE, require_sensitivities, require_streams
+from small_models import Calling, with_layers
 from torch import nn
 from torch.nn import functional as F
 
@@ -347,3 +348,44 @@ def test_additions_in_place_with_a_factor():
     expected = model(image)
     with SplitGrad(.3).context(model):
         assert torch.equal(model(image.clone().requires_grad_()), expected)
+
+
+def scaled(gate):
+    return gate.mul_(2.)
+
+
+def part(gate):
+    gate[:, 0] = 1.
+    return gate
+
+
+@pytest.mark.parametrize('in_place, other', [
+    (lambda x: x.sigmoid_(), torch.sigmoid), (lambda x: F.hardsigmoid(x, inplace=True), F.hardsigmoid),
+    (lambda x: scaled(x.sigmoid()), lambda x: x.sigmoid() * 2.),
+    (lambda x: part(x.sigmoid()), lambda x: torch.cat([torch.ones_like(x[:, :1]), x.sigmoid()[:, 1:]], 1)),
+])
+def test_gates_that_are_written_in_place(in_place, other):
+    '''A gate in place is one as it is out of place, and so is what is no gate any more.'''
+    def model(gate):
+        torch.manual_seed(0)
+        return with_layers(Calling(lambda x: x * gate(x.clone()))).double()
+
+    image = random_image(2, 3, 8, 8)
+    for make in (lambda: SplitGrad(.3), SplitLRP):
+        maps = [explain(make(), model(gate), image) for gate in (in_place, other)]
+        assert_close(maps[0], maps[1], 1e-9)
+
+
+def clipped(x):
+    x = x.clone()
+    x[x < -1] = -1.
+    x[x > 1] = 1.
+    return x
+
+
+@pytest.mark.parametrize('prepare', [clipped, lambda x: x.clone().sub_(.5).masked_fill(x > 1, 0.)])
+def test_input_that_is_prepared_in_place(prepare):
+    '''Masks of the input choose constants of it, also after something was written to it.'''
+    model, image = with_layers(nn.ReLU()), random_image(2, 3, 8, 8)
+    map = explain(SplitGrad(.5), nn.Sequential(Calling(prepare), model), image)
+    assert_close(map, gradient_of(nn.Sequential(Calling(prepare), model), image) / 2)

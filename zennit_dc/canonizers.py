@@ -294,6 +294,8 @@ class SplitForward(TemporaryForward):
                 output = split_pass.run()
                 break
             except StartOver as reason:
+                if reason.found == GRAPH and all(each.requires_grad for each in inputs):
+                    raise RuntimeError('a gradient is asked for within the model, which runs in no_grad()') from None
                 if reason.found == GRAPH:
                     inputs = [each if each.requires_grad else same(each.detach()).requires_grad_() for each in inputs]
                 else:
@@ -318,7 +320,8 @@ class Eagerly:
 
     def __enter__(self):
         with self.lock:
-            if self.count == 0 and 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance'):
+            can_be_set = hasattr(torch.compiler, 'set_stance') and not torch.compiler.is_compiling()
+            if self.count == 0 and 'torch._dynamo' in sys.modules and can_be_set:
                 self.stance = torch.compiler.set_stance('force_eager')
             self.count += 1
 

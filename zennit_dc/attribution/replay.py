@@ -4,7 +4,8 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import FunctionType, MethodType
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -325,8 +326,18 @@ def parts_of(obj: Any) -> list:
     if isinstance(obj, MethodType):
         return [obj.__func__, obj.__self__]
     if isinstance(obj, FunctionType):
-        return [obj.__defaults__, obj.__kwdefaults__, *(cell.cell_contents for cell in obj.__closure__ or ())]
+        return [obj.__defaults__, obj.__kwdefaults__, *map(content_of, obj.__closure__ or ())]
+    if isinstance(obj, partial):
+        return [obj.func, *obj.args, *obj.keywords.values()]
     is_ours = type(obj).__module__.partition('.')[0] in ('zennit', 'zennit_dc')
     if isinstance(obj, (Module, type)) or not (is_ours or callable(obj) or isinstance(obj, (Composite, Canonizer))):
         return []
     return [value for name, value in getattr(obj, '__dict__', {}).items() if name not in CHANGING]
+
+
+def content_of(cell: CellType) -> Any:
+    '''What a function has of where it was made under one name, or None where that has no value.'''
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None

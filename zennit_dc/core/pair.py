@@ -148,6 +148,7 @@ RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
 PROBABILITY = 'the output of softmax itself'
 BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
 MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
+WRITTEN = frozenset((INPUT, PROBABILITY))  # those of a pair that hold after something was written to it
 
 LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 

@@ -151,6 +151,8 @@ class MapPass(Pass):
             output = self.leave(self.rerun.call([self.enter(index) for index in range(len(self.inputs))]))
         finally:
             become_plain(self, output is not None)
+            if output is None:
+                self.output = None  # whose graph holds this object
         return output
 
     def enter(self, index):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from .errors import StartOver
 from .nested import flatten, modules_of
 from .pair import Pass, SplitTensor, same
 
@@ -135,7 +136,10 @@ def another(split_pass, index=0, exact=False):
     read.'''
     with running(split_pass, exact) as (call, inputs):
         probe = Probe(index)
-        output = type(split_pass)(split_pass.canonizer, call, inputs, split_pass.layer, probe).run()
+        try:
+            output = type(split_pass)(split_pass.canonizer, call, inputs, split_pass.layer, probe).run()
+        except StartOver as reason:
+            raise changed() from reason
     read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
     return inputs, output, read
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
 from .axes import axes_of
-from .pair import SplitTensor, same, unsupported
+from .pair import WRITTEN, SplitTensor, same, unsupported
 
 
 def as_view(output, source, function):
@@ -85,7 +85,8 @@ def assign(pair, value):
         each.layer, each.recipe, each.pending = None, value.recipe if whole else None, None
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
         if sees_any:
-            each.facts = value.facts if sees_all else each.facts & value.facts
+            now = value.facts if sees_all else each.facts & value.facts
+            each.facts = now | (each.facts & WRITTEN)
     if lent is not None:
         lent.move(pairs)
     if base.split_pass.adopted:

@@ -87,7 +87,7 @@ def furthest(grid, values, start, end, tolerance):
         inner = slice(start, index + 1)
         slope = (values[index] - values[start]) / (grid[index] - grid[start])
         error = values[inner] - values[start] - slope * (grid[inner] - grid[start])
-        return bool(error.abs().max() > tolerance)
+        return not bool(error.abs().max() <= tolerance)  # as it is not for nan
 
     return start + 1 + bisect_left(range(start + 2, end + 1), True, key=is_beyond)
 

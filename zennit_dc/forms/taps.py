@@ -267,14 +267,14 @@ def grad(outputs, inputs, grad_outputs=None, retain_graph=None, create_graph=Fal
 @contextmanager
 def reaching(taps):
     '''A context in which backward passes that get to some taps make a map.'''
-    for tap in taps:
-        tap.kept.split_pass.nodes.entrances.extend(tap.nodes)
+    reached = [(tap.kept.split_pass.nodes.entrances, list(tap.nodes)) for tap in taps]
+    for entrances, nodes in reached:
+        entrances.extend(nodes)
     try:
         yield
     finally:
-        for tap in taps:
-            entrances = tap.kept.split_pass.nodes.entrances
-            entrances[:] = [node for node in entrances if node not in tap.nodes]
+        for entrances, nodes in reached:
+            entrances[:] = [node for node in entrances if node not in nodes]
 
 
 def tap_at(pair, name):
