@@ -629,16 +629,3 @@ def test_gradient_within_a_model_that_has_none():
     model = with_layers(Asking())
     with SplitGrad().context(model), torch.no_grad(), pytest.raises(RuntimeError, match='runs in no_grad'):
         model(random_image(2, 3, 8, 8))
-
-
-def test_number_of_a_layer_that_is_used_afterwards():
-    class Keeping(nn.Module):
-        def forward(self, x):
-            self.largest = x.max()
-            return torch.relu(x)
-
-    keeping = Keeping()
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), keeping, nn.Flatten(), nn.Linear(144, 3)).double()
-    with SplitCAM('0', .3).context(model):
-        model(random_image(2, 3, 8, 8).requires_grad_())
-        assert float(keeping.largest * 2) == 2 * float(keeping.largest)

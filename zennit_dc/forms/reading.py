@@ -68,13 +68,7 @@ class Refused:
 
 
 class Number(Refused):
-    '''The same for a number that was made of a layer's output alone: to start over, as this is a use of the output; or
-    to raise after the end of the model, when that is too late.'''
-    def __call__(self, pair):
-        if not pair.split_pass.has_left:
-            super().__call__(pair)
-        raise unsupported('a number that was read of the layer\'s output, and is used after the forward pass,', (pair,),
-                          remedy='call .item() on it in the forward pass')
+    '''The same for a number that was made of a layer's output alone: to start over, as this is a use of the output.'''
 
 
 NUMBERS = ('max', 'min', 'amax', 'amin', 'mean', 'sum', 'std', 'var', 'norm', 'median', 'quantile')
