@@ -1,35 +1,23 @@
 '''Canonizers: a model into split form and back.'''
 import re
-import sys
-import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 from zennit.canonizers import Canonizer
-from zennit.core import Hook
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .core.batches import refuse_transforms, transformed, within_transforms
-from .core.errors import GRAPH, StartOver, Unsupported, describe
+from .core.calls import ModuleForward, SplitForward
+from .core.errors import describe
 from .core.layers import sequence_of
-from .core.needs import Choices, left_out, refuse_probabilities
-from .core.nested import flatten, modules_of
-from .core.pair import SplitTensor, TrueGradient, common_pass, noted, pairs_in, pass_of, require_choice, same
-from .core.passes import MapPass
+from .core.needs import Choices
+from .core.pair import TrueGradient, pass_of, require_choice
 from .core.places import require_channels
 from .core.table import MODULE_FORMS
-from .core.tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 from .core.wording import similar
 from .forms.hooks import BackwardHooks
 from .recentering import Relative
-from .rules import SplitRule
 from .streams import Readout
-
-
-SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
 
 
 class SplitCanonizer(Canonizer):
@@ -228,171 +216,6 @@ class NotInPlace(Canonizer):
         return type(self)()
 
 
-class TemporaryForward:
-    '''A forward that a module has for the time of a context, and that is not to be copied or saved with it.'''
-    def __deepcopy__(self, memo):
-        raise RuntimeError('the model is in split form: copy or save it outside of the composite\'s context')
-
-    __reduce_ex__ = __deepcopy__
-
-
-class ModuleForward(TemporaryForward):
-    '''The form of a module on split pairs, and its own forward on anything else.'''
-    def __init__(self, form, module):
-        self.form, self.module, self.forward = form, module, module.forward
-
-    def __call__(self, *args, **kwargs):
-        pairs = pairs_in((args, kwargs))
-        if common_pass(self.module.forward, pairs) is None:
-            return self.forward(*args, **kwargs)
-        return noted(self.form, (self.module, *args), kwargs, pairs)
-
-
-class SplitForward(TemporaryForward):
-    '''The forward of a model in split form.'''
-    def __init__(self, canonizer, forward):
-        self.canonizer, self.forward = canonizer, forward
-
-    def __call__(self, *args, **kwargs):
-        if not self.canonizer.active:
-            return self.as_it_is(args, kwargs)
-        root = self.canonizer.root
-        training = require_fit(root)
-        if pass_of((args, kwargs)) is not None:
-            raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
-        leaves, structure = flatten((args, kwargs))
-        refuse_transforms(*(leaf for leaf in leaves if torch.is_tensor(leaf)))
-        leaves, places = explained(leaves, root)
-        call, inputs = Call(self.forward, leaves, structure, places), [leaves[place] for place in places]
-        before = None if training is None else random_state(inputs[0].device)
-        run = partial(self.run, call)
-        if within_transforms():
-            others = (leaf for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and place not in places)
-            output = transformed(run, self.canonizer.readout, inputs, (*others, *root.parameters(), *root.buffers()))
-        else:
-            output = run(inputs)
-        if training is not None and not all(map(torch.equal, before, random_state(inputs[0].device))):
-            where = describe(training, root)
-            raise RuntimeError(f'{where} is in training mode, and random numbers are drawn: call .eval() on the model')
-        return output
-
-    def as_it_is(self, args, kwargs):
-        '''What the model returns without split pairs.'''
-        if any(getattr(leaf, 'tokens', None) is not None for leaf in flatten((args, kwargs))[0]):
-            raise NotImplementedError(
-                'token numbers have no gradient where the composite is inactive: take that of what the embedding'
-                ' returns'
-            )
-        return self.forward(*args, **kwargs)
-
-    def run(self, call, inputs):
-        '''Run the model, and start over where something turns out on the way, see :py:class:`SplitCanonizer`.'''
-        canonizer = self.canonizer
-        while True:
-            split_pass = MapPass(canonizer, call, inputs, call.layer)
-            try:
-                output = split_pass.run()
-                break
-            except StartOver as reason:
-                if reason.found == GRAPH and all(each.requires_grad for each in inputs):
-                    raise RuntimeError('a gradient is asked for within the model, which runs in no_grad()') from None
-                if reason.found == GRAPH:
-                    inputs = [each if each.requires_grad else same(each.detach()).requires_grad_() for each in inputs]
-                else:
-                    canonizer.known.add(reason.found)
-            except Unsupported as error:
-                canonizer.restore += [option.remove for option in canonizer.choices.add(canonizer.root, error)]
-            except RuntimeError as error:
-                if split_pass.refused is None:
-                    raise
-                raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
-        canonizer.choices.report(
-            canonizer.root, output, lambda: original(call, inputs), lambda: left_out(canonizer, call, inputs)
-        )
-        return output
-
-
-class Eagerly:
-    '''A context in which compiled functions run as those that they were made of (from torch 2.6 on). As torch has one
-    such state for all threads, the first thread in it sets it, and the last one resets it.'''
-    def __init__(self):
-        self.lock, self.count, self.stance = threading.Lock(), 0, nullcontext()
-
-    def __enter__(self):
-        with self.lock:
-            can_be_set = hasattr(torch.compiler, 'set_stance') and not torch.compiler.is_compiling()
-            if self.count == 0 and 'torch._dynamo' in sys.modules and can_be_set:
-                self.stance = torch.compiler.set_stance('force_eager')
-            self.count += 1
-
-    def __exit__(self, *_):
-        with self.lock:
-            self.count -= 1
-            if self.count == 0:
-                stance, self.stance = self.stance, nullcontext()
-                stance.__exit__(None, None, None)
-
-
-EAGERLY = Eagerly()
-
-
-class Call:
-    '''A model's forward as a function of the list of its inputs.
-
-    Parameters
-    ----------
-    forward : callable
-        The forward.
-    leaves : list
-        Its arguments.
-    structure : callable
-        What makes positional and keyword arguments of them.
-    places : list[int]
-        The indices of those that are inputs.
-
-    Attributes
-    ----------
-    tokens : :py:class:`torch.Tensor` or None
-        The token numbers for which the first input stands, if it does.
-    '''
-    def __init__(self, forward, leaves, structure, places):
-        self.forward, self.leaves, self.structure, self.places = forward, leaves, structure, places
-        self.tokens = getattr(leaves[places[0]], 'tokens', None)
-        self.layer = None if self.tokens is None else FIRST_EMBEDDING
-
-    def __call__(self, inputs):
-        replaced = dict(zip(self.places, inputs))
-        if self.tokens is not None:
-            replaced[self.places[0]] = self.tokens
-        args, kwargs = self.structure([replaced.get(place, leaf) for place, leaf in enumerate(self.leaves)])
-        splits = self.tokens is not None and isinstance(inputs[0], SplitTensor)
-        with Embedding(inputs[0], self.tokens) if splits else nullcontext(), EAGERLY:
-            output = self.forward(*args, **kwargs)
-        refuse_probabilities(output)
-        return output
-
-
-def explained(leaves, root):
-    '''The arguments of a model, and the indices of those that are its inputs: the floating point tensors, or, if there
-    are none, the first token numbers, for which their weights stand then.'''
-    places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
-    tokens = [place for place, leaf in enumerate(leaves) if are_tokens(leaf)]
-    if not places and not tokens:
-        raise NotImplementedError(
-            'a model in split form was called without a floating point tensor, and without token numbers'
-        )
-    if not places:
-        dtype = next((each.dtype for each in root.parameters() if each.is_floating_point()), torch.float32)
-        weights = token_weights(leaves[tokens[0]], dtype)
-        return [weights if place == tokens[0] else leaf for place, leaf in enumerate(leaves)], tokens[:1]
-    return leaves, sorted(places, key=lambda place: getattr(leaves[place], 'tokens', None) is None)
-
-
-def original(call, inputs):
-    '''The output of a model as it is, with a graph where inputs have one, as torch's attention rounds otherwise.'''
-    return call([input.clone() for input in inputs])
-
-
 def refuse_other_forms(root):
     '''Raise if a model has modules that cannot be run on pairs, since they are scripted or in split form.'''
     for module in root.modules():
@@ -410,33 +233,3 @@ def refuse_other_forms(root):
                 f'{describe(module, root)} is quantized ({type(module).__module__}), of whose integer weights no stream'
                 ' can be made: explain the float model that it was made of'
             )
-
-
-def require_fit(root):
-    '''Raise if a Zennit rule is registered that does not know pairs, or if a batch norm is in training mode, before it
-    changes its running statistics; and return any other module that is in training mode.'''
-    training = None
-    for module in modules_of(root):
-        if module.training:
-            training = module
-            if isinstance(module, _BatchNorm):
-                raise RuntimeError(f'{describe(module, root)} is in training mode: call .eval() on the model')
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for hook in hooks.values() if hooks else ():
-                owner = getattr(hook, '__self__', None)
-                if owner is not None and not isinstance(owner, SplitRule):
-                    require_split_rule(owner, partial(describe, module, root))
-    return training
-
-
-def random_state(device):
-    '''The states of the generators of random numbers.'''
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == 'cuda' else states
-
-
-def require_split_rule(rule, where):
-    '''Raise if an object is a Zennit hook but no rule for split pairs.'''
-    if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
-        name = type(rule).__name__
-        raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')

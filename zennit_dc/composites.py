@@ -9,7 +9,8 @@ from zennit.canonizers import Canonizer
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
-from .canonizers import SplitCanonizer, require_split_rule
+from .canonizers import SplitCanonizer
+from .core.calls import require_split_rule
 from .core.pair import require_choice
 from .core.tokens import explaining_tokens
 from .recentering import Relative
@@ -40,8 +41,8 @@ class SplitComposite(LayerMapComposite):
     turns out to be used again after its activation, the model is run once more from the start.
 
     Within ``composite.inactive()``, as in Zennit, rules do not hold: the model runs as it is, and backward passes have
-    its true gradient. So has the backward pass of an output from before. What is computed within
-    it has no map afterwards. The gradient of a map is its true one without it, too.
+    its true gradient. So has the backward pass of an output from before. What is computed within it has no map
+    afterwards. The gradient of a map is its true one without it, too.
 
     Samples are along the first axis of the input. Where time comes first, as recurrent layers and attention have it by
     default, they are along the second one: that is noticed at such a layer, or where the model's output has no samples

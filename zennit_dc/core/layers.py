@@ -11,6 +11,7 @@ from .maps import Node, layer_gradients, marked
 from .pair import GATE, SplitTensor, pairs_in
 from .places import ACTIVATIONS, channels_unknown, followed, given_channels, likely_channels, name_of, places_of
 from .rerun import trained_of
+from .views import show_graph
 
 
 class LayerOutput:
@@ -161,9 +162,7 @@ def read_at(split_pass, pair):
         values = split_pass.read_off(entered_at_layer(split_pass, values))
     pair.values, pair.layer, pair.places = values, layer, places
     pair.depth, pair.recipe, pair.facts = 0, None, pair.facts - {GATE}
-    if any(tensor.requires_grad for tensor in values):
-        with torch._C.DisableTorchFunctionSubclass():
-            pair.requires_grad_()
+    show_graph([pair])
 
 
 def entered_at_layer(split_pass, values):

@@ -260,8 +260,7 @@ def are_all(base, views, split_pass):
 
 
 def show_graph(pairs):
-    '''Let pairs that were plain tensors need a gradient if their values do, so that autograd functions without a form
-    are noticed.'''
+    '''Let pairs need a gradient if their values do, so that autograd functions without a form are noticed.'''
     with torch._C.DisableTorchFunctionSubclass():
         for pair in pairs:
             if pair.is_leaf and any(tensor.requires_grad for tensor in pair.values):
