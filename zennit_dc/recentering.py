@@ -165,17 +165,12 @@ class Recenter(torch.autograd.Function):
 
 def recenter(pair: SplitTensor) -> SplitTensor:
     '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
-    if not pair.split_pass.sums or pair.split_pass.recentering is None:
+    split_pass, batch = pair.split_pass, pair.batch  # not the pair, which may keep the graph of what follows
+    if not split_pass.sums or split_pass.recentering is None:
         return pair
-    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, pair.split_pass, choice(pair)))
-
-
-def choice(pair: SplitTensor) -> Callable[..., Tensor]:
-    '''The function that chooses a new sum for a pair, from its difference and its sum.'''
-    recentering, batch = pair.split_pass.recentering, pair.batch  # not the pair, which may keep the graph of this
 
     def choose(*tensors: Tensor) -> Tensor:
-        new = recentering(*(by_sample(tensor, batch) for tensor in tensors))
+        new = split_pass.recentering(*(by_sample(tensor, batch) for tensor in tensors))
         return in_shape(new, batch, tensors[0].shape)
 
-    return choose
+    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, split_pass, choose))

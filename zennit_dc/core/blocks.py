@@ -1,11 +1,11 @@
 '''The building blocks, of which every split form is made: affine layers, linear operations, activations, routing,
 additions and products. They decide what becomes of sensitivities and relevance.'''
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 
-from ..recentering import choice, recenter
+from ..recentering import recenter
 from .axes import joined
 from .errors import SUMS, StartOver
 from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, same, true_gradients, unsupported
@@ -151,43 +151,10 @@ def affine(pair, layer, weight, bias=None):
         on its own.
     '''
     rule = pair.split_pass.rule
-    with keeping_recipe(pair):
-        output = weighted(rule.before_affine(pair), layer, weight, bias)
+    output = weighted(rule.before_affine(pair), layer, weight, bias)
     if bias is not None and layer.bias_axes:
         bias = bias.reshape(-1, *(1,) * layer.bias_axes)
     return pending(output, bias, rule)
-
-
-@contextmanager
-def keeping_recipe(pair):
-    '''A context in which what is kept of a ReLU's output for the backward pass is the ReLU's input, if a rule keeps
-    that anyway.'''
-    if pair.recipe is None:
-        yield
-        return
-    source = pair.recipe.detach()
-    with recomputed(pair.values[:1], lambda: (torch.relu(source),)):
-        yield
-
-
-@contextmanager
-def recomputed(tensors, function):
-    '''A context in which some tensors that are kept for the backward pass are computed again there, by a function that
-    returns all of them.'''
-    known = [(tensor.untyped_storage()._cdata, tensor.shape) for tensor in tensors]
-
-    def pack(tensor):
-        kind = tensor.untyped_storage()._cdata, tensor.shape
-        return known.index(kind) if kind in known else tensor
-
-    def unpack(kept):
-        if isinstance(kept, torch.Tensor):
-            return kept
-        with torch.no_grad():
-            return function()[kept]
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
 
 
 def pending(output, bias, rule):
@@ -247,29 +214,13 @@ def activation(pair, function):
     '''
     output = pair.replaced(*function(*pair.tensors))
     output = instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output
-    return activated(output, pair, function)
+    return activated(output)
 
 
-def activated(output, pair=None, function=None):
-    '''The output of an activation: counted, and re-centered where the re-centering asks for that. It is made of a pair
-    by a function of the pair's tensors, if these are given.'''
+def activated(output):
+    '''The output of an activation: counted, and re-centered where the re-centering asks for that.'''
     output.depth += 1
-    if not getattr(output.split_pass.recentering, 'after_activations', False):
-        return output
-    with keeping_input(pair, output, function):
-        return recenter(output)
-
-
-@contextmanager
-def keeping_input(pair, output, function):
-    '''A context in which what is kept of an activation's output is computed again from the layer before it, if a rule
-    keeps that layer's output anyway.'''
-    if pair is None or pair.layer is None or not pair.split_pass.rule.passes_activations:
-        yield
-        return
-    (difference, stream_sum), choose = (tensor.detach() for tensor in pair.layer.tensors), choice(pair)
-    with recomputed(output.values, lambda: function(difference, choose(difference, stream_sum))):
-        yield
+    return recenter(output) if getattr(output.split_pass.recentering, 'after_activations', False) else output
 
 
 class SplitReLU(torch.autograd.Function):
@@ -296,16 +247,9 @@ def relu(pair):
     '''The split form of ReLU, of one node.'''
     passes = pair.split_pass.rule.passes_activations
     output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes))
-    output = activated(output, pair, relu_of)
+    output = activated(output)
     output.depth, output.facts = pair.depth + (RECTIFIED not in pair.facts), output.facts | {RECTIFIED}
-    if passes and pair.layer is not None:
-        output.recipe = pair.tensors[0]
     return output
-
-
-def relu_of(difference, stream_sum):
-    '''ReLU of a difference and a sum (equation 1).'''
-    return torch.relu(difference), stream_sum - difference.clamp(max=0.)
 
 
 class Instead(torch.autograd.Function):

@@ -161,7 +161,7 @@ def read_at(split_pass, pair):
     elif split_pass.has_graph:
         values = split_pass.read_off(entered_at_layer(split_pass, values))
     pair.values, pair.layer, pair.places = values, layer, places
-    pair.depth, pair.recipe, pair.facts = 0, None, pair.facts - {GATE}
+    pair.depth, pair.facts = 0, pair.facts - {GATE}
     show_graph([pair])
 
 

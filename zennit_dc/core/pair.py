@@ -199,7 +199,6 @@ class SplitTensor(torch.Tensor):
         self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
         self.pending = None  # what is still to be done before the tensors are read, a function of this pair
         self.layer = None  # the affine layer that this is the very output of
-        self.recipe = None  # a tensor that a rule keeps, of which this is the ReLU
         self.base, self.path, self.views = None, None, []
         self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is
 

@@ -82,7 +82,7 @@ def assign(pair, value):
     for each, (sees_any, sees_all) in zip(pairs, changed):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
             each.values = tuple(viewed(each.path, tensor.to(old.dtype)) for tensor, old in zip(new, each.values))
-        each.layer, each.recipe, each.pending = None, value.recipe if whole else None, None
+        each.layer, each.pending = None, None
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
         if sees_any:
             now = value.facts if sees_all else each.facts & value.facts

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import joined, mixed
-from ..core.blocks import activated, instead, keeping_recipe
+from ..core.blocks import activated, instead
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS
@@ -95,8 +95,7 @@ def register_max_pooling(axes, prefix, sums_of):
 
     @torch_form(f'{name}_with_indices')
     def with_indices(pair, *args, return_indices=True, **kwargs):
-        with keeping_recipe(pair):
-            difference, indices = function(pair.difference, *args, **kwargs)
+        difference, indices = function(pair.difference, *args, **kwargs)
         output = pool_windows(
             pair, difference,
             lambda tensor: Pick.apply(tensor.flatten(-axes), indices.flatten(-axes)).view_as(indices),
