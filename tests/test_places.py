@@ -12,7 +12,7 @@ from zennit.attribution import Gradient
 
 from zennit_dc import DetachedActivations, DetachedStatistics, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import LayerCAM, class_relevance
-from zennit_dc.core.axes import input_places, reshaped_places
+from zennit_dc.core.following import input_places, reshaped_places
 from zennit_dc.core.places import places_of, spread, token_grid
 from zennit_dc.data.classifiers import IMAGENET_PREPROCESSING, Classifier, last_layer, layers
 from zennit_dc.methods import attributor

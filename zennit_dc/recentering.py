@@ -165,7 +165,7 @@ class Recenter(torch.autograd.Function):
 
 def recenter(pair: SplitTensor) -> SplitTensor:
     '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
-    split_pass, batch = pair.split_pass, pair.batch  # not the pair, which may keep the graph of what follows
+    split_pass, batch = pair.split_pass, pair.axes.batch  # not the pair, which may keep the graph of what follows
     if not split_pass.sums or split_pass.recentering is None:
         return pair
 

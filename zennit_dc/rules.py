@@ -202,7 +202,7 @@ class BalancedSensitivity(SplitRule):
         of their own.'''
         if not pair.tensors[1].requires_grad:
             return pair
-        split_pass, batch = pair.split_pass, pair.batch
+        split_pass, batch = pair.split_pass, pair.axes.batch
 
         def balance(gradient: Tensor, sum_gradient: Tensor) -> tuple[Tensor, Tensor]:
             rows = by_sample(sum_gradient, batch)

@@ -1,7 +1,9 @@
-'''Where the axes of samples, of channels and of inputs are in a pair, and tensors with their samples first.'''
+'''The axes of samples and channels of a pair, how what functions return is noted to have them, and tensors with their
+samples first.'''
 import math
-from itertools import pairwise
 from typing import NamedTuple
+
+from .following import follow_places, joined_places, moved_to, note_tokens, reshaped_places
 
 
 class Axis(NamedTuple):
@@ -50,186 +52,102 @@ def axes_of(shape):
     return [Axis(length, math.prod(shape[index + 1:]), index) for index, length in enumerate(shape)]
 
 
-class Place(NamedTuple):
-    '''Where an axis of an input is in a tensor that is made of the input: as an axis, or as a part of one.
+class Axes(NamedTuple):
+    '''What is known of the axes of a pair.
 
     Parameters
     ----------
-    axis : int
-        The index of the axis that it is, or is a part of.
-    length : int
-        Its length.
-    step : int
-        The number of entries of the axis for each step along this one, where several axes are one in row-major order.
-    first, behind : int
-        The numbers of entries of the axis that come before and after, such as class tokens.
-    window : tuple of float
-        The part of the input's axis that it is about, from start to end, in entries of the input. It runs backwards
-        where the start is the larger one.
-    surplus : int, optional
-        By how many entries convolutions with much padding have made it longer. Cutting these off changes no window.
+    batch, channels : :py:class:`Axis` or None
+        The axes of samples and of channels, where they are known.
+    places : dict
+        The :py:class:`~zennit_dc.core.following.Place` of each axis of the inputs by the indices of both, or None where
+        it is lost; empty in a pass that does not follow them.
     '''
-    axis: int
-    length: int
-    step: int
-    first: int
-    behind: int
-    window: tuple
-    surplus: int = 0
+    batch: Axis | None
+    channels: Axis | None
+    places: dict
 
-    @classmethod
-    def of_input(cls, axis, length):
-        '''The place of an axis in the input itself.'''
-        return cls(axis, length, 1, 0, 0, (0., float(length)))
+    def place(self, name, ndim):
+        '''The negative index of 'batch' or 'channels' in a number of axes, or None if it is not known to be an axis.'''
+        axis = getattr(self, name)
+        return None if axis is None or axis.index is None else axis.index - ndim
 
-    def extent(self):
-        '''The number of entries along the input's axis that it is about.'''
-        return abs(self.window[1] - self.window[0])
-
-    @staticmethod
-    def joined(options):
-        '''One of several places that differ in nothing but their windows: the smallest, or all of them together where
-        they differ by less than a place, as every second entry from the first on and from the second on do.'''
-        smallest = min(options, key=Place.extent)
-        starts, ends = zip(*(each.window for each in options))
-        apart = max(max(starts) - min(starts), max(ends) - min(ends))
-        if smallest.window[0] > smallest.window[1] or apart * smallest.length >= smallest.extent():
-            return smallest
-        return smallest._replace(window=(min(starts), max(ends)))
-
-    def is_whole(self, shape):
-        '''Whether it is all of an axis.'''
-        return self.step == 1 and self.length == shape[self.axis]
-
-    def within(self, start, end, length):
-        '''This place where only the part from start to end is left, with another length.'''
-        if 0 < self.length - length <= self.surplus:
-            return self._replace(length=length, surplus=self.surplus - (self.length - length))
-        low, high = self.window
-        scale = (high - low) / self.length
-        return self._replace(length=length, window=(low + start * scale, low + end * scale))
-
-    def cut(self, axis, coordinates, total):
-        '''This place where only the entries with some coordinates are left of a total number along its axis, or None if
-        it is not known. The axis has another index then.'''
-        if not coordinates:
-            return None
-        count, start, steps = len(coordinates), coordinates[0], {two - one for one, two in pairwise(coordinates)} or {1}
-        place, step = self._replace(axis=axis), steps.pop()
-        if steps or step == 0:
-            return None
-        if self.step == 1 and self.length == total:
-            end = min(start + count * step, total) if step > 0 else max(start + 1 + count * step, 0)
-            return place.within(start if step > 0 else start + 1, end, count)
-        behind = self.behind - (total - start - count)
-        if step == 1 and start <= self.first and behind >= 0:
-            return place._replace(first=self.first - start, behind=behind)
-        return None
-
-    def resized(self, axis, length):
-        '''This place, which is all of an axis, where the axis has another length.'''
-        grown = length - self.length if self.length < length < 1.5 * self.length else 0
-        return self._replace(axis=axis, length=length, surplus=self.surplus + grown)
-
-    def reshaped(self, old, new):
-        '''This place in another shape of the same entries, or None if it is not known. Where the axis is taken apart,
-        this is the place of its coarser part.'''
-        behind = math.prod(old[self.axis + 1:])
-        if self.first or self.behind:
-            index = Axis.at(old, self.axis).reshaped(new).index
-            return None if index is None else self._replace(axis=index)
-        entries, exact, coarse = self.step * behind, [], []
-        for index, length in enumerate(new):
-            own = math.prod(new[index + 1:])
-            whole = own * length
-            if own and entries % own == 0 and whole % max(entries * self.length, 1) == 0:
-                exact.append(self._replace(axis=index, step=entries // own))
-            elif whole > own > entries > 0 and own % entries == 0 and whole == entries * self.length:
-                coarse.append(self._replace(axis=index, length=length, step=1, surplus=0))
-        same = [place for place in exact if place.axis == self.axis]  # axes of length one cannot be told apart
-        return next(iter([*same, *exact, *coarse]), None)
+    def lost(self):
+        '''What is known of a pair that is made of the one with these axes in some way.'''
+        return Axes(None, None, dict.fromkeys(self.places) if self.places else self.places)
 
 
-def input_places(index, shape, samples=0):
-    '''The places of all axes of an input, by its index and theirs in the order that has the samples first.'''
-    order = sorted(range(len(shape)), key=lambda axis: axis != samples)
-    return {(index, key): Place.of_input(axis, shape[axis]) for key, axis in enumerate(order)}
+UNKNOWN = Axes(None, None, {})
 
 
-def reshaped_places(places, old, new):
-    '''The places of the axes of inputs in another shape of the same entries. Where an axis is taken apart, the place of
-    its finer part has the key -1 - axis until this part is summed over or both parts are one axis again.'''
-    found = {}
-    for (source, axis), place in places.items():
-        moved = place and place.reshaped(old, new)
-        found.setdefault((source, axis), moved)
-        if moved is None or moved.length == place.length:
-            continue
-        if axis < 0 or places.get((source, -1 - axis)) is not None:
-            found[source, axis] = None
-            continue
-        fine = place._replace(length=place.length // moved.length)
-        found[source, -1 - axis] = fine.reshaped(old, new) or moved
-    for source, axis in [key for key in found if key[1] < 0]:
-        coarse, fine = found.get((source, -1 - axis)), found[source, axis]
-        if coarse and fine and coarse.axis == fine.axis and coarse.step == fine.step * fine.length:
-            found[source, -1 - axis] = coarse._replace(length=coarse.length * fine.length, step=fine.step)
-            found[source, axis] = None
-    return found
+# what forms note, as functions of pairs, of what is made of them, and of the function of tensors that made it
 
-
-def joined_places(parts, shape):
-    '''The places of the axes of inputs in a tensor that is made of several others, of which the places and shapes are
-    given. Axes are counted from the last one, as broadcasting does. Where they differ, the longest counts, if
-    there is only one.'''
-    found = {}
-    for key in {key: None for places, _ in parts for key in places}:
-        moved = [(place, own, axis) for places, own in parts if (place := places.get(key)) is not None
-                 and (axis := place.axis - len(own) + len(shape)) >= 0]
-        same = [place._replace(axis=axis) for place, own, axis in moved if own[place.axis] == shape[axis]]
-        options = same or [place.resized(axis, shape[axis]) for place, own, axis in moved if place.is_whole(own)]
-        options = [each for each in options if each.length == max(other.length for other in options)]
-        agree = len({each[:5] for each in options}) == 1
-        found[key] = Place.joined(options) if agree else None
-    for source, axis in [key for key in found if key[1] < 0]:
-        if any(places.get((source, -1 - axis)) and not places.get((source, axis)) for places, _ in parts):
-            found[source, axis] = None  # as the axis is whole elsewhere
-    return found
-
-
-def note_channels(pair, index):
-    '''Note that weights belong to an axis of a pair, which tells which axis of an input has the channels: the only one
-    that is there, or none if all are elsewhere. What is known first counts.'''
-    index %= pair.values[0].ndim
-    for source in {source for source, _ in pair.places} - set(pair.split_pass.input_channels) if pair.places else ():
-        own = {axis: place for (which, axis), place in pair.places.items() if which == source and axis >= 0}
-        inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
-        if len(inside) == 1 or (not inside and None not in own.values()):
-            pair.split_pass.input_channels[source] = inside[0] if inside else None
-
-
-def mixed(pair, index):
-    '''Note that weights mix the entries along an axis of a pair, so that it is no axis of an input any more.'''
-    if pair.places:
-        index %= pair.values[0].ndim
-        pair.places = {key: None if place is not None and place.axis == index else place
-                       for key, place in pair.places.items()}
-
-
-def joined(pairs, output):
-    '''An output that is made of several pairs, with the largest of their depths and the axes on which they agree. Axes
-    are counted from the last one, as broadcasting does.'''
-    output.depth, shape = max(pair.depth for pair in pairs), output.values[0].shape
-    shapes = {pair.values[0].shape for pair in pairs}
-    if any(pair.places for pair in pairs):
-        output.places = joined_places([(pair.places, pair.values[0].shape) for pair in pairs], shape)
-    for name in ('batch', 'channels'):
-        axes, (place, *others) = {getattr(pair, name) for pair in pairs}, {pair.place(name) for pair in pairs}
-        if not (place is None or others) and (name == 'channels' or shape[place] == pairs[0].batch.length):
-            setattr(output, name, Axis.at(shape, place))
-        elif len(shapes) == len(axes) == 1 and None not in axes:
-            setattr(output, name, axes.pop().within(*shapes, shape, len(pairs)))
+def joined(pairs, output, function=None):
+    '''Note that entries stay along their axes: the largest depth of several pairs, and the axes on which they agree.
+    Axes are counted from the last one, as broadcasting does.'''
+    known, shape = [(pair.axes, pair.values[0].shape) for pair in pairs], output.values[0].shape
+    batch, channels = (common_axis(name, known, shape) for name in ('batch', 'channels'))
+    places = [(axes.places, own) for axes, own in known]
+    followed = joined_places(places, shape) if any(own for own, _ in places) else output.axes.places
+    output.depth, output.axes = max(pair.depth for pair in pairs), Axes(batch, channels, followed)
     return output
+
+
+def common_axis(name, known, shape):
+    '''The axis of samples or channels on which pairs with some axes and shapes agree, in a shape made of them.'''
+    axes, shapes = {getattr(own, name) for own, _ in known}, {own for _, own in known}
+    place, *others = {own.place(name, len(lengths)) for own, lengths in known}
+    if not (place is None or others) and (name == 'channels' or shape[place] == known[0][0].batch.length):
+        return Axis.at(shape, place)
+    return axes.pop().within(*shapes, shape, len(known)) if len(shapes) == len(axes) == 1 and None not in axes else None
+
+
+def keep_order(pairs, output, function=None):
+    '''Note that entries keep their order.'''
+    (batch, channels, places), old, new = pairs[0].axes, pairs[0].values[0].shape, output.values[0].shape
+    batch, channels = (axis and axis.reshaped(new) for axis in (batch, channels))
+    output.axes = Axes(batch, channels, places and reshaped_places(places, old, new))
+    return note_tokens(output) if places else output
+
+
+def follow_axes(pairs, output, function):
+    '''Note where the axes of pairs are in what a function made of them, if that can be proven with tensors without
+    memory: of a view by its strides; of anything else by its shape, if one axis of the output is as long as this one,
+    however long this one is.'''
+    found, shape = [], output.values[0].shape
+    for name in ('batch', 'channels'):
+        places = [pair.axes.place(name, pair.values[0].ndim) for pair in pairs]
+        axis = None if None in places else moved_to(pairs, places, output, function)
+        found.append(None if axis is None else Axis.at(shape, axis))
+    output.depth, output.axes = max(pair.depth for pair in pairs), Axes(*found, output.axes.places)
+    return follow_places(pairs, output, function) if any(pair.axes.places for pair in pairs) else output
+
+
+def with_channels(pair, output, index):
+    '''Note that a layer keeps the first axes of a pair, and has channels at an index.'''
+    joined([pair], output)
+    output.axes = output.axes._replace(channels=Axis.at(output.values[0].shape, index))
+    return output
+
+
+def take_axes(target, part, view):
+    '''Note the axes of a pair that was a constant until another one was written into a part of it.
+
+    Parameters
+    ----------
+    target, part : :py:class:`~zennit_dc.core.pair.SplitTensor`
+        The pair, and what was written into a part of it.
+    view : :py:class:`torch.Tensor` or None
+        This part as a view of a tensor without values, if it is known.
+    '''
+    axes, own, taken = axes_of(target.values[0].shape), part.values[0].shape, []
+    for name in ('batch', 'channels'):
+        place, found = part.axes.place(name, len(own)), None
+        if place is not None and view is not None and -place <= view.ndim:
+            found = [axis for axis in axes if axis[:2] == (own[place], view.stride(place))]
+            found = found[0] if len(found) == 1 else axes[place] if -place <= len(axes) else None
+        taken.append(found if found is not None and found.length == own[place] == view.shape[place] else None)
+    target.axes = Axes(*taken, target.axes.places)
 
 
 def by_sample(tensor, batch):

@@ -320,7 +320,7 @@ def add(pairs, function):
     return joined(pairs, pairs[0].like(function(*differences), function(*sums)))
 
 
-def multiply(first, other, function, join=joined):
+def multiply(first, other, function, note_axes=joined):
     '''The split form of a product of two pairs, :math:`(d_1 d_2, s_1 s_2)` (appendix E, equation 19), or of any other
     bilinear function of them, as a product of matrices. Relevance is shared evenly among the factors.
 
@@ -332,9 +332,9 @@ def multiply(first, other, function, join=joined):
         The other factor.
     function : callable
         The product of two tensors.
-    join : callable, optional
-        What notes depth and axes, a function ``(pairs, product) -> product``. By default axes are counted from the last
-        one, as broadcasting does.
+    note_axes : callable, optional
+        What notes depth and axes, as :py:func:`~zennit_dc.core.axes.joined` does, which is the default, or
+        :py:func:`~zennit_dc.core.axes.follow_axes`.
 
     Returns
     -------
@@ -346,4 +346,4 @@ def multiply(first, other, function, join=joined):
     rule = first.split_pass.rule
     one, two = (rule.shared(rule.before_linear(pair), 2) for pair in (first, other))
     product = first.like(*(function(*tensors) for tensors in zip(one.tensors, two.tensors)))
-    return recenter(rule.after(join([first, other], product)))
+    return recenter(rule.after(note_axes([first, other], product, function)))

@@ -5,8 +5,8 @@ import torch
 
 from ..forms.reading import Refused, number
 from ..rules import ruled
-from .axes import Place
 from .errors import SEVERAL_USES, StartOver
+from .following import Place
 from .maps import Node, layer_gradients, marked
 from .pair import GATE, SplitTensor, pairs_in
 from .places import ACTIVATIONS, channels_unknown, followed, given_channels, likely_channels, name_of, places_of
@@ -38,7 +38,7 @@ class LayerOutput:
     def __init__(self, where, pair):
         self.pair, self.graph, self.is_read, self.location = pair, torch.is_grad_enabled(), False, None
         place = pair.place('channels')
-        self.where, self.shape, self.places = where, pair.values[0].shape, pair.places
+        self.where, self.shape, self.places = where, pair.values[0].shape, pair.axes.places
         self.channels = None if place is None else len(self.shape) + place
 
     def locate(self, split_pass, is_last=False):
@@ -76,7 +76,7 @@ class LayerOutput:
     def input_places(self, split_pass, index):
         '''The places of an input's axes in the output. Those that are lost are taken to be along the only axis that is
         as long as an axis of tokens was along which they were known.'''
-        shape, tokens = split_pass.shape_of(index), split_pass.tokens
+        shape, tokens = split_pass.shape_of(index), split_pass.input_axes.tokens
         own = {axis: self.places.get((index, axis)) if self.places.get((index, -1 - axis)) is None else None
                for axis in range(len(shape))}
         if None not in own.values():
@@ -97,7 +97,7 @@ def channels_of(split_pass, index, given, is_last):
     if given is not None:
         return given_channels(given, shape)
     likely = likely_channels(shape) if is_last else None
-    found = split_pass.input_channels.get(index, () if likely is None else likely)
+    found = split_pass.input_axes.channels.get(index, () if likely is None else likely)
     # where the axis of channels is taken to be that of the samples, the pass starts over at its end
     return 1 if found == 0 and split_pass.samples_of(index) == 1 else found
 
@@ -153,14 +153,14 @@ def read_at(split_pass, pair):
     '''Read the map at a pair, and go on with it as if it were the input. Its places are followed until it is known
     where the inputs have their channels.'''
     layer = pair.layer and pair.layer._replace(is_read=True)
-    places = pair.places if split_pass.output.location is None else {}
+    places = pair.axes.places if split_pass.output.location is None else {}
     values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
     split_pass.begin_above_layer()
     if split_pass.probe is not None:
         split_pass.probe.tensors = values
     elif split_pass.has_graph:
         values = split_pass.read_off(entered_at_layer(split_pass, values))
-    pair.values, pair.layer, pair.places = values, layer, places
+    pair.values, pair.layer, pair.axes = values, layer, pair.axes._replace(places=places)
     pair.depth, pair.facts = 0, pair.facts - {GATE}
     show_graph([pair])
 

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from .axes import Axis
+from .axes import UNKNOWN, Axes, Axis
 from .errors import Unsupported, called_in
+from .following import InputAxes
 from .nested import entries_of
 from .table import FUNCTION_FORMS, OPERATORS, forms_of, public
 
@@ -58,10 +59,8 @@ class Pass:
         which the map is read.
     is_over : bool
         Whether the context of the pass has ended.
-    input_channels : dict
-        The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
-    tokens : dict
-        The places of inputs in the last axis of tokens of each length, where there are others before them.
+    input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
+        What is noted of the axes of inputs.
     '''
     has_graph, without_graph, is_over = False, False, False
     refused = None  # the error for an operation that was not called by Python, where another one may take its place
@@ -71,7 +70,7 @@ class Pass:
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
         self.rules, self.sums = [TrueGradient() if rule is None else rule], True
         self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
-        self.input_channels, self.tokens = {}, {}
+        self.input_axes = InputAxes({}, {})
 
     @property
     def rule(self):
@@ -195,8 +194,7 @@ class SplitTensor(torch.Tensor):
             for tensor in (difference, stream_sum)
         )
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
-        self.depth, self.batch, self.channels = 0, None, None  # the latter where they are known to be axes
-        self.places = {}  # of the axes of inputs, in a pass that follows them, or None where they are lost
+        self.depth, self.axes = 0, UNKNOWN
         self.pending = None  # what is still to be done before the tensors are read, a function of this pair
         self.layer = None  # the affine layer that this is the very output of
         self.base, self.path, self.views = None, None, []
@@ -226,8 +224,8 @@ class SplitTensor(torch.Tensor):
         '''This pair as that of an input, whose samples are along an axis with an index, and whose channels are after
         them if that is the first.'''
         shape, self.facts = self.values[0].shape, self.facts | {INPUT}
-        self.batch = Axis.at(shape, samples) if shape else None
-        self.channels = Axis.at(shape, 1) if len(shape) > 1 and samples == 0 else None
+        batch = Axis.at(shape, samples) if shape else None
+        self.axes = Axes(batch, Axis.at(shape, 1) if len(shape) > 1 and samples == 0 else None, {})
         return self
 
     @property
@@ -266,20 +264,18 @@ class SplitTensor(torch.Tensor):
 
     def place(self, name):
         '''The negative index of the axis 'batch' or 'channels', or None if it is not known to be an axis.'''
-        axis = getattr(self, name)
-        return None if axis is None or axis.index is None else axis.index - self.values[0].ndim
+        return self.axes.place(name, self.values[0].ndim)
 
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
         pair = SplitTensor(difference, stream_sum, self.split_pass)
-        pair.depth = self.depth
-        pair.places = dict.fromkeys(self.places) if self.places else self.places
+        pair.depth, pair.axes = self.depth, self.axes.lost()
         return pair
 
     def replaced(self, difference, stream_sum):
         '''Return a pair of the same forward pass, depth and axes, as an elementwise function has it.'''
         pair = self.like(difference, stream_sum)
-        pair.batch, pair.channels, pair.places = self.batch, self.channels, self.places
+        pair.axes = self.axes
         return pair
 
     def kept(self):

@@ -21,9 +21,10 @@ import torch
 from ..forms.reading import read_alone
 from ..forms.table import plain
 from ..rules import SplitRule
-from .axes import Axis, by_sample, input_places
+from .axes import Axis, by_sample
 from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
 from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported
+from .following import input_places
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Node, alive, input_gradients
 from .nested import flatten
@@ -162,7 +163,8 @@ class MapPass(Pass):
         pair = SplitTensor(*self.entered(index, input, stream_sum), self).as_input(self.samples_of(index))
         pair.depth = 0 if self.layer is None else -math.inf
         if self.layer is not None and self.probe is None:
-            pair.places = input_places(index, input.shape, self.samples_of(index))
+            places = input_places(index, input.shape, self.samples_of(index))
+            pair.axes = pair.axes._replace(places=places)
         return pair
 
     def entered(self, index, input, stream_sum):
@@ -214,7 +216,7 @@ class MapPass(Pass):
     def require_samples(self, pair, axis):
         '''Start over, once for each model, where the samples of the first input are taken to be along its first axis,
         which is another one than that of a pair here, but may be along its second one.'''
-        is_first = pair.batch is not None and pair.batch.index == 0 != axis
+        is_first = pair.axes.batch is not None and pair.axes.batch.index == 0 != axis
         may_be_second = self.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
         if is_first and may_be_second and SECOND_AXIS not in self.known:
             raise StartOver(SECOND_AXIS)
@@ -222,7 +224,7 @@ class MapPass(Pass):
     def require_found_samples(self, pairs):
         '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that
         may be in them, once for each model, and with the first one again where neither is.'''
-        if any(pair.batch is not None and pair.batch.index is not None for pair in pairs):
+        if any(pair.place('batch') is not None for pair in pairs):
             return
         length = self.inputs[0].shape[1:2]
         may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
@@ -341,7 +343,7 @@ class MapPass(Pass):
         if pair.foreign:
             values = [tensor.detach() for tensor in pair.tensors]
             return Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
-        seeds = partial(self.seeds_of, place, pair.depth, pair.batch, pair.tensors[1].dtype)
+        seeds = partial(self.seeds_of, place, pair.depth, pair.axes.batch, pair.tensors[1].dtype)
         exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(place, seeds, *pair.tensors)
         return exit.clone()
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .axes import Axis
+from .axes import Axes, Axis
 from .nested import flatten
 from .pair import SplitTensor, sum_dtype, unsupported
 from .places import name_of
@@ -81,11 +81,11 @@ def embedded(output, weights):
     split_pass = weights.split_pass
     stream_sum = split_pass.sum_of_input(output).to(sum_dtype(output.dtype))
     pair = SplitTensor(*split_pass.embedded(output, stream_sum), split_pass).as_input()
-    pair.depth, pair.places = weights.depth, weights.places
-    if (place := weights.place('batch')) is not None:
-        pair.batch = Axis.at(output.shape, place + weights.values[0].ndim)
-    pair.channels = Axis.at(output.shape, -1)
-    split_pass.input_channels.setdefault(0, None)
+    batch = pair.axes.batch if (place := weights.place('batch')) is None else Axis.at(
+        output.shape, place + weights.values[0].ndim
+    )
+    pair.depth, pair.axes = weights.depth, Axes(batch, Axis.at(output.shape, -1), weights.axes.places)
+    split_pass.input_axes.channels.setdefault(0, None)
     split_pass.begin(pair)
     return pair
 

@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-from .axes import axes_of
 from .pair import WRITTEN, SplitTensor, same, unsupported
 
 
@@ -295,24 +294,3 @@ def become_plain(split_pass, is_done):
         if is_done:
             tensor.data = value
     split_pass.adopted.clear()
-
-
-def take_axes(target, part, view):
-    '''Note the axes of a pair that was a constant until another one was written into a part of it.
-
-    Parameters
-    ----------
-    target, part : :py:class:`~zennit_dc.core.pair.SplitTensor`
-        The pair, and what was written into a part of it.
-    view : :py:class:`torch.Tensor` or None
-        This part as a view of a tensor without values, if it is known.
-    '''
-    axes = axes_of(target.values[0].shape)
-    for name in ('batch', 'channels'):
-        place, found = part.place(name), None
-        if place is not None and view is not None and -place <= view.ndim:
-            length = part.values[0].shape[place]
-            found = [axis for axis in axes if axis[:2] == (length, view.stride(place))]
-            found = found[0] if len(found) == 1 else axes[place] if -place <= len(axes) else None
-        is_there = found is not None and found.length == length == view.shape[place]
-        setattr(target, name, found if is_there else None)

@@ -4,11 +4,11 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined
+from ..core.axes import joined, take_axes
 from ..core.blocks import add, instead, linear, multiply
 from ..core.pair import SplitTensor, pairs_in, same, unsupported
 from ..core.registry import split_form
-from ..core.views import NewValue as Valued, assign, become_pair, take_axes
+from ..core.views import NewValue as Valued, assign, become_pair
 from .reading import refuse_comparison
 from .table import plain, torch_form
 
@@ -167,7 +167,7 @@ def set_item(target, index, value):
         return
     if not isinstance(target, SplitTensor):
         become_pair(target, value.split_pass, '__setitem__')
-    was_constant = target.depth == -math.inf and target.batch is None and target.base is None
+    was_constant = target.depth == -math.inf and target.axes.batch is None and target.base is None
     output = target.replaced(*(tensor.clone() for tensor in target.tensors))
     for tensor, part in zip(output.values, parts(value)):
         tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part

@@ -4,7 +4,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import Axis
+from ..core.axes import Axis, follow_axes
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, pass_of
 from ..core.registry import split_form
@@ -12,7 +12,7 @@ from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample
 from .statistics import DetachedStatistics, needs_constants
-from .table import follow_axes, own_steps, plain, refuse_random
+from .table import own_steps, plain, refuse_random
 
 
 @split_form(F.scaled_dot_product_attention, table=DetachedStatistics.forms)
@@ -69,5 +69,5 @@ def multi_head_attention(query, *args, **kwargs):
         query.split_pass.require_samples(query, 1)
     output, weights = own_steps(F.multi_head_attention_forward)(query, *args, **kwargs)
     if is_batch and isinstance(output, SplitTensor) and query.place('batch') == -2:
-        output.batch = Axis.at(output.values[0].shape, -2)  # which was one with the heads
+        output.axes = output.axes._replace(batch=Axis.at(output.values[0].shape, -2))  # which was one with the heads
     return output, weights

@@ -3,13 +3,14 @@ them. What such a function would be is written in torch's own functions, each of
 import torch
 from torch.nn import functional as F
 
+from ..core.axes import joined
 from ..core.blocks import linear
 from ..core.pair import unsupported
 from ..core.registry import split_form
 from .arithmetic import copy_of, valued
 from .linear import convolution
 from .reading import reading
-from .routing import register, same_axes
+from .routing import register
 from .table import plain
 
 
@@ -96,7 +97,7 @@ def instance_statistics(pair, weight, bias, *settings):
 register([
     ATEN.upsample_linear1d, ATEN.upsample_bilinear2d, ATEN.upsample_trilinear3d, ATEN._upsample_bilinear2d_aa,
     ATEN.upsample_nearest1d, ATEN.upsample_nearest2d, ATEN.upsample_nearest3d,
-], same_axes, linear)
+], joined, linear)
 
 
 @split_form(ATEN.upsample_bicubic2d)

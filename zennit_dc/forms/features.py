@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined
+from ..core.axes import follow_axes, joined
 from ..core.blocks import Instead, instead, linear
 from ..core.pair import PROBABILITY, SplitTensor, pairs_in, pass_of, unsupported
 from ..core.registry import split_form
@@ -14,7 +14,7 @@ from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
 from .linear import per_axis
 from .statistics import DetachedStatistics, detached_form, needs_constants
-from .table import follow_axes, in_place, missing, overloads
+from .table import in_place, missing, overloads
 
 
 def statistic(function, carry, *args, is_weight=False, **kwargs):

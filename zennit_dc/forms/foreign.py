@@ -7,12 +7,13 @@ import torch
 import torchvision  # noqa: F401 (which registers its operators)
 from zennit.layer import Sum
 
+from ..core.axes import follow_axes
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .pooling import pool
 from .reading import reading
-from .table import follow_axes, plain
+from .table import plain
 
 
 @split_form(Sum)

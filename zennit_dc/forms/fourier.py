@@ -6,14 +6,14 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary, resolve_name
 
-from ..core.axes import Axis
+from ..core.axes import Axes, Axis, follow_axes
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.table import public
 from .arithmetic import valued
 from .features import p_norm, statistic_form
-from .table import follow_axes, form_of_each, getters, overloads, plain
+from .table import form_of_each, getters, overloads, plain
 
 
 COMPLEX_FORMS = {}
@@ -38,8 +38,8 @@ class ComplexPair(SplitTensor):
 
     def __init__(self, parts):
         super().__init__(*map(as_complex, parts.tensors), parts.split_pass)
-        self.parts, self.depth, self.places, self.foreign = parts, parts.depth, parts.places, parts.foreign
-        copy_axes(parts, self)
+        self.parts, self.depth, self.foreign = parts, parts.depth, parts.foreign
+        self.axes = first_axes(parts.axes, self.values[0].shape)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -63,12 +63,10 @@ def as_complex(parts):
     return torch.view_as_complex(parts if can else parts.contiguous())
 
 
-def copy_axes(source, target):
-    '''Note that a pair has the first axes of another one.'''
-    for name in ('batch', 'channels'):
-        axis, shape = getattr(source, name), target.values[0].shape
-        known = axis is not None and axis.index is not None and axis.index < len(shape)
-        setattr(target, name, Axis.at(shape, axis.index) if known else None)
+def first_axes(axes, shape):
+    '''Those of some axes that are also in a shape which has the same first ones.'''
+    known = (axis is not None and axis.index is not None and axis.index < len(shape) for axis in axes[:2])
+    return Axes(*(Axis.at(shape, axis.index) if there else None for axis, there in zip(axes, known)), axes.places)
 
 
 @form_of_each(overloads(
@@ -85,8 +83,7 @@ def moved(function, pair, *args, **kwargs):
 
     parts = pair.parts.like(*map(move, pair.parts.tensors))
     output = follow_axes([pair], ComplexPair(parts), of_complex)
-    parts.places = output.places
-    copy_axes(output, parts)
+    parts.axes = first_axes(output.axes, parts.values[0].shape)
     return output
 
 
@@ -180,9 +177,10 @@ for function, form, names in (
 
 def named_axes(pair, output, dim=None):
     '''Note that an output has the axes of a pair, but for one that is mixed, before others.'''
-    copy_axes(pair, output)
-    output.depth = pair.depth
-    output.places = {key: None if place is None or place.axis == dim else place for key, place in pair.places.items()}
+    axes, output.depth = first_axes(pair.axes, output.values[0].shape), pair.depth
+    output.axes = axes._replace(places={
+        key: None if place is None or place.axis == dim else place for key, place in axes.places.items()
+    })
     return output
 
 
@@ -260,9 +258,9 @@ def stft(pair, n_fft, hop_length=None, win_length=None, window=None, center=True
     shape = windows(pair.difference.detach(), hop, center).shape
     output = named_axes(pair, linear(pair, lambda tensor: windows(tensor, hop, center), of_sums))
     time, last = pair.ndim - 1, pair.ndim
-    output.channels, output.places = None, {
+    output.axes = output.axes._replace(channels=None, places={
         key: place if place is None or place.axis != time else
         place.resized(last, shape[last]) if place.is_whole(pair.shape) else None
-        for key, place in pair.places.items()
-    }
+        for key, place in pair.axes.places.items()
+    })
     return ComplexPair(output) if return_complex else output

@@ -6,16 +6,17 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import Axis, joined, mixed, note_channels
+from ..core.axes import follow_axes, joined, with_channels
 from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, pending, weighted
 from ..core.errors import called_in
+from ..core.following import mixed, note_channels
 from ..core.pair import SplitTensor, pass_of, unsupported
 from ..core.registry import split_form
 from ..core.views import laid_out
 from ..recentering import recenter
 from .arithmetic import addition, valued
-from .routing import of_one_tensor, register, same_axes
-from .table import follow_axes, overloads, plain, refuse_pairs, require_batch, torch_form
+from .routing import of_one_tensor, register
+from .table import overloads, plain, refuse_pairs, require_batch, torch_form
 
 
 DENSE = Dense()
@@ -49,16 +50,12 @@ def convolution(pair, weight, bias, stride, padding, dilation, transposed, outpu
     return contracted(pair, affine(pair, Layer(apply, transpose, axes), weight, bias), 1)
 
 
-def with_channels(pair, output, index):
-    '''The output of a layer that keeps the first axes of a pair, and has channels at an index.'''
-    joined([pair], output).channels = Axis.at(output.values[0].shape, index)
-    return output
-
-
 def contracted(pair, output, index):
-    '''The same for a layer that makes each of its channels of all that its input has at this index.'''
-    note_channels(pair, index)
-    mixed(with_channels(pair, output, index), index)
+    '''The output of a layer that makes each of its channels, at an index, of all that its input has there.'''
+    with_channels(pair, output, index)
+    if pair.axes.places:
+        note_channels(pair, index)
+        mixed(output, index)
     return output
 
 
@@ -124,7 +121,7 @@ def bilinear(function, left, right):
         )
         return follow_axes([right], output, lambda tensor: function(of_one_sample(left), tensor))
     if isinstance(right, SplitTensor):
-        return multiply(left, right, function, lambda pairs, output: follow_axes(pairs, output, function))
+        return multiply(left, right, function, follow_axes)
     output = affine(left, Layer(lambda input, weight, bias: function(input, weight)), right)
     return follow_axes([left], output, lambda tensor: function(tensor, of_one_sample(right)))
 
@@ -254,13 +251,13 @@ def builtin_batch_norm(pair, weight, bias, mean, variance, training, momentum, e
 # linear operations without weights
 
 register(
-    overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), same_axes, linear
+    overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), joined, linear
 )
 
 
 for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
     @split_form(function)
-    def average(pair, *args, form=of_one_tensor(function, same_axes, linear), **kwargs):
+    def average(pair, *args, form=of_one_tensor(function, joined, linear), **kwargs):
         if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
             raise unsupported('an average', (pair,), ' for a negative divisor_override')
         return form(pair, *args, **kwargs)

@@ -2,14 +2,15 @@
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined, mixed
+from ..core.axes import follow_axes, joined
 from ..core.blocks import activated, instead
+from ..core.following import mixed
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS
 from .arithmetic import negation, parts
 from .linear import per_axis
-from .table import follow_axes, overloads, torch_form
+from .table import overloads, torch_form
 
 
 def pool(pair, difference, winner, convex):
@@ -157,7 +158,7 @@ def over_axes(pair, difference, dims, keepdim, winners):
     '''A maximum over axes, from functions that keep these with length one.'''
     output = pool_windows(pair, difference, winners, lambda tensor: tensor.sum(dims, True))
     follow_axes([pair], output, lambda tensor: tensor.sum(dims, True))
-    if output.batch is None and pair.place('batch') is not None:
+    if output.axes.batch is None and pair.place('batch') is not None:
         raise unsupported('a maximum over the batch axis', (pair,), ', with which the map of an image would depend on'
                           ' the others', 'take it over another axis')
     output = activated(output)

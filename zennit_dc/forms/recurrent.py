@@ -4,8 +4,9 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import Axis, joined_places, mixed
+from ..core.axes import Axis
 from ..core.blocks import route
+from ..core.following import joined_places, mixed
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .arithmetic import valued
@@ -111,7 +112,8 @@ def recurrent(function, step, input, *given):
         return as_computed(own, partial(of_packed, cells, *sizes), input, states)
     input.split_pass.require_samples(input, int(not batch_first[0]))
     output, *last = as_computed(own, partial(of_tokens, cells, *batch_first), input, states)
-    output.places = joined_places([(input.places, input.values[0].shape)], output.values[0].shape)
+    places = joined_places([(input.axes.places, input.values[0].shape)], output.values[0].shape)
+    output.axes = output.axes._replace(places=places)
     mixed(output, -1)
     return output, *last
 
@@ -148,7 +150,7 @@ def constant_pair(pair, tensor):
     if isinstance(tensor, SplitTensor):
         return tensor
     output = pair.like(tensor, tensor.abs())
-    output.batch = Axis.at(tensor.shape, -2)
+    output.axes = output.axes._replace(batch=Axis.at(tensor.shape, -2))
     return output
 
 
@@ -172,7 +174,7 @@ def pad(pair, sizes, batch_first, padding_value, total_length):
 
     difference, stream_sum = pair.tensors
     output = pair.like(move(difference, padding_value), move(stream_sum, abs(padding_value)))
-    output.batch = Axis.at(output.values[0].shape, int(not batch_first))
+    output.axes = output.axes._replace(batch=Axis.at(output.values[0].shape, int(not batch_first)))
     return output, PADS(difference.detach(), sizes, batch_first, padding_value, total_length)[1]
 
 

@@ -2,13 +2,13 @@
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined
+from ..core.axes import follow_axes, joined
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .linear import per_axis
 from .routing import register
-from .table import follow_axes, torch_form
+from .table import torch_form
 
 
 @torch_form('interpolate', 'upsample')

@@ -5,25 +5,16 @@ from operator import attrgetter
 
 import torch
 
-from ..core.axes import Place, joined, joined_places
+from ..core.axes import follow_axes, joined, keep_order
 from ..core.blocks import route
+from ..core.following import Place, follow_places, joined_places, note_tokens
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS
 from ..core.views import as_view, laid_out
 from .arithmetic import parts
 from .reading import known, whole
-from .table import (
-    follow_axes,
-    follow_places,
-    keep_axes,
-    keep_layer,
-    note_tokens,
-    overloads,
-    plain,
-    to_dtype,
-    torch_form,
-)
+from .table import keep_layer, overloads, plain, to_dtype, torch_form
 
 
 def of_one_tensor(function, note_axes, block=route):
@@ -46,34 +37,26 @@ def register(functions, note_axes, block=route):
         split_form(function)(of_one_tensor(function, note_axes, block))
 
 
-def same_axes(pairs, output, function):
-    '''Note that entries stay along their axes.'''
-    return joined(pairs, output)
-
-
 register(
-    overloads('flatten', 'unflatten', 'reshape', 'ravel'), lambda pairs, output, _: keep_axes(*pairs, output)
+    overloads('flatten', 'unflatten', 'reshape', 'ravel'), keep_order
 )
-register(overloads('clone', 'alias_copy', 'expand', 'broadcast_to'), same_axes)
+register(overloads('clone', 'alias_copy', 'expand', 'broadcast_to'), joined)
 register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 
 
 def reordered(pairs, output, function, reverses=False):
     '''Note the axes where entries change their order, in which parts of axes are lost.'''
-    if pairs[0].places:
-        follow_places(pairs, output, function, reverses)
+    places = follow_places(pairs, output, function, reverses).axes.places if pairs[0].axes.places else {}
     if pairs[0].place('batch') is not None:
-        places = output.places
-        joined(pairs, output).places = places
+        joined(pairs, output)
+    output.axes = output.axes._replace(places=places)
     return output
 
 
 def turned(pairs, output, function):
     '''Note the axes where they are swapped and reversed.'''
     follow_axes(pairs, output, function)
-    if pairs[0].places:
-        follow_places(pairs, output, function, reverses=True)
-    return output
+    return follow_places(pairs, output, function, reverses=True) if pairs[0].axes.places else output
 
 
 register(overloads('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
@@ -94,7 +77,7 @@ for name in ('expand', 'reshape'):
 
 
 for name in ('tril', 'triu'):
-    torch_form(name, inplace=(f'{name}_',))(of_one_tensor(getattr(torch, name), same_axes))
+    torch_form(name, inplace=(f'{name}_',))(of_one_tensor(getattr(torch, name), joined))
 for name in ('T', 'mT', 'H', 'mH'):
     split_form(getattr(torch.Tensor, name).__get__)(of_one_tensor(attrgetter(name), follow_axes))
 
@@ -156,7 +139,7 @@ def view(pair, *shape, size=None, dtype=None):
     shape = tuple(shape[0].shape) if isinstance(shape[0], torch.Tensor) else shape
     shape = pair.values[0].view(*shape).shape
     # the sum may lie in memory in another order than the difference
-    return keep_axes(pair, route(pair, lambda tensor: tensor.reshape(shape)))
+    return keep_order([pair], route(pair, lambda tensor: tensor.reshape(shape)))
 
 
 for function in overloads(
@@ -204,10 +187,10 @@ for function in overloads(
         pairs, name = list(pairs_in(tensors)), function.__name__
         output = pairs[0].like(*(function(each, *args, **kwargs) for each in zip(*map(parts, tensors))))
         joined(pairs, output)
-        if 'stack' in name and len({pair.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
+        if 'stack' in name and len({pair.axes.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
             follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
             output.depth = max(pair.depth for pair in pairs)
-        if any(pair.places for pair in pairs):
+        if any(pair.axes.places for pair in pairs):
             join_places(name, tensors, output, lambda tensors: function(tensors, *args, **kwargs))
         return output
 
@@ -218,25 +201,26 @@ def join_places(name, tensors, output, function):
     shape, dims = output.values[0].shape, [*range(output.values[0].ndim)]
     if name == 'stack':
         alone = [(each, output.like(*output.values)) for each in pairs_in(tensors)]
-        found = [(follow_places([each], own, lambda tensor: function([tensor] * len(tensors))).places, shape)
+        found = [(follow_places([each], own, lambda tensor: function([tensor] * len(tensors))).axes.places, shape)
                  for each, own in alone]
-        output.places = joined_places(found, shape)
+        output.axes = output.axes._replace(places=joined_places(found, shape))
         return
     lengths = {index: [each.shape[index] if each.ndim == len(shape) else -1 for each in tensors] for index in dims}
     along = [index for index in dims if sum(lengths[index]) == shape[index] != lengths[index][0]]
     before = [0, *accumulate(lengths[along[0]])] if len(along) == 1 else None
-    output.places = {} if before is None else {
+    places = {} if before is None else {
         key: among_others(key, [*zip(tensors, before)], along[0], before[-1])
-        for key in {key: None for pair in pairs_in(tensors) for key in pair.places}
+        for key in {key: None for pair in pairs_in(tensors) for key in pair.axes.places}
     }
+    output.axes = output.axes._replace(places=places)
     note_tokens(output)
 
 
 def among_others(key, tensors, along, total):
     '''The place of an input's axis in tensors that are joined along an axis, each with the length of those before, in a
     total length; or None where it is lost in one of them, as it is where one entry of it is left.'''
-    known = [(pair.places[key], pair.values[0].shape, before) for pair, before in tensors
-             if isinstance(pair, SplitTensor) and key in pair.places]
+    known = [(pair.axes.places[key], pair.values[0].shape, before) for pair, before in tensors
+             if isinstance(pair, SplitTensor) and key in pair.axes.places]
     if any(place is None for place, _, _ in known):
         return None
     moved = [place if place.axis != along else place._replace(

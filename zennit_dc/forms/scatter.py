@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from ..core.axes import Axis
+from ..core.axes import Axes, Axis
 from ..core.blocks import activated, add, linear
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
@@ -26,12 +26,14 @@ def along(operands, dim, output):
     agree.'''
     pairs, shape = pairs_in(operands), output.values[0].shape
     output.depth = max(pair.depth for pair in pairs)
+    found = []
     for name in ('batch', 'channels'):
         places = {pair.place(name) for pair in pairs}
         place = places.pop() if len(places) == 1 and dim is not None else None
         stays = place is not None and place % len(shape) != dim % len(shape)
-        stays = stays and shape[place] == getattr(pairs[0], name).length
-        setattr(output, name, Axis.at(shape, place) if stays else None)
+        stays = stays and shape[place] == getattr(pairs[0].axes, name).length
+        found.append(Axis.at(shape, place) if stays else None)
+    output.axes = Axes(*found, output.axes.places)
     return output
 
 
@@ -101,7 +103,7 @@ def masked_scatter(target, mask, source):
 def keep_target(target, output):
     '''An output with the axes of what was written into, if that is a pair.'''
     if isinstance(target, SplitTensor):
-        output.batch, output.channels = target.batch, target.channels
+        output.axes = target.axes._replace(places=output.axes.places)
     return output
 
 

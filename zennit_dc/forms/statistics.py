@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined
+from ..core.axes import joined, with_channels
 from ..core.blocks import Layer, affine, linear, magnitude
 from ..core.pair import pass_of
 from ..core.registry import split_form
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
-from .linear import batch_norm, with_channels
+from .linear import batch_norm
 from .table import SplitOption, missing, own_steps, plain, refuse_random, require_batch, torch_form
 
 

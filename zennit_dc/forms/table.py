@@ -1,4 +1,4 @@
-'''How forms are registered, and how they follow the axes of samples and channels.'''
+'''How forms are registered, and what they have in common.'''
 import copy
 import functools
 import types
@@ -7,16 +7,15 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..core.axes import Axis, joined, joined_places, reshaped_places
+from ..core.axes import joined, take_axes
 from ..core.errors import called_in
 from ..core.pair import RECTIFIED, SplitTensor, pass_of, sum_dtype, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS, OVERLAYS
-from ..core.views import assign, become_pair, take_axes
+from ..core.views import assign, become_pair
 
 
 NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
-MARKER, *PRIMES = 10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079  # longer than axes usually are
 
 
 class SplitOption(Canonizer):
@@ -150,7 +149,7 @@ def into_plain(form, name, target, *args, **kwargs):
     become_pair(target, split_pass, name)
     assign(target, to_dtype(output, lambda tensor: tensor.to(target.values[0].dtype)))
     if target.base is None:
-        target.batch, target.channels = output.batch, output.channels
+        target.axes = output.axes._replace(places=target.axes.places)
     else:
         take_axes(target.base, output, view)
     return target
@@ -203,100 +202,3 @@ def keep_layer(pairs, output, function):
     if (layer := pairs[0].layer) is not None:
         output.layer = layer._replace(tensors=(function(layer.tensors[0]), layer.tensors[1]))
     return joined(pairs, output)
-
-
-def keep_axes(pair, output):
-    '''Note that entries keep their order.'''
-    for name in ('batch', 'channels'):
-        axis = getattr(pair, name)
-        setattr(output, name, axis and axis.reshaped(output.values[0].shape))
-    output.places = pair.places and reshaped_places(pair.places, pair.values[0].shape, output.values[0].shape)
-    return note_tokens(output)
-
-
-def note_tokens(pair):
-    '''Note the places of a pair that are parts of one axis, in case that this axis is not followed all the way.'''
-    for index, length in enumerate(pair.values[0].shape) if pair.places else ():
-        inside = {key: place for key, place in pair.places.items() if place is not None and place.axis == index}
-        is_part = not all(place.is_whole(pair.values[0].shape) for place in inside.values())
-        if index and is_part and any(place.length > 1 for place in inside.values()):
-            pair.split_pass.tokens[length] = inside
-    return pair
-
-
-def follow_axes(pairs, output, function):
-    '''Note where the axes of pairs are in what a function made of them, if that can be proven with tensors without
-    memory: of a view by its strides; of anything else by its shape, if one axis of the output is as long as this one,
-    however long this one is.'''
-    output.depth = max(pair.depth for pair in pairs)
-    for name in ('batch', 'channels'):
-        places = [pair.place(name) for pair in pairs]
-        axis = None if None in places else moved_to(pairs, places, output, function)
-        setattr(output, name, None if axis is None else Axis.at(output.values[0].shape, axis))
-    if any(pair.places for pair in pairs):
-        follow_places(pairs, output, function)
-    return output
-
-
-def follow_places(pairs, output, function, reverses=False):
-    '''Note where the axes of inputs are in what a function made of pairs, and of which part of them; it may be one that
-    reverses axes.'''
-    shape, parts = output.values[0].shape, []
-    for pair in pairs:
-        old, known = pair.values[0].shape, {key: place for key, place in pair.places.items() if place is not None}
-        axes = {place.axis for place in known.values()}
-        axes = {axis: moved_axis(pairs, pair, axis, output, function) for axis in axes}
-        found = dict.fromkeys(pair.places)
-        for key, place in known.items():
-            axis, length = axes[place.axis], old[place.axis]
-            if axis is not None and shape[axis] == length and not reverses:
-                found[key] = place._replace(axis=axis)
-            elif axis is not None:
-                found[key] = place.cut(axis, coordinates(pair, place.axis, axis, function), length)
-        parts.append((found, shape))
-    output.places = joined_places(parts, shape)
-    return note_tokens(output)
-
-
-def moved_axis(pairs, pair, axis, output, function):
-    '''The index that an axis of a pair has in what a function made of pairs, or None if it is not known.'''
-    place = axis - pair.values[0].ndim
-    for aligned in (False, True) if len(pairs) > 1 else (False,):  # others may have the same axis
-        places = [place if each is pair or (aligned and -place <= each.values[0].ndim) else None for each in pairs]
-        found = moved_to(pairs, places, output, function, coarse=True)
-        if found is not None:
-            return found
-    return None
-
-
-def coordinates(pair, axis, moved, function):
-    '''The entries along an axis of a pair that are left along an axis of what a function makes of it.'''
-    shape = pair.values[0].shape
-    lengths = [length if index == axis else 1 for index, length in enumerate(shape)]
-    entries = function(torch.arange(shape[axis], device=pair.device).reshape(lengths).expand(shape))
-    return entries[tuple(slice(None) if index == moved else 0 for index in range(entries.ndim))].tolist()
-
-
-def moved_to(pairs, places, output, function, coarse=False):
-    '''The index of the only axis of the output where the axis at some places of pairs may be, or None; of several views
-    of it, the coarsest one if asked for.'''
-    tensors, shape = [], output.values[0].shape
-    try:
-        for pair, place in zip(pairs, places):
-            lengths = list(pair.values[0].shape)
-            if place is not None:
-                length, lengths[place] = lengths[place], MARKER
-            tensors.append(torch.empty_strided(lengths, PRIMES[:len(lengths)], device='meta'))
-        probe, stride = function(*tensors), tensors[0].stride(places[0] if places[0] is not None else 0)
-    except (RuntimeError, IndexError, TypeError, AssertionError):  # the last in torch 2.4
-        return None  # what cannot be asked is not proven
-    if probe.ndim != len(shape):
-        return None
-    if probe.untyped_storage()._cdata == tensors[0].untyped_storage()._cdata:
-        strides = {axis: own for axis, own in enumerate(probe.stride()) if own and probe.shape[axis] > 1}
-        parts = {axis: own for axis, own in strides.items() if not own % stride}
-        wanted = max(parts.values(), default=None) if coarse else stride
-        found = [axis for axis, own in parts.items() if own == wanted] or [*parts]
-    else:
-        found = [axis for axis, lengths in enumerate(zip(probe.shape, shape)) if lengths == (MARKER, length)]
-    return found[0] if len(found) == 1 else None

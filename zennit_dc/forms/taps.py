@@ -132,7 +132,7 @@ class Tap:
         if pair.foreign is not None:
             raise pair.foreign
         tensors = pair.tensors if streams is None else self.before
-        end = pair.depth if streams is None else self.kept.depth, pair.batch
+        end = pair.depth if streams is None else self.kept.depth, pair.axes.batch
         return Node.apply([], partial(seeds_at, pair.split_pass, end, tensors[1].dtype, streams), *tensors)[0]
 
 
