@@ -6,7 +6,7 @@ from helpers import assert_close, random_image
 from small_models import Calling
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 
 
 IMAGE = (2, 4, 6, 6)
@@ -26,7 +26,7 @@ def require_streams(shape, function, affine=None, canonizers=()):
     '''The sum of the output is that of the absolute matrix, or of the matrix of another function that is affine.'''
     x, total, model = random_image(*shape), random_image(*shape, seed=5).abs(), Calling(function)
     applied = [instance for canonizer in canonizers for instance in canonizer.apply(model)]
-    output = model(SplitTensor(x, total, Pass(root=model)))
+    output = model(SplitTensor(x, total, Pass(Settings(root=model))))
     for instance in applied:
         instance.remove()
     assert torch.equal(output.difference, function(x))

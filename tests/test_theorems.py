@@ -8,7 +8,7 @@ from hypothesis import example, given, settings, strategies as st
 from literal import Affine, Network
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 
 
 seeds = st.integers(0, 2 ** 31)
@@ -19,7 +19,7 @@ quickly = settings(max_examples=20, deadline=None)
 
 def streams(network, plus, minus, pooling='convex'):
     '''g and h of a network at a pair of inputs.'''
-    output = network(SplitTensor(plus - minus, plus + minus, Pass(pooling)))
+    output = network(SplitTensor(plus - minus, plus + minus, Pass(Settings(pooling))))
     return output.positive_stream, output.negative_stream
 
 

@@ -92,7 +92,6 @@ class SplitCanonizer(Canonizer):
         self.restore: list[Callable] = []
         self.active = True  # as of Zennit's hooks: whether rules hold in backward passes
         self.choices = Choices(automatic)
-        self.validate: Callable | None = None  # what a composite asks of a model, before anything of it is changed
 
     def copy(self) -> 'SplitCanonizer':
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
@@ -116,8 +115,6 @@ class SplitCanonizer(Canonizer):
         list
             The one applied instance.
         '''
-        if self.validate is not None:
-            self.validate(root_module)
         instance = self.copy()
         self.readout.saliency = None
         instance.register(root_module)

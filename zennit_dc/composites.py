@@ -198,16 +198,26 @@ class SensitivityComposite(SplitComposite):
             readout(stream), sensitivity_rule(self.alpha_of('')), layer, pooling, input_split, recentering, layer_map,
             canonizers, grid, channels
         )
-        self.canonizers[-1].validate = self.require_alphas
 
-    def require_alphas(self, root: Module) -> None:
-        '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
-        names = {name for name, _ in root.named_modules(remove_duplicate=False)}
+    def register(self, module: Module) -> None:
+        '''Register the rules, see :py:meth:`SplitComposite.register`.
+
+        Parameters
+        ----------
+        module : :py:class:`torch.nn.Module`
+            The model.
+
+        Raises
+        ------
+        ValueError
+            If alpha is missing for a module of the model, wrong, or given for one that the model does not have.
+        '''
+        super().register(module)
+        names = {name for name, _ in module.named_modules(remove_duplicate=False)}
         if isinstance(self.alpha, Mapping) and set(self.alpha) - names:
+            self.remove()
             unknown = sorted(set(self.alpha) - names)
             raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
-        for name, module in root.named_modules():
-            self.mapping({}, name, module)
 
     def alpha_of(self, name: str) -> float | Balanced:
         '''The shift for the module of a name.'''

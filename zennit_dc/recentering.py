@@ -166,11 +166,11 @@ class Recenter(torch.autograd.Function):
 def recenter(pair: SplitTensor) -> SplitTensor:
     '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
     split_pass, batch = pair.split_pass, pair.axes.batch  # not the pair, which may keep the graph of what follows
-    if not split_pass.sums or split_pass.recentering is None:
+    if not split_pass.mode.sums or split_pass.settings.recentering is None:
         return pair
 
     def choose(*tensors: Tensor) -> Tensor:
-        new = split_pass.recentering(*(by_sample(tensor, batch) for tensor in tensors))
+        new = split_pass.settings.recentering(*(by_sample(tensor, batch) for tensor in tensors))
         return in_shape(new, batch, tensors[0].shape)
 
     return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, split_pass, choose))

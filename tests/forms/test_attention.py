@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import DetachedStatistics, Scaling, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 from zennit_dc.evaluation.deviation import output_deviation
 
 
@@ -104,7 +104,7 @@ def test_relevance_of_attention_is_conserved():
 def test_layer_norm_is_a_matrix(size):
     model, image = nn.Sequential(nn.LayerNorm(size)).double(), random_image(2, size)
     canonizer = DetachedStatistics().apply(model)[0]
-    pair = SplitTensor(image, image.abs() + 1, Pass(root=model))
+    pair = SplitTensor(image, image.abs() + 1, Pass(Settings(root=model)))
     output = model(pair)
     canonizer.remove()
     assert torch.equal(output.difference, model(image))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import DetachedActivations, SplitCAM, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 from zennit_dc.forms.detached import FUNCTIONS, at_zero
 
 
@@ -58,7 +58,7 @@ def test_streams(name):
         places = torch.tensor([-80., -5., -1e-3, -1e-5, -1e-30, 0., 1e-30, 1e-5, 1e-3, 5., 80.], dtype=dtype)
         total = 2 * places.abs() + 1
         output = getattr(F, name, None) or getattr(torch, name)
-        output = output(SplitTensor(places, total, Pass(root=model)))
+        output = output(SplitTensor(places, total, Pass(Settings(root=model))))
         exact, (start, slope) = FUNCTIONS[name](places), at_zero(name, ())
         assert torch.equal(output.difference, exact)
         ratio = (output.stream_sum - abs(start)) / total

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 
 
 POOLING = {
@@ -37,7 +37,7 @@ def test_max_pooling(name):
     shape, pooling = POOLING[name]
     x, total = random_image(*shape), random_image(*shape, seed=5).abs() + 3
     outputs = {
-        kind: pooling(SplitTensor(x, total, Pass(kind))) for kind in ('wta', 'convex')
+        kind: pooling(SplitTensor(x, total, Pass(Settings(kind)))) for kind in ('wta', 'convex')
     }
     expected = pooling(x)
     winner = torch.autograd.functional.jacobian(pooling, x).reshape(expected.numel(), -1)
@@ -69,7 +69,7 @@ def test_winner_takes_all_relevance(pooling):
 
 @pytest.mark.parametrize('pooling', ['wta', 'convex'])
 def test_maximum_and_minimum(pooling):
-    form = Pass(pooling)
+    form = Pass(Settings(pooling))
     pairs = [pair_of(seed=seed) for seed in (1, 5)]
     first, other = (SplitTensor(pair.difference, pair.stream_sum, form) for pair in pairs)
     larger = first.difference >= other.difference

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from zennit_dc import DetachedActivations, SmoothReplacement, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 from zennit_dc.forms.smooth import interpolation
 
 
@@ -70,7 +70,7 @@ def test_streams(kind, cell):
     '''Step by step, as the paper's forms of layers, products and activations have them.'''
     model, pair = network(kind), pair_of((2, 3, 5))
     option, = SmoothReplacement(TOLERANCE).apply(model)
-    output = model(SplitTensor(*pair.values, Pass(root=model)).as_input())
+    output = model(SplitTensor(*pair.values, Pass(Settings(root=model))).as_input())
     option.remove()
     zero = torch.zeros(2, 4, dtype=torch.float64)
     states = ((zero, zero),) * (2 if kind is nn.LSTM else 1)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import SplitGrad, SplitLRP, SplitTensor
+from zennit_dc.core.pair import Settings
 
 
 SHAPE = (2, 4, 6)
@@ -115,7 +116,7 @@ def test_sums_of_pairs_at_places():
 @pytest.mark.parametrize('pooling', ['wta', 'convex'])
 def test_largest_at_places_are_maxima_over_windows(include_self, reduce, pooling):
     x, places = pair_of((2, 5, 3)), torch.tensor([0, 0, 2, 2, 2])
-    x.split_pass.pooling = pooling
+    x.split_pass.settings = Settings(pooling)
     target = x[:, :4] * .5
     found = target.scatter_reduce(1, places[:, None].expand(2, 5, 3), x, reduce, include_self=include_self)
     for place in range(4):

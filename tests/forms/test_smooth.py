@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zennit_dc import SmoothReplacement, SplitCAM, SplitGrad, SplitLRP, SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 from zennit_dc.core.table import OVERLAYS
 from zennit_dc.evaluation.deviation import output_deviation
 from zennit_dc.forms.smooth import SMOOTH, interpolation
@@ -72,7 +72,7 @@ def test_smooth_replacement(activation):
 def test_replaced_streams_are_convex_and_monotone():
     model = Between(nn.GELU()).eval()
     applied, = SmoothReplacement().apply(model)
-    form = Pass('convex', root=model)
+    form = Pass(Settings('convex', root=model))
 
     def streams(plus, minus):
         output = model(SplitTensor(plus - minus, plus + minus, form))

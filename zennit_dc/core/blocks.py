@@ -75,8 +75,8 @@ class Magnitude(torch.autograd.Function):
     def forward(ctx, stream_sum, weight, bias, layer, split_pass, shape):
         ctx.set_materialize_grads(False)
         ctx.layer, ctx.split_pass, ctx.shape = layer, split_pass, stream_sum.shape
-        ctx.save_for_backward(stream_sum if split_pass.sums else None, weight, bias)
-        if not split_pass.sums:
+        ctx.save_for_backward(stream_sum if split_pass.mode.sums else None, weight, bias)
+        if not split_pass.mode.sums:
             return stream_sum.new_zeros(()).expand(shape)
         with without_autocast(stream_sum.device.type):
             return layer.magnitude(stream_sum, weight, bias)
@@ -220,7 +220,7 @@ def activation(pair, function):
 def activated(output):
     '''The output of an activation: counted, and re-centered where the re-centering asks for that.'''
     output.depth += 1
-    return recenter(output) if getattr(output.split_pass.recentering, 'after_activations', False) else output
+    return recenter(output) if getattr(output.split_pass.settings.recentering, 'after_activations', False) else output
 
 
 class SplitReLU(torch.autograd.Function):
@@ -231,7 +231,7 @@ class SplitReLU(torch.autograd.Function):
     def forward(ctx, difference, stream_sum, split_pass, passes):
         ctx.split_pass, ctx.passes, output = split_pass, passes, torch.relu(difference)
         ctx.save_for_backward(difference if passes else output)  # relevance keeps the difference anyway
-        return output, stream_sum - difference.clamp(max=0.) if split_pass.sums else same(stream_sum)
+        return output, stream_sum - difference.clamp(max=0.) if split_pass.mode.sums else same(stream_sum)
 
     @staticmethod
     def backward(ctx, gradient, sum_gradient):
@@ -341,7 +341,7 @@ def multiply(first, other, function, note_axes=joined):
     :py:class:`~zennit_dc.core.pair.SplitTensor`
         The product of the pairs.
     '''
-    if not first.split_pass.sums:
+    if not first.split_pass.mode.sums:
         raise StartOver(SUMS)
     rule = first.split_pass.rule
     one, two = (rule.shared(rule.before_linear(pair), 2) for pair in (first, other))

@@ -9,7 +9,7 @@ from ..forms.detached import DetachedActivations
 from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
 from .nested import flatten
-from .pair import PROBABILITY, Pass, SplitTensor, TrueGradient, pairs_in
+from .pair import PROBABILITY, Mode, Pass, Settings, SplitTensor, TrueGradient, pairs_in
 from .table import OVERLAYS
 
 
@@ -126,8 +126,8 @@ class Influence(Pass):
     rule = TrueGradient()
 
     def __init__(self, canonizer):
-        super().__init__(canonizer.pooling, None, canonizer.rule, canonizer.root)
-        self.has_graph, self.constants, self.is_constant = True, {}, False
+        super().__init__(Settings(canonizer.pooling, None, canonizer.rule, canonizer.root))
+        self.mode, self.constants, self.is_constant = Mode(has_graph=True), {}, False
 
     def makes_map(self):
         '''Whether statistics are constants in the running backward pass.'''

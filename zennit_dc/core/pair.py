@@ -1,6 +1,8 @@
 '''The split pair, a tensor that carries a difference of two streams and their sum through a model, and the forward pass
 that it belongs to.'''
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,13 +37,12 @@ class TrueGradient:
         return pair
 
 
-class Pass:
-    '''One forward pass: what all split pairs in it have in common. The backward pass of this one makes no map, but
-    computes true gradients.
+class Settings(NamedTuple):
+    '''What a forward pass computes. A :py:class:`~zennit_dc.SplitCanonizer` has these attributes, too.
 
     Parameters
     ----------
-    pooling : {'wta', 'convex'}
+    pooling : {'wta', 'convex'}, optional
         The form of max-pooling: the winner takes all, or the one that keeps both streams convex (section 3.4).
     recentering : callable, optional
         A function ``(difference, sum) -> sum`` that chooses a new sum after each affine layer.
@@ -49,33 +50,72 @@ class Pass:
         The rule outside of modules that have one of their own.
     root : :py:class:`torch.nn.Module`, optional
         The model.
+    '''
+    pooling: str = 'wta'
+    recentering: Callable | None = None
+    rule: TrueGradient = TrueGradient()
+    root: torch.nn.Module | None = None
+
+
+class Mode(NamedTuple):
+    '''What operations do at present.
+
+    Parameters
+    ----------
+    sums : bool, optional
+        Whether the value of the sum is computed, or only the way of its gradient.
+    keeps_graph : bool, optional
+        Whether there is a graph, which is not the case below the layer at which the map is read.
+    has_graph : bool, optional
+        Whether there is one in the original model.
+    '''
+    sums: bool = True
+    keeps_graph: bool = True
+    has_graph: bool = False
+
+
+class Pass:
+    '''One forward pass: what all split pairs in it have in common. The backward pass of this one makes no map, but
+    computes true gradients.
+
+    Parameters
+    ----------
+    settings : :py:class:`Settings`, optional
+        What to compute.
 
     Attributes
     ----------
-    sums : bool
-        Whether the value of the sum is computed, or only the way of its gradient.
-    has_graph, without_graph : bool
-        Whether the original output has a graph; and whether operations need none at present, as below the layer at
-        which the map is read.
-    is_over : bool
-        Whether the context of the pass has ended.
+    forms : dict
+        The table of forms.
+    rules : list
+        The rules of the modules that are being run, the innermost one last.
+    mode : :py:class:`Mode`
+        What operations do at present.
+    plain : list
+        Weak references to pairs that were plain tensors, and to those whose memory plain tensors share.
     input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
         What is noted of the axes of inputs.
     '''
-    has_graph, without_graph, is_over = False, False, False
     refused = None  # the error for an operation that was not called by Python, where another one may take its place
 
-    def __init__(self, pooling='wta', recentering=None, rule=None, root=None):
-        require_choice('pooling', pooling, ('wta', 'convex'))
-        self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
-        self.rules, self.sums = [TrueGradient() if rule is None else rule], True
-        self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
-        self.input_axes = InputAxes({}, {})
+    def __init__(self, settings=Settings()):
+        require_choice('pooling', settings.pooling, ('wta', 'convex'))
+        self.settings, self.forms, self.rules, self.mode = settings, forms_of(settings.root), [settings.rule], Mode()
+        self.plain, self.input_axes = [], InputAxes({}, {})
+
+    @property
+    def root(self):
+        '''The model.'''
+        return self.settings.root
 
     @property
     def rule(self):
         '''The rule of the module that is being run, the innermost of the stack.'''
         return self.rules[-1]
+
+    def is_over(self):
+        '''Whether the context of this pass has ended.'''
+        return False
 
     def makes_map(self):
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
@@ -133,11 +173,10 @@ def foreign_cause(pairs):
 def foreign(output, cause):
     '''Note for all pairs in an output, and those in whose memory they are, that there is no map of them.'''
     for pair in pairs_in(output):
-        base = pair if pair.base is None else pair.base
-        views = [view() for view in base.views] if pair is base or pair.foreign is None else []
-        for each in (pair, base, *views):
+        views = [view() for view in pair.whole.views] if pair is pair.whole or pair.foreign is None else []
+        for each in (pair, pair.whole, *views):
             if each is not None and each.foreign is None:
-                each.foreign = cause
+                each.facts |= {cause}
     return output
 
 
@@ -146,8 +185,15 @@ GATE = 'the output of a gate, which may be a constant factor'
 RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
 PROBABILITY = 'the output of softmax itself'
 BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
+ADOPTED = 'the values of a plain tensor, until a pair was written into it'
 MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
-WRITTEN = frozenset((INPUT, PROBABILITY))  # those of a pair that hold after something was written to it
+WRITTEN = frozenset((INPUT, PROBABILITY, ADOPTED))  # those of a pair that hold after something was written to it
+
+class View(NamedTuple):
+    '''The pair in whose memory another one is, and the way from a tensor like that one's to this view of it.'''
+    base: Any
+    path: Callable
+
 
 LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
@@ -174,7 +220,7 @@ class SplitTensor(torch.Tensor):
     ValueError
         If the shapes differ.
     '''
-    facts = frozenset()  # what is known of the values
+    facts = frozenset()  # what is known of the values, or the error for all that depends on them
 
     @staticmethod
     def __new__(cls, difference, stream_sum, split_pass=None):
@@ -197,8 +243,7 @@ class SplitTensor(torch.Tensor):
         self.depth, self.axes = 0, UNKNOWN
         self.pending = None  # what is still to be done before the tensors are read, a function of this pair
         self.layer = None  # the affine layer that this is the very output of
-        self.base, self.path, self.views = None, None, []
-        self.foreign = None  # the error for what depends on an autograd function without a form, of which no map is
+        self.view_of, self.views = None, []  # what this is a view of, or weak references to the views of it
 
     @classmethod
     def of(cls, input, input_split='relu', **kwargs):
@@ -211,14 +256,14 @@ class SplitTensor(torch.Tensor):
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
-            Parameters of :py:class:`Pass`, ``pooling`` and ``recentering`` among them.
+            Parameters of :py:class:`Settings`, ``pooling`` and ``recentering`` among them.
 
         Returns
         -------
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
         '''
-        return cls(input, input_sum(input, input_split), Pass(**kwargs)).as_input()
+        return cls(input, input_sum(input, input_split), Pass(Settings(**kwargs))).as_input()
 
     def as_input(self, samples=0):
         '''This pair as that of an input, whose samples are along an axis with an index, and whose channels are after
@@ -227,6 +272,16 @@ class SplitTensor(torch.Tensor):
         batch = Axis.at(shape, samples) if shape else None
         self.axes = Axes(batch, Axis.at(shape, 1) if len(shape) > 1 and samples == 0 else None, {})
         return self
+
+    @property
+    def foreign(self):
+        '''The error for what depends on an autograd function without a form, of which there is no map, or None.'''
+        return next((fact for fact in self.facts if isinstance(fact, Unsupported)), None)
+
+    @property
+    def whole(self):
+        '''The pair of which this is a view, or this one itself.'''
+        return self if self.view_of is None else self.view_of.base
 
     @property
     def tensors(self):
@@ -244,7 +299,7 @@ class SplitTensor(torch.Tensor):
     @property
     def stream_sum(self):
         '''The sum :math:`s = a^+ + a^-` of the two streams.'''
-        if not self.split_pass.sums:
+        if not self.split_pass.mode.sums:
             raise RuntimeError(
                 'the sum of this split pair is not computed, since the map does not depend on it (theorem 6); read it'
                 ' in the context of SplitLRP or below the layer of a SplitCAM with stream \'+g\', or call the model on'
@@ -321,8 +376,8 @@ def common_pass(function, pairs):
     if split_pass is None:
         return None
     others = (pair.split_pass for pair in pairs if pair.split_pass is not split_pass)
-    if split_pass.is_over or any((other.root, split_pass.root) != (None, None) for other in others):
-        raise other_pass(getattr(function, '__name__', function), split_pass.is_over)
+    if split_pass.is_over() or any((other.root, split_pass.root) != (None, None) for other in others):
+        raise other_pass(getattr(function, '__name__', function), split_pass.is_over())
     for pair in pairs:
         note_autograd_function(pair, function)
     return split_pass

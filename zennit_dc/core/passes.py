@@ -31,6 +31,7 @@ from .nested import flatten
 from .pair import (
     LEAVES,
     PROBABILITY,
+    Mode,
     Pass,
     SplitTensor,
     common_pass,
@@ -108,15 +109,20 @@ class MapPass(Pass):
         Whether the forward pass is at its end.
     '''
     def __init__(self, canonizer, call, inputs, layer=None, probe=None):
-        super().__init__(canonizer.pooling, canonizer.recentering, canonizer.rule, canonizer.root)
-        self.canonizer, self.layer, self.probe = canonizer, layer if canonizer.layer is None else canonizer.layer, probe
+        super().__init__(canonizer)
+        self.layer, self.probe = layer if canonizer.layer is None else canonizer.layer, probe
         self.rerun = Rerun.of(canonizer.root, call, inputs)
         self.rules += rules_of(canonizer.root)
-        self.sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
-        self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
-        self.without_graph = not self.has_graph or (probe is None and self.layer is not None)
+        sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
+        has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
+        self.mode = Mode(sums, has_graph and (probe is not None or self.layer is None), has_graph)
         self.backward, self.nodes = {}, Nodes([], [], [])
         self.output, self.has_left = None, False
+
+    @property
+    def canonizer(self):
+        '''The canonizer, which has the settings.'''
+        return self.settings
 
     @property
     def inputs(self):
@@ -138,7 +144,6 @@ class MapPass(Pass):
         '''Whether the value of the sum is computed above the layer.'''
         return SUMS in self.known or self.canonizer.rule.quantity != 'sensitivity'
 
-    @property
     def is_over(self):
         '''Whether the context of this pass has ended.'''
         return not self.canonizer.restore
@@ -169,7 +174,7 @@ class MapPass(Pass):
 
     def entered(self, index, input, stream_sum):
         '''The difference and the sum of an input, of which the gradient is the map if it is read there.'''
-        if self.without_graph:
+        if not self.mode.keeps_graph:
             return same(input.detach()), stream_sum.detach()
         if self.probe is None:
             read = partial(input_gradients, self, index)
@@ -247,7 +252,7 @@ class MapPass(Pass):
 
     def with_graph(self, function, args, kwargs, pairs):
         '''What a function is on pairs, with a graph where one is needed.'''
-        if self.without_graph:
+        if not self.mode.keeps_graph:
             with torch.no_grad():
                 return self.evaluate(function, args, kwargs, pairs)
         return self.evaluate(function, args, kwargs, pairs)
@@ -259,7 +264,7 @@ class MapPass(Pass):
             output = super().apply(function, args, kwargs, pairs)
         except Unsupported as error:
             return self.value_alone(function, args, kwargs, pairs, error)
-        if not torch.is_grad_enabled() and self.has_graph and not self.without_graph:
+        if not torch.is_grad_enabled() and self.mode.keeps_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:
                     pair.depth = -math.inf  # as it does not depend on where the map is read
@@ -276,7 +281,7 @@ class MapPass(Pass):
         '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
         function without a form, that goes on as one of which there is no map.'''
         cause = foreign_cause(pairs)
-        if cause is None and (kind := running_function()) is not None and not self.without_graph:
+        if cause is None and (kind := running_function()) is not None and self.mode.keeps_graph:
             cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
         output = read_alone(function, args, kwargs, error)
         if cause is None:
@@ -296,7 +301,8 @@ class MapPass(Pass):
 
     def begin_above_layer(self):
         '''Compute from here on what is needed above the layer.'''
-        self.output.is_read, self.sums, self.without_graph = True, self.sums_above, not self.has_graph
+        self.output.is_read = True
+        self.mode = self.mode._replace(sums=self.sums_above, keeps_graph=self.mode.has_graph)
 
     def reads_next(self, pair):
         '''Whether a map is read at a pair, or after the activation that comes next.'''
@@ -332,7 +338,7 @@ class MapPass(Pass):
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
         reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs)
         self.require_found_samples(pairs)
-        if self.has_graph and not reached:
+        if self.mode.has_graph and not reached:
             where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
             raise ValueError(
                 f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'

@@ -53,7 +53,7 @@ def register_autograd_function(kind, form):
             split_pass = common_pass(kind.apply, given)
             if split_pass is None:
                 return original(*args, **kwargs)
-            with torch.set_grad_enabled(not split_pass.without_graph):  # which autograd functions leave to backward
+            with torch.set_grad_enabled(split_pass.mode.keeps_graph):  # which autograd functions leave to backward
                 output = noted(FUNCTION_FORMS[kind], own, kwargs, given)
             return tuple(each_by_function(each, given) for each in output) if isinstance(output, (tuple, list)) else \
                 each_by_function(output, given)
@@ -67,7 +67,7 @@ def each_by_function(output, given):
     if not isinstance(output, SplitTensor):
         return output
     if any(output is each for each in given):
-        foreign, output = output.foreign, output.replaced(*output.tensors)
-        output.foreign = foreign
+        cause, output = output.foreign, output.replaced(*output.tensors)
+        output.facts |= {cause} - {None}
     output.facts |= {BY_FUNCTION}
     return output

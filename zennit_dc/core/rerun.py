@@ -8,7 +8,7 @@ import torch
 
 from .errors import StartOver
 from .nested import flatten, modules_of
-from .pair import Pass, SplitTensor, same
+from .pair import Mode, Pass, Settings, SplitTensor, same
 
 
 class Rerun(NamedTuple):
@@ -123,8 +123,8 @@ def below_layer(split_pass, layer_gradients, trained):
 def gradients_of_output(split_pass, place, gradient, trained):
     '''The true gradients by inputs that need one and by parameters of the output of a pass at a place.'''
     with running(split_pass) as (call, inputs):
-        true_pass = Pass(split_pass.pooling, None, split_pass.rules[0], split_pass.root)
-        true_pass.has_graph = True
+        true_pass = Pass(Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root))
+        true_pass.mode = Mode(has_graph=True)
         pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
         output = flatten(call(pairs))[0][place].difference
     needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
@@ -146,7 +146,7 @@ def another(split_pass, index=0, exact=False):
 
 def running(split_pass, exact=False):
     '''The context in which the model of a pass is run again, which has to be in split form still.'''
-    if split_pass.is_over:
+    if split_pass.is_over():
         raise changed()
     return split_pass.rerun.running(split_pass.root, exact)
 

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-from .pair import WRITTEN, SplitTensor, same, unsupported
+from .pair import ADOPTED, WRITTEN, SplitTensor, View, same, unsupported
 
 
 def as_view(output, source, function):
@@ -30,23 +30,21 @@ def as_view(output, source, function):
         The output.
     '''
     if output is not source and memory(output) == memory(source):
-        path = source.path
-        output.base = source if source.base is None else source.base
-        output.path = lambda tensor: function(viewed(path, tensor))
-        output.base.views.append(weakref.ref(output))
+        view = source.view_of
+        output.view_of = View(source.whole, lambda tensor: function(viewed(view, tensor)))
+        source.whole.views.append(weakref.ref(output))
         output.pending = source.pending  # where memory was lent
     return output
 
 
-def viewed(path, tensor):
-    '''The view of a tensor to which a path leads, or the tensor itself where there is no path.'''
-    return tensor if path is None else path(tensor)
+def viewed(view, tensor):
+    '''The view of a tensor like that of the base of a view, or the tensor itself where there is none.'''
+    return tensor if view is None else view.path(tensor)
 
 
 def sharing(pair):
     '''The pairs whose differences share their memory: the one of which all others are views comes first.'''
-    base = pair if pair.base is None else pair.base
-    return [base, *(view for view in (reference() for reference in base.views) if view is not None)]
+    return [pair.whole, *(view for view in (reference() for reference in pair.whole.views) if view is not None)]
 
 
 def memory(pair):
@@ -74,21 +72,21 @@ def assign(pair, value):
     if whole:
         new = laid_out(value.difference, layout.stride()), value.tensors[1]
     else:
-        new = [written(tensor, layout, pair.path, part) for tensor, part in zip(base.tensors, value.tensors)]
+        new = [written(tensor, layout, pair.view_of, part) for tensor, part in zip(base.tensors, value.tensors)]
     if not torch.is_grad_enabled():  # then torch changes the value alone
         new = [with_graph_of(old, tensor) for old, tensor in zip(base.values, new)]
     changed = [(True, True)] if whole else seen_parts(layout, pair, pairs)
     for each, (sees_any, sees_all) in zip(pairs, changed):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
-            each.values = tuple(viewed(each.path, tensor.to(old.dtype)) for tensor, old in zip(new, each.values))
+            each.values = tuple(viewed(each.view_of, tensor.to(old.dtype)) for tensor, old in zip(new, each.values))
         each.layer, each.pending = None, None
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
         if sees_any:
             now = value.facts if sees_all else each.facts & value.facts
-            each.facts = now | (each.facts & WRITTEN)
+            each.facts = now | {fact for fact in each.facts if fact in WRITTEN or fact is each.foreign}
     if lent is not None:
         lent.move(pairs)
-    if base.split_pass.adopted:
+    if base.split_pass.plain:
         show_graph(pairs)
     return pair
 
@@ -98,8 +96,8 @@ def seen_parts(layout, pair, others):
     They share memory, in which the whole tensor has a layout.'''
     with untraced():  # as shapes and strides alone tell
         mask = torch.empty_strided(layout.shape, layout.stride(), dtype=torch.bool, device=layout.device).zero_()
-        viewed(pair.path, mask).fill_(True)
-        seen = [viewed(each.path, mask) for each in others]
+        viewed(pair.view_of, mask).fill_(True)
+        seen = [viewed(each.view_of, mask) for each in others]
         return [(bool(each.any()), bool(each.all())) for each in seen]
 
 
@@ -108,10 +106,10 @@ def laid_out(tensor, strides):
     return tensor if tensor.stride() == strides else tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
 
 
-def written(tensor, layout, path, part):
-    '''A copy of a tensor in the layout of another one, with a part written into the view to which a path leads.'''
+def written(tensor, layout, view, part):
+    '''A copy of a tensor in the layout of another one, with a part written into a view of it.'''
     copy = tensor.new_empty_strided(layout.shape, layout.stride()).copy_(tensor)
-    viewed(path, copy).copy_(part)
+    viewed(view, copy).copy_(part)
     return copy
 
 
@@ -153,10 +151,10 @@ class Lent:
 
     def move(self, pairs):
         '''Let the plain tensors see the new value of the pairs, which is elsewhere in memory.'''
-        self.tensors = [(reference, path) for reference, path in self.tensors if reference() is not None]
-        for reference, path in self.tensors:
+        self.tensors = [(reference, view) for reference, view in self.tensors if reference() is not None]
+        for reference, view in self.tensors:
             with torch.no_grad():
-                reference().set_(viewed(path, pairs[0].values[0].detach()))
+                reference().set_(viewed(view, pairs[0].values[0].detach()))
         for pair in pairs if self.tensors else ():
             pair.pending = self
         self.version = self.memory._version  # which these tensors keep
@@ -167,11 +165,11 @@ def lend(pair):
     difference, (base, *views) = pair.difference, sharing(pair)
     if not isinstance(base.pending, Lent):
         lent = Lent(base.difference)
-        pair.split_pass.lenders.append(weakref.ref(base))
+        pair.split_pass.plain.append(weakref.ref(base))
         for each in (base, *views):
             each.pending = lent
     output = difference.detach()
-    base.pending.tensors.append((weakref.ref(output), pair.path))
+    base.pending.tensors.append((weakref.ref(output), pair.view_of))
     return output
 
 
@@ -246,15 +244,20 @@ def adopt(tensor, difference, split_pass, stream_sum=None):
         tensor.detach_()
     tensor.__class__ = SplitTensor
     tensor.__init__(difference, difference.abs() if stream_sum is None else stream_sum, split_pass)
-    tensor.depth = -math.inf
-    split_pass.adopted.append(weakref.ref(tensor))
+    tensor.depth, tensor.facts = -math.inf, frozenset({ADOPTED})
+    split_pass.plain.append(weakref.ref(tensor))
+
+
+def adopted(split_pass):
+    '''The pairs of a pass that were plain tensors.'''
+    found = (reference() for reference in split_pass.plain)
+    return [pair for pair in found if pair is not None and ADOPTED in pair.facts]
 
 
 def are_all(base, views, split_pass):
     '''Whether only the given tensor, its given views and tensors that became pairs share its memory.'''
     storage = base.untyped_storage()
-    adopted = (reference() for reference in split_pass.adopted)
-    known = sum(each is not None and each.untyped_storage()._cdata == storage._cdata for each in adopted)
+    known = sum(each.untyped_storage()._cdata == storage._cdata for each in adopted(split_pass))
     return torch._C._storage_Use_Count(storage._cdata) - 1 == known + len(views)
 
 
@@ -269,8 +272,9 @@ def show_graph(pairs):
 def overwrite(tensor, split_pass, name):
     '''Note that a plain tensor, which is about to become a pair, overwrites another pair if it is in that one's memory.
     Return whether it does.'''
-    lenders = [pair for pair in (reference() for reference in split_pass.lenders) if pair is not None]
-    owner = next((pair for pair in lenders if memory(pair) == tensor.untyped_storage()._cdata), None)
+    lenders = (reference() for reference in split_pass.plain)
+    owner = next((pair for pair in lenders if pair is not None and memory(pair) == tensor.untyped_storage()._cdata),
+                 None)
     if owner is None:
         return False
     lent = [reference() for reference, _ in owner.pending.tensors] if isinstance(owner.pending, Lent) else []
@@ -284,13 +288,11 @@ def overwrite(tensor, split_pass, name):
 
 def become_plain(split_pass, is_done):
     '''Make the pairs that were plain tensors such tensors again, with their new values if the forward pass is done.'''
-    for tensor in (reference() for reference in split_pass.adopted):
-        if tensor is None:
-            continue
+    for tensor in adopted(split_pass):
         value = tensor.values[0].detach()
         tensor.__dict__.clear()
         tensor.__class__ = torch.Tensor
         tensor.requires_grad_(False)
         if is_done:
             tensor.data = value
-    split_pass.adopted.clear()
+    split_pass.plain.clear()

@@ -112,7 +112,7 @@ class PiecewiseLinear:
 
     def split(self, pair):
         '''The split form.'''
-        if not pair.split_pass.sums:
+        if not pair.split_pass.mode.sums:
             return activated(pair.replaced(*Pieces.apply(*pair.tensors, self)))
 
         def of(original, total):

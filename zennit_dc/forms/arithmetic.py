@@ -167,7 +167,7 @@ def set_item(target, index, value):
         return
     if not isinstance(target, SplitTensor):
         become_pair(target, value.split_pass, '__setitem__')
-    was_constant = target.depth == -math.inf and target.axes.batch is None and target.base is None
+    was_constant = target.depth == -math.inf and target.axes.batch is None and target.view_of is None
     output = target.replaced(*(tensor.clone() for tensor in target.tensors))
     for tensor, part in zip(output.values, parts(value)):
         tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part

@@ -27,7 +27,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
         return F.scaled_dot_product_attention(*constants, 0., is_causal, **settings)
     mask = attn_mask  # torch computes attention in another way for a mask that has a gradient
     if isinstance(attn_mask, SplitTensor):
-        mask = plain(attn_mask).requires_grad_(split_pass.has_graph)
+        mask = plain(attn_mask).requires_grad_(split_pass.mode.has_graph)
     query, key, attn_mask = (each.difference if isinstance(each, SplitTensor) else each
                              for each in (query, key, attn_mask))
     heads = query.shape[-3] // key.shape[-3] if enable_gqa else 1

@@ -99,8 +99,8 @@ class Statistic(SplitTensor):
             pair.resolve()
         kept = {name: self.__dict__[name] for name in OWN}
         self.__dict__.update({**pair.__dict__, **kept})
-        if self.base is not None:
-            self.base.views.append(weakref.ref(self))
+        if self.view_of is not None:
+            self.view_of.base.views.append(weakref.ref(self))
 
     @property
     def tensors(self):
@@ -162,19 +162,19 @@ def waits(obj):
 
 def state_of(split_pass):
     '''What an operation of a pass depends on besides its arguments.'''
-    return [*split_pass.rules], split_pass.sums, split_pass.without_graph, torch.is_grad_enabled()
+    return [*split_pass.rules], split_pass.mode, torch.is_grad_enabled()
 
 
 @contextmanager
-def in_state(split_pass, rules, sums, without_graph, graph):
+def in_state(split_pass, rules, mode, graph):
     '''A context for operations that were called before.'''
-    before = state_of(split_pass)
-    split_pass.rules, split_pass.sums, split_pass.without_graph = rules, sums, without_graph
+    before = split_pass.rules, split_pass.mode
+    split_pass.rules, split_pass.mode = rules, mode
     try:
-        with torch.set_grad_enabled(graph and not without_graph):
+        with torch.set_grad_enabled(graph and mode.keeps_graph):
             yield
     finally:
-        split_pass.rules, split_pass.sums, split_pass.without_graph = before[:3]
+        split_pass.rules, split_pass.mode = before
 
 
 def is_in_place(function, kwargs):
@@ -187,7 +187,7 @@ def chained(split_pass, function, args, kwargs, sources):
     '''What a function makes of statistics and constants alone.'''
     if function is torch.Tensor.__iter__:
         return iter(chained(split_pass, torch.unbind, args, kwargs, sources))
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not split_pass.without_graph):
+    with torch.set_grad_enabled(torch.is_grad_enabled() and split_pass.mode.keeps_graph):
         result = function(*as_constants(args), **as_constants(kwargs))
     form = split_pass.forms.get(function)
     if function in PLAIN or getattr(form, 'is_reading', False):

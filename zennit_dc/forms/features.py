@@ -90,7 +90,7 @@ def tangent(pair, value, slope_of, function=None):
     if function is None:
         return joined([source], linear(source, path, size))
     stream_sum = size(total)
-    if split_pass.sums:
+    if split_pass.mode.sums:
         stream_sum = Instead.apply(where_regular(function, total, total > 0), stream_sum, split_pass)
     output = source.replaced(path(original), stream_sum)
     if not split_pass.rule.passes_activations:

@@ -73,7 +73,7 @@ def roi_pool(pair, rois, *settings):
     '''The maxima of regions.'''
     require_features('roi_pool', pair, rois)
     rois = plain(rois)
-    if pair.split_pass.pooling == 'convex':
+    if pair.split_pass.settings.pooling == 'convex':
         raise unsupported('roi_pool', (pair,), ' of convex streams', 'use pooling=\'wta\'')
     difference, stream_sum = pair.tensors
     output, winners = OPERATORS.roi_pool(difference, rois, *settings)

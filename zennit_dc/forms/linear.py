@@ -102,7 +102,7 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
     if not isinstance(right, SplitTensor):
         require_batch(left, 2, 'matmul')
         note_channels(left, -1)
-    has_graph, constants = pass_of((left, right)).has_graph, (id(left), id(right))
+    has_graph, constants = pass_of((left, right)).mode.has_graph, (id(left), id(right))
 
     def function(*tensors):
         if has_graph:  # torch folds matrices that need a gradient, as all but constants do in the original
@@ -212,7 +212,7 @@ def batch_norm(
     rule, before, axes = pair.split_pass.rule, pair.layer, (1, -1, *(1,) * (pair.values[0].ndim - 2))
     scale = torch.rsqrt(running_var + eps) if weight is None else weight * torch.rsqrt(running_var + eps)
     scale, shift = scale.reshape(axes), None
-    if pair.split_pass.sums or rule.passes_activations:  # else nothing is made of the bias
+    if pair.split_pass.mode.sums or rule.passes_activations:  # else nothing is made of the bias
         shift = -running_mean.reshape(axes) * scale if bias is None else torch.addcmul(
             bias.reshape(axes), running_mean.reshape(axes), scale, value=-1
         )

@@ -34,7 +34,7 @@ def pool(pair, difference, winner, convex):
         The output, about whose axes nothing is known.
     '''
     output = pair.like(difference, winner)
-    if pair.split_pass.pooling == 'wta':
+    if pair.split_pass.settings.pooling == 'wta':
         return output
     streams = pair.like(difference, convex())
     return instead(streams, output.tensors) if pair.split_pass.rule.passes_activations else streams
@@ -197,7 +197,7 @@ for function in overloads('sort', 'topk'):
     def ordered(pair, *args, function=function, **kwargs):
         '''Order entries by their differences: the winners are as many as there are.'''
         name = function.__name__
-        if pair.split_pass.pooling == 'convex':
+        if pair.split_pass.settings.pooling == 'convex':
             raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
         found = function(pair.difference, *args, **kwargs)
         dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))

@@ -35,13 +35,8 @@ def known(value, origin, args):
     '''A tensor that was read of pairs, with the pairs among some arguments that it may not be applied to.'''
     value = value.as_subclass(Comparison)
     value.origin = origin
-    value.sources = {weakref.ref(whole(pair)) for pair in pairs_in(args) if INPUT not in pair.facts}
+    value.sources = {weakref.ref(pair.whole) for pair in pairs_in(args) if INPUT not in pair.facts}
     return value
-
-
-def whole(pair):
-    '''The pair of which another is a view, or it itself.'''
-    return pair if pair.base is None else pair.base
 
 
 def refuse_comparison(value, *operands):
@@ -49,7 +44,7 @@ def refuse_comparison(value, *operands):
     if not isinstance(value, Comparison) or not value.sources:
         return
     sources = [source() for source in value.sources]
-    if any(whole(pair) is source for pair in pairs_in(operands) for source in sources):
+    if any(pair.whole is source for pair in pairs_in(operands) for source in sources):
         raise unsupported(
             f'a product of, a sum with or a choice by {value.origin} of the same split pair', operands,
             ', as it is not continuous',

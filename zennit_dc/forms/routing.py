@@ -13,7 +13,7 @@ from ..core.registry import split_form
 from ..core.table import FORMS
 from ..core.views import as_view, laid_out
 from .arithmetic import parts
-from .reading import known, whole
+from .reading import known
 from .table import keep_layer, overloads, plain, to_dtype, torch_form
 
 
@@ -95,7 +95,7 @@ def nan_to_num(pair, nan=None, posinf=None, neginf=None):
 @torch_form('as_strided')
 def as_strided(pair, size, stride, storage_offset=None):
     '''A view of the memory of the pair that this one is itself a view of.'''
-    root, difference = whole(pair), pair.difference
+    root, difference = pair.whole, pair.difference
     own = root.difference
     if torch.empty_like(own).stride() != own.stride():
         raise unsupported('as_strided', (pair,), ' of a part of memory', 'call .contiguous() before')

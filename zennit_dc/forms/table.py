@@ -148,10 +148,10 @@ def into_plain(form, name, target, *args, **kwargs):
     view = None if view is None else torch.empty_strided(shape, view.stride(), device='meta')
     become_pair(target, split_pass, name)
     assign(target, to_dtype(output, lambda tensor: tensor.to(target.values[0].dtype)))
-    if target.base is None:
+    if target.view_of is None:
         target.axes = output.axes._replace(places=target.axes.places)
     else:
-        take_axes(target.base, output, view)
+        take_axes(target.whole, output, view)
     return target
 
 

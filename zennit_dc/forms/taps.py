@@ -163,7 +163,7 @@ def tap_of(pair):
 def require_above(pair, name):
     '''Raise if nothing is differentiated at a pair, since the map is read there or above.'''
     layer = getattr(pair.split_pass, 'layer', None)
-    if layer is not None and pair.split_pass.has_graph and not has_graph(pair):
+    if layer is not None and pair.split_pass.mode.has_graph and not has_graph(pair):
         raise unsupported(
             name, (pair,), f' where the map is read at layer {layer!r}, as nothing is differentiated there or below',
             'leave out layer, or ask for layers above it'
@@ -185,7 +185,7 @@ def require_grad(pair, requires_grad=True):
     if requires_grad and tap_of(pair) is None:
         require_above(pair, 'requires_grad_')
         has_canonizer = hasattr(pair.split_pass, 'canonizer')
-        if has_canonizer and torch.is_grad_enabled() and not pair.split_pass.has_graph:
+        if has_canonizer and torch.is_grad_enabled() and not pair.split_pass.mode.has_graph:
             raise StartOver(GRAPH)
     return pair
 
