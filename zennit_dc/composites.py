@@ -1,10 +1,14 @@
 '''Composites: SplitLRP, SplitGrad and SplitCAM.'''
 from collections.abc import Callable, Mapping
+from functools import wraps
+from numbers import Integral
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
-from zennit.attribution import Gradient
+from zennit.attribution import Attributor, Gradient
 from zennit.canonizers import Canonizer
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
@@ -12,7 +16,7 @@ from zennit.types import BatchNorm, Linear
 from .canonizers import SplitCanonizer
 from .core.calls import require_split_rule
 from .core.pair import require_choice
-from .core.tokens import explaining_tokens
+from .core.tokens import are_tokens, token_weights
 from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
 from .streams import ActivatedSensitivity, Readout, Relevance, Sensitivity
@@ -325,4 +329,32 @@ class SplitCAM(SensitivityComposite):
         )
 
 
-Gradient.grad = explaining_tokens(Gradient.grad, SplitCanonizer)  # which cannot have gradients by integers itself
+def explaining_tokens(grad: Callable) -> Callable:
+    '''The method ``grad`` of an attributor of Zennit, such that it returns the map at the embedding for token numbers,
+    by which torch has no gradients, if its composite brings models into split form.'''
+    @wraps(grad)
+    def gradient(self: Attributor, input: Tensor, attr_output_fn: Callable) -> Any:
+        splits = any(isinstance(each, SplitCanonizer) for each in getattr(self.composite, 'canonizers', ()))
+        if splits and not input.is_floating_point() and are_tokens(input):
+            dtype = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
+            with torch.enable_grad():
+                input = token_weights(input, dtype)
+        return grad(self, input, relevance_by(attr_output_fn) if splits else attr_output_fn)
+    return gradient
+
+
+def relevance_by(attr_output_fn: Callable) -> Callable:
+    '''A function that returns what enters at the output, and raises a TypeError if that is the index of a class.'''
+    def relevance(output: Tensor) -> Any:
+        entering = attr_output_fn(output)
+        if isinstance(entering, Integral):
+            raise TypeError(
+                'what enters at the output is a tensor of its shape, or a function of the output, and not the class'
+                f' {entering}: pass zennit_dc.attribution.class_relevance({entering}), or'
+                f' zennit_dc.contrast({entering}) for the class rather than the others'
+            )
+        return entering
+    return relevance
+
+
+Gradient.grad = explaining_tokens(Gradient.grad)

@@ -33,15 +33,8 @@ def each_alone(readout, function, *batches):
 
 # several gradients in one backward pass of torch.autograd
 
-def is_batch(gradient):
-    '''Whether a gradient stands for several, by is_grads_batched=True or vectorize=True.'''
-    return torch._C._functorch.is_legacy_batchedtensor(gradient)
-
-
-def refuse_batch(gradient):
-    '''Raise if a gradient stands for several at a node that does not take them apart.'''
-    if is_batch(gradient) or within_transforms():
-        raise refused('several gradients in one backward pass from a tensor within the model, or under torch.func.vmap')
+# whether a gradient stands for several, by is_grads_batched=True or vectorize=True
+is_batch = torch._C._functorch.is_legacy_batchedtensor
 
 
 def maps_of_batch(readout, function, gradient, outputs, parameters):
@@ -171,12 +164,10 @@ def transformed(run, readout, inputs, others):
     return graph.structure([next(outputs) if torch.is_tensor(leaf) else leaf for leaf in graph.leaves])
 
 
-def within_transforms():
-    '''Whether a transform of functions is active.'''
-    return torch._C._are_functorch_transforms_active()
+within_transforms = torch._C._are_functorch_transforms_active
 
 
-def refuse_transforms(*inputs):
+def refuse_forward_mode(*inputs):
     '''Raise if inputs carry tangents of a forward-mode derivative.'''
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(input).tangent is not None for input in inputs):
+    if any(forward_ad.unpack_dual(input).tangent is not None for input in inputs):
         raise refused('forward-mode derivatives (torch.autograd.forward_ad, or strategy=\'forward-mode\')')

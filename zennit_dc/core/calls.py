@@ -5,13 +5,13 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 from zennit.core import Hook
 
 from ..rules import SplitRule
-from .batches import refuse_transforms, transformed, within_transforms
+from .batches import refuse_forward_mode, transformed, within_transforms
 from .errors import GRAPH, StartOver, Unsupported, describe
-from .needs import left_out, refuse_probabilities
 from .nested import flatten, modules_of
 from .pair import SplitTensor, common_pass, noted, pairs_in, pass_of, same
 from .passes import MapPass
@@ -54,7 +54,8 @@ class SplitForward(TemporaryForward):
         if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = flatten((args, kwargs))
-        refuse_transforms(*(leaf for leaf in leaves if torch.is_tensor(leaf)))
+        if forward_ad._current_level >= 0:
+            refuse_forward_mode(*filter(torch.is_tensor, leaves))
         leaves, places = explained(leaves, root)
         call, inputs = Call(self.forward, leaves, structure, places), [leaves[place] for place in places]
         before = None if training is None else random_state(inputs[0].device)
@@ -92,16 +93,14 @@ class SplitForward(TemporaryForward):
                 if reason.found == GRAPH:
                     inputs = [each if each.requires_grad else same(each.detach()).requires_grad_() for each in inputs]
                 else:
-                    canonizer.known.add(reason.found)
+                    split_pass.known.add(reason.found)
             except Unsupported as error:
                 canonizer.restore += [option.remove for option in canonizer.choices.add(canonizer.root, error)]
             except RuntimeError as error:
                 if split_pass.refused is None:
                     raise
                 raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
-        canonizer.choices.report(
-            canonizer.root, output, lambda: original(call, inputs), lambda: left_out(canonizer, call, inputs)
-        )
+        canonizer.report(output, call, inputs)
         return output
 
 
@@ -160,30 +159,23 @@ class Call:
         args, kwargs = self.structure([replaced.get(place, leaf) for place, leaf in enumerate(self.leaves)])
         splits = self.tokens is not None and isinstance(inputs[0], SplitTensor)
         with Embedding(inputs[0], self.tokens) if splits else nullcontext(), EAGERLY:
-            output = self.forward(*args, **kwargs)
-        refuse_probabilities(output)
-        return output
+            return self.forward(*args, **kwargs)
 
 
 def explained(leaves, root):
     '''The arguments of a model, and the indices of those that are its inputs: the floating point tensors, or, if there
     are none, the first token numbers, for which their weights stand then.'''
     places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+    if places:
+        return leaves, sorted(places, key=lambda place: getattr(leaves[place], 'tokens', None) is None)
     tokens = [place for place, leaf in enumerate(leaves) if are_tokens(leaf)]
-    if not places and not tokens:
+    if not tokens:
         raise NotImplementedError(
             'a model in split form was called without a floating point tensor, and without token numbers'
         )
-    if not places:
-        dtype = next((each.dtype for each in root.parameters() if each.is_floating_point()), torch.float32)
-        weights = token_weights(leaves[tokens[0]], dtype)
-        return [weights if place == tokens[0] else leaf for place, leaf in enumerate(leaves)], tokens[:1]
-    return leaves, sorted(places, key=lambda place: getattr(leaves[place], 'tokens', None) is None)
-
-
-def original(call, inputs):
-    '''The output of a model as it is, with a graph where inputs have one, as torch's attention rounds otherwise.'''
-    return call([input.clone() for input in inputs])
+    dtype = next((each.dtype for each in root.parameters() if each.is_floating_point()), torch.float32)
+    weights = token_weights(leaves[tokens[0]], dtype)
+    return [weights if place == tokens[0] else leaf for place, leaf in enumerate(leaves)], tokens[:1]
 
 
 def require_fit(root):

@@ -17,6 +17,8 @@ class Unsupported(NotImplementedError):
         self.name, self.where = name, where
 
 
+LOGITS = 'explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of the model'
+
 SUMS = 'sums are computed everywhere, as products need them'
 SEVERAL_USES = 'the layer\'s output is used again after its activation, so that the map is read at the output itself'
 SECOND_AXIS = 'the samples are along the second axis of the input'
@@ -50,3 +52,26 @@ def called_in(split_pass):
     while frame is not None and not isinstance(frame.f_locals.get('self'), torch.nn.Module):
         frame = frame.f_back
     return 'no module' if frame is None else describe(frame.f_locals['self'], split_pass and split_pass.root)
+
+
+def probabilities(name):
+    '''The error for a model that ends with softmax, or the like.'''
+    return NotImplementedError(
+        f'the model ends with {name}, but a probability is no sum that could be split: {LOGITS}'
+    )
+
+
+def independence(output, leaves):
+    '''The error for an output in which no part is a pair, and some leaves are no numbers.'''
+    unknown = [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
+    if not unknown:
+        return NotImplementedError(
+            f'no part of the output, {type(output).__name__}, depends on the input: the model has computed it from'
+            ' values that have left the graph, as .detach(), torch.no_grad() and new tensors make them'
+        )
+    where = '' if unknown[0] is output else f' in a {type(output).__name__}'
+    return NotImplementedError(
+        f'the output of the model is an object of type {type(unknown[0]).__name__}{where}, in which no tensors are'
+        ' found: return tensors, or tuples, lists, dicts or dataclasses of them (a generator as list(generator)),'
+        ' or explain a module that returns the tensor of interest'
+    )

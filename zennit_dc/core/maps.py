@@ -56,7 +56,7 @@ def input_gradients(split_pass, index, *gradients):
     def read(gradient, sum_gradient, *_):
         return split_pass.readout.combine(gradient, sum_gradient)
 
-    dtype = split_pass.inputs[index].dtype
+    dtype = split_pass.rerun.inputs[index].dtype
     map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.samples_of(index))
     require_dependence(split_pass, map)
     return marked(map, split_pass.nodes.maps), None

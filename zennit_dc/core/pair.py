@@ -10,7 +10,7 @@ from .axes import UNKNOWN, Axes, Axis
 from .errors import Unsupported, called_in
 from .following import InputAxes
 from .nested import entries_of
-from .table import FUNCTION_FORMS, OPERATORS, forms_of, public
+from .table import FORMS, FUNCTION_FORMS, OPERATORS, OVERLAYS, public
 
 
 same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
@@ -88,7 +88,7 @@ class Pass:
     forms : dict
         The table of forms.
     rules : list
-        The rules of the modules that are being run, the innermost one last.
+        The rule of the settings, and those of the modules that are being run, the innermost one last.
     mode : :py:class:`Mode`
         What operations do at present.
     plain : list
@@ -110,12 +110,12 @@ class Pass:
 
     @property
     def rule(self):
-        '''The rule of the module that is being run, the innermost of the stack.'''
+        '''The rule that holds, the innermost of the stack.'''
         return self.rules[-1]
 
     def is_over(self):
         '''Whether the context of this pass has ended.'''
-        return False
+        return not getattr(self.settings, 'restore', True)
 
     def makes_map(self):
         '''Whether the running backward pass is one that makes a map, in which rules hold.'''
@@ -153,8 +153,14 @@ class Pass:
         '''What the model gets for a function of arguments, in which there are some pairs.'''
         form = self.forms.get(function)
         if form is None:
-            raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
+            raise without_form(function, args)
         return noted(form, args, kwargs, pairs)
+
+
+def forms_of(root):
+    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for it.'''
+    tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
+    return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 
 
 def noted(form, args, kwargs, pairs):
@@ -324,7 +330,9 @@ class SplitTensor(torch.Tensor):
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
         pair = SplitTensor(difference, stream_sum, self.split_pass)
-        pair.depth, pair.axes = self.depth, self.axes.lost()
+        pair.depth = self.depth
+        if self.axes.places:
+            pair.axes = self.axes.lost()
         return pair
 
     def replaced(self, difference, stream_sum):
@@ -463,6 +471,11 @@ def pass_of(obj):
     none.'''
     found = pairs_in(obj)
     return found[0].split_pass if found else None
+
+
+def without_form(function, args):
+    '''The error for a function that is not in the table of forms.'''
+    return unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
 
 
 def unsupported(name, args, reason='', remedy='give it one with zennit_dc.split_form'):

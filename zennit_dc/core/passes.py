@@ -22,8 +22,8 @@ from ..forms.reading import read_alone
 from ..forms.table import plain
 from ..rules import SplitRule
 from .axes import Axis, by_sample
-from .batches import is_batch, maps_of_batch, refuse_batch, refused as refused_batch
-from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported
+from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
+from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported, independence, probabilities
 from .following import input_places
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Node, alive, input_gradients
@@ -42,13 +42,10 @@ from .pair import (
     same,
     sum_dtype,
     unsupported,
+    without_form,
 )
 from .rerun import Rerun, gradients_of_output, trained_of
 from .views import become_plain
-
-
-class Independent(NotImplementedError):
-    '''The error for a model whose output has no pair in it.'''
 
 
 class Seed(NamedTuple):
@@ -137,16 +134,12 @@ class MapPass(Pass):
     @property
     def known(self):
         '''What has turned out about the model in passes that started over.'''
-        return self.canonizer.known
+        return self.settings.choices.known[self.settings.root]
 
     @property
     def sums_above(self):
         '''Whether the value of the sum is computed above the layer.'''
         return SUMS in self.known or self.canonizer.rule.quantity != 'sensitivity'
-
-    def is_over(self):
-        '''Whether the context of this pass has ended.'''
-        return not self.canonizer.restore
 
     # the forward pass
 
@@ -260,10 +253,15 @@ class MapPass(Pass):
     def evaluate(self, function, args, kwargs, pairs):
         '''What a function is on pairs, by its form; without one, a value that may be read.'''
         self.require_kept(pairs)
+        form, cause = self.forms.get(function), foreign_cause(pairs) if any(pair.facts for pair in pairs) else None
         try:
-            output = super().apply(function, args, kwargs, pairs)
+            if form is None:
+                raise without_form(function, args)
+            output = form(*args, **kwargs)
         except Unsupported as error:
             return self.value_alone(function, args, kwargs, pairs, error)
+        if cause is not None:
+            foreign(output, cause)
         if not torch.is_grad_enabled() and self.mode.keeps_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:
@@ -317,8 +315,10 @@ class MapPass(Pass):
             end_layer(self, output)
         leaves, structure = flatten(output)
         pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
+        if not pairs:
+            raise independence(output, [leaf for leaf in leaves if type(leaf) not in LEAVES])
         if all(PROBABILITY in pair.facts for pair in pairs.values()):
-            raise Independent(independence(output, leaves))
+            raise probabilities(next(iter(pairs.values())).title)
         common_pass('the end of the model', list(pairs.values()))
         self.require_reached(pairs.values())
         for place, pair in pairs.items():
@@ -413,7 +413,8 @@ class MapPass(Pass):
     def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
         '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
         pass that makes a map; or the gradient as it is.'''
-        refuse_batch(gradient)
+        if is_batch(gradient) or within_transforms():
+            raise refused_batch('several gradients in one backward pass from a tensor within the model, or in a vmap')
         if not self.begins_map():
             return gradient, None
         depth = max(depth, 1)
@@ -466,19 +467,3 @@ def rules_of(root):
     '''The rules that are registered to the model itself, whose hooks see tensors that are not split yet.'''
     owners = [getattr(hook, '__self__', None) for hook in root._forward_pre_hooks.values()]
     return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]
-
-
-def independence(output, leaves):
-    '''What the error says where no part of the output is a pair.'''
-    unknown = [leaf for leaf in leaves if type(leaf) not in LEAVES and not isinstance(leaf, torch.Tensor)]
-    if not unknown:
-        return (
-            f'no part of the output, {type(output).__name__}, depends on the input: the model has computed it from'
-            ' values that have left the graph, as .detach(), torch.no_grad() and new tensors make them'
-        )
-    where = '' if unknown[0] is output else f' in a {type(output).__name__}'
-    return (
-        f'the output of the model is an object of type {type(unknown[0]).__name__}{where}, in which no tensors are'
-        ' found: return tensors, or tuples, lists, dicts or dataclasses of them (a generator as list(generator)),'
-        ' or explain a module that returns the tensor of interest'
-    )

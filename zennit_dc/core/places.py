@@ -190,13 +190,6 @@ def places_at(shape, channels, grid, size):
     return Places(parts, lengths, tuple(range(len(lengths))), axes, windows, channels=channels)
 
 
-def require_channels(channels):
-    '''The index of an input's axis of channels, as it is given, or a ValueError if it cannot be one.'''
-    if channels is None or channels == () or (type(channels) is int and channels != 0):
-        return channels
-    raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
-
-
 def given_channels(channels, shape):
     '''The index that is given for an input's axis of channels, counted from the first axis, or None for ().'''
     if channels == ():

@@ -1,8 +1,5 @@
 '''Models whose input is token numbers, as for texts. The split begins at the embeddings of the tokens, and the map has
 one entry for each token.'''
-from functools import wraps
-from numbers import Integral
-
 import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -88,31 +85,3 @@ def embedded(output, weights):
     split_pass.input_axes.channels.setdefault(0, None)
     split_pass.begin(pair)
     return pair
-
-
-def explaining_tokens(grad, canonizers):
-    '''The method ``grad`` of an attributor of Zennit, such that it returns the map at the embedding for token numbers,
-    if its composite has a canonizer of one of the given types.'''
-    @wraps(grad)
-    def gradient(self, input, attr_output_fn):
-        splits = any(isinstance(each, canonizers) for each in getattr(self.composite, 'canonizers', ()))
-        if splits and are_tokens(input):
-            dtype = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
-            with torch.enable_grad():
-                input = token_weights(input, dtype)
-        return grad(self, input, relevance_by(attr_output_fn) if splits else attr_output_fn)
-    return gradient
-
-
-def relevance_by(attr_output_fn):
-    '''A function that returns what enters at the output, and raises a TypeError if that is the index of a class.'''
-    def relevance(output):
-        entering = attr_output_fn(output)
-        if isinstance(entering, Integral):
-            raise TypeError(
-                'what enters at the output is a tensor of its shape, or a function of the output, and not the class'
-                f' {entering}: pass zennit_dc.attribution.class_relevance({entering}), or'
-                f' zennit_dc.contrast({entering}) for the class rather than the others'
-            )
-        return entering
-    return relevance

@@ -30,9 +30,9 @@ def as_view(output, source, function):
         The output.
     '''
     if output is not source and memory(output) == memory(source):
-        view = source.view_of
-        output.view_of = View(source.whole, lambda tensor: function(viewed(view, tensor)))
-        source.whole.views.append(weakref.ref(output))
+        view, whole = source.view_of, source.whole
+        output.view_of = View(whole, lambda tensor: function(viewed(view, tensor)))
+        whole.views.append(weakref.ref(output))
         output.pending = source.pending  # where memory was lent
     return output
 

@@ -237,9 +237,10 @@ def batch_norm(
         stream_sum, shift = stream_sum - before.bias.abs(), scale * before.bias + shift
     difference = pair.difference if before.is_read else before.tensors[0]
     output = joined([pair], weighted(pair.replaced(difference, stream_sum), layer, scale, shift))
-    if before.is_read:
-        return recenter(instead(output, pair.tensors))
-    return pending(output, shift, before.rule)
+    output = recenter(instead(output, pair.tensors)) if before.is_read else pending(output, shift, before.rule)
+    if (tap := vars(pair).get('tap')) is not None:  # hooks of the layer's output see the norm's
+        tap.attach(output, lambda: output)
+    return output
 
 
 @split_form(torch.batch_norm)

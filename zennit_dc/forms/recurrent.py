@@ -99,7 +99,7 @@ def recurrent(function, step, input, *given):
     sizes, given = given[:is_packed], given[is_packed:]
     states, weights, _, layers, dropout, training, bidirectional, *batch_first = given
     name = function.__name__
-    refuse_pairs(name, weights)
+    refuse_pairs(name, *weights)
     refuse_random(training and dropout > 0 and layers > 1, f'the dropout of {name}', (input, states))
     if not isinstance(input, SplitTensor):
         raise unsupported(name, (states,), ' for a constant input with states that depend on the input')
@@ -136,7 +136,7 @@ def of_packed(cells, sizes, data, states):
 
 def cell(function, step, input, state, *weights):
     '''A cell alone.'''
-    refuse_pairs(function.__name__, weights)
+    refuse_pairs(function.__name__, *weights)
     inward, hidden, one, other = (*weights, None, None)[:4]
 
     def run(input, states):

@@ -166,7 +166,7 @@ def plain(obj):
 
 def refuse_pairs(name, *parameters):
     '''Raise where a parameter is itself a split pair: that is a product of pairs.'''
-    if pass_of(parameters) is not None:
+    if any(isinstance(each, SplitTensor) for each in parameters):
         raise unsupported(name, parameters, ' for a weight or a bias that depends on the input')
 
 

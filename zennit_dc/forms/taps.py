@@ -14,7 +14,6 @@ from functools import partial
 from traceback import walk_stack
 
 import torch
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from ..core.batches import refused
@@ -322,16 +321,7 @@ def streams_of(gradient):
     return tuple(streams)
 
 
-# batch norms that are part of a layer
-
-@split_form(F.batch_norm)
-def batch_norm(pair, *args, form=FORMS[F.batch_norm], **kwargs):
-    layer, tap = pair.layer, vars(pair).get('tap')
-    output = form(pair, *args, **kwargs)
-    if tap is not None and layer is not None and pair.split_pass.rule.passes_activations:
-        tap.attach(output, lambda: output)
-    return output
-
+# copies of a layer's output
 
 @split_form(torch.clone, torch.Tensor.clone)
 def clone(pair, *args, form=FORMS[torch.clone], **kwargs):
