@@ -178,7 +178,7 @@ def explain(composite, model, image):
         canonizer, = (handle for handle in composite.handles if isinstance(handle, SplitCanonizer))
     if not map.any():
         raise ValueError('the map is zero')
-    return output, canonizer.choices.chosen.get(model, {}), SUMS in canonizer.known
+    return output, canonizer.choices.chosen.get(model, {}), SUMS in canonizer.choices.known[model]
 
 
 def try_layers(model, image, layers):
