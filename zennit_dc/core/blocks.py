@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..recentering import recenter
-from .axes import joined
+from .axes import follow_axes, joined
 from .errors import SUMS, StartOver
 from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view
@@ -171,7 +171,7 @@ def weighted(pair, layer, weight, bias):
     return pair.like(output, Magnitude.apply(stream_sum, weight, bias, layer, pair.split_pass, output.shape))
 
 
-def linear(pair, function, sum_function=None):
+def linear(pair, function, sum_function=None, note_axes=follow_axes):
     '''The split form of a linear operation without weights (averages, sums, constants to add or multiply).
 
     Parameters
@@ -182,18 +182,23 @@ def linear(pair, function, sum_function=None):
         The operation on the difference.
     sum_function : callable, optional
         The operation on the sum. Default is the same, which is right where no coefficient is negative.
+    note_axes : callable or None, optional
+        What notes depth and axes of the output, a function of the list of pairs, the output and the function. Default
+        is :py:func:`~zennit_dc.core.axes.follow_axes`, which asks the function where it moves axes;
+        :py:func:`~zennit_dc.core.axes.joined` is for one that leaves them where they are. With None nothing is known of
+        them, so that each entry is re-centered on its own.
 
     Returns
     -------
     :py:class:`~zennit_dc.core.pair.SplitTensor`
-        The operation's output, about whose axes nothing is known.
+        The operation's output.
     '''
     if not isinstance(pair, SplitTensor):
         raise unsupported('a function', (), ' of a split pair that is another argument than its first')
     rule = pair.split_pass.rule
-    pair = rule.before_linear(pair)
-    difference, stream_sum = pair.tensors
-    return rule.after(pair.like(function(difference), (sum_function or function)(stream_sum)))
+    difference, stream_sum = rule.before_linear(pair).tensors
+    output = rule.after(pair.like(function(difference), (sum_function or function)(stream_sum)))
+    return output if note_axes is None else note_axes([pair], output, function)
 
 
 def activation(pair, function):
@@ -275,7 +280,7 @@ def instead(pair, others):
     ))
 
 
-def route(pair, function):
+def route(pair, function, note_axes=follow_axes):
     '''The split form of an operation that only moves values: the same for both tensors.
 
     Parameters
@@ -284,12 +289,13 @@ def route(pair, function):
         The operation's input.
     function : callable
         The operation, which returns a tensor.
+    note_axes : callable or None, optional
+        What notes depth and axes of the output, see :py:func:`linear`.
 
     Returns
     -------
     :py:class:`~zennit_dc.core.pair.SplitTensor`
-        The operation's output, which is ``pair`` itself where the operation returns its very argument. Nothing is
-        known about its axes.
+        The operation's output, which is ``pair`` itself where the operation returns its very argument.
     '''
     difference, stream_sum = pair.tensors
     moved = function(difference)
@@ -297,7 +303,8 @@ def route(pair, function):
         return pair
     output = pair.like(moved, function(stream_sum))
     output.facts = pair.facts & MOVED
-    return as_view(output, pair, function)
+    as_view(output, pair, function)
+    return output if note_axes is None else note_axes([pair], output, function)
 
 
 def add(pairs, function):

@@ -51,10 +51,10 @@ def addition(first, other, *, alpha=1):
         value = torch.add(*plain((first, other)), alpha=alpha)
         return valued(add((first, multiplication(other, alpha)), torch.add), value)
     own, size = (1, abs(alpha) * magnitude_of(other)) if pair is first else (abs(alpha), magnitude_of(first))
-    return joined([pair], linear(
+    return linear(
         pair, lambda tensor: torch.add(*((tensor, other) if pair is first else (first, tensor)), alpha=alpha),
-        lambda total: (total if own == 1 else own * total) + size
-    ))
+        lambda total: (total if own == 1 else own * total) + size, joined
+    )
 
 
 @torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))
@@ -83,9 +83,7 @@ def multiplication(first, other):
     refuse_comparison(constant, pair)
     if isinstance(constant, SplitTensor):
         return multiply(first, other, torch.mul)
-    return joined([pair], linear(
-        pair, lambda tensor: tensor * constant, lambda total: total * magnitude_of(constant)
-    ))
+    return linear(pair, lambda tensor: tensor * constant, lambda total: total * magnitude_of(constant), joined)
 
 
 torch_form('square', inplace=('square_',))(lambda pair: multiply(pair, pair, torch.mul))
@@ -106,7 +104,7 @@ def division(pair, other, *, rounding_mode=None):
     if isinstance(other, SplitTensor) or rounding_mode is not None:
         raise unsupported('div', (pair, other), ' for a divisor that depends on the input, or with a rounding mode')
     refuse_comparison(other, pair)
-    return joined([pair], linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other)))
+    return linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other), joined)
 
 
 # several steps at once

@@ -45,8 +45,10 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     original = F.scaled_dot_product_attention(
         query.detach(), key.detach(), plain(value), mask, 0., is_causal, **settings
     )
-    output = linear(value, lambda tensor: Valued.apply(attend(tensor), original), attend)
-    return follow_axes([value], output, lambda tensor: of_one_sample(weights) @ grouped(tensor))
+    return linear(
+        value, lambda tensor: Valued.apply(attend(tensor), original), attend,
+        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: of_one_sample(weights) @ grouped(tensor))
+    )
 
 
 def masked(logits, mask, is_causal):

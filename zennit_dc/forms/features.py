@@ -88,7 +88,7 @@ def tangent(pair, value, slope_of, function=None):
         return total * slope.abs().to(total.dtype) + offset.abs().to(total.dtype)
 
     if function is None:
-        return joined([source], linear(source, path, size))
+        return linear(source, path, size, joined)
     stream_sum = size(total)
     if split_pass.mode.sums:
         stream_sum = Instead.apply(where_regular(function, total, total > 0), stream_sum, split_pass)
@@ -188,11 +188,11 @@ def weighted_sum(pair, value, coefficients, dims, keepdim):
     def summed(tensor):
         return tensor.sum(dims, keepdim)
 
-    output = linear(
+    return linear(
         pair, lambda tensor: Valued.apply(summed(tensor * coefficients).to(value.dtype), value.detach()),
-        lambda total: summed(total * magnitude.to(total.dtype))
+        lambda total: summed(total * magnitude.to(total.dtype)),
+        lambda pairs, output, _: follow_axes(pairs, output, summed)
     )
-    return follow_axes([pair], output, summed)
 
 
 def axes_of(pair, dim):

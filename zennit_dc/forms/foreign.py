@@ -64,7 +64,7 @@ for operator in ('roi_align', 'ps_roi_align', 'ps_roi_pool'):
             output = function(tensor, rois.to(tensor.dtype), *settings)
             return output if isinstance(output, torch.Tensor) else output[0]
 
-        output = linear(pair, regions)
+        output = linear(pair, regions, note_axes=None)
         return output if name == 'roi_align' else (output, function(pair.difference.detach(), rois, *settings)[1])
 
 

@@ -153,7 +153,7 @@ def product_of(function, first, other):
         return (tensor.unsqueeze(-1) * rows.to(tensor.dtype)).sum(-2)
 
     return named_axes(first.parts, linear(
-        first.parts, lambda tensor: times(tensor, rows), lambda total: times(total, rows.abs())
+        first.parts, lambda tensor: times(tensor, rows), lambda total: times(total, rows.abs()), None
     ))
 
 
@@ -200,7 +200,7 @@ def transform(pair, function, dim):
         total = total.movedim(dim, -2).flatten(-2) if is_complex else total.movedim(dim, -1)
         return (total @ rows.flatten(1).to(total.dtype)).unflatten(-1, ends).movedim(len(shape) - 1, dim)
 
-    output = named_axes(source, linear(source, of_parts, of_sums), dim)
+    output = named_axes(source, linear(source, of_parts, of_sums, None), dim)
     return ComplexPair(output) if len(ends) == 2 else output
 
 
@@ -256,7 +256,7 @@ def stft(pair, n_fft, hop_length=None, win_length=None, window=None, center=True
         return found.unflatten(-1, rows.shape[1:]).transpose(1, 2).reshape(shape)
 
     shape = windows(pair.difference.detach(), hop, center).shape
-    output = named_axes(pair, linear(pair, lambda tensor: windows(tensor, hop, center), of_sums))
+    output = named_axes(pair, linear(pair, lambda tensor: windows(tensor, hop, center), of_sums, None))
     time, last = pair.ndim - 1, pair.ndim
     output.axes = output.axes._replace(channels=None, places={
         key: place if place is None or place.axis != time else

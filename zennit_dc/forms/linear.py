@@ -116,10 +116,10 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
 def bilinear(function, left, right):
     '''A bilinear function of a pair and a constant, or of two pairs.'''
     if not isinstance(left, SplitTensor):
-        output = linear(
-            right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total)
+        return linear(
+            right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total),
+            lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(of_one_sample(left), tensor))
         )
-        return follow_axes([right], output, lambda tensor: function(of_one_sample(left), tensor))
     if isinstance(right, SplitTensor):
         return multiply(left, right, function, follow_axes)
     output = affine(left, Layer(lambda input, weight, bias: function(input, weight)), right)
@@ -170,7 +170,7 @@ def einsum(equation, *operands):
     function = partial(torch.einsum, equation)
     if len(operands) == 2:
         return bilinear(function, *operands)
-    return follow_axes(operands, linear(operands[0], function), function)
+    return linear(operands[0], function)
 
 
 def steps_of(equation):
@@ -267,6 +267,7 @@ for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
 for function in overloads('mean', 'sum', 'trace'):
     @split_form(function)
     def reduction(pair, *args, function=function, **kwargs):
-        output = linear(pair, lambda tensor: function(tensor, *args, **kwargs))
-        # of a mean without values, torch asks several times as much Python
-        return follow_axes([pair], output, lambda tensor: tensor.sum(*args, **kwargs))
+        def follow(pairs, output, _):  # of a mean without values, torch asks several times as much Python
+            return follow_axes(pairs, output, lambda tensor: tensor.sum(*args, **kwargs))
+
+        return linear(pair, lambda tensor: function(tensor, *args, **kwargs), note_axes=follow)

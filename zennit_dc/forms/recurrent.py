@@ -164,7 +164,7 @@ def pack(pair, lengths, batch_first):
     def move(tensor):
         return PACKS(tensor, plain(lengths), batch_first)[0]
 
-    return route(pair, move), PACKS(pair.difference.detach(), plain(lengths), batch_first)[1]
+    return route(pair, move, None), PACKS(pair.difference.detach(), plain(lengths), batch_first)[1]
 
 
 @split_form(PADS)

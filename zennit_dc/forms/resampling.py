@@ -20,15 +20,13 @@ def interpolate(
         return F.interpolate(tensor, size, scale, mode, align_corners, recompute_scale_factor, antialias)
 
     if mode != 'bicubic':
-        return joined([pair], linear(pair, resized))
+        return linear(pair, resized, note_axes=joined)
     rows, columns = (
         resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, None],
                 None if own is None else (own, length), None if scale is None else (scale, 1.))[0, 0].abs()
         for length, own, scale in zip(pair.shape[2:], per_axis(size, 2), per_axis(scale_factor, 2))
     )
-    return joined([pair], linear(
-        pair, resized, lambda total: rows.to(total.dtype) @ total @ columns.T.to(total.dtype)
-    ))
+    return linear(pair, resized, lambda total: rows.to(total.dtype) @ total @ columns.T.to(total.dtype), joined)
 
 
 @split_form(F.grid_sample)
@@ -39,9 +37,10 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
                           'detach what it is made of, e.g. affine_grid(theta.detach(), …), for a constant grid')
     if mode == 'bicubic':
         raise unsupported('grid_sample', (pair,), ' for negative coefficients (bicubic)', 'use mode=\'bilinear\'')
-    return joined([pair], linear(
-        pair, lambda tensor: F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
-    ))
+    def sampled(tensor):
+        return F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
+
+    return linear(pair, sampled, note_axes=joined)
 
 
 register([F.fold], follow_axes, linear)  # the sum of overlapping patches

@@ -26,8 +26,7 @@ def of_one_tensor(function, note_axes, block=route):
         def apply(tensor):
             return function(tensor, *args, **kwargs)
 
-        output = block(pair, apply)
-        return output if output is pair else note_axes([pair], output, apply)
+        return block(pair, apply, note_axes=note_axes)
     return form
 
 
@@ -139,7 +138,7 @@ def view(pair, *shape, size=None, dtype=None):
     shape = tuple(shape[0].shape) if isinstance(shape[0], torch.Tensor) else shape
     shape = pair.values[0].view(*shape).shape
     # the sum may lie in memory in another order than the difference
-    return keep_order([pair], route(pair, lambda tensor: tensor.reshape(shape)))
+    return route(pair, lambda tensor: tensor.reshape(shape), keep_order)
 
 
 for function in overloads(

@@ -57,13 +57,13 @@ def summed(function, target, indices, source, dim=None, scales=False, of_sums=No
     indices = plain(indices)
     (own, other), (own_sum, other_sum) = streams(target, source)
     if not isinstance(target, SplitTensor):
-        output = linear(source, partial(apply, target), partial(to_sums, own_sum))
+        output = linear(source, partial(apply, target), partial(to_sums, own_sum), None)
     elif not isinstance(source, SplitTensor):
-        output = linear(target, lambda tensor: apply(tensor, source), lambda total: to_sums(total, other_sum))
+        output = linear(target, lambda tensor: apply(tensor, source), lambda total: to_sums(total, other_sum), None)
     else:
         own, other = torch.zeros_like(own), torch.zeros_like(other)
-        kept = linear(target, lambda tensor: apply(tensor, other.to(tensor.dtype))) if scales else target
-        added = linear(source, partial(apply, own), partial(to_sums, own.to(own_sum.dtype)))
+        kept = linear(target, lambda tensor: apply(tensor, other.to(tensor.dtype)), None, None) if scales else target
+        added = linear(source, partial(apply, own), partial(to_sums, own.to(own_sum.dtype)), None)
         output = valued(add((kept, added), torch.add), apply(*plain((target, source))))
     return along((target, source), dim, output)
 

@@ -147,9 +147,9 @@ def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
     means = F.avg_pool1d(squares, size, 1).unflatten(1, original.shape[2:]).movedim(-1, 1)
     scale = constant((k + alpha * means) ** -beta, pair.split_pass)
     value = F.local_response_norm(original.detach(), size, alpha, beta, k)
-    return joined([pair], linear(
-        pair, lambda tensor: Valued.apply(tensor * scale, value), lambda total: total * scale.to(total.dtype)
-    ))
+    return linear(
+        pair, lambda tensor: Valued.apply(tensor * scale, value), lambda total: total * scale.to(total.dtype), joined
+    )
 
 
 @split_form(torch.cosine_similarity, F.cosine_similarity, table=DetachedStatistics.forms)

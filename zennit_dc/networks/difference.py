@@ -100,8 +100,8 @@ def trained_pair(module, pair):
     module.require_same_shape(g, h)
     # the last layer, whose weights are 1 and -1, of a network whose other weights are not negative
     streams = torch.stack([without_constant(g), without_constant(h)], 1)
-    output = linear(streams, lambda both: both[:, 0] - both[:, 1], lambda both: both[:, 0] + both[:, 1])
-    output.batch, output.channels = g.batch, g.channels
+    output = linear(streams, lambda both: both[:, 0] - both[:, 1], lambda both: both[:, 0] + both[:, 1], None)
+    output.axes = g.axes._replace(places=output.axes.places)
     return output
 
 
