@@ -119,7 +119,8 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
 
     from ..data.classifiers import last_feature_map, middle_feature_map, reading_places
     from ..methods.table import require_layer
-    from .explanations import Explanations, Look, explain_images
+    from .explanations import Explanations
+    from .pictures import Look, explain_images
 
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
