@@ -124,13 +124,7 @@ def pareto_figure(scores):
                 axis.plot(own[across], own[price], **{**style, 'linestyle': 'none'}, **hollow, label=method)
         explaining = points.drop(index=controls, level='method', errors='ignore')
         front = pareto_front(explaining, METRICS[price].larger_is_better)
-        axis.plot(front[across], front[price], color='gray', linewidth=.8, zorder=0)
-        for place, (setting, values) in enumerate(front.iterrows()):
-            number = numbers.setdefault(setting, len(numbers) + 1)
-            axis.annotate(
-                str(number), values, xytext=(4 if place % 2 else -4, 6), textcoords='offset points', weight='bold',
-                ha='left' if place % 2 else 'right', path_effects=[withStroke(linewidth=2., foreground='white')]
-            )
+        draw_front(axis, front, numbers)
         axis.set_xlabel(METRICS[across].heading)
         axis.set_ylabel(METRICS[price].heading)
         if not METRICS[price].larger_is_better:
@@ -143,6 +137,17 @@ def pareto_figure(scores):
     names = [f'{number}  {" ".join(setting).strip()}' for setting, number in numbers.items()]
     figure.supxlabel('\n'.join(names), x=.02, ha='left', fontsize='small')
     return figure
+
+
+def draw_front(axis, front, numbers):
+    '''Join points by a line, and write the number of each beside it; a setting without one gets the next.'''
+    axis.plot(*front.to_numpy().T, color='gray', linewidth=.8, zorder=0)
+    for place, (setting, values) in enumerate(front.iterrows()):
+        number = numbers.setdefault(setting, len(numbers) + 1)
+        axis.annotate(
+            str(number), values, xytext=(4 if place % 2 else -4, 6), textcoords='offset points', weight='bold',
+            ha='left' if place % 2 else 'right', path_effects=[withStroke(linewidth=2., foreground='white')]
+        )
 
 
 def pareto_front(points, larger_is_better):

@@ -97,11 +97,7 @@ def evaluate(
     '''
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f'evaluations are computed in float32 or float64, not in {dtype}')
-    is_mosaics = isinstance(images, Mosaics)
-    known = [name for name, metric in METRICS.items() if metric.needs_mosaic == is_mosaics]
-    for name in metrics:
-        if name not in known:
-            raise ValueError(f'{"mosaics" if is_mosaics else "images"} have no metric {name!r}, but {", ".join(known)}')
+    require_metrics(metrics, images)
     device, out = local_device(device), Path(out)
     classifier.to(device, dtype)
     run = {**description(classifier, images, device, dtype, seed), 'randomised layers': randomised_layers}
@@ -133,6 +129,15 @@ def evaluate(
         done = finished(out)
     asked = [(*key(images, index, setting), metric) for index in indices for setting in settings for metric in metrics]
     return pd.DataFrame([(*each, done[each]) for each in asked], columns=COLUMNS)
+
+
+def require_metrics(metrics, images):
+    '''Raise if a metric is none of images, or none of mosaics.'''
+    is_mosaics = isinstance(images, Mosaics)
+    known = [name for name, metric in METRICS.items() if metric.needs_mosaic == is_mosaics]
+    for name in metrics:
+        if name not in known:
+            raise ValueError(f'{"mosaics" if is_mosaics else "images"} have no metric {name!r}, but {", ".join(known)}')
 
 
 @contextmanager

@@ -35,7 +35,6 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     ValueError
         If a file is missing or of another kind.
     '''
-    import h5py
     import yaml
 
     analyses = [analysis] if isinstance(analysis, (str, os.PathLike)) else list(analysis)
@@ -45,17 +44,7 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     for path in (attribution, *analyses, labels):
         if not path.is_file():
             raise ValueError(f'there is no file {path}')
-    try:
-        run = attribute_of(attribution, 'run')
-        runs = [attribute_of(path, 'run')['attribution'] for path in analyses]
-        with h5py.File(attribution, 'r') as file:
-            names = file['name'].asstr()[:].tolist()
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f'{attribution} and {", ".join(map(str, analyses))} are not files of attributions and of their'
-                         f' analyses: {error}') from error
-    for path, own in zip(analyses, runs):
-        if own != run:
-            raise ValueError(f'{path} is not an analysis of {attribution}, but of another run')
+    run, names = read_run(attribution, analyses)
 
     def relative(path):
         return os.path.relpath(path.resolve(), out.resolve().parent)
@@ -79,6 +68,24 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     }
     with atomic_write(out) as temporary:
         temporary.write_text(yaml.safe_dump({'project': content}, sort_keys=False), encoding='utf-8')
+
+
+def read_run(attribution, analyses):
+    '''The run of a file of attributions, and the names of its images. Raise if an analysis is of another run.'''
+    import h5py
+
+    try:
+        run = attribute_of(attribution, 'run')
+        runs = [attribute_of(path, 'run')['attribution'] for path in analyses]
+        with h5py.File(attribution, 'r') as file:
+            names = file['name'].asstr()[:].tolist()
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f'{attribution} and {", ".join(map(str, analyses))} are not files of attributions and of their'
+                         f' analyses: {error}') from error
+    for path, own in zip(analyses, runs):
+        if own != run:
+            raise ValueError(f'{path} is not an analysis of {attribution}, but of another run')
+    return run, names
 
 
 def own_labels(path):
