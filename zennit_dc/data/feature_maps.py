@@ -199,9 +199,9 @@ class Survey(Uses):
         }
 
     def last(self):
-        '''The layer of the last feature map with a height and width of more than one on whose places the output
-        depends, and whether maps at this layer are read there; else it is the last one before. None if there is no such
-        layer.'''
+        '''The layer of the last feature map, and True; or the last layer before it, and False, where no module makes
+        this feature map. None if there is neither. A feature map has a height and width of more than one, and the
+        output depends on its places.'''
         maps = self.used
         name = self.maker(maps[-1]) if maps else None
         if name is not None:
@@ -213,9 +213,11 @@ class Survey(Uses):
 
     def middle(self):
         '''The layer of the last feature map that has about twice as many places along each axis as the last of all, or
-        None if no module makes one. Of the modules that do, those count that are within the fewest others, since inside
-        of a block there may be branches side by side. A block at which no map can be read does not count, where there
-        are none.'''
+        None if no module makes one.
+
+        Several modules may make one. Those within the fewest others are chosen from, since inside of a block there may
+        be branches side by side: see :py:meth:`depth`.
+        '''
         maps = [each for each in self.used if self.makers(each) and all(
             2 * side >= 3 * last for side, last in zip(each.grid, self.used[-1].grid, strict=True)
         )]
@@ -225,8 +227,8 @@ class Survey(Uses):
         return self.layers[self.maker(found[-1])] if found else None
 
     def depth(self, name, feature_map):
-        '''The number of modules that a module is within, but for those at which no map can be read, if this feature map
-        is all that the output depends on.'''
+        '''The number of modules that a module is within. Where the whole output depends on this feature map alone,
+        there are no branches beside it, and modules at which no map can be read do not count.'''
         parts, layers = name.split('.'), self.layers
         outer = ['.'.join(parts[:count]) for count in range(1, len(parts))]
         readable = sum(each in layers for each in outer)
@@ -281,7 +283,7 @@ def makes_map(name, inputs):
 
 
 def key(tensor):
-    '''What is equal for a tensor as long as nothing is written to it.'''
+    '''The identity of a tensor and its version, which changes as something is written to it.'''
     return id(tensor), None if tensor.is_inference() else tensor._version
 
 

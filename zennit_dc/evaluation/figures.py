@@ -151,8 +151,8 @@ def draw_front(axis, front, numbers):
 
 
 def pareto_front(points, larger_is_better):
-    '''Those of some points that no other one beats in both columns, in the order of the first, of which more is better;
-    of the second, more or less is.'''
+    '''The points that no other point beats in both columns, in the order of the first. Of the first column more is
+    better, and of the second more or less.'''
     signed = points.assign(**{points.columns[1]: points.iloc[:, 1] * (1. if larger_is_better else -1.)})
     order = signed.sort_values([*signed.columns], ascending=False, kind='stable')
     best = order.iloc[:, 1].cummax()
@@ -161,7 +161,8 @@ def pareto_front(points, larger_is_better):
 
 
 def layer_curves(settings, chosen):
-    '''For each chosen setting that was scored at several layers, by its name, the settings by their layers.'''
+    '''The settings of each curve by their layers, by the curve's name. A chosen setting has a curve if it was scored at
+    several layers.'''
     curves = {}
     for setting in chosen:
         if 'layer' in dict(setting.parameters):

@@ -266,7 +266,8 @@ def key_of(setting, is_randomised):
 
 
 def unfinished(images, indices, settings, metrics, done):
-    '''What is left to do: for each image and map its settings, which may be two, with the metrics that are missing.'''
+    '''What is left to do, by image and map: the map's settings with the metrics that are missing. There may be two
+    settings, as the absolute value is one of its own.'''
     tasks = []
     for index in indices:
         groups = {}
@@ -284,7 +285,7 @@ def key(images, index, setting):
 
 
 def name_of(images, index, setting):
-    '''The same for people.'''
+    '''What messages call the results of a map.'''
     return ', '.join(filter(None, key(images, index, setting)))
 
 

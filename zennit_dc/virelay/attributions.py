@@ -138,7 +138,7 @@ def attribute(
 
 
 def require_run(images, target, batch_size, shard, join):
-    '''Raise if these images cannot be explained so.'''
+    '''Raise if a parameter of :py:func:`attribute` is wrong, or an image lacks the label that is to be explained.'''
     if batch_size < 1:
         raise ValueError(f'the batch size must be positive, not {batch_size}')
     if shard is not None and (join or not 1 <= shard[0] <= shard[1]):
