@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..data.files import require_images, require_local
+from ..data.files import require_image_source, require_local
 from ..methods import METHODS
 from .arguments import (
     against_of,
@@ -12,8 +12,8 @@ from .arguments import (
     count_classes,
     hold,
     parameters_of,
-    require_classes,
     require_compute,
+    require_known_classes,
     require_output,
     require_used,
     require_weights,
@@ -77,11 +77,11 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     inputs = [source, labels, None if weights == 'DEFAULT' else weights, categories]
     require_output(out, inputs, *(out.with_name(out.name.removesuffix('.h5') + end) for end in ENDINGS))
 
-    require_images(source)
+    require_image_source(source)
     require_there(labels)
     require_weights(weights)
-    require_classes(model, categories, '--target', [target])
-    require_classes(model, categories, '--against', against)
+    require_known_classes(model, categories, '--target', [target])
+    require_known_classes(model, categories, '--against', against)
 
     from ..data.classifiers import reading_places
     from ..data.images import load_label_map

@@ -98,14 +98,14 @@ PARAMETERS = (
 )
 
 
-class Recorded(click.Command):
+class Typed(click.Command):
     '''A command that keeps what was typed.'''
     def parse_args(self, ctx, args):
         ctx.meta['zennit_dc.typed'] = shlex.join(['zennit-dc', ctx.info_name, *args])
         return super().parse_args(ctx, args)
 
 
-@click.command(cls=Recorded)
+@click.command(cls=Typed)
 @click.argument('source', type=path, metavar='drawings|FOLDER')
 @option(
     '--config', type=path, is_eager=True, expose_value=False, callback=configured,
@@ -198,7 +198,7 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input)
     tell_weights(classifier, weights)
-    images = load_images(classifier, source, outlines, labels, count, seed)
+    images = masked_images(classifier, source, outlines, labels, count, seed)
     settings = list(dict.fromkeys(own)) or grid(list(dict.fromkeys(methods)), **with_input(choices))
     require_layers(classifier, settings, device, dtype)
     options = {
@@ -290,7 +290,7 @@ def settings_of(text):
         raise click.UsageError(f'--setting {text!r}: {error}') from error
 
 
-def load_images(classifier, source, outlines, labels, count, seed):
+def masked_images(classifier, source, outlines, labels, count, seed):
     '''The images with masks that the options name.'''
     from ..data.images import label_map, load_label_map
     from ..evaluation.data import Drawings, ImageNetS, Polygons

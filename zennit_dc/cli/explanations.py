@@ -55,7 +55,7 @@ class Explanations:
     '''
     def __init__(self, classifier, chosen, given, seed, targets, top, against, asks, recorded=0):
         self.classifier, self.targets, self.top = classifier, targets, top
-        self.methods, self.given = titles_of(chosen), given
+        self.methods, self.given = by_title(chosen), given
         self.seed, self.asks = seed, asks
         self.own_streams = {
             title: parameters_of(*each, given).get('stream') for title, each in self.methods.items()
@@ -265,7 +265,7 @@ def targets_of(targets, top, output, classifier):
     return chosen or [int(output.argmax())]
 
 
-def titles_of(methods):
+def by_title(methods):
     '''The methods by their titles, with the layers where one title does not tell them apart.'''
     layers = {name: {own for other, own in methods if other == name} for name, _ in methods}
     return {

@@ -12,9 +12,9 @@ from .arguments import (
     hold,
     image_files,
     possible_against,
-    require_classes,
     require_compute,
     require_format,
+    require_known_classes,
     require_once,
     require_output,
     require_used,
@@ -102,8 +102,8 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     require_format(out)
     images, folder = image_files(images), out.with_name(f'{out.stem}_maps')
     require_files(images, weights, categories, out, folder)
-    require_classes(model, categories, '--target', targets)
-    require_classes(model, categories, '--against', against)
+    require_known_classes(model, categories, '--target', targets)
+    require_known_classes(model, categories, '--against', against)
     hold(out)
 
     from ..data.classifiers import reading_places

@@ -84,7 +84,7 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
             milliseconds = f'{1000. * (time.perf_counter() - start) / count:.1f}'
             where = layer or 'input'
             shown[f'{METHODS[method].title} {where}'] = maps[list(ROWS)]
-            table.append((METHODS[method].title, where, against, *mean_scores(maps, masks), milliseconds))
+            table.append((METHODS[method].title, where, against, *scored(maps, masks), milliseconds))
     captions = [caption(classifier, outputs[row], int(labels[row])) for row in ROWS]
     save_figure(out / 'demo.png', captions, images[list(ROWS)], shown)
     right = np.mean([int(output.argmax()) == label for output, label in zip(outputs, labels)])
@@ -125,7 +125,7 @@ def maps_by(chosen, against, inputs, targets, batch_size, bar):
     return torch.cat(outputs), torch.cat(maps)
 
 
-def mean_scores(maps, masks):
+def scored(maps, masks):
     '''The means over maps of the columns from the pointing game to the mass inside.'''
     scores = (
         pointing_game(maps, masks), pointing_game(maps.abs(), masks),

@@ -52,7 +52,7 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     if data.is_dir():
         dataset = image_directory(data, names, own_labels(attribution), load_label_map(labels), attribution, out)
     elif data.is_file():
-        require_images(data, len(names))
+        require_data_set(data, len(names))
         dataset = {'name': data.stem, 'type': 'hdf5', 'path': relative(data)}
     else:
         raise ValueError(f'there is no file or folder {data}')
@@ -96,7 +96,7 @@ def own_labels(path):
         return file['label'][:].tolist()
 
 
-def require_images(path, count):
+def require_data_set(path, count):
     '''Raise if an HDF5 file is not a data set of so many images.'''
     import h5py
 
