@@ -1,4 +1,5 @@
 '''Captum's methods, the controls and Grad-CAM++ against direct calls and literal formulas.'''
+import copy
 import importlib.util
 import warnings
 from functools import partial
@@ -11,6 +12,7 @@ from commands import require_success, run_code
 from helpers import assert_close, random_image, rounding
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox, EpsilonPlus, LayerMapComposite
 
@@ -145,6 +147,20 @@ def test_model_is_the_same_afterwards(name, frozen, network, images):
     before = condition(network, images)
     make(name, network)(images, class_relevance(TARGETS))
     assert condition(network, images) == before
+
+
+@pytest.mark.parametrize('name', ['lrp-gamma', 'lrp-epsilon-plus'])
+def test_lrp_leaves_a_model_as_it_was(name):
+    '''Its own parameters, which an optimizer may hold, and nothing that hides what they are converted to.'''
+    torch.manual_seed(0)
+    model = torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=4).eval().double()
+    input, before = random_image(1, 3, 32, 32), model.state_dict(keep_vars=True)
+    values, converted = {key: value.clone() for key, value in before.items()}, copy.deepcopy(model).float()
+    attributor(name, Classifier('', model, IMAGENET_PREPROCESSING()))(input, class_relevance(2))
+    after = model.state_dict(keep_vars=True)
+    assert after.keys() == before.keys() and all(after[key] is before[key] for key in after)
+    assert all(torch.equal(after[key], value) for key, value in values.items())
+    assert torch.equal(model.float()(input.float()), converted(input.float()))
 
 
 @needs_captum

@@ -19,7 +19,8 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import CASO, Sparsity, class_relevance
-from zennit_dc.cli.explanations import Explanations, distinct, shortened
+from zennit_dc.cli.explanations import Explanations
+from zennit_dc.cli.pictures import distinct, shortened
 from zennit_dc.data.classifiers import layers, load_classifier
 from zennit_dc.data.parts import held
 from zennit_dc.data.progress import progress_bar
@@ -426,8 +427,8 @@ def test_random_weights_are_drawn_by_the_seed(explains, own):
 @pytest.mark.parametrize('model', ['demo', 'squeezenet1_1'])
 def test_a_figure_says_that_weights_are_random(own, drawings, model, monkeypatch):
     headings = []
-    monkeypatch.setattr('zennit_dc.cli.explanations.side_by_side', lambda rows, heading, *_: headings.append(heading))
-    monkeypatch.setattr('zennit_dc.cli.explanations.save', lambda *_: None)
+    monkeypatch.setattr('zennit_dc.cli.pictures.side_by_side', lambda rows, heading, *_: headings.append(heading))
+    monkeypatch.setattr('zennit_dc.cli.pictures.save', lambda *_: None)
     result = run('explain', drawings[0], '--model', model, '--method', 'gradient', '--weights', 'random', '--size', 64)
     require_success(result)
     assert headings[0].startswith(f'{model} with random weights, ') and 'are random' in result.stderr

@@ -142,7 +142,7 @@ def second_order(
     lambda2 = shift(largest, gradient, loss.log_scale, margin, offset)
     require_concave(lambda2, largest, gradient)
     rate, factor = largest / (2. * lambda2), per_image(2. * lambda2, gradient)
-    momentum = per_image((1. - (1. - rate).sqrt()) / (1. + (1. - rate).sqrt()), gradient)
+    momentum = per_image(momentum_of(rate), gradient)
     point, curved = space.solved(2. * lambda2)
     point = factor * point  # 2λ2 Δ, whose scale is the gradient's, and HΔ
     del space
@@ -172,12 +172,21 @@ def second_order(
             point, curved = (new + momentum * (new - old) for new, old in zip(now, last or now))
             last = now
     if running.any():
-        worst = (bound / norm(found))[running].max()
-        warnings.warn(f'after {steps} steps the error of CASO is up to {worst:.1e} of the map: give it more steps, or a'
-                      ' larger margin', stacklevel=2)
+        warn_of_error(steps, (bound / norm(found))[running].max())
     return found / factor, Solution(
         lambda1 * scale, lambda2 * scale, largest * scale, bound / (2. * lambda2), taken.long()
     )
+
+
+def momentum_of(rate: Tensor) -> Tensor:
+    '''The momentum with which steps that contract by a rate are accelerated.'''
+    return (1. - (1. - rate).sqrt()) / (1. + (1. - rate).sqrt())
+
+
+def warn_of_error(steps: int, error: Tensor) -> None:
+    '''Warn, where :py:func:`second_order` was called, that it took all steps and was not done.'''
+    warnings.warn(f'after {steps} steps the error of CASO is up to {error:.1e} of the map: give it more steps, or a'
+                  ' larger margin', stacklevel=3)
 
 
 def shift(largest: Tensor, gradient: Tensor, log_scale: Tensor, margin: float, offset: float) -> Tensor:

@@ -162,8 +162,8 @@ class Uses(TorchFunctionMode):
 
 
 class Recording(Uses):
-    '''The same for outputs of which gradients are taken, so that what is written to them later has to leave where they
-    are read as it is.'''
+    '''The same for outputs of which gradients are taken. Where such an output is read, nothing may be written to it
+    later: an activation in place, or one that returns its input, gets or returns a copy.'''
     def activate(self, func: Callable, args: tuple, kwargs: dict) -> tuple[Any, Any]:
         '''The result of an activation, and where it is to be read.'''
         first = args[0] if args else kwargs['input']
@@ -186,7 +186,8 @@ def is_discrete(tensor: Tensor) -> bool:
 
 
 def is_same(one: Tensor, other: Tensor) -> bool:
-    '''Whether two tensors are one, or all of the same memory, as what the backward hooks of a module make of it is.'''
+    '''Whether two tensors are one, or views of all of the same memory. The backward hooks of a module make such a view
+    of what it returns.'''
     is_alias = torch._C._is_alias_of  # type: ignore[attr-defined]
     return one is other or (one.shape == other.shape and one.dtype == other.dtype and is_alias(one, other))
 

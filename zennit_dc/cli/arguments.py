@@ -119,7 +119,7 @@ def require_weights(weights):
             raise click.UsageError(f'there is no file of weights {weights}')
 
 
-def require_classes(model, categories, name, given):
+def require_known_classes(model, categories, name, given):
     '''Raise if a class was given to an option that a model does not have, as far as its classes are known before
     anything is imported that takes long.
 
@@ -254,11 +254,12 @@ def require_output(out, inputs, *others):
         raise click.UsageError(f'--out {out} cannot be written, as {parent} is no folder')
     for path in filter(None, inputs):
         for written in (out, *others):
-            if is_same(path, written) or (written.is_dir() and is_same(Path(path).absolute().parent, written)):
+            folder = Path(path).absolute().parent
+            if is_same_file(path, written) or (written.is_dir() and is_same_file(folder, written)):
                 raise click.UsageError(f'--out {out} would overwrite the input {path}: choose another name')
 
 
-def is_same(first, second):
+def is_same_file(first, second):
     '''Whether two paths lead to one file, by whatever names or links.'''
     try:
         return os.path.samefile(first, second)

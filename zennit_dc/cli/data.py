@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..data.files import require_images, require_local
+from ..data.files import require_image_source, require_local
 from ..methods import METHODS
 from .arguments import (
     against_of,
@@ -12,8 +12,8 @@ from .arguments import (
     count_classes,
     hold,
     parameters_of,
-    require_classes,
     require_compute,
+    require_known_classes,
     require_output,
     require_used,
     require_weights,
@@ -77,13 +77,12 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
     inputs = [source, labels, None if weights == 'DEFAULT' else weights, categories]
     require_output(out, inputs, *(out.with_name(out.name.removesuffix('.h5') + end) for end in ENDINGS))
 
-    require_images(source)
+    require_image_source(source)
     require_there(labels)
     require_weights(weights)
-    require_classes(model, categories, '--target', [target])
-    require_classes(model, categories, '--against', against)
+    require_known_classes(model, categories, '--target', [target])
+    require_known_classes(model, categories, '--against', against)
 
-    from ..data.categories import find_class
     from ..data.classifiers import reading_places
     from ..data.images import load_label_map
     from ..methods.table import require_layer
@@ -95,33 +94,23 @@ def attribute(source, out, method, model, weights, size, mean, std, output, inpu
         require_layer(classifier, layer)
         reading_places(classifier, [layer], device, dtype)
     count = count_classes(classifier, device, dtype, categories)
-    told = {'--against': against}
-    if target not in ('predicted', 'label'):
-        told['--target'] = [target]
-        target = find_class(target, count, classifier.categories)
-    for name, given_classes in told.items() if int(os.environ.get('RANK', 0)) == 0 else ():
-        tell_classes(name, given_classes, count, classifier)
-    against = against_of(against, count, classifier)
-    if METHODS[method].explains_loss and against != 'none':
-        raise click.UsageError(f'{METHODS[method].title} takes no --against: the loss is a contrast by itself')
+    target, against = classes_of(method, target, against, count, classifier)
     entries = None if labels is None else load_label_map(labels)
     images = load_images(source, classifier, entries, label_regex)
-    if int(os.environ.get('RANK', 0)) == 0:
+    if is_first():
         tell_weights(classifier, weights)
         tell_explained(classifier, images, method, target, against)
     skipped = attribute_all(
         classifier, images, out, method, target, entries, batch_size, device, dtype, seed, workers,
         True, against, shard, join, record, **parameters_of(method, layer, given)
     )
-    if int(os.environ.get('RANK', 0)) > 0:
-        return
-    if shard is not None and not out.exists():
-        number, count = shard
-        click.echo(f'{out}: shard {number}/{count} is done; once all are, the same command with --join makes the files')
-    else:
-        click.echo(f'{out}: {METHODS[method].title} of {len(images) - len(skipped)} images of {source}')
-    for name, reason in skipped:
-        click.echo(f'left out {name}: {reason}')
+    if is_first():
+        tell_attributed(out, method, source, shard, len(images) - len(skipped), skipped)
+
+
+def is_first():
+    '''Whether this is the first of the processes of ``torchrun``, which speaks for all of them.'''
+    return int(os.environ.get('RANK', 0)) == 0
 
 
 def require_there(*paths):
@@ -130,6 +119,36 @@ def require_there(*paths):
         require_local(path)
         if not path.exists():
             raise click.UsageError(f'there is no file {path}')
+
+
+def classes_of(method, target, against, count, classifier):
+    '''The class that is explained, and what it is explained against, as :py:func:`~zennit_dc.virelay.attribute` takes
+    them, after saying what numbers were taken for.'''
+    from ..data.categories import find_class
+
+    told = {'--against': against}
+    if target not in ('predicted', 'label'):
+        told['--target'] = [target]
+        target = find_class(target, count, classifier.categories)
+    for name, given in told.items() if is_first() else ():
+        tell_classes(name, given, count, classifier)
+    against = against_of(against, count, classifier)
+    if METHODS[method].explains_loss and against != 'none':
+        raise click.UsageError(f'{METHODS[method].title} takes no --against: the loss is a contrast by itself')
+    return target, against
+
+
+def tell_attributed(out, method, source, shard, count, skipped):
+    '''Say what was written, and which images were left out.'''
+    if shard is not None and not out.exists():
+        number, shards = shard
+        click.echo(
+            f'{out}: shard {number}/{shards} is done; once all are, the same command with --join makes the files'
+        )
+    else:
+        click.echo(f'{out}: {METHODS[method].title} of {count} images of {source}')
+    for name, reason in skipped:
+        click.echo(f'left out {name}: {reason}')
 
 
 def tell_explained(classifier, images, method, target, against):

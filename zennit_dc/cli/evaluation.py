@@ -98,14 +98,14 @@ PARAMETERS = (
 )
 
 
-class Recorded(click.Command):
+class Typed(click.Command):
     '''A command that keeps what was typed.'''
     def parse_args(self, ctx, args):
         ctx.meta['zennit_dc.typed'] = shlex.join(['zennit-dc', ctx.info_name, *args])
         return super().parse_args(ctx, args)
 
 
-@click.command(cls=Recorded)
+@click.command(cls=Typed)
 @click.argument('source', type=path, metavar='drawings|FOLDER')
 @option(
     '--config', type=path, is_eager=True, expose_value=False, callback=configured,
@@ -180,13 +180,7 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     zennit-dc evaluate photos --outlines masks.json --setting "splitlrp layer=input,features.9 stream=positive"
     zennit-dc evaluate --config evaluation.toml --device cuda
     '''
-    if outlines is not None and not outlines.is_file():
-        raise click.UsageError(f'there is no file of outlines {outlines}')
-    if str(source) != 'drawings' and not source.is_dir():
-        require_local(source)
-        raise click.UsageError(f'there is no folder {source}, and drawings is the only other source')
-    if labels is not None and not labels.is_file():
-        raise click.UsageError(f'there is no label map {labels}')
+    require_source(source, outlines, labels)
     require_weights(weights)
 
     from ..evaluation.comparison import SENSITIVITY, MethodComparison
@@ -204,7 +198,7 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input)
     tell_weights(classifier, weights)
-    images = load_images(classifier, source, outlines, labels, count, seed)
+    images = masked_images(classifier, source, outlines, labels, count, seed)
     settings = list(dict.fromkeys(own)) or grid(list(dict.fromkeys(methods)), **with_input(choices))
     require_layers(classifier, settings, device, dtype)
     options = {
@@ -217,18 +211,44 @@ def evaluate(source, outlines, labels, count, methods, given, metrics, subset, c
         classifier, images, out, asked, costly, subset, mosaics, share, options, click.echo, typed
     )
     comparison.require_all()
-    if own:
-        shown = comparison.report_settings(settings)
-        comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), shown), 'maps.png')
-        return
-    chosen_on = comparison.scores(settings, (comparison.validation, list(SELECTION)))
-    chosen, best, localising = comparison.choose(settings, chosen_on, ablations)
-    comparison.report('validation', chosen_on)
-    comparison.report_spectra(settings, chosen_on)
+    shown = comparison.report_settings(settings) if own else report_best(comparison, settings, ablations, ablated)
+    comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), shown), 'maps.png')
+
+
+def require_source(source, outlines, labels):
+    '''Raise if images, outlines or labels were named that are not there.'''
+    if outlines is not None and not outlines.is_file():
+        raise click.UsageError(f'there is no file of outlines {outlines}')
+    if str(source) != 'drawings' and not source.is_dir():
+        require_local(source)
+        raise click.UsageError(f'there is no folder {source}, and drawings is the only other source')
+    if labels is not None and not labels.is_file():
+        raise click.UsageError(f'there is no label map {labels}')
+
+
+def report_best(comparison, settings, ablations, metrics):
+    '''Choose the best settings on the validation split, and report them on the test split; those that are the best by
+    localisation are returned.
+
+    Parameters
+    ----------
+    comparison : :py:class:`~zennit_dc.evaluation.comparison.MethodComparison`
+        The comparison.
+    settings : list[:py:class:`~zennit_dc.evaluation.settings.Setting`]
+        What is chosen from.
+    ablations : sequence of str
+        The parameters of which all values are reported.
+    metrics : list[str]
+        What is reported of these.
+    '''
+    scores = comparison.scores(settings, (comparison.validation, list(SELECTION)))
+    chosen, best, localising = comparison.choose(settings, scores, ablations)
+    comparison.report('validation', scores)
+    comparison.report_spectra(settings, scores)
     comparison.report_test(best, chosen, localising)
     if ablations:
-        comparison.report_ablations(best, ablations, ablated)
-    comparison.save(lambda: map_figure(classifier, images, comparison.sample(4), localising), 'maps.png')
+        comparison.report_ablations(best, ablations, metrics)
+    return localising
 
 
 def require_layers(classifier, settings, device, dtype):
@@ -270,7 +290,7 @@ def settings_of(text):
         raise click.UsageError(f'--setting {text!r}: {error}') from error
 
 
-def load_images(classifier, source, outlines, labels, count, seed):
+def masked_images(classifier, source, outlines, labels, count, seed):
     '''The images with masks that the options name.'''
     from ..data.images import label_map, load_label_map
     from ..evaluation.data import Drawings, ImageNetS, Polygons

@@ -1,21 +1,12 @@
-'''What the command explain computes and saves.'''
-import json
+'''Which maps the command explain computes, and what it says of them.'''
 import math
-import os
-import re
-from typing import NamedTuple
 
 import click
-import numpy as np
 import torch
 
 from ..attribution import map_cosine, require_scores, runner_up, support
-from ..attribution.support import blurred
 from ..data.categories import find_class
-from ..data.images import read_image
-from ..data.parts import atomic_write
-from ..data.progress import progress_bar
-from ..figures import Bar, blend, caption, color, largest_shown, number, save, side_by_side
+from ..figures import caption
 from ..methods import METHODS, replaying, saliency_map
 from ..rules import Balanced
 from .arguments import against_of, attributor_of, parameters_of, require_once
@@ -27,124 +18,15 @@ LEVEL = .1
 '''The part of a map's largest absolute value below which nobody sees a color.'''
 SLIGHT = .001
 '''The part of a map's largest absolute value by which it changes if a contrast matters to the method at all.'''
-UNSIGNED = (
-    'saliency', 'layercam', 'gradcam++', 'cafo', 'caso', 'smooth-cafo', 'smooth-caso', 'binary-mask', 'image-center'
-)
-'''The methods whose maps are never negative.'''
 SENSITIVITIES = ('gradient', 'splitgrad', 'guided-backprop', 'deconvolution', 'guided-gradcam')
 '''The methods whose maps at the input say by their sign in which direction a pixel should change, and by their absolute
 value that it matters.'''
-GRAINY = (
-    *SENSITIVITIES, 'saliency', 'input-x-gradient', 'integrated-gradients', 'gradient-shap', 'deeplift', 'cafo', 'caso',
-    'smooth-cafo', 'smooth-caso'
-)
-'''The methods whose maps at the input change from pixel to pixel, as gradients do.'''
 FOR_THE_CLASS = (None, 'positive', 'combined', 'g', '+g')
 '''The streams whose red is for the class.'''
 RED_AND_BLUE = ('bwr', 'france', 'seismic')
 '''The color maps that end in blue and red.'''
-FOOTER = (
-    'Each map has its own scale. The numbers at a color bar are values of single pixels: no shares of the score, to'
-    ' which they need not add up.'
-)
-'''What a figure says of its color bars.'''
 FAILURES = (ArithmeticError, RuntimeError, ValueError)
 '''What a method raises that has no map of an image.'''
-
-
-class Look(NamedTuple):
-    '''How maps are drawn.
-
-    Parameters
-    ----------
-    cmap : str
-        Zennit's name of the color map.
-    overlay : bool or None
-        Whether to lay maps over the images. None is for maps at a layer alone.
-    percentile : float or None
-        The percentile of the absolute values that gets the color map's end. None is 99 at the input and 100 at a layer.
-    smoothing : float or None
-        The standard deviation of the blur in pixels. None is a hundredth of the shorter side for grainy maps at the
-        input, and 0 for others.
-    '''
-    cmap: str = 'bwr'
-    overlay: bool | None = None
-    percentile: float | None = None
-    smoothing: float | None = None
-
-
-def explain_images(images, out, folder, explanations, heading, look, save_arrays, place):
-    '''Save the figure and the maps of images, and how good they are in the file ``support.json`` in their folder. Where
-    a method has no map of an image, the figure says why, and so does an error at the end.
-
-    Parameters
-    ----------
-    images : sequence of path
-        The files.
-    out, folder : path
-        The figure, and the folder of the maps.
-    explanations : :py:class:`Explanations`
-        What to compute.
-    heading : str
-        The figure's heading.
-    look : :py:class:`Look`
-        How maps are drawn.
-    save_arrays : bool
-        Whether to save the maps as arrays, too.
-    place : dict
-        Where and in which dtype to compute, as :py:meth:`torch.Tensor.to` takes it.
-
-    Returns
-    -------
-    int
-        The number of maps.
-
-    Raises
-    ------
-    Exception
-        What the first map raised that failed, if there is none of the first image.
-    '''
-    classifier, rows, bars, notes = explanations.classifier, [], [], []
-    inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place) for path in images]
-    with progress_bar(total=len(inputs) * explanations.most, desc='maps', unit='map') as bar:
-        for path, name, input in zip(images, distinct([shortened(path.stem) for path in images]), inputs, strict=True):
-            for target, text, ending, saliencies in explanations.of(path, input, bar):
-                folder.mkdir(parents=True, exist_ok=True)
-                photo = classifier.pixels(input[0]).numpy()
-                shown = {title: explanations.drawn(title, saliency, photo, look)
-                         for title, saliency in saliencies.items()}
-                for title, (images_of, _, _) in shown.items():
-                    save_map(folder / f'{name}{ending}_{file_name(title)}', images_of, saliencies[title], save_arrays)
-                bar.set_postfix_str('hiding parts')
-                found = explanations.notes(path, input, target, ending, saliencies, look.cmap)
-                pictures = {title: [*images_of.values()][-1] for title, (images_of, _, _) in shown.items()}
-                rows.append((text, photo, explanations.by_column(pictures, 'no map, see the error')))
-                bars.append(explanations.by_column({title: bar for title, (_, bar, _) in shown.items()}))
-                notes.append(explanations.by_column({
-                    title: '\n'.join(filter(None, [said, found.get(title)])) for title, (_, _, said) in shown.items()
-                }))
-    save_supports(folder / 'support.json', explanations)
-    save(side_by_side(rows, heading, bars, look.cmap, notes, FOOTER), out)
-    return sum(map(len, bars))
-
-
-def save_supports(path, explanations):
-    '''Save how good maps are as JSON, or remove what an earlier run has left where this one does not ask.'''
-    if not explanations.asks:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as temporary, open(temporary, 'w', encoding='utf-8') as file:
-        json.dump(explanations.supports, file, indent=1, ensure_ascii=False, allow_nan=False)
-
-
-def save_map(path, images, saliency, as_array):
-    '''Save a map as images by the endings of their names, and as an array if asked.'''
-    for ending, image in images.items():
-        with atomic_write(path.with_name(f'{path.name}{ending}.png')) as temporary:
-            image.save(temporary, 'png')
-    if as_array:
-        with atomic_write(path.with_name(f'{path.name}.npy')) as temporary, open(temporary, 'wb') as file:
-            np.save(file, saliency.detach().float().cpu().numpy(), allow_pickle=False)
 
 
 class Explanations:
@@ -168,18 +50,18 @@ class Explanations:
         What the command was given for the classes to explain against.
     asks : bool
         Whether to ask how good the maps are, see :py:func:`~zennit_dc.attribution.support`.
-    images : int, optional
+    recorded : int, optional
         The number of images for whose maps calls may be recorded, see :py:func:`zennit_dc.methods.replaying`.
     '''
-    def __init__(self, classifier, chosen, given, seed, targets, top, against, asks, images=0):
+    def __init__(self, classifier, chosen, given, seed, targets, top, against, asks, recorded=0):
         self.classifier, self.targets, self.top = classifier, targets, top
-        self.methods, self.given = titles_of(chosen), given
+        self.methods, self.given = by_title(chosen), given
         self.seed, self.asks = seed, asks
         self.own_streams = {
             title: parameters_of(*each, given).get('stream') for title, each in self.methods.items()
         }
         self.supports, self.distrusted, self.failed = [], [], []
-        calls = images * (1 + max(len(targets) + (top or 0), 1))  # as each is compared with the map of another class
+        calls = recorded * (1 + max(len(targets) + (top or 0), 1))  # as each is compared with the map of another class
         self.attributors = {
             title: replaying(attributor_of(*each, classifier, given, seed), calls)
             for title, each in self.methods.items()
@@ -191,7 +73,7 @@ class Explanations:
         '''The number of maps of an image, if no class of ``top`` is among the others.'''
         return len(self.attributors) * (len(self.targets) + (self.top or 0) or 1)
 
-    def of(self, path, input, bar):
+    def of(self, path, input, progress):
         '''The maps of an image.
 
         Parameters
@@ -200,7 +82,7 @@ class Explanations:
             The image's file.
         input : :py:class:`torch.Tensor`
             The image of shape (1, channels, height, width).
-        bar : :py:class:`tqdm.tqdm`
+        progress : :py:class:`tqdm.tqdm`
             The progress bar of maps, which shows the method.
 
         Yields
@@ -215,20 +97,12 @@ class Explanations:
         targets = targets_of(self.targets, self.top, output, self.classifier)
         maps = {target: {} for target in targets}
         failures = []
-        bar.total -= self.most - len(self.attributors) * len(targets)
+        progress.total -= self.most - len(self.attributors) * len(targets)
         for title in self.attributors:
-            bar.set_postfix_str(title)
-            made = 0
             try:
-                found = {}
-                for target in targets:
-                    found[target] = self.map_of(title, input, target, against)
-                    bar.update()
-                    made += 1
-                self.compare(title, input, targets, found[targets[0]], against, output)
+                found = self.maps_by(title, input, targets, against, output, progress)
             except FAILURES as error:
                 failures.append((path, title, error))
-                bar.update(len(targets) - made)
                 continue
             for target, map in found.items():
                 maps[target][title] = map
@@ -238,6 +112,21 @@ class Explanations:
         for target in targets:
             ending = f'_{target}' if len(targets) > 1 else ''
             yield target, caption(self.classifier, output, target, against), ending, maps[target]
+
+    def maps_by(self, title, input, targets, against, output, progress):
+        '''The maps of classes of an image by a method, after one of them was compared with that of another class. The
+        progress bar counts those that fail, too.'''
+        progress.set_postfix_str(title)
+        found = {}
+        try:
+            for target in targets:
+                found[target] = self.map_of(title, input, target, against)
+                progress.update()
+            self.compare(title, input, targets, found[targets[0]], against, output)
+        except FAILURES:
+            progress.update(len(targets) - len(found))
+            raise
+        return found
 
     def map_of(self, title, input, target, against):
         '''The map of a class of an image by a method, of shape (height, width).'''
@@ -255,27 +144,6 @@ class Explanations:
         value = map_cosine(itself[None], self.map_of(title, input, other, None)[None]).item()
         changes = (itself - shown).abs().max().item() > SLIGHT * itself.abs().max().item()
         self.agreements.setdefault(title, []).append((value, targets[0], other, changes))
-
-    def drawn(self, title, saliency, photo, look):
-        '''The images of a map by the endings of their names, of which the last one is shown, its color bar, and what
-        was done to draw it.'''
-        method, layer = self.methods[title]
-        at_input = layer is None or method == 'guided-gradcam'
-        width = look.smoothing
-        if width is None:
-            width = .01 * min(saliency.shape) if at_input and method in GRAINY else 0.
-        is_absolute = width > 0. and at_input and method in SENSITIVITIES
-        said = ''
-        if width > 0.:
-            saliency = blurred((saliency.abs() if is_absolute else saliency)[None], width)[0]
-            said = f'{"absolute values, " if is_absolute else ""}blurred by {number(width)} pixels'
-        percentile = (99. if at_input else 100.) if look.percentile is None else look.percentile
-        largest = largest_shown(saliency, percentile)
-        images = {'': color(saliency, look.cmap, largest)}
-        if layer is not None if look.overlay is None else look.overlay:
-            images['_overlay'] = blend(photo, saliency, look.cmap, largest=largest)
-        ends = ('', 'matters') if is_absolute else self.ends(title)
-        return images, Bar(largest, *ends, largest < saliency.abs().max().item()), said
 
     def notes(self, path, input, target, ending, maps, cmap):
         '''What hiding parts of an image does to a class, by the titles of its maps, in lines for the figure. It is kept
@@ -298,14 +166,10 @@ class Explanations:
         '''
         lines = {}
         for title, map in maps.items() if self.asks else ():
-            method, layer = self.methods[title]
-            names = ('red', 'blue') if cmap in RED_AND_BLUE else ('highest', 'lowest')
-            if method in SENSITIVITIES and (layer is None or method == 'guided-gradcam'):
-                map, names = map.abs(), ('strongest', 'weakest')
+            map, names = self.hidden(title, map, cmap)
             found = support(self.classifier.model, input, map[None], target, seed=self.seed)
-            if names[0] == 'red' and not map.max() > LEVEL * map.abs().max():
-                names = ('least blue', 'blue')
-            reason = found.reason(names=names) if self.own_streams[title] in FOR_THE_CLASS else None
+            is_for_it = self.own_streams[title] in FOR_THE_CLASS
+            reason = found.reason(names=names) if is_for_it else None
             lines[title] = found.sentence(names=names, separator='\n')
             if names[0] == 'least blue' and not found.is_constant[0]:
                 lines[title] = f'{"hardly anything" if map.max() > 0. else "nothing"} is red\n{lines[title]}'
@@ -313,42 +177,31 @@ class Explanations:
                 lines[title] += '\ndo not trust this map'
                 category = f', {self.classifier.category(target)}' if ending else ''
                 self.distrusted.append(f'{path.name}{category}, {self.named(title)}: {reason}: do not trust this map')
+            method, layer = self.methods[title]
             self.supports.append({
                 'file': str(path), 'class': target, 'category': self.classifier.category(target), 'method': method,
                 'layer': layer, 'stream': self.own_streams[title], 'absolute': names[0] == 'strongest',
-                'seed': self.seed, **found.numbers(),
-                'fails': bool(found.fails) if self.own_streams[title] in FOR_THE_CLASS else None,
+                'seed': self.seed, **found.numbers(), 'fails': bool(found.fails) if is_for_it else None,
             })
         return lines
 
-    def by_column(self, found, missing=None):
-        '''What is known by titles, by the titles of the figure's columns, which name the layer and a stream that was
-        chosen; with what stands for those that are not known, if that is given.'''
-        columns = {}
-        for title, (method, layer) in self.methods.items():
-            if title in found or missing is not None:
-                place, stream = 'the input' if layer is None else layer, self.own_streams[title]
-                chosen = '' if stream is None else f'\nstream {stream}'
-                columns[f'{METHODS[method].title}\nat {place}{chosen}'] = found.get(title, missing)
-        return columns
+    def hidden(self, title, map, cmap):
+        '''The map whose largest and smallest values are hidden, and what the figure calls these parts.'''
+        if self.is_at_input(title) and self.methods[title][0] in SENSITIVITIES:
+            return map.abs(), ('strongest', 'weakest')
+        if cmap not in RED_AND_BLUE:
+            return map, ('highest', 'lowest')
+        return map, ('red' if map.max() > LEVEL * map.abs().max() else 'least blue', 'blue')
+
+    def is_at_input(self, title):
+        '''Whether the maps of a title have the grid of the input.'''
+        method, layer = self.methods[title]
+        return layer is None or method == 'guided-gradcam'
 
     def named(self, title):
         '''The method of a title, and where its maps are read.'''
         method, layer = self.methods[title]
         return f'{METHODS[method].title} at {"the input" if layer is None else layer}'
-
-    def ends(self, title):
-        '''What the ends of the colors mean.'''
-        method, stream = self.methods[title][0], self.own_streams[title]
-        if method in UNSIGNED:
-            return '', 'matters'
-        if stream == 'combined':
-            return 'negative stream', 'positive stream'
-        if stream == 'negative':
-            return 'against', 'for, by the\nnegative stream'
-        if stream not in FOR_THE_CLASS:
-            return f'lowers {stream[-1]}', f'raises {stream[-1]}'
-        return 'against the class', 'for it'
 
     def warnings(self):
         '''A line for each map that fails, and for each method whose maps are nearly the same for two classes.'''
@@ -412,32 +265,10 @@ def targets_of(targets, top, output, classifier):
     return chosen or [int(output.argmax())]
 
 
-def titles_of(methods):
+def by_title(methods):
     '''The methods by their titles, with the layers where one title does not tell them apart.'''
     layers = {name: {own for other, own in methods if other == name} for name, _ in methods}
     return {
         f'{METHODS[name].title} {layer or "input"}' if len(layers[name]) > 1 else METHODS[name].title: (name, layer)
         for name, layer in methods
     }
-
-
-def distinct(names):
-    '''Names that are all different.'''
-    chosen = []
-    for index, name in enumerate(names, 1):
-        candidates = [name] if names.count(name) == 1 else []
-        endings = ('', *(f'-{number}' for number in range(len(names))))
-        candidates += [f'{name}-{index}{ending}' for ending in endings]
-        chosen.append(next(each for each in candidates if each not in {*chosen, *names[index:]}))
-    return chosen
-
-
-def shortened(name):
-    '''A name, or its beginning, that leaves room for what is added in file systems whose names have 255 bytes.'''
-    encoded = os.fsencode(name)
-    return name if len(encoded) <= 150 else encoded[:150].decode(errors='ignore')
-
-
-def file_name(title):
-    '''A title as part of a file's name.'''
-    return re.sub(r'[^\w.-]+', '-', title.replace('γ', 'gamma'))

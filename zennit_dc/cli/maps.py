@@ -12,9 +12,9 @@ from .arguments import (
     hold,
     image_files,
     possible_against,
-    require_classes,
     require_compute,
     require_format,
+    require_known_classes,
     require_once,
     require_output,
     require_used,
@@ -98,28 +98,18 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     zennit-dc explain dog.jpg --model vgg16 --method splitcam --layer features.26 --alpha 0.3 --stream g
     zennit-dc explain dog.jpg --model my_package.models:build --weights best.pt --categories names.txt
     '''
-    named = methods or (f'splitlrp@{layer or MIDDLE}', 'splitcam')
-    named = [*(BASELINES if compare else ()), *named]
-    require_once('--method', methods)
-    chosen = list(dict.fromkeys(parse(method, layer) for method in named))
-    require_used([method for method, _ in chosen], {'layer': layer, **given})
-    if layer is not None and layer not in {own for _, own in chosen}:
-        raise click.UsageError(f'--layer {layer} belongs to none of the methods')
+    chosen = chosen_methods(methods, compare, layer, given)
     require_format(out)
-    images = image_files(images)
-    require_once('IMAGE', [str(path) for path in images])
-    folder = out.with_name(f'{out.stem}_maps')
-    require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
-    for path in images:
-        require_file(path)
-    require_weights(weights)
-    require_classes(model, categories, '--target', targets)
-    require_classes(model, categories, '--against', against)
+    images, folder = image_files(images), out.with_name(f'{out.stem}_maps')
+    require_files(images, weights, categories, out, folder)
+    require_known_classes(model, categories, '--target', targets)
+    require_known_classes(model, categories, '--against', against)
     hold(out)
 
-    from ..data.classifiers import last_feature_map, middle_feature_map, reading_places
+    from ..data.classifiers import reading_places
     from ..methods.table import require_layer
-    from .explanations import Explanations, Look, explain_images
+    from .explanations import Explanations
+    from .pictures import Look, explain_images
 
     device, dtype = require_compute(device, dtype, seed)
     classifier = classifier_of(model, weights, size, mean, std, output, input, categories).to(device, dtype)
@@ -131,17 +121,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     tell_weights(classifier, weights)
     tell_classes('--target', targets, number, classifier)
     tell_classes('--against', against, number, classifier)
-    if MIDDLE in {own for _, own in chosen}:
-        middle = middle_feature_map(classifier, device, dtype)
-        if middle is not None:
-            which = 'which has about twice the resolution of the last feature map'
-            click.echo(f'maps of SplitLRP at layer {middle.place}, {which}')
-        chosen = [(name, (middle.name if middle else LAST) if own == MIDDLE else own) for name, own in chosen]
-    if LAST in {own for _, own in chosen}:
-        last, is_last = last_feature_map(classifier, device, dtype)
-        which = 'the last feature map' if is_last else 'the layer before the last feature map, which no module makes'
-        click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
-        chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
+    chosen = with_feature_maps(chosen, classifier, device, dtype)
     places = reading_places(classifier, [own for _, own in chosen if own is not None], device, dtype)
     explanations = Explanations(
         classifier, chosen, given, seed, targets, top, against, support, len(images) if record else 0
@@ -154,6 +134,44 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     click.echo(f'{out} and {count} maps in {folder}')
     if explanations.failed:
         raise click.ClickException(explanations.failure())
+
+
+def require_files(images, weights, categories, out, folder):
+    '''Raise if a file is not there, was given twice, or would be written over.'''
+    require_once('IMAGE', [str(path) for path in images])
+    require_output(out, [*images, None if weights == 'DEFAULT' else weights, categories], folder)
+    for path in images:
+        require_file(path)
+    require_weights(weights)
+
+
+def chosen_methods(methods, compare, layer, given):
+    '''The methods and their layers that the options name. Raise if an option is for none of them.'''
+    named = methods or (f'splitlrp@{layer or MIDDLE}', 'splitcam')
+    require_once('--method', methods)
+    chosen = list(dict.fromkeys(parse(method, layer) for method in [*(BASELINES if compare else ()), *named]))
+    require_used([method for method, _ in chosen], {'layer': layer, **given})
+    if layer is not None and layer not in {own for _, own in chosen}:
+        raise click.UsageError(f'--layer {layer} belongs to none of the methods')
+    return chosen
+
+
+def with_feature_maps(chosen, classifier, device, dtype):
+    '''The methods with the names of layers in place of ``MIDDLE`` and ``LAST``, after saying which these are.'''
+    from ..data.classifiers import last_feature_map, middle_feature_map
+
+    if MIDDLE in {own for _, own in chosen}:
+        middle = middle_feature_map(classifier, device, dtype)
+        if middle is not None:
+            which = 'which has about twice the resolution of the last feature map'
+            click.echo(f'maps of SplitLRP at layer {middle.place}, {which}')
+        chosen = [(name, (middle.name if middle else LAST) if own == MIDDLE else own) for name, own in chosen]
+    if LAST in {own for _, own in chosen}:
+        last, is_last = last_feature_map(classifier, device, dtype)
+        which = 'the last feature map' if is_last else 'the layer before the last feature map, which no module makes'
+        click.echo(f'maps at layer {last.place}, {which}; --layer chooses another')
+        chosen = list(dict.fromkeys((name, last.name if own == LAST else own) for name, own in chosen))
+    return chosen
 
 
 def heading_of(model, weights, layer, against, given):

@@ -26,8 +26,6 @@ HEADING = (
     'red speaks for the class, blue against it; maps by SplitGrad, SplitCAM and SplitLRP are of the class rather than'
     ' the other likely ones'
 )
-
-
 COLUMNS = (
     'pointing game  the share of drawings in which the largest value of the map is on the object',
     '|map|          the same for the largest absolute value',
@@ -78,35 +76,17 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
     save_drawings(out, images, masks, labels)
     inputs = torch.stack([classifier.preprocessing(Image.fromarray(image)) for image in images]).to(device, dtype)
     masks, targets = torch.from_numpy(masks), torch.from_numpy(labels)
-    table, figure_maps, outputs = [], {}, []
+    table, shown = [], {}
     with progress_bar(total=len(CHOSEN) * count, desc='maps', unit='map', shown=progress) as bar:
         for method, layer, against in CHOSEN:
-            parameters = {'layer': layer} if layer else {}
-            chosen = attributor(method, classifier, **parameters)
-            start, maps = time.perf_counter(), []
-            for batch in torch.arange(count).split(batch_size):
-                output, map = saliency_map(chosen, inputs[batch], targets[batch], against=against)
-                maps.append(map.cpu().double())
-                outputs += output.cpu().double() if len(table) == 0 else []
-                bar.update(len(batch))
+            chosen, start = attributor(method, classifier, **({'layer': layer} if layer else {})), time.perf_counter()
+            outputs, maps = maps_by(chosen, against, inputs, targets, batch_size, bar)
             milliseconds = f'{1000. * (time.perf_counter() - start) / count:.1f}'
-            maps = torch.cat(maps)
             where = layer or 'input'
-            figure_maps[f'{METHODS[method].title} {where}'] = maps[list(ROWS)]
-            scores = [
-                pointing_game(maps, masks), pointing_game(maps.abs(), masks),
-                attribution_localisation(maps, masks, positive=True),
-            ]
-            table.append((
-                METHODS[method].title, where, against, *(float(score.mean()) for score in scores), milliseconds
-            ))
-    rows = [
-        (caption(classifier, outputs[row], int(labels[row])), images[row],
-         {title: color(maps[place]) for title, maps in figure_maps.items()})
-        for place, row in enumerate(ROWS)
-    ]
-    with atomic_write(out / 'demo.png') as temporary:
-        side_by_side(rows, HEADING).savefig(temporary, format='png', dpi=70)
+            shown[f'{METHODS[method].title} {where}'] = maps[list(ROWS)]
+            table.append((METHODS[method].title, where, against, *scored(maps, masks), milliseconds))
+    captions = [caption(classifier, outputs[row], int(labels[row])) for row in ROWS]
+    save_figure(out / 'demo.png', captions, images[list(ROWS)], shown)
     right = np.mean([int(output.argmax()) == label for output, label in zip(outputs, labels)])
     chance = float(masks.double().mean())
     table.append(('chance', '', '', chance, chance, chance, ''))
@@ -116,6 +96,52 @@ def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=T
         *COLUMNS, '',
         f'The figure is {out / "demo.png"}, the drawings are in {out / "images"}.'
     ])
+
+
+def maps_by(chosen, against, inputs, targets, batch_size, bar):
+    '''The outputs for images and the maps of their classes by an attributor, in double precision on the CPU.
+
+    Parameters
+    ----------
+    chosen : :py:class:`zennit.attribution.Attributor`
+        The attributor.
+    against : str
+        What the classes are explained against.
+    inputs : :py:class:`torch.Tensor`
+        The images of shape (images, channels, height, width).
+    targets : :py:class:`torch.Tensor`
+        The class of each image.
+    batch_size : int
+        The number of images in a batch.
+    bar : :py:class:`tqdm.tqdm`
+        The progress bar of maps.
+    '''
+    outputs, maps = [], []
+    for batch in torch.arange(len(inputs)).split(batch_size):
+        output, map = saliency_map(chosen, inputs[batch], targets[batch], against=against)
+        outputs.append(output.cpu().double())
+        maps.append(map.cpu().double())
+        bar.update(len(batch))
+    return torch.cat(outputs), torch.cat(maps)
+
+
+def scored(maps, masks):
+    '''The means over maps of the columns from the pointing game to the mass inside.'''
+    scores = (
+        pointing_game(maps, masks), pointing_game(maps.abs(), masks),
+        attribution_localisation(maps, masks, positive=True),
+    )
+    return [float(score.mean()) for score in scores]
+
+
+def save_figure(path, captions, images, shown):
+    '''Save a figure with a row for each image, of whose maps ``shown`` has those of each column by its title.'''
+    rows = [
+        (text, image, {title: color(maps[row]) for title, maps in shown.items()})
+        for row, (text, image) in enumerate(zip(captions, images))
+    ]
+    with atomic_write(path) as temporary:
+        side_by_side(rows, HEADING).savefig(temporary, format='png', dpi=70)
 
 
 def save_drawings(out, images, masks, labels):

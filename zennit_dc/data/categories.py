@@ -119,8 +119,8 @@ def find_class(name, count, categories=None):
 
 
 def named_class(name, categories):
-    '''The index of a class by its name, or None if no class is named like that. A number is a name by how it is
-    written, or else by its value: 3 is 03.'''
+    '''The index of a class by its name, or None if no class is named like that. Where
+    the name is a number, one that is written alike goes before one of the same value, as 03 of 3.'''
     for plain in (str.strip, number_of) if number_of(name) is not None else (simple,):
         found = [index for index, each in enumerate(categories or ()) if plain(each) == plain(name)]
         if len(found) > 1:

@@ -31,10 +31,10 @@ def other_channels(model, input):
     layers = [module for module in model.modules() if isinstance(module, (_ConvNd, torch.nn.Linear))]
     handles = [layer.register_forward_pre_hook(refusing(input)) for layer in layers]
     try:
-        if runs(model, input):
+        if takes(model, input):
             return None
         others = [other for other in (1, 3) if other != channels]
-        return next((other for other in others if runs(model, input[:, :1].expand(-1, other, -1, -1))), None)
+        return next((other for other in others if takes(model, input[:, :1].expand(-1, other, -1, -1))), None)
     except Refused as refused:
         return refused.args[0]
     finally:
@@ -59,8 +59,8 @@ def refusing(input):
     return hook
 
 
-def runs(model, input):
-    '''Whether a model can be run with an input.'''
+def takes(model, input):
+    '''Whether a model takes an input.'''
     try:
         with torch.no_grad():
             model(input.clone())

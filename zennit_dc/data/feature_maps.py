@@ -151,28 +151,28 @@ class Survey(Uses):
         if self.paused or not self.differentiate:
             return super().__torch_function__(func, types, args, kwargs)
         inputs = tensors_in((args, kwargs or {}))
-        keys = [key(tensor) for tensor in inputs]  # as they may be written to
+        versions = [version_of(tensor) for tensor in inputs]  # as they may be written to
         result = super().__torch_function__(func, types, args, kwargs)
         with self.pause():
-            self.look_at(name_of(func), inputs, keys, result)
+            self.look_at(name_of(func), inputs, versions, result)
         return result
 
-    def look_at(self, name, inputs, keys, result):
+    def look_at(self, name, inputs, versions, result):
         '''Note what a function makes of feature maps.'''
-        for each in keys if name in WEIGHTING else ():
+        for each in versions if name in WEIGHTING else ():
             if each in self.found:
                 self.found[each][1].is_query = True
         for output in tensors_in(result):
-            if key(output) in keys or not output.requires_grad:
+            if version_of(output) in versions or not output.requires_grad:
                 continue
             if output is result and makes_map(name, inputs):
                 self.note(output, FeatureMap(output.numel(), output.grad_fn))
-            elif name in ROUTING and keys and keys[0] in self.found:
-                self.note(output, self.found[keys[0]][1])
+            elif name in ROUTING and versions and versions[0] in self.found:
+                self.note(output, self.found[versions[0]][1])
 
     def note(self, tensor, feature_map):
         '''Note a tensor that is a feature map, or a part of it.'''
-        self.found[key(tensor)] = tensor, feature_map  # the tensor, as its key is its own while it is alive
+        self.found[version_of(tensor)] = tensor, feature_map  # the tensor, whose identity is its own while it is alive
         places = found_places('', tensor.shape, self.input.shape)
         if feature_map.modules is not None or self.map_of(tensor) is None or not places or min(places.grid) < 2:
             return
@@ -186,7 +186,7 @@ class Survey(Uses):
 
     def map_of(self, tensor):
         '''The feature map that a tensor is, with its axes in whichever order, or None.'''
-        _, feature_map = self.found.get(key(tensor), (None, None)) if self.differentiate else (None, None)
+        _, feature_map = self.found.get(version_of(tensor), (None, None)) if self.differentiate else (None, None)
         return feature_map if feature_map is not None and feature_map.size == tensor.numel() else None
 
     @property
@@ -199,9 +199,9 @@ class Survey(Uses):
         }
 
     def last(self):
-        '''The layer of the last feature map with a height and width of more than one on whose places the output
-        depends, and whether maps at this layer are read there; else it is the last one before. None if there is no such
-        layer.'''
+        '''The layer of the last feature map, and True; or the last layer before it, and False, where no module makes
+        this feature map. None if there is neither. A feature map has a height and width of more than one, and the
+        output depends on its places.'''
         maps = self.used
         name = self.maker(maps[-1]) if maps else None
         if name is not None:
@@ -213,9 +213,11 @@ class Survey(Uses):
 
     def middle(self):
         '''The layer of the last feature map that has about twice as many places along each axis as the last of all, or
-        None if no module makes one. Of the modules that do, those count that are within the fewest others, since inside
-        of a block there may be branches side by side. A block at which no map can be read does not count, where there
-        are none.'''
+        None if no module makes one.
+
+        Several modules may make one. Those within the fewest others are chosen from, since inside of a block there may
+        be branches side by side: see :py:meth:`depth`.
+        '''
         maps = [each for each in self.used if self.makers(each) and all(
             2 * side >= 3 * last for side, last in zip(each.grid, self.used[-1].grid, strict=True)
         )]
@@ -225,8 +227,8 @@ class Survey(Uses):
         return self.layers[self.maker(found[-1])] if found else None
 
     def depth(self, name, feature_map):
-        '''The number of modules that a module is within, but for those at which no map can be read, if this feature map
-        is all that the output depends on.'''
+        '''The number of modules that a module is within. Where the whole output depends on this feature map alone,
+        there are no branches beside it, and modules at which no map can be read do not count.'''
         parts, layers = name.split('.'), self.layers
         outer = ['.'.join(parts[:count]) for count in range(1, len(parts))]
         readable = sum(each in layers for each in outer)
@@ -280,8 +282,8 @@ def makes_map(name, inputs):
     return name in MAKING or (name in PRODUCTS and sum(tensor.requires_grad for tensor in inputs) == 1)
 
 
-def key(tensor):
-    '''What is equal for a tensor as long as nothing is written to it.'''
+def version_of(tensor):
+    '''The identity of a tensor and its version, which changes as something is written to it.'''
     return id(tensor), None if tensor.is_inference() else tensor._version
 
 

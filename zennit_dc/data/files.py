@@ -55,7 +55,7 @@ def require_local(path):
         raise ValueError(f'{scheme[1]}://{str(path)[scheme.end():]} is a URL: download it first, and name the file')
 
 
-def require_images(source):
+def require_image_source(source):
     '''Raise if a path is neither a folder nor a file of NumPy.'''
     require_local(source)
     if not (source.is_file() if source.suffix == '.npz' else source.is_dir()):

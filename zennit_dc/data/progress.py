@@ -9,7 +9,7 @@ MINUTE = 60.
 
 
 class Lines(tqdm):
-    '''A progress bar for files and pipes: it writes a line where none was written for a minute, by whichever of these.
+    '''A progress bar for files and pipes. It writes a line if no bar of this kind has written one for a minute.
 
     Parameters
     ----------

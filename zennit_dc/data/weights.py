@@ -64,8 +64,8 @@ def load_weights(model, name, path):
 
 
 def prefix_of(state, own):
-    '''The beginning, up to a dot, without which the most names of a state dict are names of a model: empty where they
-    are so as they stand.'''
+    '''The prefix, such as ``'module.'``, that names of a state dict have before those of a model. Of several
+    prefixes, it is that of the most names. It is empty if names are the model's as they stand.'''
     counts = Counter(
         key[:end] for key in state for end in (0, *(index + 1 for index, each in enumerate(key) if each == '.'))
         if key[end:] in own
@@ -74,7 +74,8 @@ def prefix_of(state, own):
 
 
 def is_other_kind(dtype, own):
-    '''Whether numbers of a dtype would lose their imaginary part in another one, or were integers for real weights.'''
+    '''Whether a file's numbers are of another kind than a model's: integers in place of real numbers, or complex
+    numbers in place of others.'''
     return (own.is_floating_point and not dtype.is_floating_point) or (dtype.is_complex and not own.is_complex)
 
 

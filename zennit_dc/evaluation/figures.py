@@ -124,13 +124,7 @@ def pareto_figure(scores):
                 axis.plot(own[across], own[price], **{**style, 'linestyle': 'none'}, **hollow, label=method)
         explaining = points.drop(index=controls, level='method', errors='ignore')
         front = pareto_front(explaining, METRICS[price].larger_is_better)
-        axis.plot(front[across], front[price], color='gray', linewidth=.8, zorder=0)
-        for place, (setting, values) in enumerate(front.iterrows()):
-            number = numbers.setdefault(setting, len(numbers) + 1)
-            axis.annotate(
-                str(number), values, xytext=(4 if place % 2 else -4, 6), textcoords='offset points', weight='bold',
-                ha='left' if place % 2 else 'right', path_effects=[withStroke(linewidth=2., foreground='white')]
-            )
+        draw_front(axis, front, numbers)
         axis.set_xlabel(METRICS[across].heading)
         axis.set_ylabel(METRICS[price].heading)
         if not METRICS[price].larger_is_better:
@@ -145,9 +139,20 @@ def pareto_figure(scores):
     return figure
 
 
+def draw_front(axis, front, numbers):
+    '''Join points by a line, and write the number of each beside it; a setting without one gets the next.'''
+    axis.plot(*front.to_numpy().T, color='gray', linewidth=.8, zorder=0)
+    for place, (setting, values) in enumerate(front.iterrows()):
+        number = numbers.setdefault(setting, len(numbers) + 1)
+        axis.annotate(
+            str(number), values, xytext=(4 if place % 2 else -4, 6), textcoords='offset points', weight='bold',
+            ha='left' if place % 2 else 'right', path_effects=[withStroke(linewidth=2., foreground='white')]
+        )
+
+
 def pareto_front(points, larger_is_better):
-    '''Those of some points that no other one beats in both columns, in the order of the first, of which more is better;
-    of the second, more or less is.'''
+    '''The points that no other point beats in both columns, in the order of the first. Of the first column more is
+    better, and of the second more or less.'''
     signed = points.assign(**{points.columns[1]: points.iloc[:, 1] * (1. if larger_is_better else -1.)})
     order = signed.sort_values([*signed.columns], ascending=False, kind='stable')
     best = order.iloc[:, 1].cummax()
@@ -156,7 +161,8 @@ def pareto_front(points, larger_is_better):
 
 
 def layer_curves(settings, chosen):
-    '''For each chosen setting that was scored at several layers, by its name, the settings by their layers.'''
+    '''The settings of each curve by their layers, by the curve's name. A chosen setting has a curve if it was scored at
+    several layers.'''
     curves = {}
     for setting in chosen:
         if 'layer' in dict(setting.parameters):

@@ -97,11 +97,7 @@ def evaluate(
     '''
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f'evaluations are computed in float32 or float64, not in {dtype}')
-    is_mosaics = isinstance(images, Mosaics)
-    known = [name for name, metric in METRICS.items() if metric.needs_mosaic == is_mosaics]
-    for name in metrics:
-        if name not in known:
-            raise ValueError(f'{"mosaics" if is_mosaics else "images"} have no metric {name!r}, but {", ".join(known)}')
+    require_metrics(metrics, images)
     device, out = local_device(device), Path(out)
     classifier.to(device, dtype)
     run = {**description(classifier, images, device, dtype, seed), 'randomised layers': randomised_layers}
@@ -133,6 +129,15 @@ def evaluate(
         done = finished(out)
     asked = [(*key(images, index, setting), metric) for index in indices for setting in settings for metric in metrics]
     return pd.DataFrame([(*each, done[each]) for each in asked], columns=COLUMNS)
+
+
+def require_metrics(metrics, images):
+    '''Raise if a metric is none of images, or none of mosaics.'''
+    is_mosaics = isinstance(images, Mosaics)
+    known = [name for name, metric in METRICS.items() if metric.needs_mosaic == is_mosaics]
+    for name in metrics:
+        if name not in known:
+            raise ValueError(f'{"mosaics" if is_mosaics else "images"} have no metric {name!r}, but {", ".join(known)}')
 
 
 @contextmanager
@@ -261,7 +266,8 @@ def key_of(setting, is_randomised):
 
 
 def unfinished(images, indices, settings, metrics, done):
-    '''What is left to do: for each image and map its settings, which may be two, with the metrics that are missing.'''
+    '''What is left to do, by image and map: the map's settings with the metrics that are missing. There may be two
+    settings, as the absolute value is one of its own.'''
     tasks = []
     for index in indices:
         groups = {}
@@ -279,7 +285,7 @@ def key(images, index, setting):
 
 
 def name_of(images, index, setting):
-    '''The same for people.'''
+    '''What messages call the results of a map.'''
     return ', '.join(filter(None, key(images, index, setting)))
 
 

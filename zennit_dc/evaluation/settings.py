@@ -96,7 +96,7 @@ def grid(methods, absolute=(False, True), **choices):
     settings = []
     for method in methods:
         each = METHODS[method]
-        taken = parameters_of(method)
+        taken = parameter_names(method)
         own = {name: list(dict.fromkeys(values)) for name, values in choices.items() if values and name in taken}
         if 'stream' in own:
             own['stream'] = [stream for stream in own['stream'] if stream in each.streams]
@@ -118,14 +118,14 @@ def require_known(methods, choices):
             raise ValueError(f'there is no method {method!r}, but {", ".join(METHODS)}')
     chosen = [METHODS[method] for method in methods]
     for name, values in choices.items():
-        if values and not any(name in parameters_of(method) for method in methods):
+        if values and not any(name in parameter_names(method) for method in methods):
             raise ValueError(f'none of the methods has a parameter {name!r}')
     for stream in choices.get('stream', ()):
         if not any(stream in each.streams for each in chosen):
             raise ValueError(f'none of the methods has a stream {stream!r}')
 
 
-def parameters_of(method):
+def parameter_names(method):
     '''The names of the parameters that a setting of a method may have.'''
     chosen = METHODS[method]
     return (*chosen.parameters, *(() if method in CONTROLS or chosen.explains_loss else ('against',)))
@@ -156,7 +156,7 @@ def ablation(settings, *parameters):
             raise ValueError(f'there is no ablation study of {name!r}, but of {", ".join(ABLATIONS)}')
     changed = []
     for setting in settings:
-        own = [name for name in parameters if name in parameters_of(setting.method)]
+        own = [name for name in parameters if name in parameter_names(setting.method)]
         if 'recentering' in own and not recentered(setting):
             own.remove('recentering')
         if own:

@@ -190,7 +190,7 @@ def gradient_gap(maps, reference):
 
 
 def gap_profile(maps, reference, edges):
-    '''The parts of the gap of each map to its reference that are in bands of frequencies.
+    '''The gap of each map to its reference, divided among bands of frequencies.
 
     By Parseval's theorem, the parts of all frequencies sum to :py:func:`gradient_gap`, which the source writes as a
     difference of spectra.
@@ -273,7 +273,7 @@ def over_rings(rings, rows):
 
 
 def require_maps(maps, axes=(3,)):
-    '''Maps as a finite float64 array of one of some numbers of axes, or an error that says what is wrong with them.'''
+    '''Maps as a float64 array. Raise if they are empty or not finite, or have another number of axes.'''
     maps = maps.detach().cpu().double().numpy() if isinstance(maps, torch.Tensor) else np.asarray(maps, np.float64)
     if maps.ndim not in axes or not maps.size:
         raise ValueError(f'the maps must have the shape (batch, height, width), not {maps.shape}')

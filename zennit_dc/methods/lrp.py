@@ -1,5 +1,7 @@
 '''Layer-wise relevance propagation, as Zennit has it.'''
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torchvision
@@ -22,6 +24,23 @@ def canonizers(model: Module) -> list[Canonizer]:
     if isinstance(model, torchvision.models.DenseNet):
         return []  # its batch norms stand before the convolutions
     return [ResNetCanonizer() if isinstance(model, torchvision.models.ResNet) else SequentialMergeBatchNorm()]
+
+
+@contextmanager
+def unchanged(model: Module) -> Iterator[None]:
+    '''A context after which a model has its own parameters, and nothing hides them or its buffers.
+
+    Zennit 1.0 leaves others: its rules leave equal parameters, and its canonizers biases of zeros, and attributes by
+    which a module does not see what its parameters and buffers are converted to later.
+    '''
+    before = [(module, dict(module._parameters)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, parameters in before:
+            for name in (*parameters, *module._buffers):
+                vars(module).pop(name, None)
+            module._parameters.update(parameters)
 
 
 class LRP(Gradient):
@@ -51,7 +70,7 @@ class LRP(Gradient):
 
     def forward(self, input, attr_output_fn):
         '''Compute the relevance, see :py:class:`zennit.attribution.Gradient`.'''
-        with self.composite_for(input).context(self.model):
+        with unchanged(self.model), self.composite_for(input).context(self.model):
             if self.layer is None:
                 return super().forward(input, attr_output_fn)
             output, relevance, _ = gradient_at(self.model, self.layer, input, attr_output_fn, self.grid)

@@ -82,8 +82,8 @@ class ScoreAttributor(Attributor):
 
 
 class Isolated(torch.nn.Module):
-    '''A model that gets a copy of its input, which it may overwrite, in a dtype; and that returns, for each image, the
-    explained score of each image of a batch.
+    '''A model as a method may call it. It gets a copy of its input in a dtype, and may overwrite it. It returns, for
+    each relevance, the explained score of each image of a batch: a tensor of shape (batch, images).
 
     Parameters
     ----------

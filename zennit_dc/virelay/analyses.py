@@ -67,31 +67,17 @@ def analyze(
     '''
     attribution, out = Path(attribution), Path(out)
     clusters = sorted(set(clusters))
-    if not clusters or clusters[0] < 2:
-        raise ValueError('the numbers of clusters are at least 2')
-    if min(size, eigenvalues, neighbors) < 1:
-        raise ValueError('size, eigenvalues and neighbors must be positive')
-    if by not in ('label', 'prediction', 'target'):
-        raise ValueError(f'attributions can be grouped by label, prediction or target, not by {by!r}')
+    require_parameters(clusters, size, eigenvalues, neighbors, by)
     classes, attributed = read_classes(attribution, by)
-    names = {entry['index']: entry['word_net_id'] for entry in load_label_map(beside(attribution, '_labels.json'))}
-    least = max(clusters[-1], 2) + SPARE
     sizes = {label: int((classes == label).sum()) for label in np.unique(classes).tolist()}
-    unknown = [label for label in sizes if label not in names]
-    if unknown:
-        raise ValueError(f'class {unknown[0]} is not in the label map {beside(attribution, "_labels.json")}')
-    large = [label for label, count in sizes.items() if count >= least]
-    if not large:
-        raise ValueError(
-            f'no class has the {least} attributions that {clusters[-1]} clusters need: the largest has'
-            f' {max(sizes.values())}; {remedy(clusters, max(sizes.values()))}'
-        )
+    names = names_of(sizes, beside(attribution, '_labels.json'))
+    large = large_enough(sizes, clusters)
     run = {
         'attribution': attributed, 'classes': hashlib.sha256(classes.tobytes()).hexdigest(),
         'clusters': clusters, 'size': size, 'eigenvalues': eigenvalues, 'neighbors': neighbors, 'by': by, 'seed': seed
     }
     parts = Parts(out, run, len(large))
-    small = [(names[label], count) for label, count in sizes.items() if count < least]
+    small = [(names[label], count) for label, count in sizes.items() if label not in large]
     if out.exists():
         require_same_run(out, run, 'an analysis')
         parts.remove()
@@ -107,6 +93,37 @@ def analyze(
     write_analyses(out, parts, [names[label] for label in large])
     parts.remove()
     return small
+
+
+def require_parameters(clusters, size, eigenvalues, neighbors, by):
+    '''Raise if a parameter of :py:func:`analyze` is wrong, of which ``clusters`` is in order.'''
+    if not clusters or clusters[0] < 2:
+        raise ValueError('the numbers of clusters are at least 2')
+    if min(size, eigenvalues, neighbors) < 1:
+        raise ValueError('size, eigenvalues and neighbors must be positive')
+    if by not in ('label', 'prediction', 'target'):
+        raise ValueError(f'attributions can be grouped by label, prediction or target, not by {by!r}')
+
+
+def names_of(labels, path):
+    '''The names of classes in a label map, by their indices. Raise if one of the labels is not there.'''
+    names = {entry['index']: entry['word_net_id'] for entry in load_label_map(path)}
+    unknown = [label for label in labels if label not in names]
+    if unknown:
+        raise ValueError(f'class {unknown[0]} is not in the label map {path}')
+    return names
+
+
+def large_enough(sizes, clusters):
+    '''The classes that have enough attributions for the numbers of clusters. Raise if there is none.'''
+    least = max(clusters[-1], 2) + SPARE
+    large = [label for label, count in sizes.items() if count >= least]
+    if not large:
+        raise ValueError(
+            f'no class has the {least} attributions that {clusters[-1]} clusters need: the largest has'
+            f' {max(sizes.values())}; {remedy(clusters, max(sizes.values()))}'
+        )
+    return large
 
 
 def remedy(clusters, count):

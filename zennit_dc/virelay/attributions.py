@@ -2,6 +2,7 @@
 import operator
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,25 +102,17 @@ def attribute(
     '''
     import h5py  # noqa: F401 (not only at the end of the run)
 
-    if batch_size < 1:
-        raise ValueError(f'the batch size must be positive, not {batch_size}')
-    if shard is not None and (join or not 1 <= shard[0] <= shard[1]):
-        raise ValueError(f'a shard is the i-th of n, from 1 on, and joins nothing: {shard[0]}/{shard[1]} is wrong')
-    if target == 'label' and None in images.labels:
-        raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
+    require_run(images, target, batch_size, shard, join)
     target = target if target in ('label', 'predicted') else operator.index(target)
     device, out = local_device(device), Path(out)
     own_seed = {'seed': seed} if 'seed' in method_named(method).parameters else {}
     chosen = attributor(method, classifier, **own_seed, **parameters)
     classifier.to(device, dtype)
-    if callable(parameters.get('alpha')):
-        parameters['alpha'] = {name: parameters['alpha'](name) for name, _ in classifier.model.named_modules()}
     run = {
         **description(classifier, images, device, dtype, seed), 'method': METHODS[method].title, 'target': target,
-        'against': against or 'none', 'batch size': batch_size,
-        **{name: as_json(value) for name, value in parameters.items()}
+        'against': against or 'none', 'batch size': batch_size, **described(parameters, classifier)
     }
-    batches = [range(len(images))[start:start + batch_size] for start in range(0, len(images), batch_size)]
+    batches = Batches(classifier, images, batch_size)
     parts = Parts(out, run, len(batches), shard)
     if out.exists():
         require_same_run(out, run)
@@ -133,28 +126,33 @@ def attribute(
     labels = require_labels(classifier, images, labels, target, device, dtype)
     with held(parts.folder if shard else out, parts.folder / 'lock'), process_group(device) as (rank, size, wait):
         mine = own_parts(parts, out, rank, size, wait, shard)
-        loader = torch.utils.data.DataLoader(
-            Batches(classifier, images, batches), batch_size=None, sampler=mine, num_workers=workers
-        )
-        sizes = [len(batch) for batch in batches]
         chosen = replaying(chosen, len(mine)) if record else chosen
-        with (
-            image_bar(sizes, mine, parts.numbers[rank::size], progress and rank == 0) as bar, chosen,
-            meanwhile(parts.save) as save
-        ):
-            for read, batch in zip(ahead(loader), mine):
-                if isinstance(read, OSError):
-                    raise read
-                indices, inputs, shown, failures = read
-                torch.manual_seed(seed + batch)
-                explained = explain_batch(chosen, images, indices, inputs, target, against, device, dtype)
-                save(batch, index=np.array(indices), image=shown, **explained, **left_out(images, failures))
-                bar.update(sizes[batch])
+        explain = partial(explain_batch, chosen, images, target, against, device, dtype)
+        with image_bar(batches.sizes, mine, parts.numbers[rank::size], progress and rank == 0) as bar, chosen:
+            save_parts(parts, mine, batches, workers, explain, seed, bar)
         wait()
         if rank == 0 and shard is None:
             merge(parts, images, out, labels)
         wait()
     return skipped_images(out) if shard is None else skipped_of(parts, images)
+
+
+def require_run(images, target, batch_size, shard, join):
+    '''Raise if a parameter of :py:func:`attribute` is wrong, or an image lacks the label that is to be explained.'''
+    if batch_size < 1:
+        raise ValueError(f'the batch size must be positive, not {batch_size}')
+    if shard is not None and (join or not 1 <= shard[0] <= shard[1]):
+        raise ValueError(f'a shard is the i-th of n, from 1 on, and joins nothing: {shard[0]}/{shard[1]} is wrong')
+    if target == 'label' and None in images.labels:
+        raise ValueError(f'{images.names[images.labels.index(None)]} has no label that could be explained')
+
+
+def described(parameters, classifier):
+    '''A method's parameters as JSON has them. A function for α is described by its values at the modules.'''
+    alpha = parameters.get('alpha')
+    if callable(alpha):
+        parameters = {**parameters, 'alpha': {name: alpha(name) for name, _ in classifier.model.named_modules()}}
+    return {name: as_json(value) for name, value in parameters.items()}
 
 
 def require_new(out):
@@ -179,6 +177,38 @@ def own_parts(parts, out, rank, size, wait, shard):
     mine = [batch for batch in parts.missing() if parts.numbers.index(batch) % size == rank]
     wait()
     return mine
+
+
+def save_parts(parts, mine, batches, workers, explain, seed, bar):
+    '''Explain the batches that are left to a process, and save each as a part.
+
+    Parameters
+    ----------
+    parts : :py:class:`~zennit_dc.data.parts.Parts`
+        The parts.
+    mine : list[int]
+        The numbers of the batches.
+    batches : :py:class:`Batches`
+        All batches.
+    workers : int
+        The number of processes that read images, or 0 for a thread of this one.
+    explain : callable
+        What returns the arrays of a batch of its indices and inputs.
+    seed : int
+        The seed, to which a batch's number is added.
+    bar : :py:class:`tqdm.tqdm`
+        The progress bar of images.
+    '''
+    loader = torch.utils.data.DataLoader(batches, batch_size=None, sampler=mine, num_workers=workers)
+    with meanwhile(parts.save) as save:
+        for read, batch in zip(ahead(loader), mine):
+            if isinstance(read, OSError):
+                raise read
+            indices, inputs, shown, failures = read
+            torch.manual_seed(seed + batch)
+            explained = explain(indices, inputs)
+            save(batch, index=np.array(indices), image=shown, **explained, **left_out(batches.images, failures))
+            bar.update(batches.sizes[batch])
 
 
 def image_bar(sizes, mine, all, progress):
@@ -206,13 +236,18 @@ class Batches(torch.utils.data.Dataset):
         The classifier, of which the preprocessing is used.
     images : :py:class:`~zennit_dc.data.images.ImageFolder` or :py:class:`~zennit_dc.data.images.ImageArray`
         The images.
-    batches : list of sequence of int
-        The indices of the images in each batch.
+    size : int
+        The number of images in a batch.
     '''
-    def __init__(self, classifier, images, batches):
+    def __init__(self, classifier, images, size):
         self.classifier = classifier._replace(model=None)
         self.images = images
-        self.batches = batches
+        self.batches = [range(len(images))[start:start + size] for start in range(0, len(images), size)]
+
+    @property
+    def sizes(self):
+        '''The number of images in each batch.'''
+        return [len(batch) for batch in self.batches]
 
     def __len__(self):
         return len(self.batches)
@@ -241,7 +276,7 @@ class Batches(torch.utils.data.Dataset):
         return indices, inputs, shown.contiguous().numpy(), failures
 
 
-def explain_batch(chosen, images, indices, inputs, target, against, device, dtype):
+def explain_batch(chosen, images, target, against, device, dtype, indices, inputs):
     '''The attributions, predictions and explained classes of a batch, as arrays.'''
     if inputs is None:
         return {}

@@ -52,7 +52,7 @@ def write_database(path, parts, rows, keys, label, name=None, **attributes):
                 file.create_dataset(key, (len(label), *array.shape[1:]), array.dtype)
             for number, places in rows.items():
                 for key, array in zip(keys.values(), parts.load(number, *keys)):
-                    for own, there in runs(places):
+                    for own, there in slices_of(places):
                         file[key][there] = array[own]
             file['label'] = np.array(label, np.int64)
             if name is not None:
@@ -63,8 +63,8 @@ def write_database(path, parts, rows, keys, label, name=None, **attributes):
         raise OSError(f'{path} cannot be written: {error}') from error
 
 
-def runs(places):
-    '''The slices of increasing places that follow one another without a gap, and the slices of these places.'''
+def slices_of(places):
+    '''Slices of increasing places that follow one another without a gap, each with the slice that these places are.'''
     ends = [*np.flatnonzero(np.diff(places) > 1) + 1, len(places)]
     for start, end in zip([0, *ends], ends):
         yield slice(start, end), slice(places[start], places[start] + end - start)

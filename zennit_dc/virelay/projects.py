@@ -35,7 +35,6 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     ValueError
         If a file is missing or of another kind.
     '''
-    import h5py
     import yaml
 
     analyses = [analysis] if isinstance(analysis, (str, os.PathLike)) else list(analysis)
@@ -45,17 +44,7 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     for path in (attribution, *analyses, labels):
         if not path.is_file():
             raise ValueError(f'there is no file {path}')
-    try:
-        run = attribute_of(attribution, 'run')
-        runs = [attribute_of(path, 'run')['attribution'] for path in analyses]
-        with h5py.File(attribution, 'r') as file:
-            names = file['name'].asstr()[:].tolist()
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f'{attribution} and {", ".join(map(str, analyses))} are not files of attributions and of their'
-                         f' analyses: {error}') from error
-    for path, own in zip(analyses, runs):
-        if own != run:
-            raise ValueError(f'{path} is not an analysis of {attribution}, but of another run')
+    run, names = read_run(attribution, analyses)
 
     def relative(path):
         return os.path.relpath(path.resolve(), out.resolve().parent)
@@ -63,7 +52,7 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
     if data.is_dir():
         dataset = image_directory(data, names, own_labels(attribution), load_label_map(labels), attribution, out)
     elif data.is_file():
-        require_images(data, len(names))
+        require_data_set(data, len(names))
         dataset = {'name': data.stem, 'type': 'hdf5', 'path': relative(data)}
     else:
         raise ValueError(f'there is no file or folder {data}')
@@ -81,6 +70,24 @@ def project(attribution, analysis, out, name=None, data=None, labels=None):
         temporary.write_text(yaml.safe_dump({'project': content}, sort_keys=False), encoding='utf-8')
 
 
+def read_run(attribution, analyses):
+    '''The run of a file of attributions, and the names of its images. Raise if an analysis is of another run.'''
+    import h5py
+
+    try:
+        run = attribute_of(attribution, 'run')
+        runs = [attribute_of(path, 'run')['attribution'] for path in analyses]
+        with h5py.File(attribution, 'r') as file:
+            names = file['name'].asstr()[:].tolist()
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f'{attribution} and {", ".join(map(str, analyses))} are not files of attributions and of their'
+                         f' analyses: {error}') from error
+    for path, own in zip(analyses, runs):
+        if own != run:
+            raise ValueError(f'{path} is not an analysis of {attribution}, but of another run')
+    return run, names
+
+
 def own_labels(path):
     '''The labels in a file of attributions.'''
     import h5py
@@ -89,7 +96,7 @@ def own_labels(path):
         return file['label'][:].tolist()
 
 
-def require_images(path, count):
+def require_data_set(path, count):
     '''Raise if an HDF5 file is not a data set of so many images.'''
     import h5py
 
