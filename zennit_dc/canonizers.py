@@ -11,6 +11,7 @@ from .core.calls import ModuleForward, SplitForward
 from .core.errors import describe
 from .core.layers import sequence_of
 from .core.needs import Choices
+from .core.nested import modules_of
 from .core.pair import TrueGradient, pass_of, require_choice
 from .core.places import require_channels
 from .core.table import MODULE_FORMS
@@ -143,14 +144,19 @@ class SplitCanonizer(Canonizer):
         self.restore += [option.remove for option in self.choices.apply(root_module)]
         for module in root_module.modules():
             self.run_eagerly(module)
-            if module is not root_module and (module._backward_hooks or module._backward_pre_hooks):
-                self.restore.append(BackwardHooks(module).remove)
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
             if form is not None:
                 self.replace_forward(module, ModuleForward(form, module))
+        self.call_backward_hooks()
         self.replace_forward(root_module, SplitForward(self, root_module.forward))
         if self.layer is not None:
             self.restore.append(modules[self.layer].register_forward_hook(self.at_layer).remove)
+
+    def call_backward_hooks(self) -> None:
+        '''Call the backward hooks of modules with gradients of pairs, also those that were added in the context.'''
+        for module in modules_of(self.root):
+            if module is not self.root and (module._backward_hooks or module._backward_pre_hooks):
+                self.restore.append(BackwardHooks(module).remove)
 
     def run_eagerly(self, module):
         '''Let a compiled module run as the one that it was made of, until the canonizer is removed.'''
