@@ -13,6 +13,7 @@ from .core.layers import sequence_of
 from .core.needs import Choices
 from .core.nested import modules_of
 from .core.pair import TrueGradient, pass_of, require_choice
+from .core.passes import rules_of
 from .core.places import require_channels
 from .core.table import MODULE_FORMS
 from .core.wording import similar
@@ -91,7 +92,7 @@ class SplitCanonizer(Canonizer):
         self.grid, self.channels = grid, require_channels(channels)
         self.root: torch.nn.Module | None = None
         self.restore: list[Callable] = []
-        self.active = True  # as of Zennit's hooks: whether rules hold in backward passes
+        self.is_active = True
         self.choices = Choices(automatic)
         self.validate: Callable | None = None  # what a composite asks of a model, before anything of it is changed
 
@@ -158,6 +159,17 @@ class SplitCanonizer(Canonizer):
             if module is not self.root and (module._backward_hooks or module._backward_pre_hooks):
                 self.restore.append(BackwardHooks(module).remove)
 
+    @property
+    def active(self) -> bool:
+        '''As of Zennit's hooks, whether rules hold in backward passes. They do not where any rule of the model is made
+        inactive, either, as :py:class:`zennit.composites.MixedComposite` makes its rules alone.'''
+        rules = (rule for module in modules_of(self.root) for rule in rules_of(module) if rule.holds_for(self.root))
+        return self.is_active and all(rule.active for rule in rules)
+
+    @active.setter
+    def active(self, is_active: bool) -> None:
+        self.is_active = is_active
+
     def run_eagerly(self, module):
         '''Let a compiled module run as the one that it was made of, until the canonizer is removed.'''
         if (original := getattr(module, '_orig_mod', None)) is not None:
@@ -185,7 +197,7 @@ class SplitCanonizer(Canonizer):
     def at_layer(self, module, args, output):
         '''Forward hook of the layer.'''
         split_pass = pass_of(output)
-        if split_pass is not None:
+        if split_pass is not None and split_pass.root is self.root:  # and not of a model that shares the module
             split_pass.at_layer(describe(module, self.root), sequence_of(module, output))
 
 

@@ -110,7 +110,7 @@ class MapPass(Pass):
         super().__init__(canonizer.pooling, canonizer.recentering, canonizer.rule, canonizer.root)
         self.canonizer, self.layer, self.probe = canonizer, layer if canonizer.layer is None else canonizer.layer, probe
         self.rerun = Rerun.of(canonizer.root, call, inputs)
-        self.rules += rules_of(canonizer.root)
+        self.rules += [rule for rule in rules_of(canonizer.root) if rule.holds_for(canonizer.root)]
         self.sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         self.has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.without_graph = not self.has_graph or (probe is None and self.layer is not None)
@@ -454,9 +454,10 @@ def refused(error, *gradients):
     raise error
 
 
-def rules_of(root):
-    '''The rules that are registered to the model itself, whose hooks see tensors that are not split yet.'''
-    owners = [getattr(hook, '__self__', None) for hook in root._forward_pre_hooks.values()]
+def rules_of(module):
+    '''The rules that are registered to a module. Those of the model itself have hooks that see tensors which are not
+    split yet.'''
+    owners = [getattr(hook, '__self__', None) for hook in module._forward_pre_hooks.values()]
     return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]
 
 
