@@ -11,10 +11,11 @@ from small_models import METHODS, UNet
 from torch import nn
 from torch.nn import functional as F
 from zennit.attribution import Gradient, IntegratedGradients, Occlusion, SmoothGrad
-from zennit.composites import COMPOSITES
+from zennit.composites import COMPOSITES, MixedComposite, NameMapComposite
 from zennit.core import Composite
 
 from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc.rules import SplitEpsilon
 
 
 def target(output):
@@ -114,6 +115,18 @@ def test_inactive_composites_have_the_true_gradient(build, make):
         for output in (before, model(image)):
             assert torch.equal(torch.autograd.grad(output[:, 2].sum(), image)[0], map)
         assert not torch.equal(map, original)
+
+
+def test_a_mixed_composite_is_made_inactive(network, image):
+    '''Zennit makes inactive what it has registered to modules, which are rules alone.'''
+    image, composite = image.requires_grad_(), MixedComposite([
+        NameMapComposite([(['conv3'], SplitEpsilon(.1))]), SplitLRP()
+    ])
+    with composite.context(network):
+        with composite.inactive():
+            gradient, = torch.autograd.grad(network(image)[:, 2].sum(), image)
+        map, = torch.autograd.grad(network(image)[:, 2].sum(), image)
+    assert torch.equal(gradient, gradient_of(network, image)) and not torch.equal(map, gradient)
 
 
 def test_backward_hooks_of_modules_are_called_where_the_composite_is_inactive(network, image):
@@ -241,6 +254,25 @@ def test_weights_that_require_no_gradient():
     model.requires_grad_(False)
     for one, composite in zip(expected, (SplitGrad(), SplitLRP(), SplitCAM('bottom'))):
         assert torch.equal(explain(composite, model, image, 1), one)
+
+
+@pytest.mark.parametrize('first, other', [
+    (SplitGrad(.1), SplitGrad(.3)), (SplitLRP(.1), SplitGrad(.3)), (SplitCAM('0.2'), SplitLRP(.1))
+])
+def test_models_that_share_modules(first, other):
+    '''The rules of each composite hold for its own model alone, whichever context is the inner one.'''
+    torch.manual_seed(0)
+    common = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    models = [nn.Sequential(common, nn.Flatten(), nn.Linear(64, 3)).double() for _ in range(2)]
+    image, composites = random_image(2, 3, 8, 8), (first, other)
+    expected = [explain(*pair, image) for pair in zip(composites, models)]
+    for order in (1, -1):
+        with contextlib.ExitStack() as contexts:
+            leaf = image.clone().requires_grad_()
+            for composite, model in list(zip(composites, models))[::order]:
+                contexts.enter_context(composite.context(model))
+            found = [torch.autograd.grad(model(leaf)[:, 2].sum(), leaf)[0] for model in models]
+        assert all(map(torch.equal, found, expected))
 
 
 def test_composite_in_two_contexts(network, image):

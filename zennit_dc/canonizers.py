@@ -13,7 +13,9 @@ from .core.calls import ModuleForward, SplitForward
 from .core.errors import describe
 from .core.layers import sequence_of
 from .core.needs import LARGEST_DEVIATION, OPTIONS, functions_of, left_out, relative_deviation, request
+from .core.nested import modules_of
 from .core.pair import TrueGradient, pass_of, require_choice
+from .core.passes import rules_of
 from .core.table import MODULE_FORMS, OVERLAYS
 from .core.wording import similar
 from .forms.detached import DetachedActivations
@@ -147,7 +149,7 @@ class SplitCanonizer(Canonizer):
         self.grid, self.channels = grid, require_channels(channels)
         self.root: torch.nn.Module | None = None
         self.restore: list[Callable] = []
-        self.active = True  # as of Zennit's hooks: whether rules hold in backward passes
+        self.is_active = True
         self.choices = Choices(automatic)
 
     def copy(self) -> 'SplitCanonizer':
@@ -198,14 +200,30 @@ class SplitCanonizer(Canonizer):
         self.restore += [option.remove for option in self.choices.apply(root_module)]
         for module in root_module.modules():
             self.run_eagerly(module)
-            if module is not root_module and (module._backward_hooks or module._backward_pre_hooks):
-                self.restore.append(BackwardHooks(module).remove)
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
             if form is not None:
                 self.replace_forward(module, ModuleForward(form, module))
+        self.call_backward_hooks()
         self.replace_forward(root_module, SplitForward(self, root_module.forward))
         if self.layer is not None:
             self.restore.append(modules[self.layer].register_forward_hook(self.at_layer).remove)
+
+    def call_backward_hooks(self) -> None:
+        '''Call the backward hooks of modules with gradients of pairs, also those that were added in the context.'''
+        for module in modules_of(self.root):
+            if module is not self.root and (module._backward_hooks or module._backward_pre_hooks):
+                self.restore.append(BackwardHooks(module).remove)
+
+    @property
+    def active(self) -> bool:
+        '''As of Zennit's hooks, whether rules hold in backward passes. They do not where any rule of the model is made
+        inactive, either, as :py:class:`zennit.composites.MixedComposite` makes its rules alone.'''
+        rules = (rule for module in modules_of(self.root) for rule in rules_of(module) if rule.holds_for(self.root))
+        return self.is_active and all(rule.active for rule in rules)
+
+    @active.setter
+    def active(self, is_active: bool) -> None:
+        self.is_active = is_active
 
     def run_eagerly(self, module):
         '''Let a compiled module run as the one that it was made of, until the canonizer is removed.'''
@@ -235,7 +253,7 @@ class SplitCanonizer(Canonizer):
     def at_layer(self, module, args, output):
         '''Forward hook of the layer.'''
         split_pass = pass_of(output)
-        if split_pass is not None:
+        if split_pass is not None and split_pass.root is self.root:  # and not of a model that shares the module
             split_pass.at_layer(describe(module, self.root), sequence_of(module, output))
 
 

@@ -142,6 +142,8 @@ class SplitComposite(LayerMapComposite):
         except BaseException:
             self.remove()
             raise
+        for rule in self.hook_refs:
+            rule.root = module
         self.hook_refs.update(each for each in self.handles if isinstance(each, SplitCanonizer))  # for inactive()
 
 

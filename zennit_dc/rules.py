@@ -69,13 +69,15 @@ class SplitRule(Hook, TrueGradient):
     '''Base class of the rules for split pairs.
 
     While the module runs that it is registered to, operations on pairs ask this rule instead of the composite's
-    default what to place before and after them. No state is kept between forward and backward.
+    default what to place before and after them. No state is kept between forward and backward. The rules of a composite
+    hold for its own model alone, of which another model may share modules.
     '''
     quantity: Any  # the name of what the gradients stand for
+    root: Module | None = None  # the model for which this rule holds, or None if it does for all
 
     def pre_forward(self, module: Module, args: tuple, kwargs: dict) -> None:
         '''Hold from here on for the operations on the pairs of this forward pass.'''
-        split_pass = pass_of((args, kwargs))
+        split_pass = self.pass_of_model((args, kwargs))
         if split_pass is not None:
             default = split_pass.rules[0].quantity or 'neither sensitivity nor relevance'
             if self.quantity != default:
@@ -85,9 +87,18 @@ class SplitRule(Hook, TrueGradient):
 
     def post_forward(self, module: Module, args: tuple, kwargs: dict, output: Any) -> None:
         '''Hold no longer.'''
-        split_pass = pass_of((args, kwargs))
+        split_pass = self.pass_of_model((args, kwargs))
         if split_pass is not None and len(split_pass.rules) > 1:
             split_pass.rules.pop()
+
+    def holds_for(self, root: Module | None) -> bool:
+        '''Whether this rule holds for a model.'''
+        return self.root is None or root is None or self.root is root
+
+    def pass_of_model(self, arguments: Any) -> Any:
+        '''The pass to which the pairs in arguments belong, if it is one of a model for which this rule holds.'''
+        split_pass = pass_of(arguments)
+        return split_pass if split_pass is not None and self.holds_for(split_pass.root) else None
 
     def register(self, module: Module) -> RemovableHandleList:
         '''Register this rule to a module.

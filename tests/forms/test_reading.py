@@ -125,6 +125,27 @@ def test_backward_hooks_of_modules_see_gradients(register):
     assert not model[1]._backward_hooks and not model[1]._backward_pre_hooks
 
 
+@pytest.mark.parametrize('register', ['register_full_backward_hook', 'register_full_backward_pre_hook'])
+@pytest.mark.parametrize('stays', [False, True])
+def test_backward_hooks_that_are_added_in_a_context(register, stays):
+    model, image, found = with_layers(), random_image(2, 3, 8, 8).requires_grad_(), []
+    with SplitGrad(.5).context(model):
+        map, = torch.autograd.grad(model(image)[:, 1].sum(), image)
+        handle = getattr(model[1], register)(lambda module, *gradients: found.append(gradients))
+        again, = torch.autograd.grad(model(image)[:, 1].sum(), image)
+        if not stays:
+            handle.remove()
+        torch.autograd.grad(model(image)[:, 1].sum(), image)
+    assert torch.equal(map, again) and len(found) == 1 + stays
+    torch.autograd.grad(model(image)[:, 1].sum(), image)
+    assert len(found) == 1 + 2 * stays
+    if stays:
+        assert_close(found[0][0][0], found[2][0][0] / 2)
+        handle.remove()
+    assert not model[1]._backward_hooks and not model[1]._backward_pre_hooks
+    assert not model[1]._forward_hooks and not model[1]._forward_pre_hooks
+
+
 def test_a_hook_that_changes_gradients_is_an_error():
     model, image = with_layers(), random_image(2, 3, 8, 8).requires_grad_()
     model[1].register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))

@@ -51,6 +51,7 @@ class SplitForward(TemporaryForward):
             return self.as_it_is(args, kwargs)
         root = self.canonizer.root
         training = require_fit(root)
+        self.canonizer.call_backward_hooks()
         if pass_of((args, kwargs)) is not None:
             raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = flatten((args, kwargs))

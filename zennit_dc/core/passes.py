@@ -109,7 +109,7 @@ class MapPass(Pass):
         super().__init__(canonizer)
         self.layer, self.probe = layer if canonizer.layer is None else canonizer.layer, probe
         self.rerun = Rerun.of(canonizer.root, call, inputs)
-        self.rules += rules_of(canonizer.root)
+        self.rules += [rule for rule in rules_of(canonizer.root) if rule.holds_for(canonizer.root)]
         sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.mode = Mode(sums, has_graph and (probe is not None or self.layer is None), has_graph)
@@ -463,7 +463,8 @@ def refused(error, *gradients):
     raise error
 
 
-def rules_of(root):
-    '''The rules that are registered to the model itself, whose hooks see tensors that are not split yet.'''
-    owners = [getattr(hook, '__self__', None) for hook in root._forward_pre_hooks.values()]
+def rules_of(module):
+    '''The rules that are registered to a module. Those of the model itself have hooks that see tensors which are not
+    split yet.'''
+    owners = [getattr(hook, '__self__', None) for hook in module._forward_pre_hooks.values()]
     return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]
