@@ -98,7 +98,7 @@ def dense(pair, weight, bias=None):
     return contracted(pair, affine(pair, DENSE, weight, bias), -1)
 
 
-@torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__', '__rmatmul__')
+@torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__')
 def matmul(left, right=None, *, other=None, mat2=None, vec=None):
     '''A constant on the right is a layer's weight; one on the left mixes tokens, as attention weights do.'''
     right = next(operand for operand in (right, other, mat2, vec) if operand is not None)
@@ -114,6 +114,9 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
         return torch.matmul(*tensors)
 
     return bilinear(function, left, right)
+
+
+split_form(torch.Tensor.__rmatmul__)(lambda right, left: matmul(left, right))
 
 
 def bilinear(function, left, right):

@@ -1,0 +1,31 @@
+'''Functions with unusual arguments, for which a form is what torch's function is: reflected operators, axes of all
+kinds, constants on either side, orders of memory, infinite entries.'''
+import math
+
+import pytest
+import torch
+from agreement import require_agreement
+from helpers import random_image
+from small_models import Calling
+
+from zennit_dc import DetachedStatistics
+
+
+X, Y = random_image(3, 4), random_image(3, 4, seed=2)
+SQUARE, OTHER = random_image(4, 4), random_image(4, 4, seed=2)
+CALLS = {
+    'reflected matmul': (lambda x, y: x.__rmatmul__(y), SQUARE, OTHER),
+    'reflected matmul, as a function': (torch.Tensor.__rmatmul__, SQUARE, OTHER),
+}
+
+
+def places(count):
+    '''Which of some tensors are pairs: each alone, and all.'''
+    return [None, *([place] for place in range(count))]
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_agreement(name):
+    function, *arguments = CALLS[name]
+    for pairs in places(sum(isinstance(each, torch.Tensor) and each.is_floating_point() for each in arguments)):
+        require_agreement(function, *arguments, pairs=pairs)
