@@ -17,6 +17,10 @@ CALLS = {
     'reflected matmul': (lambda x, y: x.__rmatmul__(y), SQUARE, OTHER),
     'reflected matmul, as a function': (torch.Tensor.__rmatmul__, SQUARE, OTHER),
 }
+DETACHED = {
+    'a number over a pair': (lambda x: 3 / x, Y.float()),
+    'reflected division': (lambda x, y: x.__rtruediv__(y), X.float(), Y.float()),
+}
 
 
 def places(count):
@@ -29,3 +33,13 @@ def test_agreement(name):
     function, *arguments = CALLS[name]
     for pairs in places(sum(isinstance(each, torch.Tensor) and each.is_floating_point() for each in arguments)):
         require_agreement(function, *arguments, pairs=pairs)
+
+
+@pytest.mark.parametrize('name', DETACHED)
+def test_agreement_of_values_with_detached_statistics(name):
+    model = Calling(torch.nn.Identity())
+    applied, = DetachedStatistics().apply(model)
+    function, *arguments = DETACHED[name]
+    for pairs in places(len(arguments)):
+        require_agreement(function, *arguments, pairs=pairs, root=model, gradient=False)
+    applied.remove()

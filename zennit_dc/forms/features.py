@@ -132,12 +132,19 @@ def quotient(value, first, other):
     return tangent(other, value, lambda x: -first * x ** -2)
 
 
-def reciprocal_of(first, other):
-    '''The statistic that a constant is, divided by a pair.'''
-    return statistic(torch.div, quotient, first, other, is_weight=True)
+def reciprocal_of(first, other, function=torch.div):
+    '''The statistic that a constant is, divided by a pair, as a function computes it.'''
+    return statistic(function, quotient, first, other, is_weight=True)
 
 
-register_statistic(overloads('__rtruediv__', '__rdiv__'), lambda pair, first: reciprocal_of(first, pair))
+def reflected_division(divisor, first):
+    '''The division of an operator, which is a product with the reciprocal.'''
+    if pairs_in((first,)):
+        return divisor.reciprocal() * first
+    return reciprocal_of(first, divisor, lambda first, other: other.reciprocal() * first)
+
+
+register_statistic(overloads('__rtruediv__', '__rdiv__'), reflected_division)
 
 
 @detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
