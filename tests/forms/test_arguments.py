@@ -16,6 +16,12 @@ SQUARE, OTHER = random_image(4, 4), random_image(4, 4, seed=2)
 CALLS = {
     'reflected matmul': (lambda x, y: x.__rmatmul__(y), SQUARE, OTHER),
     'reflected matmul, as a function': (torch.Tensor.__rmatmul__, SQUARE, OTHER),
+    'maximum with minus infinity': (torch.maximum, X, torch.full((4,), -math.inf).double()),
+    'maximum of equal ones': (torch.maximum, X.sign(), Y.sign()),
+    'fmax': (torch.fmax, X.sign(), Y.sign()),
+    'fmin': (torch.fmin, X.sign(), Y.sign()),
+    'fmax with nan': (torch.fmax, torch.tensor([1., math.nan, 2.]), torch.tensor([math.nan, -3., 4.])),
+    'fmin with nan': (torch.fmin, torch.tensor([1., math.nan, 2.]), torch.tensor([math.nan, -3., 4.])),
 }
 DETACHED = {
     'a number over a pair': (lambda x: 3 / x, Y.float()),
