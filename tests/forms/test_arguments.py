@@ -12,6 +12,7 @@ from zennit_dc import DetachedStatistics
 
 
 X, Y = random_image(3, 4), random_image(3, 4, seed=2)
+MASK = torch.tensor([[True, False, False, True], [False, True, False, False], [True, True, True, False]])
 SQUARE, OTHER = random_image(4, 4), random_image(4, 4, seed=2)
 CALLS = {
     'reflected matmul': (lambda x, y: x.__rmatmul__(y), SQUARE, OTHER),
@@ -22,6 +23,10 @@ CALLS = {
     'fmin': (torch.fmin, X.sign(), Y.sign()),
     'fmax with nan': (torch.fmax, torch.tensor([1., math.nan, 2.]), torch.tensor([math.nan, -3., 4.])),
     'fmin with nan': (torch.fmin, torch.tensor([1., math.nan, 2.]), torch.tensor([math.nan, -3., 4.])),
+    'amax of masked entries': (lambda x: x.masked_fill(MASK, -math.inf).amax(1), X),
+    'amin of masked entries': (lambda x: x.masked_fill(MASK, math.inf).amin((-1,), True), X),
+    'aminmax of equal entries': (lambda x: torch.aminmax(x, dim=-1, keepdim=True), X.sign()),
+    'aminmax of an axis': (lambda x: tuple(x.aminmax(dim=1)), X),
 }
 DETACHED = {
     'a number over a pair': (lambda x: 3 / x, Y.float()),

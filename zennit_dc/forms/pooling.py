@@ -166,7 +166,11 @@ def amax(pair, dim=(), keepdim=False, *, axis=None):
     largest = torch.amax(pair.difference, dims, True)
     won = pair.difference == largest
     share = won / won.sum(dims, True)
-    return over_axes(pair, largest, dims, keepdim, lambda tensor: (tensor * share.to(tensor.dtype)).sum(dims, True))
+
+    def winners(tensor):  # of which others may be infinite, where they are masked
+        return torch.where(won, tensor * share.to(tensor.dtype), 0.).sum(dims, True)
+
+    return over_axes(pair, largest, dims, keepdim, winners)
 
 
 def over_axes(pair, difference, dims, keepdim, winners):
@@ -204,7 +208,15 @@ def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
     return torch.return_types.min((negation(found.values), found.indices))
 
 
-torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
+@torch_form('amin')
+def amin(pair, *args, **kwargs):
+    return negation(amax(negation(pair), *args, **kwargs))
+
+
+@torch_form('aminmax')
+def aminmax(pair, *, dim=None, keepdim=False):
+    dims = () if dim is None else dim
+    return torch.return_types.aminmax((amin(pair, dims, keepdim), amax(pair, dims, keepdim)))
 
 
 for function in overloads('sort', 'topk'):

@@ -148,7 +148,7 @@ def discontinuous(function, *args, **kwargs):
     'rand_like', 'randn_like', 'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor', '__bool__', '__float__',
     '__int__', '__index__', 'item', 'tolist', 'equal', 'allclose', '__format__', '__contains__', 'argmax', 'argmin',
     'argsort', 'any', 'all', 'count_nonzero', 'is_nonzero', 'isin', 'nonzero', 'argwhere', 'bucketize', 'searchsorted',
-    'histc', 'aminmax', 'storage_offset', 'is_shared', 'is_pinned', 'is_inference', 'unique', 'bincount',
+    'histc', 'storage_offset', 'is_shared', 'is_pinned', 'is_inference', 'unique', 'bincount',
     '_nested_tensor_from_mask_left_aligned',  # whether padding comes last, for which torch.nn.TransformerEncoder asks
 ))
 @reading
