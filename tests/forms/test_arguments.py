@@ -27,6 +27,7 @@ CALLS = {
     'amin of masked entries': (lambda x: x.masked_fill(MASK, math.inf).amin((-1,), True), X),
     'aminmax of equal entries': (lambda x: torch.aminmax(x, dim=-1, keepdim=True), X.sign()),
     'aminmax of an axis': (lambda x: tuple(x.aminmax(dim=1)), X),
+    'a constant in another order of memory, times a pair': (torch.mul, X.mT.contiguous().mT, Y),
 }
 DETACHED = {
     'a number over a pair': (lambda x: 3 / x, Y.float()),

@@ -84,7 +84,8 @@ def multiplication(first, other):
     if isinstance(constant, SplitTensor):
         return multiply(first, other, torch.mul)
     return joined([pair], linear(
-        pair, lambda tensor: tensor * constant, lambda total: total * magnitude_of(constant)
+        pair, lambda tensor: tensor * constant if pair is first else constant * tensor,  # as strides follow the first
+        lambda total: total * magnitude_of(constant)
     ))
 
 
