@@ -32,6 +32,7 @@ CALLS = {
 DETACHED = {
     'a number over a pair': (lambda x: 3 / x, Y.float()),
     'reflected division': (lambda x, y: x.__rtruediv__(y), X.float(), Y.float()),
+    'log1p of negative numbers': (torch.log1p, torch.linspace(-.99, 2., 7)),
 }
 
 

@@ -67,8 +67,9 @@ def tangent(pair, value, slope_of, function=None):
         The slope as a function of the input. Where it is not finite, zero is taken, as torch does for norms of zero.
     function : callable, optional
         The function itself if it is zero at zero and grows with the absolute value of its input. Then it makes the sum,
-        too, so that a stream that is zero stays so, and relevance passes unchanged. Without it, the tangent is an
-        affine function, whose constant takes relevance as a bias does.
+        too, so that a stream that is zero stays so, and relevance passes unchanged. The sum is no less than the
+        absolute value, which may be larger for negative inputs. Without it, the tangent is an affine function, whose
+        constant takes relevance as a bias does.
 
     Returns
     -------
@@ -91,7 +92,8 @@ def tangent(pair, value, slope_of, function=None):
         return joined([source], linear(source, path, size))
     stream_sum = size(total)
     if split_pass.sums:
-        stream_sum = Instead.apply(where_regular(function, total, total > 0), stream_sum, split_pass)
+        own = torch.maximum(where_regular(function, total, total > 0), value.abs().to(total.dtype))
+        stream_sum = Instead.apply(own, stream_sum, split_pass)
     output = source.replaced(path(original), stream_sum)
     if not split_pass.rule.passes_activations:
         return output
