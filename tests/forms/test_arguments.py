@@ -29,10 +29,19 @@ CALLS = {
     'aminmax of an axis': (lambda x: tuple(x.aminmax(dim=1)), X),
     'a constant in another order of memory, times a pair': (torch.mul, X.mT.contiguous().mT, Y),
 }
+
+
+def features(pair):
+    '''A statistic that is a feature itself, as it is concatenated.'''
+    return torch.cat([pair, X])
+
+
 DETACHED = {
     'a number over a pair': (lambda x: 3 / x, Y.float()),
     'reflected division': (lambda x, y: x.__rtruediv__(y), X.float(), Y.float()),
     'log1p of negative numbers': (torch.log1p, torch.linspace(-.99, 2., 7)),
+    'softmax in another dtype': (lambda x: features(x.softmax(1, torch.float64)), X.float()),
+    'softmax of masked entries': (lambda x: features(x.masked_fill(MASK, -math.inf).softmax(1)), X),
 }
 
 

@@ -325,8 +325,11 @@ for number in (1, 2, 3):
 def softmax(value, pair, dim=None, *args, **kwargs):
     '''Probabilities as features: sensitivities pass through the derivatives at the given input, and relevance passes
     unchanged.'''
-    (original, total), split_pass = pair.tensors, pair.split_pass
-    dim = F._get_softmax_dim('softmax', original.ndim, 3) if dim is None else dim
+    split_pass, is_finite = pair.split_pass, torch.isfinite(pair.difference)
+    # a dtype may be asked for; and what is masked is minus infinity
+    original, total = (torch.where(is_finite, tensor, 0.).to(torch.promote_types(tensor.dtype, value.dtype))
+                       for tensor in pair.tensors)
+    dim = F._get_softmax_dim('softmax', pair.values[0].ndim, 3) if dim is None else dim
     weights = constant(value, split_pass)
 
     def path(tensor, weights):
