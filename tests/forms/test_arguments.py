@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
-from agreement import require_agreement
+from agreement import require_agreement, split_inputs
 from helpers import random_image
 from small_models import Calling
+from torch.nn import functional as F
 
 from zennit_dc import DetachedStatistics
+from zennit_dc.core.errors import Unsupported
 
 
 X, Y = random_image(3, 4), random_image(3, 4, seed=2)
@@ -42,6 +44,7 @@ DETACHED = {
     'log1p of negative numbers': (torch.log1p, torch.linspace(-.99, 2., 7)),
     'softmax in another dtype': (lambda x: features(x.softmax(1, torch.float64)), X.float()),
     'softmax of masked entries': (lambda x: features(x.masked_fill(MASK, -math.inf).softmax(1)), X),
+    'group_norm of no samples': (lambda x: F.group_norm(x[:0], 2), X),
 }
 
 
@@ -64,4 +67,23 @@ def test_agreement_of_values_with_detached_statistics(name):
     function, *arguments = DETACHED[name]
     for pairs in places(len(arguments)):
         require_agreement(function, *arguments, pairs=pairs, root=model, gradient=False)
+    applied.remove()
+
+
+PARAMETERS = {
+    'prelu': lambda pair: F.prelu(X, pair[0, :1]),
+    'batch_norm': lambda pair: F.batch_norm(X, pair[0], pair[1], training=True),
+    'batch_norm of a pair': lambda pair: F.batch_norm(pair, pair[0], pair[1]),
+    'layer_norm': lambda pair: F.layer_norm(X, (4,), pair[0]),
+    'rms_norm': lambda pair: F.rms_norm(X, (4,), pair[0]),
+    'group_norm': lambda pair: F.group_norm(X, 2, None, pair[0]),
+}
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameters_that_depend_on_the_input_are_named(name):
+    model = Calling(torch.nn.Identity())
+    applied, = DetachedStatistics().apply(model)
+    with pytest.raises(Unsupported, match='for a weight or a bias that depends on the input'):
+        PARAMETERS[name](split_inputs(model)(X))
     applied.remove()

@@ -209,6 +209,7 @@ def batch_norm(
     pair, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
     '''A batch norm after an affine layer belongs to this layer; any other is an affine layer itself.'''
+    refuse_pairs('batch_norm', running_mean, running_var, weight, bias)
     if training or running_mean is None or running_var is None:
         raise RuntimeError(
             f'batch_norm, called in {called_in(pair.split_pass)}, uses the statistics of the batch, with which the map'

@@ -326,7 +326,7 @@ def streams_of(gradient):
 
 @split_form(F.batch_norm)
 def batch_norm(pair, *args, form=FORMS[F.batch_norm], **kwargs):
-    layer, tap = pair.layer, vars(pair).get('tap')
+    layer, tap = getattr(pair, 'layer', None), vars(pair).get('tap')
     output = form(pair, *args, **kwargs)
     if tap is not None and layer is not None and pair.split_pass.rule.passes_activations:
         tap.attach(output, lambda: output)
