@@ -45,6 +45,8 @@ DETACHED = {
     'softmax in another dtype': (lambda x: features(x.softmax(1, torch.float64)), X.float()),
     'softmax of masked entries': (lambda x: features(x.masked_fill(MASK, -math.inf).softmax(1)), X),
     'group_norm of no samples': (lambda x: F.group_norm(x[:0], 2), X),
+    'norm of a number': (lambda x: torch.atleast_1d(x.norm(2, 0)), X[0, 0]),
+    'std over no axes': (lambda x: torch.std(x, [], keepdim=True), X),
 }
 
 

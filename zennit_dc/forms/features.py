@@ -207,8 +207,8 @@ def weighted_sum(pair, value, coefficients, dims, keepdim):
 def axes_of(pair, dim):
     '''A parameter dim as a tuple of axes.'''
     count = pair.values[0].ndim
-    axes = range(count) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
-    return tuple(sorted(axis % count for axis in axes))
+    axes = range(count) if dim is None or dim in ((), []) else [dim] if isinstance(dim, int) else dim
+    return tuple(sorted(axis % count for axis in axes)) if count else ()
 
 
 def over(numerator, denominator):
