@@ -30,6 +30,23 @@ CALLS = {
     'aminmax of equal entries': (lambda x: torch.aminmax(x, dim=-1, keepdim=True), X.sign()),
     'aminmax of an axis': (lambda x: tuple(x.aminmax(dim=1)), X),
     'a constant in another order of memory, times a pair': (torch.mul, X.mT.contiguous().mT, Y),
+    'no differences': (lambda x, y: torch.diff(x, 0, 0, y), X, Y),
+    'differences of differences': (lambda x, y: x.diff(n=2, dim=0, append=y), X, Y),
+    'more differences than entries': (lambda x: torch.diff(x, 5), X),
+    'take_along_dim without an axis': (lambda x: torch.take_along_dim(x, torch.tensor([[7, 2], [1, 1]])), X),
+    'take_along_dim with an axis': (lambda x: x.take_along_dim(torch.tensor([[2, 0]]), dim=-1), X),
+    'index_reduce of numbers': (
+        lambda x, y: torch.index_reduce(x, 0, torch.tensor([0]), y, 'mean', include_self=False), X[0, 0], Y[0, 0]
+    ),
+    'index_reduce over the last axis': (
+        lambda x, y: x.index_reduce(-1, torch.tensor([3, 0, 3, 1]), y, 'amax'), X, Y
+    ),
+    'complex numbers of a broadcast part': (lambda x, y: torch.complex(x, y).real, X, Y[0, 0]),
+    'complex numbers in another order of memory': (lambda x, y: torch.complex(x.mT, y.mT).imag, X, Y),
+    'ifft of real numbers': (lambda x: torch.fft.ifft(x, n=6, dim=0, norm='ortho').real, X),
+    'ifft2 of real numbers': (lambda x: torch.fft.ifft2(x).imag, X),
+    'fftn along one axis': (lambda x: torch.fft.fftn(x, 5, 0).real, X),
+    'irfft2 along one axis': (lambda x: torch.fft.irfft2(x, dim=0), X),
 }
 
 
@@ -89,3 +106,19 @@ def test_parameters_that_depend_on_the_input_are_named(name):
     with pytest.raises(Unsupported, match='for a weight or a bias that depends on the input'):
         PARAMETERS[name](split_inputs(model)(X))
     applied.remove()
+
+
+REFUSED = {
+    'times a complex number': (lambda pair: pair * 1j, 'complex'),
+    'plus complex numbers': (lambda pair: torch.tensor([1j]) + pair, 'complex'),
+    'over complex numbers': (lambda pair: pair / torch.tensor([1j]), 'complex'),
+    'a choice of complex numbers': (lambda pair: torch.where(MASK, pair, 1j), 'complex'),
+    'sparse reduction': (lambda pair: torch.sparse.mm(Y.mT.to_sparse_csr(), pair, 'sum'), 'reduce=\'sum\''),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_has_no_form_is_named(name):
+    function, named = REFUSED[name]
+    with pytest.raises(Unsupported, match=named):
+        function(split_inputs()(X))
