@@ -20,6 +20,9 @@ def operands(first, other):
 
 def magnitude_of(constant):
     '''The absolute value of a number or a tensor.'''
+    if isinstance(constant, complex) or (isinstance(constant, torch.Tensor) and constant.is_complex()):
+        raise unsupported('a sum with, a product with or a choice of complex numbers', (),
+                          remedy='make the split pair complex, as torch.complex(x, torch.zeros_like(x)) does')
     if not isinstance(constant, torch.Tensor) or constant.is_floating_point():
         return abs(constant)
     return constant.to(torch.float64).abs()

@@ -138,8 +138,15 @@ def of_one_sample(matrices):
 
 
 # other products, and those of sparse matrices that are constant
-for function in {torch.sparse.mm} | overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
+for function in overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
     split_form(function)(partial(bilinear, function))
+
+
+@split_form(torch.sparse.mm)
+def sparse_matmul(left, right, reduce=None):
+    if reduce is not None:
+        raise unsupported('torch.sparse.mm', (left, right), f' for reduce={reduce!r}')
+    return bilinear(torch.sparse.mm, left, right)
 
 
 @torch_form('addmm')
