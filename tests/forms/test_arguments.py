@@ -9,7 +9,7 @@ from helpers import random_image
 from small_models import Calling
 from torch.nn import functional as F
 
-from zennit_dc import DetachedStatistics
+from zennit_dc import DetachedStatistics, SplitGrad
 from zennit_dc.core.errors import Unsupported
 
 
@@ -113,6 +113,8 @@ REFUSED = {
     'plus complex numbers': (lambda pair: torch.tensor([1j]) + pair, 'complex'),
     'over complex numbers': (lambda pair: pair / torch.tensor([1j]), 'complex'),
     'a choice of complex numbers': (lambda pair: torch.where(MASK, pair, 1j), 'complex'),
+    'out of a sum': (lambda pair: torch.add(pair, X, out=torch.empty_like(X)), r'torch\.add.*out='),
+    'out of constants': (lambda pair: torch.add(X, X, out=pair), r'torch\.add.*out='),
     'sparse reduction': (lambda pair: torch.sparse.mm(Y.mT.to_sparse_csr(), pair, 'sum'), 'reduce=\'sum\''),
 }
 
@@ -122,3 +124,16 @@ def test_what_has_no_form_is_named(name):
     function, named = REFUSED[name]
     with pytest.raises(Unsupported, match=named):
         function(split_inputs()(X))
+
+
+LAYOUTS = {
+    'sparse': lambda x: x.to_sparse().to_dense(), 'csr': lambda x: x.to_sparse_csr().to_dense(),
+    'mkldnn': lambda x: x.to_mkldnn().to_dense(),
+    'nested': lambda x: torch.nested.as_nested_tensor(list(x)).to_padded_tensor(0.),
+}
+
+
+@pytest.mark.parametrize('name', LAYOUTS)
+def test_other_layouts_are_named(name):
+    with SplitGrad().context(model := Calling(LAYOUTS[name])), pytest.raises(Unsupported):
+        model(X.float().requires_grad_())

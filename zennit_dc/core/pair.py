@@ -113,8 +113,10 @@ class Pass:
     def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of arguments, in which there are some pairs.'''
         form = self.forms.get(function)
-        if form is None:
-            raise unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
+        if form is None or kwargs.get('out') is not None:
+            reason = () if form is None else (' for out=', 'take what it returns')
+            name = torch.overrides.resolve_name(function) or getattr(function, '__name__', function)
+            raise unsupported(name, args, *reason)
         return noted(form, args, kwargs, pairs)
 
 

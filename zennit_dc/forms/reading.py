@@ -98,13 +98,18 @@ def read_alone(function, args, kwargs, error):
             leaves, structure = flatten(function(*plain(args), **plain(kwargs)))
     except (RuntimeError, TypeError, ValueError, IndexError) as reason:  # what torch raises for values alone
         raise error from reason
-    if any(torch.is_tensor(leaf) and leaf.is_complex() for leaf in leaves):  # which would go on as a constant
+    if any(torch.is_tensor(leaf) and not is_readable(leaf) for leaf in leaves):  # which would go on as a constant
         raise error
     output = structure([pair.like(leaf, leaf.abs()) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
                         for leaf in leaves])
     for each in pairs_in(output):
         each.pending = Refused(error)
     return output
+
+
+def is_readable(tensor):
+    '''Whether a tensor has real numbers, in places that strides tell.'''
+    return not (tensor.is_complex() or tensor.is_nested or tensor.layout is not torch.strided)
 
 
 def reading(form):
