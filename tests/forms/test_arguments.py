@@ -47,6 +47,11 @@ CALLS = {
     'ifft2 of real numbers': (lambda x: torch.fft.ifft2(x).imag, X),
     'fftn along one axis': (lambda x: torch.fft.fftn(x, 5, 0).real, X),
     'irfft2 along one axis': (lambda x: torch.fft.irfft2(x, dim=0), X),
+    'where, of named choices': (lambda x, y: torch.where(MASK, input=x, other=y), X, Y),
+    'where, of names alone': (lambda x, y: torch.where(condition=MASK, input=x, other=y), X, Y),
+    'where of another mask than the choice': (lambda x, y: torch.where(MASK, x, other=y), X, Y),
+    'where of numbers': (lambda x: torch.where(MASK, other=x, input=torch.tensor(3)), X),
+    'where as a method': (lambda x, y: x.where(condition=MASK, other=y), X, Y),
 }
 
 
@@ -64,6 +69,7 @@ DETACHED = {
     'group_norm of no samples': (lambda x: F.group_norm(x[:0], 2), X),
     'norm of a number': (lambda x: torch.atleast_1d(x.norm(2, 0)), X[0, 0]),
     'std over no axes': (lambda x: torch.std(x, [], keepdim=True), X),
+    'a mask over a pair': (lambda x: MASK / x, X),
 }
 
 
@@ -137,3 +143,12 @@ LAYOUTS = {
 def test_other_layouts_are_named(name):
     with SplitGrad().context(model := Calling(LAYOUTS[name])), pytest.raises(Unsupported):
         model(X.float().requires_grad_())
+
+
+@pytest.mark.parametrize('function', [
+    lambda pair: pair - True, lambda pair: MASK - pair, lambda pair: pair.clone().sub_(MASK), lambda pair: False - pair,
+])
+def test_what_torch_refuses_is_refused(function):
+    for x in (X, split_inputs()(X)):
+        with pytest.raises(RuntimeError, match='bool'):
+            function(x)

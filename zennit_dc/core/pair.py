@@ -297,7 +297,7 @@ class SplitTensor(torch.Tensor):
         pairs = pairs_in((args, kwargs))
         split_pass = common_pass(function, pairs)
         first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
-        if first is not None:
+        if first is not None and function is not torch.where:  # of which it is the second
             kwargs = dict(kwargs)
             args = kwargs.pop(first), *args
         return split_pass.apply(function, args, kwargs, pairs)

@@ -131,7 +131,7 @@ register_elementwise('logarithm', lambda x: 1 / (x * math.log(10)), 'log10')
 
 def quotient(value, first, other):
     '''What a number or a tensor is, divided by a pair.'''
-    return tangent(other, value, lambda x: -first * x ** -2)
+    return tangent(other, value, lambda x: first * -x ** -2)
 
 
 def reciprocal_of(first, other, function=torch.div):
