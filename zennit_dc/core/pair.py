@@ -152,8 +152,8 @@ class Pass:
     def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of arguments, in which there are some pairs.'''
         form = self.forms.get(function)
-        if form is None:
-            raise without_form(function, args)
+        if form is None or kwargs.get('out') is not None:
+            raise without_form(function, args, form)
         return noted(form, args, kwargs, pairs)
 
 
@@ -353,7 +353,7 @@ class SplitTensor(torch.Tensor):
         pairs = pairs_in((args, kwargs))
         split_pass = common_pass(function, pairs)
         first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
-        if first is not None:
+        if first is not None and function is not torch.where:  # of which it is the second
             kwargs = dict(kwargs)
             args = kwargs.pop(first), *args
         return split_pass.apply(function, args, kwargs, pairs)
@@ -473,9 +473,10 @@ def pass_of(obj):
     return found[0].split_pass if found else None
 
 
-def without_form(function, args):
-    '''The error for a function that is not in the table of forms.'''
-    return unsupported(torch.overrides.resolve_name(function) or getattr(function, '__name__', function), args)
+def without_form(function, args, form=None):
+    '''The error for a function that is not in the table of forms, or was called with out=.'''
+    name = torch.overrides.resolve_name(function) or getattr(function, '__name__', function)
+    return unsupported(name, args, *() if form is None else (' for out=', 'take what it returns'))
 
 
 def unsupported(name, args, reason='', remedy='give it one with zennit_dc.split_form'):

@@ -255,8 +255,8 @@ class MapPass(Pass):
         self.require_kept(pairs)
         form, cause = self.forms.get(function), foreign_cause(pairs) if any(pair.facts for pair in pairs) else None
         try:
-            if form is None:
-                raise without_form(function, args)
+            if form is None or kwargs.get('out') is not None:
+                raise without_form(function, args, form)
             output = form(*args, **kwargs)
         except Unsupported as error:
             return self.value_alone(function, args, kwargs, pairs, error)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ..core.blocks import activated, activation, relu
 from ..core.pair import same, sum_dtype, true_gradients, unsupported
 from .arithmetic import Valued
-from .table import activation_form, form_of_each, missing, overloads, refuse_random, torch_form
+from .table import activation_form, form_of_each, missing, overloads, refuse_pairs, refuse_random, torch_form
 
 
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
@@ -168,6 +168,7 @@ def rrelu(pair, lower=1. / 8, upper=1. / 3, training=False):
 
 @torch_form('prelu')
 def prelu(pair, weight):
+    refuse_pairs('prelu', weight)
     axes = pair.values[0].ndim - 2
     slope = weight.reshape(1, -1, *(1,) * axes) if weight.numel() > 1 else weight.reshape(())
     return leaky(pair, slope, lambda tensor: F.prelu(tensor, weight))

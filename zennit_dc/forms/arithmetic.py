@@ -20,6 +20,9 @@ def operands(first, other):
 
 def magnitude_of(constant):
     '''The absolute value of a number or a tensor.'''
+    if isinstance(constant, complex) or (isinstance(constant, torch.Tensor) and constant.is_complex()):
+        raise unsupported('a sum with, a product with or a choice of complex numbers', (),
+                          remedy='make the split pair complex, as torch.complex(x, torch.zeros_like(x)) does')
     if not isinstance(constant, torch.Tensor) or constant.is_floating_point():
         return abs(constant)
     return constant.to(torch.float64).abs()
@@ -59,6 +62,8 @@ def addition(first, other, *, alpha=1):
 
 @torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))
 def subtraction(first, other, *, alpha=1):
+    if any(each is True or each is False or getattr(each, 'dtype', None) is torch.bool for each in (first, other)):
+        torch.sub(*plain((first, other)))  # which raises
     if isinstance(other, SplitTensor):
         return addition(first, negation(other), alpha=alpha)
     return addition(first, other, alpha=-alpha)  # as torch computes it
@@ -83,7 +88,10 @@ def multiplication(first, other):
     refuse_comparison(constant, pair)
     if isinstance(constant, SplitTensor):
         return multiply(first, other, torch.mul)
-    return linear(pair, lambda tensor: tensor * constant, lambda total: total * magnitude_of(constant), joined)
+    return linear(
+        pair, lambda tensor: tensor * constant if pair is first else constant * tensor,  # as strides follow the first
+        lambda total: total * magnitude_of(constant), joined
+    )
 
 
 torch_form('square', inplace=('square_',))(lambda pair: multiply(pair, pair, torch.mul))
@@ -132,19 +140,20 @@ def lerp(start, end, weight):
 
 # choices by constant masks
 
-@torch_form('where')
-def where(mask, *choices, **kwargs):
-    if not choices and not kwargs:
-        return torch.where(plain(mask))
-    first, other = (*choices, *(kwargs[key] for key in ('input', 'self', 'other') if key in kwargs))
-    mask = plain(mask)
-    refuse_comparison(mask, first, other)
-    if not pairs_in((first, other)):  # where the mask alone was a pair
-        return torch.where(mask, first, other)
-    return of_both(lambda *both: torch.where(mask, *both), first, other)
+@split_form(torch.where)
+def where(condition, input=None, other=None):
+    if input is None and other is None:
+        return torch.where(plain(condition))
+    mask = plain(condition)
+    refuse_comparison(mask, input, other)
+    if not pairs_in((input, other)):  # where the mask alone was a pair
+        return torch.where(mask, input, other)
+    return of_both(lambda *both: torch.where(mask, *both), input, other)
 
 
-split_form(torch.Tensor.where)(lambda first, mask, other: where(mask, first, other))
+@split_form(torch.Tensor.where)
+def where_method(first, condition, other):
+    return where(condition, first, other)
 
 
 @torch_form('masked_fill', inplace=('masked_fill_',))

@@ -67,8 +67,9 @@ def tangent(pair, value, slope_of, function=None):
         The slope as a function of the input. Where it is not finite, zero is taken, as torch does for norms of zero.
     function : callable, optional
         The function itself if it is zero at zero and grows with the absolute value of its input. Then it makes the sum,
-        too, so that a stream that is zero stays so, and relevance passes unchanged. Without it, the tangent is an
-        affine function, whose constant takes relevance as a bias does.
+        too, so that a stream that is zero stays so, and relevance passes unchanged. The sum is no less than the
+        absolute value, which may be larger for negative inputs. Without it, the tangent is an affine function, whose
+        constant takes relevance as a bias does.
 
     Returns
     -------
@@ -91,7 +92,8 @@ def tangent(pair, value, slope_of, function=None):
         return linear(source, path, size, joined)
     stream_sum = size(total)
     if split_pass.mode.sums:
-        stream_sum = Instead.apply(where_regular(function, total, total > 0), stream_sum, split_pass)
+        own = torch.maximum(where_regular(function, total, total > 0), value.abs().to(total.dtype))
+        stream_sum = Instead.apply(own, stream_sum, split_pass)
     output = source.replaced(path(original), stream_sum)
     if not split_pass.rule.passes_activations:
         return output
@@ -129,15 +131,22 @@ register_elementwise('logarithm', lambda x: 1 / (x * math.log(10)), 'log10')
 
 def quotient(value, first, other):
     '''What a number or a tensor is, divided by a pair.'''
-    return tangent(other, value, lambda x: -first * x ** -2)
+    return tangent(other, value, lambda x: first * -x ** -2)
 
 
-def reciprocal_of(first, other):
-    '''The statistic that a constant is, divided by a pair.'''
-    return statistic(torch.div, quotient, first, other, is_weight=True)
+def reciprocal_of(first, other, function=torch.div):
+    '''The statistic that a constant is, divided by a pair, as a function computes it.'''
+    return statistic(function, quotient, first, other, is_weight=True)
 
 
-register_statistic(overloads('__rtruediv__', '__rdiv__'), lambda pair, first: reciprocal_of(first, pair))
+def reflected_division(divisor, first):
+    '''The division of an operator, which is a product with the reciprocal.'''
+    if pairs_in((first,)):
+        return divisor.reciprocal() * first
+    return reciprocal_of(first, divisor, lambda first, other: other.reciprocal() * first)
+
+
+register_statistic(overloads('__rtruediv__', '__rdiv__'), reflected_division)
 
 
 @detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
@@ -198,8 +207,8 @@ def weighted_sum(pair, value, coefficients, dims, keepdim):
 def axes_of(pair, dim):
     '''A parameter dim as a tuple of axes.'''
     count = pair.values[0].ndim
-    axes = range(count) if dim is None or dim == () else [dim] if isinstance(dim, int) else dim
-    return tuple(sorted(axis % count for axis in axes))
+    axes = range(count) if dim is None or dim in ((), []) else [dim] if isinstance(dim, int) else dim
+    return tuple(sorted(axis % count for axis in axes)) if count else ()
 
 
 def over(numerator, denominator):
@@ -316,8 +325,11 @@ for number in (1, 2, 3):
 def softmax(value, pair, dim=None, *args, **kwargs):
     '''Probabilities as features: sensitivities pass through the derivatives at the given input, and relevance passes
     unchanged.'''
-    (original, total), split_pass = pair.tensors, pair.split_pass
-    dim = F._get_softmax_dim('softmax', original.ndim, 3) if dim is None else dim
+    split_pass, is_finite = pair.split_pass, torch.isfinite(pair.difference)
+    # a dtype may be asked for; and what is masked is minus infinity
+    original, total = (torch.where(is_finite, tensor, 0.).to(torch.promote_types(tensor.dtype, value.dtype))
+                       for tensor in pair.tensors)
+    dim = F._get_softmax_dim('softmax', pair.values[0].ndim, 3) if dim is None else dim
     weights = constant(value, split_pass)
 
     def path(tensor, weights):

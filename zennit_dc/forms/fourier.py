@@ -98,7 +98,8 @@ split_form(torch.real, *getters('real'))(lambda pair, *_: pair)
 
 @split_form(torch.complex)
 def complex_of(real, imag):
-    return ComplexPair(torch.stack([real, imag], -1))
+    exact = torch.view_as_real(torch.complex(*plain((real, imag))))
+    return ComplexPair(valued(torch.stack(torch.broadcast_tensors(real, imag), -1), exact))
 
 
 def modulus(parts):
@@ -206,7 +207,7 @@ def transform(pair, function, dim):
 
 def as_real(tensor):
     '''A tensor, with its real and imaginary parts if it is complex.'''
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def of_axis(function, pair, n=None, dim=-1, norm=None):
@@ -217,6 +218,7 @@ def of_axis(function, pair, n=None, dim=-1, norm=None):
 def of_axes(name, default, pair, s=None, dim=None, norm=None):
     '''A transform along several axes, one after the other, of which all but one are of complex numbers.'''
     dim = default if dim is None else dim
+    dim, s = ((each,) if isinstance(each, int) else each for each in (dim, s))
     dims = [*range(pair.ndim)][-len(s) if s is not None else 0:] if dim is None else dim
     steps = [(name.replace('rfft', 'fft'), *step) for step in zip(s or [None] * len(dims), dims)]
     steps[-1] = name, *steps[-1][1:]

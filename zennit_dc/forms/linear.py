@@ -95,7 +95,7 @@ def dense(pair, weight, bias=None):
     return contracted(pair, affine(pair, DENSE, weight, bias), -1)
 
 
-@torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__', '__rmatmul__')
+@torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__')
 def matmul(left, right=None, *, other=None, mat2=None, vec=None):
     '''A constant on the right is a layer's weight; one on the left mixes tokens, as attention weights do.'''
     right = next(operand for operand in (right, other, mat2, vec) if operand is not None)
@@ -111,6 +111,9 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
         return torch.matmul(*tensors)
 
     return bilinear(function, left, right)
+
+
+split_form(torch.Tensor.__rmatmul__)(lambda right, left: matmul(left, right))
 
 
 def bilinear(function, left, right):
@@ -132,8 +135,15 @@ def of_one_sample(matrices):
 
 
 # other products, and those of sparse matrices that are constant
-for function in {torch.sparse.mm} | overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
+for function in overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
     split_form(function)(partial(bilinear, function))
+
+
+@split_form(torch.sparse.mm)
+def sparse_matmul(left, right, reduce=None):
+    if reduce is not None:
+        raise unsupported('torch.sparse.mm', (left, right), f' for reduce={reduce!r}')
+    return bilinear(torch.sparse.mm, left, right)
 
 
 @torch_form('addmm')
@@ -203,6 +213,7 @@ def batch_norm(
     pair, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
 ):
     '''A batch norm after an affine layer belongs to this layer; any other is an affine layer itself.'''
+    refuse_pairs('batch_norm', running_mean, running_var, weight, bias)
     if training or running_mean is None or running_var is None:
         raise RuntimeError(
             f'batch_norm, called in {called_in(pair.split_pass)}, uses the statistics of the batch, with which the map'

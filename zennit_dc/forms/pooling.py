@@ -119,23 +119,38 @@ split_form(torch.adaptive_max_pool1d)(FORMS[F.adaptive_max_pool1d_with_indices])
 
 # maxima of pairs and over axes
 
-@torch_form('maximum', 'fmax')
+@torch_form('maximum')
 def maximum(first, other):
     '''The larger one of two: max-pooling over both (Maxout, equation 17).'''
+    # as in torch's gradient, each has a half where they are equal
+    return larger(torch.maximum, first, other, lambda one, two: (one > two) + .5 * (one == two))
+
+
+@torch_form('fmax')
+def number_or_maximum(first, other):
+    '''The same but where one of two is nan, which is the other. The first one wins where they are equal.'''
+    return larger(torch.fmax, first, other, lambda one, two: (one >= two) | torch.isnan(two))
+
+
+def larger(function, first, other, share):
+    '''The larger one of two, by a function that tells the share of the first one.'''
     pairs = list(pairs_in((first, other)))
     (one, two), sums = zip(parts(first), parts(other))
-    difference = torch.maximum(one, two)
-    won = (one > two) + .5 * (one == two)  # as in torch's gradient, each has a half where they are equal
-    won, one_sum, two_sum = (tensor.to(sum_dtype(difference.dtype)) for tensor in (won, *sums))
-    winner = torch.lerp(two_sum, one_sum, won)
+    difference = function(one, two)
+    won, one_sum, two_sum = (tensor.to(sum_dtype(difference.dtype)) for tensor in (share(one, two), *sums))
+    # no product, as that of zero and what is infinite is nan
+    winner = torch.where(won == .5, one_sum / 2 + two_sum / 2, torch.where(won > .5, one_sum, two_sum))
     output = pool(pairs[0], difference, winner, lambda: one_sum + two_sum + (difference - one - two))
     return activated(joined(pairs, output))
 
 
-@torch_form('minimum', 'fmin')
+@torch_form('minimum')
 def minimum(first, other):
     '''The smaller one of two.'''
     return negation(maximum(negated(first), negated(other)))
+
+
+torch_form('fmin')(lambda first, other: negation(number_or_maximum(negated(first), negated(other))))
 
 
 def negated(operand):
@@ -151,7 +166,11 @@ def amax(pair, dim=(), keepdim=False, *, axis=None):
     largest = torch.amax(pair.difference, dims, True)
     won = pair.difference == largest
     share = won / won.sum(dims, True)
-    return over_axes(pair, largest, dims, keepdim, lambda tensor: (tensor * share.to(tensor.dtype)).sum(dims, True))
+
+    def winners(tensor):  # of which others may be infinite, where they are masked
+        return torch.where(won, tensor * share.to(tensor.dtype), 0.).sum(dims, True)
+
+    return over_axes(pair, largest, dims, keepdim, winners)
 
 
 def over_axes(pair, difference, dims, keepdim, winners):
@@ -189,7 +208,15 @@ def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
     return torch.return_types.min((negation(found.values), found.indices))
 
 
-torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
+@torch_form('amin')
+def amin(pair, *args, **kwargs):
+    return negation(amax(negation(pair), *args, **kwargs))
+
+
+@torch_form('aminmax')
+def aminmax(pair, *, dim=None, keepdim=False):
+    dims = () if dim is None else dim
+    return torch.return_types.aminmax((amin(pair, dims, keepdim), amax(pair, dims, keepdim)))
 
 
 for function in overloads('sort', 'topk'):

@@ -93,13 +93,18 @@ def read_alone(function, args, kwargs, error):
             leaves, structure = flatten(function(*plain(args), **plain(kwargs)))
     except (RuntimeError, TypeError, ValueError, IndexError) as reason:  # what torch raises for values alone
         raise error from reason
-    if any(torch.is_tensor(leaf) and leaf.is_complex() for leaf in leaves):  # which would go on as a constant
+    if any(torch.is_tensor(leaf) and not is_readable(leaf) for leaf in leaves):  # which would go on as a constant
         raise error
     output = structure([pair.like(leaf, leaf.abs()) if torch.is_tensor(leaf) and leaf.is_floating_point() else leaf
                         for leaf in leaves])
     for each in pairs_in(output):
         each.pending = Refused(error)
     return output
+
+
+def is_readable(tensor):
+    '''Whether a tensor has real numbers, in places that strides tell.'''
+    return not (tensor.is_complex() or tensor.is_nested or tensor.layout is not torch.strided)
 
 
 def reading(form):
@@ -143,7 +148,7 @@ def discontinuous(function, *args, **kwargs):
     'rand_like', 'randn_like', 'new_zeros', 'new_ones', 'new_full', 'new_empty', 'new_tensor', '__bool__', '__float__',
     '__int__', '__index__', 'item', 'tolist', 'equal', 'allclose', '__format__', '__contains__', 'argmax', 'argmin',
     'argsort', 'any', 'all', 'count_nonzero', 'is_nonzero', 'isin', 'nonzero', 'argwhere', 'bucketize', 'searchsorted',
-    'histc', 'aminmax', 'storage_offset', 'is_shared', 'is_pinned', 'is_inference', 'unique', 'bincount',
+    'histc', 'storage_offset', 'is_shared', 'is_pinned', 'is_inference', 'unique', 'bincount',
     '_nested_tensor_from_mask_left_aligned',  # whether padding comes last, for which torch.nn.TransformerEncoder asks
 ))
 @reading

@@ -58,7 +58,7 @@ def turned(pairs, output, function):
     return follow_places(pairs, output, function, reverses=True) if pairs[0].axes.places else output
 
 
-register(overloads('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
+register(overloads('roll', 'narrow', 'gather', 'index_select'), reordered)
 register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
 register(overloads('rot90'), turned)
 register(overloads(
@@ -117,12 +117,21 @@ def broadcast_tensors(*tensors):
     return tuple(each.broadcast_to(shape) for each in tensors)
 
 
+@torch_form('take_along_dim')
+def take_along_dim(pair, indices, dim=None):
+    if dim is None:
+        return pair.reshape(-1).take_along_dim(indices.reshape(-1), 0)
+    return of_one_tensor(torch.take_along_dim, reordered)(pair, indices, dim)
+
+
 @torch_form('diff')
 def diff(pair, n=1, dim=-1, prepend=None, append=None):
     '''Differences of neighbours, n times.'''
+    if n < 1:  # for which torch does not look at what is around
+        return of_one_tensor(torch.diff, joined)(pair, n, dim)
     around = [each for each in (prepend, pair, append) if each is not None]
     pair = torch.cat(around, dim) if len(around) > 1 else pair
-    for _ in range(n):
+    for _ in range(min(n, pair.shape[dim])):
         length = pair.shape[dim] - 1
         pair = pair.narrow(dim, 1, length) - pair.narrow(dim, 0, length)
     return pair

@@ -177,9 +177,10 @@ def scatter_amax(target, dim, index, src, include_self):
 
 @torch_form('index_reduce', inplace=('index_reduce_',))
 def index_reduce(target, dim, index, source, reduce, *, include_self=True):
-    shape = [1] * source.ndim
-    shape[dim] = -1
-    places = plain(index).reshape(shape).expand(source.shape)
+    places = plain(index)
+    if source.ndim:
+        places = places.reshape([-1 if axis == dim % source.ndim else 1 for axis in range(source.ndim)])
+    places = places.reshape(()) if source.ndim == 0 else places.expand(source.shape)
     output = scatter_reduce(target, dim, places, source, reduce, include_self=include_self)
     value = torch.index_reduce(*plain((target, dim, index, source)), reduce, include_self=include_self)
     return valued(output, value)

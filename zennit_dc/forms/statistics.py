@@ -14,7 +14,7 @@ from ..core.registry import split_form
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
 from .linear import batch_norm
-from .table import SplitOption, missing, own_steps, plain, refuse_random, require_batch, torch_form
+from .table import SplitOption, missing, own_steps, plain, refuse_pairs, refuse_random, require_batch, torch_form
 
 
 class DetachedStatistics(SplitOption):
@@ -87,6 +87,7 @@ def normalized(pair, name, layer, variance, weight, bias, channels):
 
 @detached_form('layer_norm')
 def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    refuse_pairs('layer_norm', weight, bias)
     axes = tuple(range(-len(normalized_shape), 0))
     layer = Normalization(
         lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps),
@@ -98,6 +99,7 @@ def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_e
 
 @detached_form('rms_norm')
 def rms_norm(pair, normalized_shape, weight=None, eps=None):
+    refuse_pairs('rms_norm', weight)
     axes, original = tuple(range(-len(normalized_shape), 0)), pair.difference
     layer = Normalization(lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps))
     variance = original.square().mean(axes, keepdim=True) + (torch.finfo(original.dtype).eps if eps is None else eps)
@@ -122,18 +124,20 @@ def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=N
 
 def grouped(pair, function, groups, weight, bias, eps):
     '''A normalization over groups of channels and over all axes after these.'''
+    refuse_pairs('a norm of groups of channels', weight, bias)
     original, after = pair.difference, (1,) * (pair.values[0].ndim - 2)
     name = 'group_norm' if groups < original.shape[1] else 'instance_norm'
+    size = math.prod(original.shape[1:]) // groups
     require_batch(pair, 3 if groups == original.shape[1] else 2, 'group_norm')
 
     def over_groups(statistic, tensor):
-        found = statistic(tensor.reshape(len(tensor), groups, -1))
+        found = statistic(tensor.reshape(len(tensor), groups, size))
         return found.repeat_interleave(tensor.shape[1] // groups, 1).reshape(*tensor.shape[:2], *after)
 
     variance = over_groups(lambda rows: rows.var(-1, unbiased=False), original) + eps
     weight, bias = (each if each is None else each.reshape(-1, *after) for each in (weight, bias))
     layer = Normalization(
-        function, partial(over_groups, lambda rows: rows.mean(-1)), original[0].numel() // groups
+        function, partial(over_groups, lambda rows: rows.mean(-1)), size
     )
     return normalized(pair, name, layer, variance, weight, bias, 1)
 
