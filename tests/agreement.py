@@ -3,7 +3,7 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
 from zennit_dc import SplitTensor
-from zennit_dc.core.pair import Pass
+from zennit_dc.core.pair import Pass, Settings
 
 
 class Fresh(torch.autograd.Function):
@@ -46,7 +46,7 @@ def output_of(function, make, arguments, pairs, leaves):
 
 def split_inputs(root=None, **kwargs):
     '''A function that makes pairs of one pass, each with its absolute value as its sum.'''
-    split_pass = Pass(root=root, **kwargs)
+    split_pass = Pass(Settings(root=root, **kwargs))
 
     def split(tensor):
         pair = SplitTensor(tensor, tensor.detach().abs(), split_pass).as_input()

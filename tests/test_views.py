@@ -235,6 +235,18 @@ def test_what_detach_returned_keeps_a_copy():
     assert_close(explain(SplitGrad(.5), model, image, 1), gradient_of(model, image, 1) / 2)
 
 
+def test_a_tensor_that_became_a_pair_is_read_and_written_again():
+    def written(model, v, w):
+        kept = torch.zeros_like(v.detach())
+        kept.copy_(v)
+        half = kept * (kept.detach() > -.2)
+        half.mT.pow_(2)
+        return half + w
+
+    model, image = Written(written), random_image(2, 4)
+    assert_close(explain(SplitGrad(.5), model, image, 1), gradient_of(model, image, 1) / 2)
+
+
 def test_parameters_become_no_pairs():
     def leaf(model, v, w):
         model.last.bias[:] = v[0, :3]

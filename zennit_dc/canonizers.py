@@ -264,6 +264,35 @@ def require_channels(channels):
     raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
 
 
+class Requirement(Canonizer):
+    '''What a composite asks of a model before it is split.
+
+    Parameters
+    ----------
+    require : callable
+        A function of the model that raises an error if it is not met.
+    '''
+    def __init__(self, require: Callable[[torch.nn.Module], None]):
+        super().__init__()
+        self.require = require
+
+    def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
+        '''Raise if the model does not meet it. Nothing is changed, so that no instance is returned.'''
+        self.register(root_module)
+        return []
+
+    def register(self, root_module: torch.nn.Module) -> None:
+        '''Raise if the model does not meet it.'''
+        self.require(root_module)
+
+    def remove(self) -> None:
+        '''Leave the model as it is.'''
+
+    def copy(self) -> 'Requirement':
+        '''Return the same requirement.'''
+        return type(self)(self.require)
+
+
 class NotInPlace(Canonizer):
     '''Let activations of a model that change their input in place leave it as it is, for the time of a context.
 

@@ -13,7 +13,7 @@ from zennit.canonizers import Canonizer
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
-from .canonizers import SplitCanonizer
+from .canonizers import Requirement, SplitCanonizer
 from .core.calls import require_split_rule
 from .core.pair import require_choice
 from .core.tokens import are_tokens, token_weights
@@ -204,26 +204,16 @@ class SensitivityComposite(SplitComposite):
             readout(stream), sensitivity_rule(self.alpha_of('')), layer, pooling, input_split, recentering, layer_map,
             canonizers, grid, channels
         )
+        self.canonizers.insert(-1, Requirement(self.require_alphas))
 
-    def register(self, module: Module) -> None:
-        '''Register the rules, see :py:meth:`SplitComposite.register`.
-
-        Parameters
-        ----------
-        module : :py:class:`torch.nn.Module`
-            The model.
-
-        Raises
-        ------
-        ValueError
-            If alpha is missing for a module of the model, wrong, or given for one that the model does not have.
-        '''
-        super().register(module)
-        names = {name for name, _ in module.named_modules(remove_duplicate=False)}
+    def require_alphas(self, root: Module) -> None:
+        '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
+        names = {name for name, _ in root.named_modules(remove_duplicate=False)}
         if isinstance(self.alpha, Mapping) and set(self.alpha) - names:
-            self.remove()
             unknown = sorted(set(self.alpha) - names)
             raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
+        for name, module in root.named_modules():
+            self.mapping({}, name, module)
 
     def alpha_of(self, name: str) -> float | Balanced:
         '''The shift for the module of a name.'''

@@ -165,7 +165,8 @@ def lend(pair):
     difference, (base, *views) = pair.difference, sharing(pair)
     if not isinstance(base.pending, Lent):
         lent = Lent(base.difference)
-        pair.split_pass.plain.append(weakref.ref(base))
+        if ADOPTED not in base.facts:
+            pair.split_pass.plain.append(weakref.ref(base))
         for each in (base, *views):
             each.pending = lent
     output = difference.detach()

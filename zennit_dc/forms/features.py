@@ -92,7 +92,9 @@ def tangent(pair, value, slope_of, function=None):
         return linear(source, path, size, joined)
     stream_sum = size(total)
     if split_pass.mode.sums:
-        own = torch.maximum(where_regular(function, total, total > 0), value.abs().to(total.dtype))
+        own, least = where_regular(function, total, total > 0), value.abs().to(total.dtype)
+        # no less than the value where streams are not negative, as a logarithm of negative numbers would be
+        own = torch.where(total >= original.abs(), torch.maximum(own, least), own)
         stream_sum = Instead.apply(own, stream_sum, split_pass)
     output = source.replaced(path(original), stream_sum)
     if not split_pass.rule.passes_activations:
