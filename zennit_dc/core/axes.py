@@ -123,9 +123,9 @@ def follow_axes(pairs, output, function):
     return follow_places(pairs, output, function) if any(pair.axes.places for pair in pairs) else output
 
 
-def with_channels(pair, output, index):
+def with_channels(index, pairs, output, function=None):
     '''Note that a layer keeps the first axes of a pair, and has channels at an index.'''
-    joined([pair], output)
+    joined(pairs, output)
     output.axes = output.axes._replace(channels=Axis.at(output.values[0].shape, index))
     return output
 

@@ -130,7 +130,7 @@ def without_autocast(kind):
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def affine(pair, layer, weight, bias=None):
+def affine(pair, layer, weight, bias=None, note_axes=follow_axes):
     '''The split form of an affine layer with weights, :math:`(W d + b, |W| s + |b|)`.
 
     Parameters
@@ -143,15 +143,19 @@ def affine(pair, layer, weight, bias=None):
         Its weight.
     bias : :py:class:`torch.Tensor`, optional
         Its bias.
+    note_axes : callable, optional
+        What notes depth and axes of the output, see :py:func:`linear`.
 
     Returns
     -------
     :py:class:`~zennit_dc.core.pair.SplitTensor`
-        The layer's output, about whose axes nothing is known. If it gets no axis of samples, each entry is re-centered
-        on its own.
+        The layer's output.
     '''
+    def without_memory(tensor):
+        return layer.apply(tensor, weight.detach().to('meta'), bias if bias is None else bias.detach().to('meta'))
+
     rule = pair.split_pass.rule
-    output = weighted(rule.before_affine(pair), layer, weight, bias)
+    output = note_axes([pair], weighted(rule.before_affine(pair), layer, weight, bias), without_memory)
     if bias is not None and layer.bias_axes:
         bias = bias.reshape(-1, *(1,) * layer.bias_axes)
     return pending(output, bias, rule)

@@ -47,14 +47,14 @@ def convolution(pair, weight, bias, stride, padding, dilation, transposed, outpu
         # without what is padded, which for transposed convolutions may be as long as a step of the dilation
         return output[(..., *map(slice, shape[2:]))]
 
-    return contracted(pair, affine(pair, Layer(apply, transpose, axes), weight, bias), 1)
+    return affine(pair, Layer(apply, transpose, axes), weight, bias, partial(contracted, 1))
 
 
-def contracted(pair, output, index):
-    '''The output of a layer that makes each of its channels, at an index, of all that its input has there.'''
-    with_channels(pair, output, index)
-    if pair.axes.places:
-        note_channels(pair, index)
+def contracted(index, pairs, output, function):
+    '''Note that a layer makes each of its channels, at an index, of all that its input has there.'''
+    with_channels(index, pairs, output)
+    if pairs[0].axes.places:
+        note_channels(pairs[0], index)
         mixed(output, index)
     return output
 
@@ -92,7 +92,7 @@ for number in (1, 2, 3):
 def dense(pair, weight, bias=None):
     refuse_pairs('linear', weight, bias)
     require_batch(pair, 2, 'linear')
-    return contracted(pair, affine(pair, DENSE, weight, bias), -1)
+    return affine(pair, DENSE, weight, bias, partial(contracted, -1))
 
 
 @torch_form('matmul', 'mm', 'bmm', 'mv', '__matmul__')
@@ -125,8 +125,10 @@ def bilinear(function, left, right):
         )
     if isinstance(right, SplitTensor):
         return multiply(left, right, function, follow_axes)
-    output = affine(left, Layer(lambda input, weight, bias: function(input, weight)), right)
-    return follow_axes([left], output, lambda tensor: function(tensor, of_one_sample(right)))
+    return affine(
+        left, Layer(lambda input, weight, bias: function(input, weight)), right, None,
+        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(tensor, of_one_sample(right)))
+    )
 
 
 def of_one_sample(matrices):
@@ -152,7 +154,7 @@ def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1
     if not isinstance(pair, SplitTensor) or pass_of((bias, weight)) is not None or beta != 1 or alpha != 1:
         return product_and(torch.addmm, bias, pair, weight, beta, alpha)
     layer = Layer(lambda input, weight, bias: input @ weight if bias is None else torch.addmm(bias, input, weight))
-    return contracted(pair, affine(pair, layer, weight, bias), -1)
+    return affine(pair, layer, weight, bias, partial(contracted, -1))
 
 
 @torch_form('baddbmm', inplace=('baddbmm_',))

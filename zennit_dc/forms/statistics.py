@@ -81,8 +81,8 @@ def normalized(pair, name, layer, variance, weight, bias, channels):
     '''A normalization by a variance, of channels along an axis of some index, if there is one.'''
     note(pair.split_pass, name)
     scale = constant(torch.rsqrt(variance), pair.split_pass).expand(pair.values[0].shape)
-    output = affine(pair, layer, scale if weight is None else scale * weight, bias)
-    return joined([pair], output) if channels is None else with_channels(pair, output, channels)
+    note_axes = joined if channels is None else partial(with_channels, channels)
+    return affine(pair, layer, scale if weight is None else scale * weight, bias, note_axes)
 
 
 @detached_form('layer_norm')
