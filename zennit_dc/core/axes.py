@@ -82,7 +82,7 @@ UNKNOWN = Axes(None, None, {})
 
 # what forms note, as functions of pairs, of what is made of them, and of the function of tensors that made it
 
-def joined(pairs, output, function=None):
+def same_axes(pairs, output, function=None):
     '''Note that entries stay along their axes: the largest depth of several pairs, and the axes on which they agree.
     Axes are counted from the last one, as broadcasting does.'''
     known, shape = [(pair.axes, pair.values[0].shape) for pair in pairs], output.values[0].shape
@@ -102,7 +102,7 @@ def common_axis(name, known, shape):
     return axes.pop().within(*shapes, shape, len(known)) if len(shapes) == len(axes) == 1 and None not in axes else None
 
 
-def keep_order(pairs, output, function=None):
+def same_order(pairs, output, function=None):
     '''Note that entries keep their order.'''
     (batch, channels, places), old, new = pairs[0].axes, pairs[0].values[0].shape, output.values[0].shape
     batch, channels = (axis and axis.reshaped(new) for axis in (batch, channels))
@@ -125,7 +125,7 @@ def follow_axes(pairs, output, function):
 
 def with_channels(index, pairs, output, function=None):
     '''Note that a layer keeps the first axes of a pair, and has channels at an index.'''
-    joined(pairs, output)
+    same_axes(pairs, output)
     output.axes = output.axes._replace(channels=Axis.at(output.values[0].shape, index))
     return output
 

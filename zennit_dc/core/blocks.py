@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from ..recentering import recenter
-from .axes import follow_axes, joined
+from .axes import follow_axes, same_axes
 from .errors import SUMS, StartOver
 from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, same, true_gradients, unsupported
 from .views import as_view
@@ -189,8 +189,8 @@ def linear(pair, function, sum_function=None, note_axes=follow_axes):
     note_axes : callable or None, optional
         What notes depth and axes of the output, a function of the list of pairs, the output and the function. Default
         is :py:func:`~zennit_dc.core.axes.follow_axes`, which asks the function where it moves axes;
-        :py:func:`~zennit_dc.core.axes.joined` is for one that leaves them where they are. With None nothing is known of
-        them, so that each entry is re-centered on its own.
+        :py:func:`~zennit_dc.core.axes.same_axes` is for one that leaves them where they are. With None nothing is known
+        of them, so that each entry is re-centered on its own.
 
     Returns
     -------
@@ -328,10 +328,10 @@ def add(pairs, function):
     '''
     shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
     differences, sums = zip(*shares)
-    return joined(pairs, pairs[0].like(function(*differences), function(*sums)))
+    return same_axes(pairs, pairs[0].like(function(*differences), function(*sums)))
 
 
-def multiply(first, other, function, note_axes=joined):
+def multiply(first, other, function, note_axes=same_axes):
     '''The split form of a product of two pairs, :math:`(d_1 d_2, s_1 s_2)` (appendix E, equation 19), or of any other
     bilinear function of them, as a product of matrices. Relevance is shared evenly among the factors.
 
@@ -344,7 +344,7 @@ def multiply(first, other, function, note_axes=joined):
     function : callable
         The product of two tensors.
     note_axes : callable, optional
-        What notes depth and axes, as :py:func:`~zennit_dc.core.axes.joined` does, which is the default, or
+        What notes depth and axes, as :py:func:`~zennit_dc.core.axes.same_axes` does, which is the default, or
         :py:func:`~zennit_dc.core.axes.follow_axes`.
 
     Returns

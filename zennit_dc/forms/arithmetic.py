@@ -4,7 +4,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined, take_axes
+from ..core.axes import same_axes, take_axes
 from ..core.blocks import add, instead, linear, multiply
 from ..core.pair import SplitTensor, pairs_in, same, unsupported
 from ..core.registry import split_form
@@ -36,7 +36,7 @@ def parts(operand):
 def of_both(function, *operands):
     '''What a function that only moves entries makes of the differences of several operands, and of their sums.'''
     pairs = pairs_in(operands)
-    return joined(pairs, pairs[0].like(*map(function, *map(parts, operands))))
+    return same_axes(pairs, pairs[0].like(*map(function, *map(parts, operands))))
 
 
 def valued(pair, value):
@@ -56,7 +56,7 @@ def addition(first, other, *, alpha=1):
     own, size = (1, abs(alpha) * magnitude_of(other)) if pair is first else (abs(alpha), magnitude_of(first))
     return linear(
         pair, lambda tensor: torch.add(*((tensor, other) if pair is first else (first, tensor)), alpha=alpha),
-        lambda total: (total if own == 1 else own * total) + size, joined
+        lambda total: (total if own == 1 else own * total) + size, same_axes
     )
 
 
@@ -90,7 +90,7 @@ def multiplication(first, other):
         return multiply(first, other, torch.mul)
     return linear(
         pair, lambda tensor: tensor * constant if pair is first else constant * tensor,  # as strides follow the first
-        lambda total: total * magnitude_of(constant), joined
+        lambda total: total * magnitude_of(constant), same_axes
     )
 
 
@@ -112,7 +112,7 @@ def division(pair, other, *, rounding_mode=None):
     if isinstance(other, SplitTensor) or rounding_mode is not None:
         raise unsupported('div', (pair, other), ' for a divisor that depends on the input, or with a rounding mode')
     refuse_comparison(other, pair)
-    return linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other), joined)
+    return linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other), same_axes)
 
 
 # several steps at once
@@ -199,10 +199,10 @@ def copy_of(target, source, non_blocking=False):
     '''The values of another tensor, in the shape of the first.'''
     pair = source if isinstance(source, SplitTensor) else target
     both = zip(parts(target), parts(source))
-    return joined([pair], pair.like(*(torch.broadcast_to(new, old.shape) for old, new in both)))
+    return same_axes([pair], pair.like(*(torch.broadcast_to(new, old.shape) for old, new in both)))
 
 
 @split_form(F.pad)
 def pad(pair, pad, mode='constant', value=None):
     both = zip(pair.tensors, (value, value and abs(value)))
-    return joined([pair], pair.like(*(F.pad(tensor, pad, mode, number) for tensor, number in both)))
+    return same_axes([pair], pair.like(*(F.pad(tensor, pad, mode, number) for tensor, number in both)))

@@ -3,7 +3,7 @@ them. What such a function would be is written in torch's own functions, each of
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined
+from ..core.axes import same_axes
 from ..core.blocks import linear
 from ..core.pair import unsupported
 from ..core.registry import split_form
@@ -97,7 +97,7 @@ def instance_statistics(pair, weight, bias, *settings):
 register([
     ATEN.upsample_linear1d, ATEN.upsample_bilinear2d, ATEN.upsample_trilinear3d, ATEN._upsample_bilinear2d_aa,
     ATEN.upsample_nearest1d, ATEN.upsample_nearest2d, ATEN.upsample_nearest3d,
-], joined, linear)
+], same_axes, linear)
 
 
 @split_form(ATEN.upsample_bicubic2d)

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import follow_axes, joined
+from ..core.axes import follow_axes, same_axes
 from ..core.blocks import Instead, instead, linear
 from ..core.pair import PROBABILITY, SplitTensor, pairs_in, pass_of, unsupported
 from ..core.registry import split_form
@@ -89,7 +89,7 @@ def tangent(pair, value, slope_of, function=None):
         return total * slope.abs().to(total.dtype) + offset.abs().to(total.dtype)
 
     if function is None:
-        return linear(source, path, size, joined)
+        return linear(source, path, size, same_axes)
     stream_sum = size(total)
     if split_pass.mode.sums:
         own, least = where_regular(function, total, total > 0), value.abs().to(total.dtype)

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import follow_axes, joined, with_channels
+from ..core.axes import follow_axes, same_axes, with_channels
 from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, pending, weighted
 from ..core.errors import called_in
 from ..core.following import mixed, note_channels
@@ -244,12 +244,12 @@ def batch_norm(
     )
     if before is None or not rule.passes_activations:  # sensitivities are not shifted between the layer and its norm
         source, rule = (rule.before_affine(pair), rule) if before is None else (pair, before.rule)
-        return pending(joined([pair], weighted(source, layer, scale, shift)), shift, rule)
+        return pending(same_axes([pair], weighted(source, layer, scale, shift)), shift, rule)
     stream_sum = before.tensors[1]
     if before.bias is not None:
         stream_sum, shift = stream_sum - before.bias.abs(), scale * before.bias + shift
     difference = pair.difference if before.is_read else before.tensors[0]
-    output = joined([pair], weighted(pair.replaced(difference, stream_sum), layer, scale, shift))
+    output = same_axes([pair], weighted(pair.replaced(difference, stream_sum), layer, scale, shift))
     output = recenter(instead(output, pair.tensors)) if before.is_read else pending(output, shift, before.rule)
     if (tap := vars(pair).get('tap')) is not None:  # hooks of the layer's output see the norm's
         tap.attach(output, lambda: output)
@@ -265,13 +265,13 @@ def builtin_batch_norm(pair, weight, bias, mean, variance, training, momentum, e
 # linear operations without weights
 
 register(
-    overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), joined, linear
+    overloads('adaptive_avg_pool1d', 'adaptive_avg_pool2d', 'adaptive_avg_pool3d', 'cumsum'), same_axes, linear
 )
 
 
 for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
     @split_form(function)
-    def average(pair, *args, form=of_one_tensor(function, joined, linear), **kwargs):
+    def average(pair, *args, form=of_one_tensor(function, same_axes, linear), **kwargs):
         if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
             raise unsupported('an average', (pair,), ' for a negative divisor_override')
         return form(pair, *args, **kwargs)

@@ -2,7 +2,7 @@
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import follow_axes, joined
+from ..core.axes import follow_axes, same_axes
 from ..core.blocks import activated, instead
 from ..core.following import mixed
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
@@ -102,7 +102,7 @@ def register_max_pooling(axes, prefix, sums_of):
             lambda tensor: Pick.apply(tensor.flatten(-axes), indices.flatten(-axes)).view_as(indices),
             lambda tensor: sums_of(tensor, difference.shape[-axes:], *args, **kwargs)
         )
-        return joined([pair], output), indices
+        return same_axes([pair], output), indices
 
     @torch_form(name)
     def max_pool(pair, *args, return_indices=False, **kwargs):
@@ -141,7 +141,7 @@ def larger(function, first, other, share):
     # no product, as that of zero and what is infinite is nan
     winner = torch.where(won == .5, one_sum / 2 + two_sum / 2, torch.where(won > .5, one_sum, two_sum))
     output = pool(pairs[0], difference, winner, lambda: one_sum + two_sum + (difference - one - two))
-    return activated(joined(pairs, output))
+    return activated(same_axes(pairs, output))
 
 
 @torch_form('minimum')
@@ -228,6 +228,6 @@ for function in overloads('sort', 'topk'):
             raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
         found = function(pair.difference, *args, **kwargs)
         dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
-        output = joined([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
+        output = same_axes([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
         mixed(output, dim)
         return type(found)((output, found.indices))

@@ -2,7 +2,7 @@
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import follow_axes, joined
+from ..core.axes import follow_axes, same_axes
 from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
@@ -20,13 +20,13 @@ def interpolate(
         return F.interpolate(tensor, size, scale, mode, align_corners, recompute_scale_factor, antialias)
 
     if mode != 'bicubic':
-        return linear(pair, resized, note_axes=joined)
+        return linear(pair, resized, note_axes=same_axes)
     rows, columns = (
         resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, None],
                 None if own is None else (own, length), None if scale is None else (scale, 1.))[0, 0].abs()
         for length, own, scale in zip(pair.shape[2:], per_axis(size, 2), per_axis(scale_factor, 2))
     )
-    return linear(pair, resized, lambda total: rows.to(total.dtype) @ total @ columns.T.to(total.dtype), joined)
+    return linear(pair, resized, lambda total: rows.to(total.dtype) @ total @ columns.T.to(total.dtype), same_axes)
 
 
 @split_form(F.grid_sample)
@@ -40,7 +40,7 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
     def sampled(tensor):
         return F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
 
-    return linear(pair, sampled, note_axes=joined)
+    return linear(pair, sampled, note_axes=same_axes)
 
 
 register([F.fold], follow_axes, linear)  # the sum of overlapping patches

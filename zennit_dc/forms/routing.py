@@ -5,7 +5,7 @@ from operator import attrgetter
 
 import torch
 
-from ..core.axes import follow_axes, joined, keep_order
+from ..core.axes import follow_axes, same_axes, same_order
 from ..core.blocks import route
 from ..core.following import Place, follow_places, joined_places, note_tokens
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
@@ -37,9 +37,9 @@ def register(functions, note_axes, block=route):
 
 
 register(
-    overloads('flatten', 'unflatten', 'reshape', 'ravel'), keep_order
+    overloads('flatten', 'unflatten', 'reshape', 'ravel'), same_order
 )
-register(overloads('clone', 'alias_copy', 'expand', 'broadcast_to'), joined)
+register(overloads('clone', 'alias_copy', 'expand', 'broadcast_to'), same_axes)
 register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 
 
@@ -47,7 +47,7 @@ def reordered(pairs, output, function, reverses=False):
     '''Note the axes where entries change their order, in which parts of axes are lost.'''
     places = follow_places(pairs, output, function, reverses).axes.places if pairs[0].axes.places else {}
     if pairs[0].place('batch') is not None:
-        joined(pairs, output)
+        same_axes(pairs, output)
     output.axes = output.axes._replace(places=places)
     return output
 
@@ -76,7 +76,7 @@ for name in ('expand', 'reshape'):
 
 
 for name in ('tril', 'triu'):
-    torch_form(name, inplace=(f'{name}_',))(of_one_tensor(getattr(torch, name), joined))
+    torch_form(name, inplace=(f'{name}_',))(of_one_tensor(getattr(torch, name), same_axes))
 for name in ('T', 'mT', 'H', 'mH'):
     split_form(getattr(torch.Tensor, name).__get__)(of_one_tensor(attrgetter(name), follow_axes))
 
@@ -128,7 +128,7 @@ def take_along_dim(pair, indices, dim=None):
 def diff(pair, n=1, dim=-1, prepend=None, append=None):
     '''Differences of neighbours, n times.'''
     if n < 1:  # for which torch does not look at what is around
-        return of_one_tensor(torch.diff, joined)(pair, n, dim)
+        return of_one_tensor(torch.diff, same_axes)(pair, n, dim)
     around = [each for each in (prepend, pair, append) if each is not None]
     pair = torch.cat(around, dim) if len(around) > 1 else pair
     for _ in range(min(n, pair.shape[dim])):
@@ -147,7 +147,7 @@ def view(pair, *shape, size=None, dtype=None):
     shape = tuple(shape[0].shape) if isinstance(shape[0], torch.Tensor) else shape
     shape = pair.values[0].view(*shape).shape
     # the sum may lie in memory in another order than the difference
-    return route(pair, lambda tensor: tensor.reshape(shape), keep_order)
+    return route(pair, lambda tensor: tensor.reshape(shape), same_order)
 
 
 for function in overloads(
@@ -194,7 +194,7 @@ for function in overloads(
     def joining(tensors, *args, function=function, **kwargs):
         pairs, name = list(pairs_in(tensors)), function.__name__
         output = pairs[0].like(*(function(each, *args, **kwargs) for each in zip(*map(parts, tensors))))
-        joined(pairs, output)
+        same_axes(pairs, output)
         if 'stack' in name and len({pair.axes.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
             follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
             output.depth = max(pair.depth for pair in pairs)

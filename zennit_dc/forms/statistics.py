@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import joined, with_channels
+from ..core.axes import same_axes, with_channels
 from ..core.blocks import Layer, affine, linear, magnitude
 from ..core.pair import pass_of
 from ..core.registry import split_form
@@ -81,7 +81,7 @@ def normalized(pair, name, layer, variance, weight, bias, channels):
     '''A normalization by a variance, of channels along an axis of some index, if there is one.'''
     note(pair.split_pass, name)
     scale = constant(torch.rsqrt(variance), pair.split_pass).expand(pair.values[0].shape)
-    note_axes = joined if channels is None else partial(with_channels, channels)
+    note_axes = same_axes if channels is None else partial(with_channels, channels)
     return affine(pair, layer, scale if weight is None else scale * weight, bias, note_axes)
 
 
@@ -152,7 +152,7 @@ def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
     scale = constant((k + alpha * means) ** -beta, pair.split_pass)
     value = F.local_response_norm(original.detach(), size, alpha, beta, k)
     return linear(
-        pair, lambda tensor: Valued.apply(tensor * scale, value), lambda total: total * scale.to(total.dtype), joined
+        pair, lambda tensor: Valued.apply(tensor * scale, value), lambda total: total * scale.to(total.dtype), same_axes
     )
 
 

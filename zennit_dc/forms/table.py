@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from zennit.canonizers import Canonizer
 
-from ..core.axes import joined, take_axes
+from ..core.axes import same_axes, take_axes
 from ..core.errors import called_in
 from ..core.pair import RECTIFIED, SplitTensor, pass_of, sum_dtype, unsupported
 from ..core.registry import split_form
@@ -201,4 +201,4 @@ def keep_layer(pairs, output, function):
     '''Note that entries keep their values, so that a batch norm finds the layer before it all the same.'''
     if (layer := pairs[0].layer) is not None:
         output.layer = layer._replace(tensors=(function(layer.tensors[0]), layer.tensors[1]))
-    return joined(pairs, output)
+    return same_axes(pairs, output)
