@@ -221,9 +221,7 @@ def activation(pair, function):
     :py:class:`~zennit_dc.core.pair.SplitTensor`
         The function's output.
     '''
-    output = pair.replaced(*function(*pair.tensors))
-    output = instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output
-    return activated(output)
+    return activated(passing(pair.replaced(*function(*pair.tensors)), pair.tensors))
 
 
 def activated(output):
@@ -282,6 +280,12 @@ def instead(pair, others):
     return pair.replaced(*(
         Instead.apply(tensor, other.to(tensor.dtype), pair.split_pass) for tensor, other in zip(pair.tensors, others)
     ))
+
+
+def passing(output, tensors):
+    '''The output of an activation, through whose gradient sensitivities pass. Relevance goes to two tensors of the same
+    shape, unchanged.'''
+    return instead(output, tensors) if output.split_pass.rule.passes_activations else output
 
 
 def route(pair, function, note_axes=follow_axes):

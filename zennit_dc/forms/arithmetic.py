@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import same_axes, take_axes
-from ..core.blocks import add, instead, linear, multiply
+from ..core.blocks import add, linear, multiply, passing
 from ..core.pair import SplitTensor, pairs_in, same, unsupported
 from ..core.registry import split_form
 from ..core.views import NewValue as Valued, assign, become_pair
@@ -78,8 +78,7 @@ def reversed_subtraction(other, first, *, alpha=1):
 def negation(pair):
     '''Exchange the streams, and with them their relevances.'''
     difference, stream_sum = pair.tensors
-    output = pair.replaced(-difference, same(stream_sum))
-    return instead(output, (stream_sum, difference)) if pair.split_pass.rule.passes_activations else output
+    return passing(pair.replaced(-difference, same(stream_sum)), (stream_sum, difference))
 
 
 @torch_form('mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'))

@@ -5,7 +5,7 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from ..core.blocks import instead
+from ..core.blocks import passing
 from ..core.pair import GATE, SplitTensor
 from .activations import slopes_at
 from .arithmetic import Valued, multiplication
@@ -66,8 +66,7 @@ def detached(pair, name, parameters):
     ratio = torch.where(near, torch.full_like(original, steepness), (function(places) - start) / places).clamp(min=0.)
     ratio = constant(ratio, pair.split_pass)
     value = Valued.apply(original * ratio + start, function(original.detach()))
-    output = pair.replaced(value, total * ratio.to(total.dtype) + abs(start))
-    output = instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output
+    output = passing(pair.replaced(value, total * ratio.to(total.dtype) + abs(start)), pair.tensors)
     output.facts = frozenset({GATE} if name in GATES else ())
     return output
 

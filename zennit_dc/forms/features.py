@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import follow_axes, same_axes
-from ..core.blocks import Instead, instead, linear
+from ..core.blocks import Instead, instead, linear, passing
 from ..core.pair import PROBABILITY, SplitTensor, pairs_in, pass_of, unsupported
 from ..core.registry import split_form
 from .arithmetic import Valued, division, multiplication, power, valued
@@ -347,7 +347,7 @@ def softmax(value, pair, dim=None, *args, **kwargs):
         Valued.apply(path(original, weights).to(value.dtype) + offset, value.detach()),
         size(total) + offset.abs().to(total.dtype)
     )
-    return instead(output, pair.tensors) if split_pass.rule.passes_activations else output
+    return passing(output, pair.tensors)
 
 
 missing(

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import follow_axes, same_axes
-from ..core.blocks import activated, instead
+from ..core.blocks import activated, passing
 from ..core.following import mixed
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
@@ -36,8 +36,7 @@ def pool(pair, difference, winner, convex):
     output = pair.like(difference, winner)
     if pair.split_pass.settings.pooling == 'wta':
         return output
-    streams = pair.like(difference, convex())
-    return instead(streams, output.tensors) if pair.split_pass.rule.passes_activations else streams
+    return passing(pair.like(difference, convex()), output.tensors)
 
 
 def pool_windows(pair, difference, winners, window_sum):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core.blocks import Instead, instead, linear, pending
+from ..core.blocks import Instead, linear, passing, pending
 from ..core.pair import same
 from ..core.registry import split_form
 from .layers import FreeConv2d, FreeLinear, require_nonnegative
@@ -126,7 +126,7 @@ def free_affine(output):
 def enter(pair, function):
     '''A function of the difference, all of it in the positive stream; relevance passes unchanged.'''
     output = in_positive_stream(pair, function(pair.difference))
-    return instead(output, pair.tensors) if pair.split_pass.rule.passes_activations else output
+    return passing(output, pair.tensors)
 
 
 def in_positive_stream(pair, difference):
