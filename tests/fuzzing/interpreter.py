@@ -347,10 +347,13 @@ class Interpreter:
         return pair.like(pair.minus, pair.plus, original=-pair.difference)
 
     def add(self, *pairs):
-        '''The sum of pairs, of which each gets an even share of relevance.'''
-        streams = [[pair.plus for pair in pairs], [pair.minus for pair in pairs]]
+        '''The sum of pairs, of which each gets an even share of relevance, but for entries that are zero.'''
+        streams = [torch.broadcast_tensors(*(getattr(pair, name) for pair in pairs)) for name in ('plus', 'minus')]
         if self.quantity == 'relevance':
-            streams = [[Passing.apply(each / len(pairs), each) for each in stream] for stream in streams]
+            sizes = [(plus.abs() + minus.abs()).detach() for plus, minus in zip(*streams)]
+            least = 1e-13 * max(size.max() for size in sizes)  # as the literal streams have rounding
+            count = sum((size > least).to(size.dtype) for size in sizes).clamp(min=1)
+            streams = [[Passing.apply(each / count, each) for each in stream] for stream in streams]
         return Pair(*(sum(stream[1:], stream[0]) for stream in streams), depth=max(pair.depth for pair in pairs))
 
     def multiply(self, first, other, function):

@@ -357,7 +357,8 @@ def route(pair, function):
 
 
 def add(pairs, function):
-    '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly.
+    '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly among the summands of each
+    entry that are not zero in both streams, as are those that are filled with zeros.
 
     Parameters
     ----------
@@ -371,9 +372,20 @@ def add(pairs, function):
     :py:class:`~zennit_dc.core.pair.SplitTensor`
         The sum of the pairs.
     '''
-    shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
-    differences, sums = zip(*shares)
+    rule, count, shares = pairs[0].split_pass.rule, len(pairs), pairs
+    if rule.passes_activations:
+        shape = torch.broadcast_shapes(*(pair.values[0].shape for pair in pairs))
+        shares = [pair if pair.values[0].shape == shape else pair.like(*(each.expand(shape) for each in pair.tensors))
+                  for pair in pairs]
+        count = sum(is_present(pair).to(torch.uint8) for pair in shares).clamp(min=1)
+    differences, sums = zip(*(rule.shared(pair, count).tensors for pair in shares))
     return joined(pairs, pairs[0].like(function(*differences), function(*sums)))
+
+
+def is_present(pair):
+    '''Whether each entry of a pair is not zero in both streams, so that it can pass on relevance.'''
+    difference, stream_sum = pair.tensors
+    return difference.bool() | stream_sum.bool()
 
 
 def multiply(first, other, function, join=joined):

@@ -30,7 +30,8 @@ class TrueGradient:
     before_linear = after = before_affine
 
     def shared(self, pair, count):
-        '''Called on each of several pairs that are added or multiplied.'''
+        '''Called on each of several pairs that are added or multiplied, with how many there are: a number, or a tensor
+        of those of each entry that are not zero.'''
         return pair
 
 

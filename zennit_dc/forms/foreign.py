@@ -1,13 +1,12 @@
 '''What other packages add to torch: the sum of residual networks that Zennit's canonizers make, and the operators of
 torchvision, for regions of feature maps and for what is selected of boxes by its values.'''
-import math
 from functools import partial
 
 import torch
 import torchvision  # noqa: F401 (which registers its operators)
 from zennit.layer import Sum
 
-from ..core.blocks import linear
+from ..core.blocks import is_present, linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .pooling import pool
@@ -22,9 +21,10 @@ def summed(module, stacked):
     function = partial(torch.sum, dim=module.dim)
     if not isinstance(stacked, SplitTensor):
         return function(stacked)
-    shape = stacked.values[0].shape
-    count = math.prod(shape[axis] for axis in (module.dim if isinstance(module.dim, (tuple, list)) else [module.dim]))
-    shares = stacked.split_pass.rule.shared(stacked, count)
+    rule, count = stacked.split_pass.rule, 1
+    if rule.passes_activations:
+        count = is_present(stacked).sum(module.dim, keepdim=True, dtype=torch.int32).clamp(min=1)
+    shares = rule.shared(stacked, count)
     return follow_axes([stacked], stacked.like(*map(function, shares.tensors)), function)
 
 
