@@ -63,6 +63,8 @@ class Pass:
         The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
     tokens : dict
         The places of inputs in the last axis of tokens of each length, where there are others before them.
+    reorders : list[str]
+        The modules in which the samples were put in another order, before the layer at which a map is read.
     '''
     has_graph, without_graph, is_over = False, False, False
     refused = None  # the error for an operation that was not called by Python, where another one may take its place
@@ -72,7 +74,7 @@ class Pass:
         self.pooling, self.recentering, self.root, self.forms = pooling, recentering, root, forms_of(root)
         self.rules, self.sums = [TrueGradient() if rule is None else rule], True
         self.adopted, self.lenders = [], []  # tensors that became pairs, and pairs whose memory plain tensors share
-        self.input_channels, self.tokens = {}, {}
+        self.input_channels, self.tokens, self.reorders = {}, {}, []
 
     @property
     def rule(self):

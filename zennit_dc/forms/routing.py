@@ -18,6 +18,7 @@ from .table import (
     follow_places,
     keep_axes,
     keep_layer,
+    note_order,
     note_tokens,
     overloads,
     plain,
@@ -62,6 +63,7 @@ def reordered(pairs, output, function, reverses=False):
     '''Note the axes where entries change their order, in which parts of axes are lost.'''
     if pairs[0].places:
         follow_places(pairs, output, function, reverses)
+    note_order(pairs[0], output, function)
     if pairs[0].place('batch') is not None:
         places = output.places
         joined(pairs, output).places = places
@@ -76,17 +78,40 @@ def turned(pairs, output, function):
     return output
 
 
-register(overloads('roll', 'narrow', 'gather', 'index_select', 'take_along_dim'), reordered)
+def entries(pairs, output, function):
+    '''Note the axes of entries at indices, which may put samples in another order.'''
+    note_order(pairs[0], follow_axes(pairs, output, function), function)
+    return output
+
+
+register(overloads('roll'), reordered)
+
+
+for name, position in (('gather', 0), ('index_select', 0), ('narrow', 0), ('take_along_dim', 1)):
+    for function in overloads(name):
+        @split_form(function)
+        def chosen(pair, *args, form=of_one_tensor(function, reordered), position=position, **kwargs):
+            '''Some entries along an axis. If that is the axis of samples, it is not known to be one afterwards, even
+            where all are chosen, as a sample's map must not depend on how many are.'''
+            output = form(pair, *args, **kwargs)
+            if isinstance(pair, SplitTensor) and pair.batch is not None:
+                dim = kwargs.get('dim', next(iter(args[position:]), None))
+                if dim is None or pair.batch.may_be_in(pair.values[0].shape, dim):
+                    output.batch = None
+            return output
+
+
 register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
 register(overloads('rot90'), turned)
 register(overloads(
     'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
     'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-    'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
+    'native_channel_shuffle', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
     'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'
 ), follow_axes)
 
 
+register(overloads('__getitem__'), entries)
 for name in ('expand', 'reshape'):
     @split_form(getattr(torch.Tensor, f'{name}_as'))
     def in_shape_of(pair, other, form=FORMS[getattr(torch.Tensor, name)]):

@@ -269,6 +269,17 @@ def moved_axis(pairs, pair, axis, output, function):
     return None
 
 
+def note_order(pair, output, function):
+    '''Note for the pass where a function puts samples in another order, which a map at a layer would have.'''
+    batch, shape = pair.batch, output.values[0].shape
+    if not pair.places or batch is None or batch.index is None or shape[batch.index:][:1] != (batch.length,):
+        return
+    entries = coordinates(pair, batch.index, batch.index, function)
+    if entries != [*range(batch.length)]:
+        pair.split_pass.reorders.append(called_in(pair.split_pass))
+        output.places = {key: None if key[1] == 0 else place for key, place in output.places.items()}
+
+
 def coordinates(pair, axis, moved, function):
     '''The entries along an axis of a pair that are left along an axis of what a function makes of it.'''
     shape = pair.values[0].shape
