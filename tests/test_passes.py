@@ -323,6 +323,15 @@ def test_maps_that_are_not_finite(network, image, method):
         torch.autograd.grad(network(image).sum(), image, torch.full((), torch.nan, dtype=torch.float64))
 
 
+@pytest.mark.parametrize('cause', ['the input', 'conv2.weight', 'the relevance that enters'])
+def test_what_is_not_finite_is_named(cause, image):
+    network, relevance = Network(), torch.ones(len(image), 5).double()
+    image = image.clone()
+    {'the input': image, 'conv2.weight': network.conv2.weight.data}.get(cause, relevance)[0, 0] = float('nan')
+    with pytest.raises(FloatingPointError, match=f'SplitLRP is not finite: {cause}'):
+        Gradient(network, SplitLRP())(image, relevance)
+
+
 # what is kept
 
 @pytest.mark.parametrize('again', [False, True])

@@ -109,6 +109,34 @@ def test_contrasts_that_there_are_not(arguments, message):
         contrast()(torch.zeros(2, 1))
 
 
+@pytest.mark.parametrize('target', [1.5, 'cat', True, torch.tensor(1.), torch.tensor(True)])
+def test_a_class_is_given_by_its_index(target):
+    for make in (class_relevance, contrast, lambda target: contrast(3, [target])):
+        with pytest.raises(TypeError, match='by its index'):
+            make(target)
+
+
+def test_indices_of_classes():
+    output = torch.zeros(3, 5)
+    for target in ([1, 0, 4], np.array([1, 0, 4]), *(
+        torch.tensor([1, 0, 4], dtype=dtype) for dtype in (torch.uint8, torch.int32, torch.int64)
+    )):
+        assert torch.equal(class_relevance(target)(output), torch.eye(5)[[1, 0, 4]])
+        assert torch.equal(contrast(3, target)(output)[0], torch.tensor([-1., -1., 0., 3., -1.]) / 3)
+    for target in ([1, 2], torch.tensor([[1], [2], [3]])):
+        with pytest.raises(ValueError, match='for 3 samples'):
+            class_relevance(target)(output)
+    with pytest.raises(ValueError, match='index of a class'):
+        contrast(1, [])
+    assert class_relevance()(output[:0]).shape == contrast(None, 'likely')(output[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize('others', [float('nan'), float('-inf')])
+def test_others_without_probabilities(others):
+    with pytest.raises(FloatingPointError, match='no probabilities.*not finite'):
+        contrast(1, 'likely')(torch.tensor([[others, 1., others]]))
+
+
 def test_zennit_and_contrasts_of_peers(network, image):
     '''Any attributor of Zennit takes the function.'''
     assert SmoothGrad(network, n_iter=2)(image, contrast())[1].isfinite().all()

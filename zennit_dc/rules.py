@@ -233,7 +233,8 @@ class SplitEpsilon(SplitRule):
     The gradients of the difference and of the sum stand for the relevances :math:`R^+` and :math:`R^-`. After a
     layer they are divided by its outputs, the layer's own transpose brings them to its input, and before the layer they
     are multiplied by its inputs. Activations pass relevance on, max-pooling gives it to the winner, additions share it
-    evenly among the summands, and a batch norm is part of the affine layer that it follows.
+    evenly among the summands, and a batch norm is part of the affine layer that it follows. What is added at indices
+    shares it with what was there if that is not zero.
 
     Parameters
     ----------
@@ -266,9 +267,12 @@ class SplitEpsilon(SplitRule):
         divide = partial(over_stabilized, epsilon) if callable(epsilon) else partial(over_epsilon, epsilon)
         return ruled(pair, partial(over_output, divide, pair.split_pass), *pair.tensors)
 
-    def shared(self, pair: SplitTensor, count: int) -> SplitTensor:
-        '''Share relevance evenly.'''
-        return ruled(pair, lambda *relevances: [relevance / count for relevance in relevances])
+    def shared(self, pair: SplitTensor, count: int | Tensor) -> SplitTensor:
+        '''Share relevance evenly among a number of pairs, or a number for each entry.'''
+        def share(positive: Tensor, negative: Tensor, count: int | Tensor = count) -> tuple[Tensor, Tensor]:
+            return positive / count, negative / count
+
+        return ruled(pair, share, *([count] if isinstance(count, Tensor) else []))
 
 
 SMALL = 2. ** -6  # the part of the sum of which a stream has enough bits

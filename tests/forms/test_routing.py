@@ -2,12 +2,12 @@
 import pytest
 import torch
 from fuzzing.families import SHUFFLE
-from helpers import assert_close, explain, random_image
+from helpers import assert_close, divided, explain, random_image
 from jacobians import IMAGE, require_moved_relevance, require_sensitivities, require_streams
 from torch import nn
 from torch.nn import functional as F
 
-from zennit_dc import SplitLRP
+from zennit_dc import SplitCAM, SplitGrad, SplitLRP
 
 
 CONSTANT = random_image(*IMAGE, seed=12)
@@ -79,3 +79,64 @@ def test_batch_axis_that_is_not_the_first(axis):
     maps = [explain(SplitLRP(), model, each) for each in (image, changed, image[:1])]
     assert_close(maps[1][[0, 2]], maps[0][[0, 2]], 1e-12)
     assert_close(maps[2], maps[0][:1], 1e-12)
+
+
+SOME = {
+    'index_select': lambda net, x: torch.cat([net(x.index_select(0, torch.tensor([i]))) for i in range(len(x))]),
+    'split': lambda net, x: torch.cat([net(part) for part in x.split(1)]),
+    'chunks': lambda net, x: torch.cat([net(part) for part in x.tensor_split(2)]),
+    'gather': lambda net, x: net(x.gather(0, torch.arange(len(x))[:, None, None, None].expand_as(x))),
+    'a mask': lambda net, x: torch.zeros(len(x), 4, dtype=x.dtype).index_copy(
+        0, kept := (x.amax((1, 2, 3)) > 1).nonzero()[:, 0], net(x.index_select(0, kept))
+    ),
+}
+
+
+class Some(nn.Module):
+    '''A network for some samples at a time, which is called by a function.'''
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 3), nn.ReLU(), nn.Flatten(1))
+        self.net.append(nn.Linear(54, 4))
+        self.function = function
+        self.double()
+
+    def forward(self, x):
+        return self.function(self.net, x)
+
+
+@pytest.mark.parametrize('name', SOME)
+@pytest.mark.parametrize('composite', [SplitGrad, SplitLRP])
+def test_maps_of_some_samples_at_a_time(name, composite):
+    model, images = Some(SOME[name]), random_image(4, 3, 7, 7)
+    maps = explain(composite(), model, images)
+    for index in range(len(images)):
+        alone = explain(composite(), model, images[index:index + 1])
+        assert_close(alone, maps[index:index + 1], divided() if composite is SplitLRP else 1e-12)
+
+
+ORDERS = {
+    'indices': lambda net, x: net(x[order := x.sum((1, 2, 3)).argsort()])[order.argsort()],
+    'index_select': lambda net, x: net(x.index_select(0, order := x.sum((1, 2, 3)).argsort()))[order.argsort()],
+    'flip': lambda net, x: net(x.flip(0)).flip(0), 'roll': lambda net, x: net(x.roll(1, 0)).roll(-1, 0),
+}
+
+
+@pytest.mark.parametrize('name', ORDERS)
+def test_maps_at_a_layer_of_samples_in_another_order(name):
+    model, direct, images = Some(ORDERS[name]), Some(lambda net, x: net(x)), random_image(3, 3, 7, 7)
+    assert_close(explain(SplitGrad(.3), model, images), explain(SplitGrad(.3), direct, images), 1e-12)
+    with pytest.raises(ValueError, match=r'another order in module .*Some.*net\.2.*one sample'):
+        explain(SplitCAM('net.2'), model, images)
+    alone = images[:1]
+    assert_close(explain(SplitCAM('net.2'), model, alone), explain(SplitCAM('net.2'), direct, alone), 1e-12)
+
+
+@pytest.mark.parametrize('move', [
+    lambda x: x.flip(2), lambda x: x.roll(1, 3), lambda x: x[:, [2, 0, 1]], lambda x: x[torch.arange(len(x))]
+])
+def test_maps_at_a_layer_of_samples_in_their_order(move):
+    model, images = Some(lambda net, x: net(move(x))), random_image(3, 3, 7, 7)
+    maps = explain(SplitCAM('net.2'), model, images)
+    assert_close(explain(SplitCAM('net.2'), model, images[1:2]), maps[1:2], 1e-12)

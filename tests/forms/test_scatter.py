@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import assert_close, explain, random_image
 from jacobians import require_moved_relevance, require_relevance, require_sensitivities, require_streams
-from small_models import pair_of
+from small_models import Calling, pair_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -218,11 +218,12 @@ class SpatialTransformer(nn.Module):
 
 
 class Experts(nn.Module):
-    '''A mixture of experts, each of which writes its samples into a tensor of zeros.'''
-    def __init__(self, how='index_add'):
+    '''A mixture of experts, each of which writes its samples into a tensor of zeros; maybe without those that have
+    none.'''
+    def __init__(self, how='index_add', skips=False):
         super().__init__()
         torch.manual_seed(0)
-        self.gate, self.last, self.how = nn.Linear(5, 3), nn.Linear(4, 3), how
+        self.gate, self.last, self.how, self.skips = nn.Linear(5, 3), nn.Linear(4, 3), how, skips
         self.experts = nn.ModuleList(nn.Linear(5, 4) for _ in range(3))
         self.double()
 
@@ -231,6 +232,8 @@ class Experts(nn.Module):
         output = torch.zeros(len(x), 4, dtype=x.dtype)
         for index, expert in enumerate(self.experts):
             chosen = torch.where(choice == index)[0]
+            if self.skips and not len(chosen):
+                continue
             if self.how == 'index_add':
                 output.index_add_(0, chosen, expert(x[chosen]).relu())
             elif self.how == 'index':
@@ -256,6 +259,40 @@ def test_experts_have_one_map_however_they_are_written():
     one, *others = (explain(SplitGrad(.2), Experts(how), x, 1) for how in ('index_add', 'index', 'mask'))
     for other in others:
         assert_close(other, one)
+
+
+@pytest.mark.parametrize(('how', 'skips'), [
+    ('index_add', True), ('index_add', False), ('index', False), ('mask', False)
+])
+def test_relevance_of_a_sample_does_not_depend_on_the_experts_of_others(how, skips):
+    model, x = Experts(how, skips), random_image(6, 5)
+    maps = explain(SplitLRP(1e-9), model, x, 1)
+    for index in range(len(x)):
+        # constants are stabilized as well
+        assert_close(explain(SplitLRP(1e-9), model, x[index:index + 1], 1), maps[index:index + 1], 1e-6)
+
+
+FILLED = {
+    'index_add': lambda x, part: x.index_add(1, torch.tensor([1, 1]), part),
+    'scatter_add': lambda x, part: x.scatter_add(1, torch.ones(2, 2, 6, dtype=torch.int64), part),
+    'scatter_reduce': lambda x, part: x.scatter_reduce(1, torch.ones(2, 2, 6, dtype=torch.int64), part, 'mean'),
+    'index_put': lambda x, part: x.index_put((torch.arange(2)[:, None], torch.tensor([1, 1])), part, accumulate=True),
+}
+
+
+@pytest.mark.parametrize('name', FILLED)
+def test_places_where_nothing_is_added_share_no_relevance(name):
+    torch.manual_seed(0)
+    first, last = nn.Linear(40, 6, bias=False).double(), nn.Linear(6, 3, bias=False).double()
+
+    def forward(x):
+        x = first(x).relu()
+        return last(FILLED[name](x, x[:, :2] * 1.)).mean(1)
+
+    x, total = random_image(2, 4, 40), 0.
+    for stream in ('positive', 'negative'):
+        total = total + explain(SplitLRP(1e-12, stream), Calling(forward), x, 1).sum((1, 2))
+    assert_close(total, torch.ones(2).double(), 1e-8)
 
 
 def test_only_floating_point_tensors_become_pairs():

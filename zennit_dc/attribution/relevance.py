@@ -37,18 +37,39 @@ def class_relevance(target: Target = None) -> Relevance:
     -------
     callable
         A function of the output of shape (batch, classes), as Zennit's attributors take it for ``attr_output``. It
-        raises an :py:exc:`ValueError` for a class that the output does not have.
+        raises an :py:exc:`ValueError` for a class that the output does not have, or if there is not one for each
+        sample.
+
+    Raises
+    ------
+    TypeError
+        If the target is no index.
     '''
+    own = None if target is None else indices(target)
+
     def relevance(output: Tensor) -> Tensor:
         require_scores(output)
-        classes = output.detach().argmax(1) if target is None else torch.as_tensor(target, device=output.device)
-        if classes.min() < 0 or classes.max() >= output.shape[1]:
-            raise ValueError(
-                f'there is no class {int(classes.min() if classes.min() < 0 else classes.max())}, but those from 0 to'
-                f' {output.shape[1] - 1}'
-            )
+        classes = output.detach().argmax(1) if own is None else own.to(output.device)
+        if classes.shape not in ((), (len(output),)):
+            raise ValueError(f'there are classes of shape {tuple(classes.shape)} for {len(output)} samples')
+        wrong = classes[(classes < 0) | (classes >= output.shape[1])]
+        if len(wrong):
+            raise ValueError(f'there is no class {int(wrong[0])}, but those from 0 to {output.shape[1] - 1}')
         return F.one_hot(classes.expand(len(output)), output.shape[1]).to(output)
     return relevance
+
+
+def indices(classes: Any) -> Tensor:
+    '''Indices of classes as a tensor of integers, or a TypeError if they are none.'''
+    try:
+        found = torch.as_tensor(classes)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f'a class is given by its index, not as {classes!r}') from error
+    if not found.numel():
+        return found.long()
+    if found.is_floating_point() or found.is_complex() or found.dtype is torch.bool:
+        raise TypeError(f'a class is given by its index, an integer, not as {classes!r}')
+    return found.long()
 
 
 def contrast(target: Target = None, against: Against = 'others') -> Relevance:
@@ -68,11 +89,22 @@ def contrast(target: Target = None, against: Against = 'others') -> Relevance:
     -------
     callable
         A function of the output of shape (batch, classes), as Zennit's attributors take it for ``attr_output``. It
-        raises a :py:exc:`ValueError` if there is no such class, or if a class is to be explained against itself.
+        raises a :py:exc:`ValueError` if there is no such class, or if a class is to be explained against itself, and a
+        :py:exc:`FloatingPointError` if the likely ones have no probabilities.
+
+    Raises
+    ------
+    ValueError
+        If there are no classes to explain it against.
+    TypeError
+        If a class is not given by its index.
     '''
     if isinstance(against, str) and against not in ('others', 'likely'):
         raise ValueError(f'against must be \'others\', \'likely\' or indices of classes, not {against!r}')
     own_of = class_relevance(target)
+    rivals = [] if isinstance(against, str) else [class_relevance(each) for each in indices(against).flatten().tolist()]
+    if not isinstance(against, str) and not rivals:
+        raise ValueError('against must have the index of a class')
 
     def relevance(output: Tensor) -> Tensor:
         own = own_of(output)
@@ -80,8 +112,14 @@ def contrast(target: Target = None, against: Against = 'others') -> Relevance:
             if output.shape[1] < 2:
                 raise ValueError('there is no other class to explain the only one against')
             logits = output.detach() if against == 'likely' else torch.zeros_like(output)
-            return own - logits.masked_fill(own > 0, -torch.inf).softmax(1)
-        others = torch.stack([class_relevance(each)(output) for each in torch.as_tensor(against).flatten()]).mean(0)
+            weights = logits.masked_fill(own > 0, -torch.inf).softmax(1)
+            if not weights.isfinite().all():
+                raise FloatingPointError(
+                    'the other classes have no probabilities, as the output is not finite: explain the class against'
+                    ' \'others\', or against some by their indices'
+                )
+            return own - weights
+        others = torch.stack([rival(output) for rival in rivals]).mean(0)
         if (own * others).any():
             raise ValueError(f'a class cannot be explained against itself: {against}')
         return own - others

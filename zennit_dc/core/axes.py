@@ -33,6 +33,13 @@ class Axis(NamedTuple):
         # axes of length one that follow each other cannot be told apart
         return self._replace(index=self.index if self.index in found else found[0] if found else None)
 
+    def may_be_in(self, shape, index):
+        '''Whether it is the axis with an index in a shape, or may be a part of it.'''
+        if self.index is not None:
+            return self.index == index % len(shape)
+        length, entries, _ = Axis.at(shape, index)
+        return entries < self.length * self.entries and self.entries <= length * entries
+
     def within(self, old, new, count):
         '''This axis, without its index, in a new shape of what is made of a number of tensors of an old shape. It is
         known if all axes whose lengths change come after it, or if the tensors are joined one after the other, each

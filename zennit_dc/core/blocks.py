@@ -316,7 +316,8 @@ def route(pair, function, note_axes=follow_axes):
 
 
 def add(pairs, function):
-    '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly.
+    '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly among the summands of each
+    entry that are not zero in both streams, as are those that are filled with zeros.
 
     Parameters
     ----------

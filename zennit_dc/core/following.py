@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from .errors import called_in
+
 
 MARKER, *PRIMES = 10007, 10009, 10037, 10039, 10061, 10067, 10069, 10079  # longer than axes usually are
 
@@ -19,9 +21,12 @@ class InputAxes(NamedTuple):
         The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
     tokens : dict
         The places of inputs in the last axis of tokens of each length, where there are others before them.
+    reorders : list[str]
+        The modules in which the samples were put in another order.
     '''
     channels: dict
     tokens: dict
+    reorders: list
 
 
 class Place(NamedTuple):
@@ -231,6 +236,19 @@ def moved_axis(pairs, pair, axis, output, function):
         if found is not None:
             return found
     return None
+
+
+def note_order(pair, output, function):
+    '''Note for the pass where a function puts samples in another order, which a map at a layer would have.'''
+    batch, shape = pair.axes.batch, output.values[0].shape
+    if not pair.axes.places or batch is None or batch.index is None or shape[batch.index:][:1] != (batch.length,):
+        return output
+    if coordinates(pair, batch.index, batch.index, function) != [*range(batch.length)]:
+        pair.split_pass.input_axes.reorders.append(called_in(pair.split_pass))
+        output.axes = output.axes._replace(places={
+            key: None if key[1] == 0 else place for key, place in output.axes.places.items()
+        })
+    return output
 
 
 def coordinates(pair, axis, moved, function):

@@ -50,6 +50,7 @@ class LayerOutput:
     def located(self, split_pass, is_last):
         '''The places of the output, or None as long as they are not known.'''
         sources = sorted({source for source, _ in self.places}) or [0]
+        self.require_order(split_pass, [self.places.get((index, 0)) for index in sources])
         given, grid = {sources[0]: split_pass.canonizer.channels}, split_pass.canonizer.grid
         channels = {index: channels_of(split_pass, index, given.get(index), is_last) for index in sources}
         known = [index for index in sources if channels[index] != ()]
@@ -65,6 +66,15 @@ class LayerOutput:
         if not known:
             raise channels_unknown(self.where, shape)
         return likely
+
+    def require_order(self, split_pass, samples):
+        '''Raise if samples, of which the places are given, may be in another order than in the input.'''
+        if (reorders := split_pass.input_axes.reorders) and None in samples:
+            raise ValueError(
+                f'the samples were put in another order in {reorders[0]}, so that it is not known which'
+                f' sample each map at the output of {self.where} is of: choose a layer before that, or call the model'
+                ' on one sample at a time'
+            )
 
     def likely(self, index, shape, channels, grid):
         '''The places of the output for all that its shape says, in an input of a shape with its samples first.'''

@@ -109,13 +109,26 @@ def exact(split_pass, map, read, dtype, index=0, samples=0):
             f' and it cannot be computed in float64: {error}', stacklevel=2
         )
         return map
-    return in_range(split_pass.readout, read(*tensors), dtype, samples)
+    map = read(*tensors)
+    if not is_finite(map):
+        raise FloatingPointError(f'the map of {split_pass.readout.name} is not finite: {reason(split_pass)}')
+    return in_range(split_pass.readout, map, dtype, samples)
+
+
+def reason(split_pass):
+    '''What is not finite already where the map begins, or what else may help.'''
+    if not all(map(is_finite, split_pass.inputs)):
+        return 'the input has entries that are not'
+    name = next((name for name, tensor in split_pass.root.named_parameters() if not is_finite(tensor)), None)
+    if name is not None:
+        return f'{name} of the model has entries that are not'
+    if not all(is_finite(seed.gradient) for seed in split_pass.running.seeds.values()):
+        return 'the relevance that enters at the output has entries that are not'
+    return split_pass.readout.advice
 
 
 def in_range(readout, map, dtype, samples=0):
     '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
-    if not is_finite(map):
-        raise FloatingPointError(f'the map of {readout.name} is not finite: {readout.advice}')
     others = [axis for axis in range(map.ndim) if axis != samples]
     largest = map.detach().abs().amax(others, keepdim=True) if others else map.detach().abs()
     power = (math.frexp(torch.finfo(dtype).max)[1] - 2 - torch.frexp(largest)[1]).clamp(max=0)

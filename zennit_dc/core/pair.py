@@ -33,7 +33,8 @@ class TrueGradient:
     before_linear = after = before_affine
 
     def shared(self, pair, count):
-        '''Called on each of several pairs that are added or multiplied.'''
+        '''Called on each of several pairs that are added or multiplied, with how many there are, or how many there are
+        of each entry.'''
         return pair
 
 
@@ -101,7 +102,7 @@ class Pass:
     def __init__(self, settings=Settings()):
         require_choice('pooling', settings.pooling, ('wta', 'convex'))
         self.settings, self.forms, self.rules, self.mode = settings, forms_of(settings.root), [settings.rule], Mode()
-        self.plain, self.input_axes = [], InputAxes({}, {})
+        self.plain, self.input_axes = [], InputAxes({}, {}, [])
 
     @property
     def root(self):

@@ -7,7 +7,7 @@ import torch
 
 from ..core.axes import follow_axes, same_axes, same_order
 from ..core.blocks import route
-from ..core.following import Place, follow_places, joined_places, note_tokens
+from ..core.following import Place, follow_places, joined_places, note_order, note_tokens
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS
@@ -49,7 +49,7 @@ def reordered(pairs, output, function, reverses=False):
     if pairs[0].place('batch') is not None:
         same_axes(pairs, output)
     output.axes = output.axes._replace(places=places)
-    return output
+    return note_order(pairs[0], output, function)
 
 
 def turned(pairs, output, function):
@@ -58,17 +58,39 @@ def turned(pairs, output, function):
     return follow_places(pairs, output, function, reverses=True) if pairs[0].axes.places else output
 
 
-register(overloads('roll', 'narrow', 'gather', 'index_select'), reordered)
+def entries(pairs, output, function):
+    '''Note the axes of entries at indices, which may put samples in another order.'''
+    return note_order(pairs[0], follow_axes(pairs, output, function), function)
+
+
+register(overloads('roll'), reordered)
+
+
+for name, position in (('gather', 0), ('index_select', 0), ('narrow', 0), ('take_along_dim', 1)):
+    for function in overloads(name):
+        @split_form(function)
+        def chosen(pair, *args, form=of_one_tensor(function, reordered), position=position, **kwargs):
+            '''Some entries along an axis. If that is the axis of samples, it is not known to be one afterwards, even
+            where all are chosen, as a sample's map must not depend on how many are.'''
+            output = form(pair, *args, **kwargs)
+            if isinstance(pair, SplitTensor) and pair.axes.batch is not None:
+                dim = kwargs.get('dim', next(iter(args[position:]), None))
+                if dim is None or pair.axes.batch.may_be_in(pair.values[0].shape, dim):
+                    output.axes = output.axes._replace(batch=None)
+            return output
+
+
 register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
 register(overloads('rot90'), turned)
 register(overloads(
     'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
     'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-    'native_channel_shuffle', '__getitem__', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
+    'native_channel_shuffle', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
     'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'
 ), follow_axes)
 
 
+register(overloads('__getitem__'), entries)
 for name in ('expand', 'reshape'):
     @split_form(getattr(torch.Tensor, f'{name}_as'))
     def in_shape_of(pair, other, form=FORMS[getattr(torch.Tensor, name)]):

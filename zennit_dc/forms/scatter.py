@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from ..core.axes import Axes, Axis
-from ..core.blocks import activated, add, linear
+from ..core.blocks import activated, linear
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
 from .arithmetic import negation, parts, valued
@@ -64,8 +64,17 @@ def summed(function, target, indices, source, dim=None, scales=False, of_sums=No
         own, other = torch.zeros_like(own), torch.zeros_like(other)
         kept = linear(target, lambda tensor: apply(tensor, other.to(tensor.dtype)), None, None) if scales else target
         added = linear(source, partial(apply, own), partial(to_sums, own.to(own_sum.dtype)), None)
-        output = valued(add((kept, added), torch.add), apply(*plain((target, source))))
+        rule = target.split_pass.rule
+        shares = (rule.shared(pair, summands(kept, added)).tensors for pair in (kept, added))
+        output = valued(target.like(*map(torch.add, *shares)), apply(*plain((target, source))))
     return along((target, source), dim, output)
+
+
+def summands(*pairs):
+    '''How many of some pairs are not zero in both streams, entry by entry. As relevance is shared among these, that of
+    a sample does not depend on whether anything is added to others.'''
+    present = (difference.bool() | stream_sum.bool() for difference, stream_sum in (pair.tensors for pair in pairs))
+    return sum(each.to(torch.uint8) for each in present).clamp(min=1)
 
 
 # copies
