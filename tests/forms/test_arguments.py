@@ -52,6 +52,12 @@ CALLS = {
     'where of another mask than the choice': (lambda x, y: torch.where(MASK, x, other=y), X, Y),
     'where of numbers': (lambda x: torch.where(MASK, other=x, input=torch.tensor(3)), X),
     'where as a method': (lambda x, y: x.where(condition=MASK, other=y), X, Y),
+    'linear with a vector': (lambda x: F.linear(x, Y[0]), X),
+    'dot with a named vector': (lambda x, y: torch.dot(x, tensor=y), X[0], Y[0]),
+    'vdot with a named vector': (lambda x, y: torch.vdot(x, other=y), X[0], Y[0]),
+    'outer with a named vector': (lambda x, y: torch.outer(x, vec2=y), X[0], Y[0]),
+    'kron of a named factor': (lambda x, y: torch.kron(x, other=y), X, Y),
+    'inner of a named factor': (lambda x, y: x.inner(other=y), X, Y),
 }
 
 
