@@ -58,6 +58,12 @@ CALLS = {
     'outer with a named vector': (lambda x, y: torch.outer(x, vec2=y), X[0], Y[0]),
     'kron of a named factor': (lambda x, y: torch.kron(x, other=y), X, Y),
     'inner of a named factor': (lambda x, y: x.inner(other=y), X, Y),
+    'index_put of whole axes': (
+        lambda x, y: torch.ops.aten.index_put(x, [None, torch.tensor([2, 0])], y[:, :2]), X, Y
+    ),
+    'index_put of whole axes, adding': (
+        lambda x, y: torch.ops.aten.index_put(x, [None, torch.tensor([2, 2])], y[:, :2], True), X, Y
+    ),
 }
 
 
