@@ -69,7 +69,7 @@ CALLS = {
 
 def features(pair):
     '''A statistic that is a feature itself, as it is concatenated.'''
-    return torch.cat([pair, X])
+    return torch.cat([pair, X[:, :pair.shape[1]]])
 
 
 DETACHED = {
@@ -82,6 +82,7 @@ DETACHED = {
     'norm of a number': (lambda x: torch.atleast_1d(x.norm(2, 0)), X[0, 0]),
     'std over no axes': (lambda x: torch.std(x, [], keepdim=True), X),
     'a mask over a pair': (lambda x: MASK / x, X),
+    'norm in another dtype': (lambda x: features(torch.linalg.vector_norm(x, 2, 1, True, dtype=torch.float64)), X.float()),
 }
 
 
@@ -113,6 +114,7 @@ PARAMETERS = {
     'batch_norm of a pair': lambda pair: F.batch_norm(pair, pair[0], pair[1]),
     'layer_norm': lambda pair: F.layer_norm(X, (4,), pair[0]),
     'rms_norm': lambda pair: F.rms_norm(X, (4,), pair[0]),
+    'instance_norm': lambda pair: F.instance_norm(X[None], weight=pair[:, 0]),
     'group_norm': lambda pair: F.group_norm(X, 2, None, pair[0]),
 }
 

@@ -199,7 +199,7 @@ def weighted_sum(pair, value, coefficients, dims, keepdim):
 
     output = linear(
         pair, lambda tensor: Valued.apply(summed(tensor * coefficients).to(value.dtype), value.detach()),
-        lambda total: summed(total * magnitude.to(total.dtype))
+        lambda total: summed(total.to(torch.promote_types(total.dtype, value.dtype)) * magnitude)
     )
     return follow_axes([pair], output, summed)
 
