@@ -52,12 +52,24 @@ CALLS = {
     'where of another mask than the choice': (lambda x, y: torch.where(MASK, x, other=y), X, Y),
     'where of numbers': (lambda x: torch.where(MASK, other=x, input=torch.tensor(3)), X),
     'where as a method': (lambda x, y: x.where(condition=MASK, other=y), X, Y),
+    'linear with a vector': (lambda x: F.linear(x, Y[0]), X),
+    'dot with a named vector': (lambda x, y: torch.dot(x, tensor=y), X[0], Y[0]),
+    'vdot with a named vector': (lambda x, y: torch.vdot(x, other=y), X[0], Y[0]),
+    'outer with a named vector': (lambda x, y: torch.outer(x, vec2=y), X[0], Y[0]),
+    'kron of a named factor': (lambda x, y: torch.kron(x, other=y), X, Y),
+    'inner of a named factor': (lambda x, y: x.inner(other=y), X, Y),
+    'index_put of whole axes': (
+        lambda x, y: torch.ops.aten.index_put(x, [None, torch.tensor([2, 0])], y[:, :2]), X, Y
+    ),
+    'index_put of whole axes, adding': (
+        lambda x, y: torch.ops.aten.index_put(x, [None, torch.tensor([2, 2])], y[:, :2], True), X, Y
+    ),
 }
 
 
 def features(pair):
     '''A statistic that is a feature itself, as it is concatenated.'''
-    return torch.cat([pair, X])
+    return torch.cat([pair, X[:, :pair.shape[1]]])
 
 
 DETACHED = {
@@ -70,6 +82,9 @@ DETACHED = {
     'norm of a number': (lambda x: torch.atleast_1d(x.norm(2, 0)), X[0, 0]),
     'std over no axes': (lambda x: torch.std(x, [], keepdim=True), X),
     'a mask over a pair': (lambda x: MASK / x, X),
+    'norm in another dtype': (lambda x: features(torch.linalg.vector_norm(x, 2, 1, True, dtype=torch.float64)), X.float()),
+    'exp of masked entries': (lambda x: features(x.masked_fill(MASK, -math.inf).exp()), X),
+    'reciprocal of infinite entries': (lambda x: features(x.masked_fill(MASK, math.inf).reciprocal()), X),
 }
 
 
@@ -101,6 +116,7 @@ PARAMETERS = {
     'batch_norm of a pair': lambda pair: F.batch_norm(pair, pair[0], pair[1]),
     'layer_norm': lambda pair: F.layer_norm(X, (4,), pair[0]),
     'rms_norm': lambda pair: F.rms_norm(X, (4,), pair[0]),
+    'instance_norm': lambda pair: F.instance_norm(X[None], weight=pair[:, 0]),
     'group_norm': lambda pair: F.group_norm(X, 2, None, pair[0]),
 }
 

@@ -78,15 +78,16 @@ def tangent(pair, value, slope_of, function=None):
     '''
     source, split_pass = pair if pair.values[0].shape == value.shape else pair.expand(value.shape), pair.split_pass
     original, total = source.tensors
-    is_regular = torch.isfinite(slope_of(original.detach()))
+    is_regular, is_finite = torch.isfinite(slope_of(original.detach())), torch.isfinite(original.detach())
     slope = constant(where_regular(slope_of, original, is_regular), split_pass)
-    offset = constant(value - slope * original, split_pass)
+    # what is masked is minus infinity, of which the product with a slope of zero is nan
+    offset = constant(value - slope * torch.where(is_finite, original, 0.), split_pass)
 
     def path(difference):
         return Valued.apply(difference * slope + offset, value.detach())
 
     def size(total):
-        return total * slope.abs().to(total.dtype) + offset.abs().to(total.dtype)
+        return torch.where(is_finite, total, 0.) * slope.abs().to(total.dtype) + offset.abs().to(total.dtype)
 
     if function is None:
         return linear(source, path, size, same_axes)
@@ -201,7 +202,7 @@ def weighted_sum(pair, value, coefficients, dims, keepdim):
 
     return linear(
         pair, lambda tensor: Valued.apply(summed(tensor * coefficients).to(value.dtype), value.detach()),
-        lambda total: summed(total * magnitude.to(total.dtype)),
+        lambda total: summed(total.to(torch.promote_types(total.dtype, value.dtype)) * magnitude),
         lambda pairs, output, _: follow_axes(pairs, output, summed)
     )
 

@@ -92,6 +92,8 @@ for number in (1, 2, 3):
 def dense(pair, weight, bias=None):
     refuse_pairs('linear', weight, bias)
     require_batch(pair, 2, 'linear')
+    if weight.ndim == 1 and bias is None:
+        return matmul(pair, weight)
     return affine(pair, DENSE, weight, bias, partial(contracted, -1))
 
 
@@ -138,7 +140,9 @@ def of_one_sample(matrices):
 
 # other products, and those of sparse matrices that are constant
 for function in overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
-    split_form(function)(partial(bilinear, function))
+    @split_form(function)
+    def product(left, right=None, *, function=function, other=None, vec2=None, tensor=None):
+        return bilinear(function, left, next(each for each in (right, other, vec2, tensor) if each is not None))
 
 
 @split_form(torch.sparse.mm)

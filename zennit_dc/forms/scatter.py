@@ -126,7 +126,8 @@ for function in overloads('select_scatter', 'slice_scatter', 'diagonal_scatter')
 def index_put(target, indices, values, accumulate=False):
     for index in indices:
         refuse_comparison(index, target, values)
-    write, function = (summed if accumulate else moved), partial(torch.index_put, accumulate=accumulate)
+    # the operator also takes None for a whole axis, as graphs of torch.export have it
+    write, function = (summed if accumulate else moved), partial(torch.ops.aten.index_put, accumulate=accumulate)
     return keep_target(target, write(function, target, (tuple(indices),), values))
 
 

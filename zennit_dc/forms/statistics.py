@@ -115,6 +115,7 @@ def group_norm(pair, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled
 @split_form(F.instance_norm, table=DetachedStatistics.forms)
 def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
                   momentum=.1, eps=1e-5):
+    refuse_pairs('instance_norm', running_mean, running_var, weight, bias)
     if not use_input_stats:
         return batch_norm(pair, running_mean, running_var, weight, bias, False, momentum, eps)
     refuse_random(running_mean is not None, 'instance_norm', pair)
