@@ -82,7 +82,9 @@ DETACHED = {
     'norm of a number': (lambda x: torch.atleast_1d(x.norm(2, 0)), X[0, 0]),
     'std over no axes': (lambda x: torch.std(x, [], keepdim=True), X),
     'a mask over a pair': (lambda x: MASK / x, X),
-    'norm in another dtype': (lambda x: features(torch.linalg.vector_norm(x, 2, 1, True, dtype=torch.float64)), X.float()),
+    'norm in another dtype': (
+        lambda x: features(torch.linalg.vector_norm(x, 2, 1, True, dtype=torch.float64)), X.float()
+    ),
     'exp of masked entries': (lambda x: features(x.masked_fill(MASK, -math.inf).exp()), X),
     'reciprocal of infinite entries': (lambda x: features(x.masked_fill(MASK, math.inf).reciprocal()), X),
 }

@@ -146,6 +146,17 @@ def test_backward_hooks_that_are_added_in_a_context(register, stays):
     assert not model[1]._forward_hooks and not model[1]._forward_pre_hooks
 
 
+@pytest.mark.parametrize('register', ['register_module_full_backward_hook', 'register_module_full_backward_pre_hook'])
+def test_backward_hooks_of_all_modules_are_refused(register):
+    model, image = with_layers(), random_image(2, 3, 8, 8)
+    handle = getattr(nn.modules.module, register)(lambda *arguments: None)
+    try:
+        with SplitGrad().context(model), pytest.raises(NotImplementedError, match='for all modules.*remove it'):
+            model(image)
+    finally:
+        handle.remove()
+
+
 def test_a_hook_that_changes_gradients_is_an_error():
     model, image = with_layers(), random_image(2, 3, 8, 8).requires_grad_()
     model[1].register_full_backward_hook(lambda module, inputs, outputs: (2 * inputs[0],))

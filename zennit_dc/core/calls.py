@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from torch.autograd import forward_ad
+from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
 from zennit.core import Hook
 
@@ -182,6 +183,11 @@ def explained(leaves, root):
 def require_fit(root):
     '''Raise if a Zennit rule is registered that does not know pairs, or if a batch norm is in training mode, before it
     changes its running statistics; and return any other module that is in training mode.'''
+    if everywhere._global_backward_hooks or everywhere._global_backward_pre_hooks:
+        raise NotImplementedError(
+            'a backward hook is registered for all modules, which torch cannot call with gradients of split pairs:'
+            ' register it to modules, or remove it for the time of the context'
+        )
     training = None
     for module in modules_of(root):
         if module.training:
