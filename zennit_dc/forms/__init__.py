@@ -5,3 +5,5 @@ from pkgutil import iter_modules
 
 for family in iter_modules(__path__):
     import_module(f'{__name__}.{family.name}')
+
+import_module(f'{__name__}.statistics').require_option()

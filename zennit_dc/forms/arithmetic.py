@@ -44,7 +44,7 @@ def valued(pair, value):
     return pair.replaced(Valued.apply(pair.difference, value.detach()), pair.tensors[1])
 
 
-@torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
+@torch_form('add', '__add__', '__radd__')
 def addition(first, other, *, alpha=1):
     pair, constant = operands(first, other)
     refuse_comparison(constant, pair)
@@ -60,7 +60,7 @@ def addition(first, other, *, alpha=1):
     )
 
 
-@torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))
+@torch_form('sub', 'subtract', '__sub__')
 def subtraction(first, other, *, alpha=1):
     if any(each is True or each is False or getattr(each, 'dtype', None) is torch.bool for each in (first, other)):
         torch.sub(*plain((first, other)))  # which raises
@@ -74,14 +74,14 @@ def reversed_subtraction(other, first, *, alpha=1):
     return subtraction(first, other, alpha=alpha)
 
 
-@torch_form('neg', 'negative', '__neg__', inplace=('neg_', 'negative_'))
+@torch_form('neg', 'negative', '__neg__')
 def negation(pair):
     '''Exchange the streams, and with them their relevances.'''
     difference, stream_sum = pair.tensors
     return passing(pair.replaced(-difference, same(stream_sum)), (stream_sum, difference))
 
 
-@torch_form('mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'))
+@torch_form('mul', 'multiply', '__mul__', '__rmul__')
 def multiplication(first, other):
     pair, constant = operands(first, other)
     refuse_comparison(constant, pair)
@@ -93,10 +93,10 @@ def multiplication(first, other):
     )
 
 
-torch_form('square', inplace=('square_',))(lambda pair: multiply(pair, pair, torch.mul))
+torch_form('square')(lambda pair: multiply(pair, pair, torch.mul))
 
 
-@torch_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
+@torch_form('pow', '__pow__')
 def power(pair, exponent):
     '''A product of as many equal factors.'''
     if not isinstance(pair, SplitTensor) or not isinstance(exponent, (int, float)) or exponent not in range(1, 9):
@@ -106,7 +106,7 @@ def power(pair, exponent):
     return valued(multiplication(power(pair, exponent - 1), pair), torch.pow(*plain((pair, exponent))))
 
 
-@torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))
+@torch_form('div', 'divide', 'true_divide', '__truediv__')
 def division(pair, other, *, rounding_mode=None):
     if isinstance(other, SplitTensor) or rounding_mode is not None:
         raise unsupported('div', (pair, other), ' for a divisor that depends on the input, or with a rounding mode')
@@ -116,12 +116,12 @@ def division(pair, other, *, rounding_mode=None):
 
 # several steps at once
 
-@torch_form('addcmul', inplace=('addcmul_',))
+@torch_form('addcmul')
 def addcmul(first, tensor1, tensor2, *, value=1):
     return at_once(torch.addcmul, first, tensor1 * tensor2, (tensor1, tensor2), value)
 
 
-@torch_form('addcdiv', inplace=('addcdiv_',))
+@torch_form('addcdiv')
 def addcdiv(first, tensor1, tensor2, *, value=1):
     return at_once(torch.addcdiv, first, tensor1 / tensor2, (tensor1, tensor2), value)
 
@@ -132,7 +132,7 @@ def at_once(function, first, product, operands, value):
     return valued(addition(first, product if value == 1 else product * value), exact)
 
 
-@torch_form('lerp', inplace=('lerp_',))
+@torch_form('lerp')
 def lerp(start, end, weight):
     return valued(addition(start * (1 - weight), end * weight), torch.lerp(*plain((start, end, weight))))
 
@@ -155,7 +155,7 @@ def where_method(first, condition, other):
     return where(condition, first, other)
 
 
-@torch_form('masked_fill', inplace=('masked_fill_',))
+@torch_form('masked_fill')
 def masked_fill(pair, mask, value):
     mask = plain(mask)
     refuse_comparison(mask, pair)
@@ -193,7 +193,7 @@ def memory_at(shape, index):
     return view if view.untyped_storage()._cdata == whole.untyped_storage()._cdata else None
 
 
-@torch_form('copy', inplace=('copy_',))
+@torch_form('copy')
 def copy_of(target, source, non_blocking=False):
     '''The values of another tensor, in the shape of the first.'''
     pair = source if isinstance(source, SplitTensor) else target

@@ -11,11 +11,11 @@ from ..core.registry import split_form
 from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample
-from .statistics import DetachedStatistics, needs_constants
+from .statistics import optional_form
 from .table import own_steps, plain, refuse_random
 
 
-@split_form(F.scaled_dot_product_attention, table=DetachedStatistics.forms)
+@optional_form(F.scaled_dot_product_attention)
 def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, *, scale=None, enable_gqa=False):
     '''Attention, a positive linear map of the values. Of values that are constants, it is a constant.'''
     split_pass = pass_of((query, key, value, attn_mask))
@@ -58,9 +58,6 @@ def masked(logits, mask, is_causal):
     if mask is None:
         return logits
     return logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
-
-
-needs_constants([F.scaled_dot_product_attention])
 
 
 @split_form(F.multi_head_attention_forward)

@@ -10,7 +10,7 @@ from ..core.blocks import Instead
 from ..core.nested import flatten
 from ..core.pair import SplitTensor, common_pass, pairs_in
 from ..core.table import public
-from .table import overloads, plain
+from .table import each_pair, is_in_place, overloads, plain
 
 
 DIVISIONS = overloads(
@@ -25,7 +25,6 @@ WEIGHTS = overloads('rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__', 'softmax'
 POWERS = overloads('pow', '__pow__', 'float_power')
 LIKE_OTHERS = overloads('expand_as', 'view_as', 'reshape_as', 'type_as')
 PLAIN = overloads('detach', 'numpy') | {torch.Tensor.data.__get__}
-IN_PLACE = {'__iadd__', '__isub__', '__imul__', '__itruediv__', '__idiv__', '__ipow__', '__setitem__'}
 
 
 def constant(tensor, split_pass):
@@ -41,13 +40,14 @@ def note(split_pass, name):
 
 def as_constants(obj):
     '''Replace split pairs in arguments by their difference, as constants of the map.'''
-    if isinstance(obj, Statistic):
-        return obj.as_constant()
-    if isinstance(obj, SplitTensor):
-        return constant(obj.difference, obj.split_pass)
-    if type(obj) is dict:
-        return {key: as_constants(value) for key, value in obj.items()}
-    return type(obj)(map(as_constants, obj)) if type(obj) in (tuple, list) else obj
+    return each_pair(as_constant, obj)
+
+
+def as_constant(pair):
+    '''The difference of a pair as a constant of the map.'''
+    if isinstance(pair, Statistic) and pair.value is not None:
+        return pair.value
+    return constant(pair.difference, pair.split_pass)
 
 
 class Statistic(SplitTensor):
@@ -113,10 +113,6 @@ class Statistic(SplitTensor):
         self.resolve()
         return super().place(name)
 
-    def as_constant(self):
-        '''The value as a constant of the map.'''
-        return constant(self.difference, self.split_pass) if self.value is None else self.value
-
     def changed(self, is_statistic):
         '''Be ready for an operation in place, after which this may be a statistic no longer.'''
         found = {id(each): each for relatives in self.relatives for each in (known() for known in relatives)}
@@ -175,12 +171,6 @@ def in_state(split_pass, rules, mode, graph):
             yield
     finally:
         split_pass.rules, split_pass.mode = before
-
-
-def is_in_place(function, kwargs):
-    '''Whether a function changes its first argument.'''
-    name = getattr(function, '__name__', '')
-    return kwargs.get('inplace') is True or name in IN_PLACE or (name.endswith('_') and not name.endswith('__'))
 
 
 def chained(split_pass, function, args, kwargs, sources):
@@ -242,11 +232,10 @@ def always(pair):
 
 def constants_of(obj, condition):
     '''Replace the split pairs that fulfil a condition by constants of the map.'''
-    if isinstance(obj, SplitTensor):
-        if not condition(obj):
-            return obj
-        note(obj.split_pass, obj.title if isinstance(obj, Statistic) else 'divisors')
-        return as_constants(obj)
-    if type(obj) is dict:
-        return {key: constants_of(value, condition) for key, value in obj.items()}
-    return type(obj)(constants_of(each, condition) for each in obj) if type(obj) in (tuple, list) else obj
+    def change(pair):
+        if not condition(pair):
+            return pair
+        note(pair.split_pass, pair.title if isinstance(pair, Statistic) else 'divisors')
+        return as_constant(pair)
+
+    return each_pair(change, obj)

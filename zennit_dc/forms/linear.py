@@ -16,7 +16,7 @@ from ..core.views import laid_out
 from ..recentering import recenter
 from .arithmetic import addition, valued
 from .routing import of_one_tensor, register
-from .table import overloads, plain, refuse_pairs, require_batch, torch_form
+from .table import form_of_each, overloads, plain, refuse_pairs, require_batch, torch_form
 
 
 DENSE = Dense()
@@ -139,10 +139,9 @@ def of_one_sample(matrices):
 
 
 # other products, and those of sparse matrices that are constant
-for function in overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
-    @split_form(function)
-    def product(left, right=None, *, function=function, other=None, vec2=None, tensor=None):
-        return bilinear(function, left, next(each for each in (right, other, vec2, tensor) if each is not None))
+@form_of_each(overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'))
+def product(function, left, right=None, *, other=None, vec2=None, tensor=None):
+    return bilinear(function, left, next(each for each in (right, other, vec2, tensor) if each is not None))
 
 
 @split_form(torch.sparse.mm)
@@ -161,7 +160,7 @@ def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1
     return affine(pair, layer, weight, bias, partial(contracted, -1))
 
 
-@torch_form('baddbmm', inplace=('baddbmm_',))
+@torch_form('baddbmm')
 def baddbmm(bias, batch1, batch2, *, beta=1, alpha=1):
     return product_and(torch.baddbmm, bias, batch1, batch2, beta, alpha)
 
@@ -273,18 +272,16 @@ register(
 )
 
 
-for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
-    @split_form(function)
-    def average(pair, *args, form=of_one_tensor(function, same_axes, linear), **kwargs):
-        if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
-            raise unsupported('an average', (pair,), ' for a negative divisor_override')
-        return form(pair, *args, **kwargs)
+@form_of_each(overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'))
+def average(function, pair, *args, **kwargs):
+    if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
+        raise unsupported('an average', (pair,), ' for a negative divisor_override')
+    return of_one_tensor(function, same_axes, linear)(pair, *args, **kwargs)
 
 
-for function in overloads('mean', 'sum', 'trace'):
-    @split_form(function)
-    def reduction(pair, *args, function=function, **kwargs):
-        def follow(pairs, output, _):  # of a mean without values, torch asks several times as much Python
-            return follow_axes(pairs, output, lambda tensor: tensor.sum(*args, **kwargs))
+@form_of_each(overloads('mean', 'sum', 'trace'))
+def reduction(function, pair, *args, **kwargs):
+    def follow(pairs, output, _):  # of a mean without values, torch asks several times as much Python
+        return follow_axes(pairs, output, lambda tensor: tensor.sum(*args, **kwargs))
 
-        return linear(pair, lambda tensor: function(tensor, *args, **kwargs), note_axes=follow)
+    return linear(pair, lambda tensor: function(tensor, *args, **kwargs), note_axes=follow)

@@ -10,7 +10,7 @@ from ..core.registry import split_form
 from ..core.table import FORMS
 from .arithmetic import negation, parts
 from .linear import per_axis
-from .table import overloads, torch_form
+from .table import form_of_each, overloads, torch_form
 
 
 def pool(pair, difference, winner, convex):
@@ -218,15 +218,14 @@ def aminmax(pair, *, dim=None, keepdim=False):
     return torch.return_types.aminmax((amin(pair, dims, keepdim), amax(pair, dims, keepdim)))
 
 
-for function in overloads('sort', 'topk'):
-    @split_form(function)
-    def ordered(pair, *args, function=function, **kwargs):
-        '''Order entries by their differences: the winners are as many as there are.'''
-        name = function.__name__
-        if pair.split_pass.settings.pooling == 'convex':
-            raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
-        found = function(pair.difference, *args, **kwargs)
-        dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
-        output = same_axes([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
-        mixed(output, dim)
-        return type(found)((output, found.indices))
+@form_of_each(overloads('sort', 'topk'))
+def ordered(function, pair, *args, **kwargs):
+    '''Order entries by their differences: the winners are as many as there are.'''
+    name = function.__name__
+    if pair.split_pass.settings.pooling == 'convex':
+        raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
+    found = function(pair.difference, *args, **kwargs)
+    dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
+    output = same_axes([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
+    mixed(output, dim)
+    return type(found)((output, found.indices))

@@ -10,7 +10,7 @@ from ..core.nested import flatten
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import lend
-from .table import form_of_each, getters, overloads, plain
+from .table import form_of_each, getters, is_in_place, overloads, plain
 
 
 class Comparison(torch.Tensor):
@@ -84,8 +84,7 @@ def read_alone(function, args, kwargs, error):
     '''What a function without a split form returns for the differences, as pairs that may only be read; whatever else
     is made of them raises the error.'''
     name = getattr(function, '__name__', '')
-    in_place = (name.endswith('_') and not name.endswith('__')) or name.startswith('__i') or kwargs.get('inplace')
-    if in_place or name in ('__get__', '__set__', '__setitem__', 'backward'):
+    if is_in_place(function, kwargs) or name in ('__get__', '__set__', 'backward'):
         raise error
     pair = pairs_in((args, kwargs))[0]
     try:

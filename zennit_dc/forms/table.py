@@ -1,6 +1,7 @@
 '''How forms are registered, and what they have in common.'''
 import copy
 import functools
+import re
 import types
 
 import torch
@@ -15,6 +16,7 @@ from ..core.table import FORMS, OVERLAYS
 from ..core.views import assign, become_pair
 
 
+IN_PLACE = re.compile(r'__i(add|and|div|floordiv|lshift|mod|mul|or|pow|rshift|sub|truediv|xor)__|__setitem__|.*[^_]_')
 NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
 
 
@@ -77,12 +79,14 @@ def getters(*names):
     return {getattr(torch.Tensor, name).__get__ for name in names}
 
 
-def torch_form(*names, inplace=(), table=FORMS):
-    '''Register a split form for all functions and methods of torch with these names, and, as an in-place operation, for
-    the functions named by ``inplace``.'''
+def torch_form(*names, table=FORMS):
+    '''Register a split form for all functions and methods of torch with these names, and for those that do the same in
+    place.'''
+    in_place_names = [f'__i{name[2:]}' if name.startswith('__') else f'{name}_' for name in names]
+
     def register(form):
         split_form(*overloads(*names), table=table)(form)
-        split_form(*overloads(*inplace), table=table)(in_place(form, *inplace[:1]))
+        split_form(*overloads(*in_place_names), table=table)(in_place(form, in_place_names[0]))
         return form
     return register
 
@@ -98,14 +102,13 @@ def form_of_each(functions, table=FORMS):
 
 
 def activation_form(*names, table=FORMS):
-    '''Register the split form of an activation, whose functions may have a parameter ``inplace``, or an underscore at
-    the end of the first name.'''
+    '''Register the split form of an activation, whose functions may have a parameter ``inplace``.'''
     def register(form):
         @functools.wraps(form)
         def with_inplace(pair, *args, inplace=False, **kwargs):
             output = form(pair, *args, **kwargs)
             return assign(pair, output) if inplace else output
-        return torch_form(*names, inplace=(f'{names[0]}_',), table=table)(with_inplace)
+        return torch_form(*names, table=table)(with_inplace)
     return register
 
 
@@ -123,7 +126,12 @@ def own_steps(function):
     return types.FunctionType(function.__code__, steps, function.__name__, function.__defaults__)
 
 
-def in_place(form, name=None):
+def is_in_place(function, kwargs):
+    '''Whether a function changes its first argument.'''
+    return bool(IN_PLACE.fullmatch(getattr(function, '__name__', ''))) or bool(kwargs.get('inplace'))
+
+
+def in_place(form, name):
     '''A split form that changes its first argument.'''
     def changed(target, *args, **kwargs):
         if not isinstance(target, SplitTensor):
@@ -155,13 +163,18 @@ def into_plain(form, name, target, *args, **kwargs):
     return target
 
 
+def each_pair(change, obj):
+    '''Arguments with what a function makes of each of the split pairs among them.'''
+    if isinstance(obj, SplitTensor):
+        return change(obj)
+    if type(obj) in (tuple, list):
+        return type(obj)(each_pair(change, each) for each in obj)
+    return {key: each_pair(change, value) for key, value in obj.items()} if type(obj) is dict else obj
+
+
 def plain(obj):
     '''Replace split pairs in arguments by their difference, as values.'''
-    if isinstance(obj, SplitTensor):
-        return obj.values[0].detach()
-    if type(obj) in (tuple, list):
-        return type(obj)(map(plain, obj))
-    return {key: plain(value) for key, value in obj.items()} if type(obj) is dict else obj
+    return each_pair(lambda pair: pair.values[0].detach(), obj)
 
 
 def refuse_pairs(name, *parameters):
