@@ -65,14 +65,19 @@ def entries(pairs, output, function):
 register(overloads('roll'), reordered)
 
 
-@form_of_each(overloads('gather', 'index_select', 'narrow'))
-def chosen(function, pair, dim, *args, **kwargs):
-    '''Some entries along an axis. If that is the axis of samples, it is not known to be one afterwards, even where all
-    are chosen, as a sample's map must not depend on how many are.'''
-    output = of_one_tensor(function, reordered)(pair, dim, *args, **kwargs)
-    if isinstance(pair, SplitTensor) and pair.axes.batch and pair.axes.batch.may_be_in(pair.values[0].shape, dim):
+def chosen(dim, pairs, output, function):
+    '''Note the axes of some entries along one. If that is the axis of samples, it is not known to be one afterwards,
+    even where all are chosen, as a sample's map must not depend on how many are.'''
+    reordered(pairs, output, function)
+    batch, shape = pairs[0].axes.batch, pairs[0].values[0].shape
+    if batch is not None and batch.may_be_in(shape, dim):
         output.axes = output.axes._replace(batch=None)
     return output
+
+
+@form_of_each(overloads('gather', 'index_select', 'narrow'))
+def some_entries(function, pair, dim, *args, **kwargs):
+    return of_one_tensor(function, partial(chosen, dim))(pair, dim, *args, **kwargs)
 
 
 register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
@@ -134,7 +139,7 @@ def broadcast_tensors(*tensors):
 def take_along_dim(pair, indices, dim=None):
     if dim is None:
         return pair.reshape(-1).take_along_dim(indices.reshape(-1), 0)
-    return of_one_tensor(torch.take_along_dim, reordered)(pair, indices, dim)
+    return of_one_tensor(torch.take_along_dim, partial(chosen, dim))(pair, indices, dim)
 
 
 @torch_form('diff')
