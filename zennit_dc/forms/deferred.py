@@ -3,6 +3,7 @@ as split pairs where they are features themselves.'''
 import math
 import weakref
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
@@ -146,9 +147,7 @@ class Statistic(SplitTensor):
         return call(function, types, args, kwargs)
 
 
-OWN = (
-    'value', 'carry', 'is_weight', 'entries', 'state', 'relatives', 'title'
-)
+OWN = 'value', 'carry', 'is_weight', 'entries', 'state', 'relatives', 'title'  # what stays of it as a split pair
 
 
 def waits(obj):
@@ -184,12 +183,10 @@ def chained(split_pass, function, args, kwargs, sources):
         return result
     known = {id(source.value): source for source in sources if source.value is not None}
     leaves, structure = flatten(result)
-    carried = []
 
-    def carry(place):
-        if not carried:
-            carried.extend(flatten(SplitTensor.__torch_function__(function, (), args, kwargs))[0])
-        return carried[place]
+    @cache
+    def carried():
+        return flatten(SplitTensor.__torch_function__(function, (), args, kwargs))[0]
 
     is_weight = any(source.is_weight for source in sources) or function in WEIGHTS
     is_weight |= function in DIVISIONS and not isinstance(args[0], Statistic)  # a constant, divided by a statistic
@@ -199,7 +196,7 @@ def chained(split_pass, function, args, kwargs, sources):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
             entries = min([leaf.numel()] + repeats * [max(source.entries for source in sources)])
             leaves[place] = known[id(leaf)] if id(leaf) in known else Statistic(
-                leaf, split_pass, lambda place=place: carry(place), is_weight, entries, sources
+                leaf, split_pass, lambda place=place: carried()[place], is_weight, entries, sources
             )
     return structure(leaves)
 
@@ -210,10 +207,10 @@ def with_constants(function, args, kwargs):
     if function in LIKE_OTHERS:
         return (args[0], *as_constants(args[1:])), as_constants(kwargs)
     if function in DIVISIONS:
-        return (args[0], *constants_of(args[1:], always)), constants_of(kwargs, always)
+        return (args[0], *constants_of(args[1:])), constants_of(kwargs)
     if function in LAYERS:
-        first = 1 if function in overloads('addmm') else 0  # the layer's input
-        return tuple(each if place <= first else constants_of(each, waits) for place, each in enumerate(args)), {
+        first = 2 if function in overloads('addmm') else 1  # up to the layer's input
+        return (*args[:first], *constants_of(args[first:], waits)), {
             name: each if name in ('input', 'mat1') else constants_of(each, waits) for name, each in kwargs.items()
         }
     if function in SCALINGS:
@@ -225,13 +222,8 @@ def with_constants(function, args, kwargs):
     return args, kwargs
 
 
-def always(pair):
-    '''The condition that each pair fulfils.'''
-    return True
-
-
-def constants_of(obj, condition):
-    '''Replace the split pairs that fulfil a condition by constants of the map.'''
+def constants_of(obj, condition=lambda pair: True):
+    '''Replace the split pairs that fulfil a condition, or all of them, by constants of the map.'''
     def change(pair):
         if not condition(pair):
             return pair

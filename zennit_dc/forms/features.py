@@ -20,7 +20,7 @@ def statistic(function, carry, *args, is_weight=False, **kwargs):
     '''A statistic: the value of a function of its arguments, and another one that makes the split pair, of the value
     and these arguments.'''
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
-    args, kwargs = kept(args), kept(kwargs)
+    args, kwargs = kept((args, kwargs))
     output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
     output.facts = frozenset({PROBABILITY} if carry is softmax else ())
     return output

@@ -134,32 +134,31 @@ def is_in_place(function, kwargs):
 def in_place(form, name):
     '''A split form that changes its first argument.'''
     def changed(target, *args, **kwargs):
-        if not isinstance(target, SplitTensor):
-            return into_plain(form, name, target, *args, **kwargs)
-        output = form(target, *args, **kwargs)
-        shape, dtype = target.values[0].shape, target.values[0].dtype
-        if output.values[0].shape != shape:
-            raise unsupported(name, (target,), ' where it changes the shape')
-        return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)))
+        if not isinstance(target, torch.Tensor):
+            raise unsupported(f'{name} on {type(target).__name__}', (args, kwargs))
+        is_pair = isinstance(target, SplitTensor)
+        output = form(target if is_pair else target.clone(), *args, **kwargs)
+        if output.values[0].shape != target.shape:
+            raise unsupported(name, (output,), ' where it changes the shape')
+        return take_value(target, output) if is_pair else become_value(target, output, name)
     return changed
 
 
-def into_plain(form, name, target, *args, **kwargs):
-    '''Change a plain tensor by pairs, with which it becomes a pair itself.'''
-    if not isinstance(target, torch.Tensor):
-        raise unsupported(f'{name} on {type(target).__name__}', (args, kwargs))
-    split_pass, shape = pass_of((args, kwargs)), target.shape
-    output = form(target.clone(), *args, **kwargs)
-    if output.values[0].shape != shape:
-        raise unsupported(name, (output,), ' where it changes the shape')
-    view = target if target._base is not None and target._base.is_contiguous() else None
-    view = None if view is None else torch.empty_strided(shape, view.stride(), device='meta')
-    become_pair(target, split_pass, name)
-    assign(target, to_dtype(output, lambda tensor: tensor.to(target.values[0].dtype)))
+def take_value(target, value):
+    '''Give a pair the value of another one, in its own dtype.'''
+    return assign(target, to_dtype(value, lambda tensor: tensor.to(target.values[0].dtype)))
+
+
+def become_value(target, value, name):
+    '''Give a plain tensor the value of a pair, with which it becomes a pair itself.'''
+    is_view = target._base is not None and target._base.is_contiguous()
+    view = torch.empty_strided(target.shape, target.stride(), device='meta') if is_view else None
+    become_pair(target, value.split_pass, name)
+    take_value(target, value)
     if target.view_of is None:
-        target.axes = output.axes._replace(places=target.axes.places)
+        target.axes = value.axes._replace(places=target.axes.places)
     else:
-        take_axes(target.whole, output, view)
+        take_axes(target.whole, value, view)
     return target
 
 
