@@ -74,6 +74,8 @@ def features(pair):
 
 DETACHED = {
     'a number over a pair': (lambda x: 3 / x, Y.float()),
+    'a named pair over a statistic': (lambda x: torch.div(input=x, other=x.std(1, keepdim=True)), X),
+    'a named statistic to a power': (lambda x: torch.pow(input=x.std(1), exponent=-1.5), X),
     'reflected division': (lambda x, y: x.__rtruediv__(y), X.float(), Y.float()),
     'log1p of negative numbers': (torch.log1p, torch.linspace(-.99, 2., 7)),
     'softmax in another dtype': (lambda x: features(x.softmax(1, torch.float64)), X.float()),

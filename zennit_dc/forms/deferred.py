@@ -9,7 +9,7 @@ import torch
 
 from ..core.blocks import Instead
 from ..core.nested import flatten
-from ..core.pair import SplitTensor, common_pass, pairs_in
+from ..core.pair import SplitTensor, common_pass, first_by_place, pairs_in
 from ..core.table import public
 from .table import each_pair, is_in_place, overloads, plain
 
@@ -124,7 +124,8 @@ class Statistic(SplitTensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs, call, function = kwargs or {}, SplitTensor.__torch_function__, public(function)
+        call, function = SplitTensor.__torch_function__, public(function)
+        args, kwargs = first_by_place(function, args, kwargs or {})
         found = pairs_in((args, kwargs))
         split_pass = common_pass(function, found)
         for pair in found:
@@ -211,7 +212,7 @@ def with_constants(function, args, kwargs):
     if function in LAYERS:
         first = 2 if function in overloads('addmm') else 1  # up to the layer's input
         return (*args[:first], *constants_of(args[first:], waits)), {
-            name: each if name in ('input', 'mat1') else constants_of(each, waits) for name, each in kwargs.items()
+            name: each if name == 'mat1' else constants_of(each, waits) for name, each in kwargs.items()
         }
     if function in SCALINGS:
         shapes = [each.shape for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
