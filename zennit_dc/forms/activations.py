@@ -196,11 +196,7 @@ def clamping(low, high, function):
     return PiecewiseLinear(knots, slopes, knots[0], lambda tensor: function(tensor, low, high))
 
 
-@activation_form('hardtanh')
-def hardtanh(pair, min_val=-1., max_val=1.):
-    return clamping(min_val, max_val, F.hardtanh).split(pair)
-
-
+activation_form('hardtanh')(lambda pair, min_val=-1., max_val=1.: clamping(min_val, max_val, F.hardtanh).split(pair))
 activation_form('relu6')(lambda pair: clamping(0., 6., F.hardtanh).split(pair))
 
 
@@ -223,9 +219,7 @@ def hard_sigmoid():
     ))
 
 
-@activation_form('hardsigmoid')
-def hardsigmoid(pair):
-    return hard_sigmoid().split(pair)
+hardsigmoid = activation_form('hardsigmoid')(lambda pair: hard_sigmoid().split(pair))
 
 
 @torch_form('softshrink')

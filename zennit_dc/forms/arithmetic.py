@@ -69,9 +69,7 @@ def subtraction(first, other, *, alpha=1):
     return addition(first, other, alpha=-alpha)  # as torch computes it
 
 
-@torch_form('rsub', '__rsub__')
-def reversed_subtraction(other, first, *, alpha=1):
-    return subtraction(first, other, alpha=alpha)
+torch_form('rsub', '__rsub__')(lambda other, first, *, alpha=1: subtraction(first, other, alpha=alpha))
 
 
 @torch_form('neg', 'negative', '__neg__')
@@ -150,9 +148,7 @@ def where(condition, input=None, other=None):
     return of_both(lambda *both: torch.where(mask, *both), input, other)
 
 
-@split_form(torch.Tensor.where)
-def where_method(first, condition, other):
-    return where(condition, first, other)
+split_form(torch.Tensor.where)(lambda first, condition, other: where(condition, first, other))
 
 
 @torch_form('masked_fill')
@@ -203,5 +199,4 @@ def copy_of(target, source, non_blocking=False):
 
 @split_form(F.pad)
 def pad(pair, pad, mode='constant', value=None):
-    both = zip(pair.tensors, (value, value and abs(value)))
-    return same_axes([pair], pair.like(*(F.pad(tensor, pad, mode, number) for tensor, number in both)))
+    return of_both(lambda tensor, number: F.pad(tensor, pad, mode, number), pair, 0. if value is None else value)

@@ -207,9 +207,7 @@ def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
     return torch.return_types.min((negation(found.values), found.indices))
 
 
-@torch_form('amin')
-def amin(pair, *args, **kwargs):
-    return negation(amax(negation(pair), *args, **kwargs))
+amin = torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
 
 
 @torch_form('aminmax')
