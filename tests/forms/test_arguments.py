@@ -15,6 +15,7 @@ from zennit_dc.core.errors import Unsupported
 
 X, Y = random_image(3, 4), random_image(3, 4, seed=2)
 MASK = torch.tensor([[True, False, False, True], [False, True, False, False], [True, True, True, False]])
+GRID = random_image(1, 40, 5, 2).clamp(-1, 1)
 SQUARE, OTHER = random_image(4, 4), random_image(4, 4, seed=2)
 CALLS = {
     'reflected matmul': (lambda x, y: x.__rmatmul__(y), SQUARE, OTHER),
@@ -63,6 +64,9 @@ CALLS = {
     ),
     'index_put of whole axes, adding': (
         lambda x, y: torch.ops.aten.index_put(x, [None, torch.tensor([2, 2])], y[:, :2], True), X, Y
+    ),
+    'grid_sample of the nearest places, in bfloat16': (
+        lambda x: F.grid_sample(x[None, None], GRID.bfloat16(), 'nearest', align_corners=True), X.bfloat16()
     ),
 }
 

@@ -39,9 +39,15 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
                           'detach what it is made of, e.g. affine_grid(theta.detach(), …), for a constant grid')
     if mode == 'bicubic':
         raise unsupported('grid_sample', (pair,), ' for negative coefficients (bicubic)', 'use mode=\'bilinear\'')
-    return joined([pair], linear(
-        pair, lambda tensor: F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
-    ))
+    def sampled(tensor):
+        return F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
+
+    def sampled_sum(total):
+        # as bfloat16 rounds a place to another one, and no sum to less than the difference
+        rounds = mode == 'nearest' and pair.values[0].dtype is torch.bfloat16
+        return sampled(total.to(torch.bfloat16)).to(total.dtype) if rounds else sampled(total)
+
+    return joined([pair], linear(pair, sampled, sampled_sum))
 
 
 register([F.fold], follow_axes, linear)  # the sum of overlapping patches
