@@ -68,6 +68,8 @@ CALLS = {
     'grid_sample of the nearest places, in bfloat16': (
         lambda x: F.grid_sample(x[None, None], GRID.bfloat16(), 'nearest', align_corners=True), X.bfloat16()
     ),
+    'minimum with integers without a sign': (lambda x: torch.minimum(x, torch.tensor([1, 200, 0, 3]).byte()), X),
+    'minimum with a mask': (lambda x: torch.minimum(MASK, x), X),
 }
 
 

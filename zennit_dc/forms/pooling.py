@@ -147,10 +147,16 @@ def larger(function, first, other, share):
 @torch_form('minimum')
 def minimum(first, other):
     '''The smaller one of two.'''
-    return negation(maximum(negated(first), negated(other)))
+    return negation(maximum(*negated_both(first, other)))
 
 
-torch_form('fmin')(lambda first, other: negation(number_or_maximum(negated(first), negated(other))))
+torch_form('fmin')(lambda first, other: negation(number_or_maximum(*negated_both(first, other))))
+
+
+def negated_both(first, other):
+    '''The negatives of a pair and of a pair or a constant, which may have integers without a sign.'''
+    dtype = pairs_in((first, other))[0].values[0].dtype
+    return [negated(each if each.is_floating_point() else each.to(dtype)) for each in (first, other)]
 
 
 def negated(operand):

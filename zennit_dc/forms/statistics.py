@@ -127,7 +127,8 @@ def grouped(pair, function, groups, weight, bias, eps):
     '''A normalization over groups of channels and over all axes after these.'''
     refuse_pairs('a norm of groups of channels', weight, bias)
     original, after = pair.difference, (1,) * (pair.values[0].ndim - 2)
-    name, size = 'group_norm' if groups < original.shape[1] else 'instance_norm', math.prod(original.shape[1:]) // groups
+    name, size = 'instance_norm', math.prod(original.shape[1:]) // groups
+    name = 'group_norm' if groups < original.shape[1] else name
     require_batch(pair, 3 if groups == original.shape[1] else 2, 'group_norm')
 
     def over_groups(statistic, tensor):
