@@ -2,10 +2,12 @@
 kinds, constants on either side, orders of memory, infinite entries.'''
 import math
 
+import hypothesis
 import pytest
 import torch
 from agreement import require_agreement, split_inputs
 from helpers import random_image
+from hypothesis import strategies
 from small_models import Calling
 from torch.nn import functional as F
 
@@ -88,7 +90,9 @@ DETACHED = {
     'norm of a number': (lambda x: torch.atleast_1d(x.norm(2, 0)), X[0, 0]),
     'std over no axes': (lambda x: torch.std(x, [], keepdim=True), X),
     'a mask over a pair': (lambda x: MASK / x, X),
-    'norm in another dtype': (lambda x: features(torch.linalg.vector_norm(x, 2, 1, True, dtype=torch.float64)), X.float()),
+    'norm in another dtype': (
+        lambda x: features(torch.linalg.vector_norm(x, 2, 1, True, dtype=torch.float64)), X.float()
+    ),
     'exp of masked entries': (lambda x: features(x.masked_fill(MASK, -math.inf).exp()), X),
     'reciprocal of infinite entries': (lambda x: features(x.masked_fill(MASK, math.inf).reciprocal()), X),
 }
@@ -174,3 +178,34 @@ def test_what_torch_refuses_is_refused(function):
     for x in (X, split_inputs()(X)):
         with pytest.raises(RuntimeError, match='bool'):
             function(x)
+
+
+ELEMENTWISE = torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum, torch.fmax, torch.fmin
+ORDERS = {
+    'rows': lambda tensor: tensor, 'columns': lambda tensor: tensor.mT.contiguous().mT,
+    'every second': lambda tensor: torch.stack([tensor, tensor], -1)[..., 0],
+}
+OPERANDS = strategies.tuples(
+    strategies.sampled_from([(2, 3, 4), (3, 4), (1, 4), (3, 1), (1, 1), (2, 1, 1), (0, 4), (0, 1, 4)]),
+    strategies.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8]),
+    strategies.sampled_from(sorted(ORDERS)),
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.given(strategies.sampled_from(ELEMENTWISE), OPERANDS, OPERANDS, strategies.sampled_from([None, [0], [1]]))
+def test_agreement_of_shapes_dtypes_and_orders(function, first, other, pairs):
+    def operand(shape, dtype, order, seed):
+        tensor = ORDERS[order](random_image(*shape, seed=seed))
+        return tensor.to(dtype) if dtype.is_floating_point else tensor.abs().ceil().to(dtype)
+
+    operands = operand(*first, 1), operand(*other, 2)
+    count = sum(each.is_floating_point() for each in operands)
+    try:
+        function(*operands)
+    except RuntimeError:
+        hypothesis.reject()
+    hypothesis.assume(count > 0 and (pairs is None or pairs[0] < count))
+    is_pair = operands[1].is_floating_point() and (pairs is None or pairs[0] == count - 1)
+    hypothesis.assume(function is not torch.div or not is_pair)  # which is no exact form
+    require_agreement(function, *operands, pairs=pairs)
