@@ -209,3 +209,14 @@ def test_agreement_of_shapes_dtypes_and_orders(function, first, other, pairs):
     is_pair = operands[1].is_floating_point() and (pairs is None or pairs[0] == count - 1)
     hypothesis.assume(function is not torch.div or not is_pair)  # which is no exact form
     require_agreement(function, *operands, pairs=pairs)
+
+
+@pytest.mark.parametrize('function', [torch.maximum, torch.minimum, torch.fmax, torch.fmin])
+def test_equal_ones_share_the_sum_as_they_share_the_gradient(function):
+    equal, split = torch.tensor([1., 2., -3.]).requires_grad_(), split_inputs()
+    share, _ = torch.autograd.grad(function(equal, other := equal.detach().clone().requires_grad_()).sum(),
+                                   [equal, other])
+    first, second = split(equal.detach()), split(equal.detach())
+    first.values[1].requires_grad_()
+    found, = torch.autograd.grad(function(first, second).values[1].sum(), first.values[1])
+    assert torch.equal(found, share)

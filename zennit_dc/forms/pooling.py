@@ -128,8 +128,8 @@ def maximum(first, other):
 
 @torch_form('fmax')
 def number_or_maximum(first, other):
-    '''The same but where one of two is nan, which is the other. The first one wins where they are equal.'''
-    return larger(torch.fmax, first, other, lambda one, two: (one >= two) | torch.isnan(two))
+    '''The same but where one of two is nan, which is the other.'''
+    return larger(torch.fmax, first, other, lambda one, two: ((one > two) | torch.isnan(two)) + .5 * (one == two))
 
 
 def larger(function, first, other, share):
