@@ -118,10 +118,14 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
 split_form(torch.Tensor.__rmatmul__)(lambda right, left: matmul(left, right))
 
 
-def bilinear(function, left, right, stand_in=None):
-    '''A bilinear function of a pair and a constant, or of two pairs. There may be a function ``(constant, tensor)``
-    that returns what stands for the constant, without memory, where the pair is another tensor.'''
-    stand_in = (lambda constant, _: of_one_sample(constant)) if stand_in is None else stand_in
+def of_one_sample(matrices, *_):
+    '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
+    return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
+
+
+def bilinear(function, left, right, stand_in=of_one_sample):
+    '''A bilinear function of a pair and a constant, or of two pairs. What stands for the constant where axes are
+    followed, without memory, is a function of it and of what stands for the pair.'''
     if not isinstance(left, SplitTensor):
         return linear(
             right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total),
@@ -133,11 +137,6 @@ def bilinear(function, left, right, stand_in=None):
         left, Layer(lambda input, weight, bias: function(input, weight)), right, None,
         lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(tensor, stand_in(right, tensor)))
     )
-
-
-def of_one_sample(matrices):
-    '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
-    return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
 
 
 # other products, and those of sparse matrices that are constant
