@@ -118,24 +118,25 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
 split_form(torch.Tensor.__rmatmul__)(lambda right, left: matmul(left, right))
 
 
-def bilinear(function, left, right):
-    '''A bilinear function of a pair and a constant, or of two pairs.'''
+def of_one_sample(matrices, *_):
+    '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
+    return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
+
+
+def bilinear(function, left, right, stand_in=of_one_sample):
+    '''A bilinear function of a pair and a constant, or of two pairs. What stands for the constant where axes are
+    followed, without memory, is a function of it and of what stands for the pair.'''
     if not isinstance(left, SplitTensor):
         return linear(
             right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total),
-            lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(of_one_sample(left), tensor))
+            lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(stand_in(left, tensor), tensor))
         )
     if isinstance(right, SplitTensor):
         return multiply(left, right, function, follow_axes)
     return affine(
         left, Layer(lambda input, weight, bias: function(input, weight)), right, None,
-        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(tensor, of_one_sample(right)))
+        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(tensor, stand_in(right, tensor)))
     )
-
-
-def of_one_sample(matrices):
-    '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
-    return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
 
 
 # other products, and those of sparse matrices that are constant
@@ -184,8 +185,29 @@ def einsum(equation, *operands):
         return valued(chain, result)
     function = partial(torch.einsum, equation)
     if len(operands) == 2:
-        return bilinear(function, *operands)
+        return bilinear(function, *operands, partial(in_step, equation, isinstance(operands[0], SplitTensor)))
     return linear(operands[0], function)
+
+
+def in_step(equation, is_second, constant, tensor):
+    '''A constant, without memory, whose axes are as long as those with the same label of the other operand, a tensor.
+    It is the second operand, or the first.'''
+    terms = equation.replace(' ', '').partition('->')[0].split(',')
+    own, others = (labels(term, operand.ndim) for term, operand in zip(
+        terms[::-1] if is_second else terms, (constant, tensor)
+    ))
+    lengths = [tensor.shape[others.index(label)] if label in others and length > 1 else length
+               for label, length in zip(own, constant.shape)]
+    return torch.empty(lengths, device='meta')
+
+
+def labels(term, count):
+    '''The labels of a number of axes, of which an ellipsis has those that count from its end.'''
+    found = re.findall(r'\.\.\.|\w', term)
+    if '...' not in found:
+        return found
+    place = found.index('...')
+    return [*found[:place], *range(len(found) - count - 1, 0), *found[place + 1:]]
 
 
 def steps_of(equation):
@@ -204,6 +226,18 @@ def steps_of(equation):
         steps.append(f'{"".join(made)},{"".join(term)}->{"".join(kept)}')
         made = kept
     return steps
+
+
+@torch_form('bilinear')
+def bilinear_layer(input1, input2, weight, bias=None):
+    '''A layer of two inputs, with a weight for each product of their features.'''
+    value = F.bilinear(*plain((input1, input2, weight, bias)))
+    if isinstance(input1, SplitTensor) and isinstance(input2, SplitTensor):
+        output = einsum('...i,oij,...j->...o', input1, weight, input2)
+    else:
+        pair, constant, axes = (input1, input2, 'oji') if isinstance(input1, SplitTensor) else (input2, input1, 'oij')
+        output = einsum('...j,...oj->...o', pair, torch.einsum(f'...i,{axes}->...oj', constant, weight))
+    return valued(output if bias is None else addition(output, bias), value)
 
 
 @torch_form('tensordot')

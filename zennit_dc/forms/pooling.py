@@ -127,8 +127,8 @@ def maximum(first, other):
 
 @torch_form('fmax')
 def number_or_maximum(first, other):
-    '''The same but where one of two is nan, which is the other. The first one wins where they are equal.'''
-    return larger(torch.fmax, first, other, lambda one, two: (one >= two) | torch.isnan(two))
+    '''The same but where one of two is nan, which is the other.'''
+    return larger(torch.fmax, first, other, lambda one, two: ((one > two) | torch.isnan(two)) + .5 * (one == two))
 
 
 def larger(function, first, other, share):
@@ -146,10 +146,16 @@ def larger(function, first, other, share):
 @torch_form('minimum')
 def minimum(first, other):
     '''The smaller one of two.'''
-    return negation(maximum(negated(first), negated(other)))
+    return negation(maximum(*negated_both(first, other)))
 
 
-torch_form('fmin')(lambda first, other: negation(number_or_maximum(negated(first), negated(other))))
+torch_form('fmin')(lambda first, other: negation(number_or_maximum(*negated_both(first, other))))
+
+
+def negated_both(first, other):
+    '''The negatives of a pair and of a pair or a constant, which may have integers without a sign.'''
+    dtype = pairs_in((first, other))[0].values[0].dtype
+    return [negated(each if each.is_floating_point() else each.to(dtype)) for each in (first, other)]
 
 
 def negated(operand):

@@ -22,6 +22,8 @@ class Comparison(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         output = super().__torch_function__(function, types, args, kwargs)
+        if function is torch.Tensor.__getitem__ and not isinstance(args[0], Comparison) and are_masks(args[1]):
+            return output.as_subclass(torch.Tensor)  # which has entries of the other tensor alone
         made_of = [each for each in flatten((args, kwargs))[0] if isinstance(each, Comparison)]
         for each in flatten(output)[0]:
             if isinstance(each, Comparison):
@@ -29,6 +31,11 @@ class Comparison(torch.Tensor):
                 sources = {source for own in made_of for source in own.sources}
                 each.sources = sources if each.numel() in {own.numel() for own in made_of} else ()
         return output
+
+
+def are_masks(index):
+    '''Whether all comparisons in an index are masks.'''
+    return all(key.dtype is torch.bool for key in flatten(index)[0] if isinstance(key, Comparison))
 
 
 def known(value, origin, args):

@@ -40,7 +40,12 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
     def sampled(tensor):
         return F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
 
-    return linear(pair, sampled, note_axes=same_axes)
+    def sampled_sum(total):
+        # as bfloat16 rounds a place to another one, and no sum to less than the difference
+        rounds = mode == 'nearest' and pair.values[0].dtype is torch.bfloat16
+        return sampled(total.to(torch.bfloat16)).to(total.dtype) if rounds else sampled(total)
+
+    return linear(pair, sampled, sampled_sum, same_axes)
 
 
 register([F.fold], follow_axes, linear)  # the sum of overlapping patches
