@@ -4,15 +4,15 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import Axis, follow_axes
-from ..core.blocks import linear
+from ..core.axes import Axis
+from ..core.blocks import linear, moved_alike
 from ..core.pair import SplitTensor, pass_of
 from ..core.registry import split_form
 from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample
 from .statistics import optional_form
-from .table import own_steps, plain, refuse_random
+from .table import each_pair, own_steps, plain, refuse_random
 
 
 @optional_form(F.scaled_dot_product_attention)
@@ -28,8 +28,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     mask = attn_mask  # torch computes attention in another way for a mask that has a gradient
     if isinstance(attn_mask, SplitTensor):
         mask = plain(attn_mask).requires_grad_(split_pass.mode.has_graph)
-    query, key, attn_mask = (each.difference if isinstance(each, SplitTensor) else each
-                             for each in (query, key, attn_mask))
+    query, key, attn_mask = each_pair(lambda pair: pair.difference, (query, key, attn_mask))
     heads = query.shape[-3] // key.shape[-3] if enable_gqa else 1
 
     def grouped(tensor):
@@ -47,7 +46,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     )
     return linear(
         value, lambda tensor: Valued.apply(attend(tensor), original), attend,
-        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: of_one_sample(weights) @ grouped(tensor))
+        moved_alike(lambda tensor: of_one_sample(weights) @ grouped(tensor))
     )
 
 

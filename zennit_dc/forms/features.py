@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import follow_axes, same_axes
-from ..core.blocks import Instead, instead, linear, passing
+from ..core.axes import same_axes
+from ..core.blocks import Instead, instead, linear, moved_alike, passing
 from ..core.pair import PROBABILITY, SplitTensor, pairs_in, pass_of, unsupported
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
@@ -17,8 +17,8 @@ from .table import each_pair, missing, overloads
 
 
 def statistic(function, carry, *args, is_weight=False, **kwargs):
-    '''A statistic: the value of a function of its arguments, and another one that makes the split pair, of the value
-    and these arguments.'''
+    '''A statistic: the value of a function of some arguments, and ``carry(value, *args)``, which makes the split pair
+    where the statistic turns out to be a feature.'''
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
     args, kwargs = kept((args, kwargs))
     output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
@@ -27,7 +27,7 @@ def statistic(function, carry, *args, is_weight=False, **kwargs):
 
 
 def kept(obj):
-    '''Arguments with pairs that no operation in place changes any more.'''
+    '''Arguments with copies of their pairs, which operations in place leave as they are.'''
     return each_pair(lambda pair: pair.replaced(*pair.tensors), obj)
 
 
@@ -188,8 +188,7 @@ def weighted_sum(pair, value, coefficients, dims, keepdim):
 
     return linear(
         pair, lambda tensor: Valued.apply(summed(tensor * coefficients).to(value.dtype), value.detach()),
-        lambda total: summed(total.to(torch.promote_types(total.dtype, value.dtype)) * magnitude),
-        lambda pairs, output, _: follow_axes(pairs, output, summed)
+        lambda total: summed(total.to(torch.promote_types(total.dtype, value.dtype)) * magnitude), moved_alike(summed)
     )
 
 

@@ -1,5 +1,5 @@
-'''Backward hooks of modules, which look at gradients, of pairs at those of the difference; in a backward pass that
-makes a map, they are what comes there of the sensitivities or of the relevance.'''
+'''Backward hooks of modules, which see the gradient of a pair as that of its difference. In a backward pass that makes
+a map, this is what arrives there of the sensitivities or of the relevance.'''
 from collections import OrderedDict
 from functools import partial
 from itertools import compress

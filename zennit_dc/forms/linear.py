@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import follow_axes, same_axes, with_channels
-from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, pending, weighted
+from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, moved_alike, multiply, pending, weighted
 from ..core.errors import called_in
 from ..core.following import mixed, note_channels
 from ..core.pair import SplitTensor, pass_of, unsupported
@@ -51,7 +51,7 @@ def convolution(pair, weight, bias, stride, padding, dilation, transposed, outpu
 
 
 def contracted(index, pairs, output, function):
-    '''Note that a layer makes each of its channels, at an index, of all that its input has there.'''
+    '''Note that each channel of a layer, along the axis with an index, is made of all channels of its input.'''
     with_channels(index, pairs, output)
     if pairs[0].axes.places:
         note_channels(pairs[0], index)
@@ -129,13 +129,13 @@ def bilinear(function, left, right, stand_in=of_one_sample):
     if not isinstance(left, SplitTensor):
         return linear(
             right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total),
-            lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(stand_in(left, tensor), tensor))
+            moved_alike(lambda tensor: function(stand_in(left, tensor), tensor))
         )
     if isinstance(right, SplitTensor):
         return multiply(left, right, function, follow_axes)
     return affine(
         left, Layer(lambda input, weight, bias: function(input, weight)), right, None,
-        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(tensor, stand_in(right, tensor)))
+        moved_alike(lambda tensor: function(tensor, stand_in(right, tensor)))
     )
 
 
@@ -315,7 +315,6 @@ def average(function, pair, *args, **kwargs):
 
 @form_of_each(overloads('mean', 'sum', 'trace'))
 def reduction(function, pair, *args, **kwargs):
-    def follow(pairs, output, _):  # of a mean without values, torch asks several times as much Python
-        return follow_axes(pairs, output, lambda tensor: tensor.sum(*args, **kwargs))
-
+    # axes by the sum, as torch runs several times as much Python for a mean without values
+    follow = moved_alike(lambda tensor: tensor.sum(*args, **kwargs))
     return linear(pair, lambda tensor: function(tensor, *args, **kwargs), note_axes=follow)

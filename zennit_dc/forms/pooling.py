@@ -127,7 +127,7 @@ def maximum(first, other):
 
 @torch_form('fmax')
 def number_or_maximum(first, other):
-    '''The same but where one of two is nan, which is the other.'''
+    '''The same, but where one of the two is nan, it is the other one.'''
     return larger(torch.fmax, first, other, lambda one, two: ((one > two) | torch.isnan(two)) + .5 * (one == two))
 
 
@@ -224,7 +224,7 @@ def aminmax(pair, *, dim=None, keepdim=False):
 
 @form_of_each(overloads('sort', 'topk'))
 def ordered(function, pair, *args, **kwargs):
-    '''Order entries by their differences: the winners are as many as there are.'''
+    '''Order entries by their differences. Each of them takes its sum along.'''
     name = function.__name__
     if pair.split_pass.settings.pooling == 'convex':
         raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')

@@ -39,7 +39,7 @@ def are_masks(index):
 
 
 def known(value, origin, args):
-    '''A tensor that was read of pairs, with the pairs among some arguments that it may not be applied to.'''
+    '''A tensor that was read off pairs. It remembers those of them with which it must not be combined.'''
     value = value.as_subclass(Comparison)
     value.origin = origin
     value.sources = {weakref.ref(pair.whole) for pair in pairs_in(args) if INPUT not in pair.facts}
@@ -60,7 +60,7 @@ def refuse_comparison(value, *operands):
 
 
 class Refused:
-    '''What is done before the tensors of a pair are read that has no split form: to raise the error of that.'''
+    '''What raises an error as soon as the tensors of a pair are read, if the pair has no split form.'''
     def __init__(self, error):
         self.error = error
 
@@ -70,7 +70,7 @@ class Refused:
 
 
 class Number(Refused):
-    '''The same for a number that was made of a layer's output alone: to start over, as this is a use of the output.'''
+    '''The same for a number that was made of a layer's output alone. As this uses the output, the pass starts over.'''
 
 
 NUMBERS = ('max', 'min', 'amax', 'amin', 'mean', 'sum', 'std', 'var', 'norm', 'median', 'quantile')

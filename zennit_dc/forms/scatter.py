@@ -45,8 +45,8 @@ def moved(function, target, indices, source, dim=None):
 
 
 def summed(function, target, indices, source, dim=None, scales=False, of_sums=None):
-    '''The same for one that adds up entries with coefficients that are not negative; of the target's own there are
-    others than one if it ``scales`` them. There may be another one for the sums.'''
+    '''The same for a function that adds up entries with coefficients that are not negative. Those of the target's own
+    entries may differ from one if it ``scales`` them. The sums may have a function of their own.'''
     def apply(own, other):
         return function(own, *indices, other)
 

@@ -120,7 +120,7 @@ def missing(functions, reason, remedy):
 
 
 def own_steps(function):
-    '''The steps that torch takes in a function which is written in Python, each of them by its form.'''
+    '''A function of torch that is written in Python, as the steps it consists of, each of which has a form.'''
     names = dict.fromkeys(('has_torch_function', 'has_torch_function_unary', 'has_torch_function_variadic'))
     steps = {**function.__globals__, **{name: lambda *_: False for name in names}}
     return types.FunctionType(function.__code__, steps, function.__name__, function.__defaults__)
