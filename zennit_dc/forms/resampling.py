@@ -15,11 +15,12 @@ from .table import torch_form
 def interpolate(
     pair, size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False
 ):
-    '''Interpolation. The coefficients of a bicubic one have both signs, and are products of those of both axes.'''
+    '''Interpolation. The coefficients of a bicubic one, and of Lanczos', have both signs, and are products of those of
+    both axes.'''
     def resized(tensor, size=size, scale=scale_factor):
         return F.interpolate(tensor, size, scale, mode, align_corners, recompute_scale_factor, antialias)
 
-    if mode != 'bicubic':
+    if mode not in ('bicubic', 'lanczos'):
         return linear(pair, resized, note_axes=same_axes)
     rows, columns = (
         resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, None],
