@@ -231,5 +231,6 @@ def ordered(function, pair, *args, **kwargs):
     found = function(pair.difference, *args, **kwargs)
     dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
     output = same_axes([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
-    mixed(output, dim)
+    if pair.values[0].ndim:
+        mixed(output, dim)
     return type(found)((output, found.indices))

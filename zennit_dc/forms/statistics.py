@@ -168,7 +168,7 @@ def cosine_similarity(x1, x2, dim=1, eps=1e-8):
 
 
 def require_option():
-    '''Register, after all families, that what has a form by this option alone needs it.'''
+    '''Register, once all families are, that functions which only this option gives a form need it.'''
     missing(
         DetachedStatistics.forms.keys() - FORMS.keys(),
         ', as it is outside of the class of networks that can be split exactly',
