@@ -1,4 +1,5 @@
 '''Canonizers: a model into split form and back.'''
+import copy
 import re
 import warnings
 import weakref
@@ -15,12 +16,12 @@ from .core.layers import sequence_of
 from .core.needs import LARGEST_DEVIATION, OPTIONS, functions_of, left_out, relative_deviation, request
 from .core.nested import modules_of
 from .core.pair import TrueGradient, pass_of, require_choice
-from .core.passes import rules_of
 from .core.table import MODULE_FORMS, OVERLAYS
 from .core.wording import similar
 from .forms.detached import DetachedActivations
 from .forms.hooks import BackwardHooks
 from .recentering import Relative
+from .rules import rules_of
 from .streams import Readout
 
 
@@ -154,12 +155,9 @@ class SplitCanonizer(Canonizer):
 
     def copy(self) -> 'SplitCanonizer':
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
-        copy = type(self)(
-            self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid,
-            channels=self.channels
-        )
-        copy.choices = self.choices
-        return copy
+        instance = copy.copy(self)
+        instance.restore = []
+        return instance
 
     def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         '''Bring the model into split form.
@@ -218,8 +216,7 @@ class SplitCanonizer(Canonizer):
     def active(self) -> bool:
         '''As of Zennit's hooks, whether rules hold in backward passes. They do not where any rule of the model is made
         inactive, either, as :py:class:`zennit.composites.MixedComposite` makes its rules alone.'''
-        rules = (rule for module in modules_of(self.root) for rule in rules_of(module) if rule.holds_for(self.root))
-        return self.is_active and all(rule.active for rule in rules)
+        return self.is_active and all(rule.active for rule in rules_of(self.root, modules_of(self.root)))
 
     @active.setter
     def active(self, is_active: bool) -> None:

@@ -175,8 +175,7 @@ def explained(leaves, root):
         raise NotImplementedError(
             'a model in split form was called without a floating point tensor, and without token numbers'
         )
-    dtype = next((each.dtype for each in root.parameters() if each.is_floating_point()), torch.float32)
-    weights = token_weights(leaves[tokens[0]], dtype)
+    weights = token_weights(leaves[tokens[0]], root)
     return [weights if place == tokens[0] else leaf for place, leaf in enumerate(leaves)], tokens[:1]
 
 

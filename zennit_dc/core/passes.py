@@ -20,7 +20,7 @@ import torch
 
 from ..forms.reading import read_alone
 from ..forms.table import plain
-from ..rules import SplitRule
+from ..rules import rules_of
 from .axes import Axis, by_sample
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
 from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported, independence, probabilities
@@ -109,7 +109,7 @@ class MapPass(Pass):
         super().__init__(canonizer)
         self.layer, self.probe = layer if canonizer.layer is None else canonizer.layer, probe
         self.rerun = Rerun.of(canonizer.root, call, inputs)
-        self.rules += [rule for rule in rules_of(canonizer.root) if rule.holds_for(canonizer.root)]
+        self.rules += rules_of(canonizer.root, [canonizer.root])  # whose hooks see tensors that are not split yet
         sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.mode = Mode(sums, has_graph and (probe is not None or self.layer is None), has_graph)
@@ -461,10 +461,3 @@ def running_function():
 def refused(error, *gradients):
     '''Raise the error for an output of which there is no map, where anything asks for one.'''
     raise error
-
-
-def rules_of(module):
-    '''The rules that are registered to a module. Those of the model itself have hooks that see tensors which are not
-    split yet.'''
-    owners = [getattr(hook, '__self__', None) for hook in module._forward_pre_hooks.values()]
-    return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]

@@ -31,8 +31,10 @@ def are_tokens(leaf):
         and leaf.dtype != torch.bool
 
 
-def token_weights(tokens, dtype):
-    '''A weight of one for each token, which stands for it in the graph. Its gradient is the map of the tokens.'''
+def token_weights(tokens, model):
+    '''A weight of one for each token of a model's input, which stands for it in the graph. Its gradient is the map of
+    the tokens.'''
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     weights = torch.ones(tokens.shape, dtype=dtype, device=tokens.device).requires_grad_(torch.is_grad_enabled())
     weights.tokens = tokens
     return weights
