@@ -15,9 +15,9 @@ from .core.errors import describe
 from .core.layers import sequence_of
 from .core.needs import LARGEST_DEVIATION, OPTIONS, functions_of, left_out, relative_deviation, request
 from .core.nested import modules_of
-from .core.pair import TrueGradient, pass_of, require_choice
+from .core.pair import TrueGradient, pass_of
 from .core.table import MODULE_FORMS, OVERLAYS
-from .core.wording import similar
+from .core.wording import require_choice, similar
 from .forms.detached import DetachedActivations
 from .forms.hooks import BackwardHooks
 from .recentering import Relative

@@ -15,8 +15,8 @@ from zennit.types import BatchNorm, Linear
 
 from .canonizers import Requirement, SplitCanonizer
 from .core.calls import require_split_rule
-from .core.pair import require_choice
 from .core.tokens import are_tokens, token_weights
+from .core.wording import require_choice
 from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
 from .streams import ActivatedSensitivity, Readout, Relevance, Sensitivity

@@ -17,6 +17,8 @@ class InputAxes(NamedTuple):
 
     Parameters
     ----------
+    samples : list[int]
+        The index of the axis of samples of each input: the first one, or the second one if time comes first.
     channels : dict
         The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
     tokens : dict
@@ -24,6 +26,7 @@ class InputAxes(NamedTuple):
     reorders : list[str]
         The modules in which the samples were put in another order.
     '''
+    samples: list
     channels: dict
     tokens: dict
     reorders: list

@@ -57,7 +57,7 @@ def input_gradients(split_pass, index, *gradients):
         return split_pass.readout.combine(gradient, sum_gradient)
 
     dtype = split_pass.rerun.inputs[index].dtype
-    map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.samples_of(index))
+    map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.input_axes.samples[index])
     require_dependence(split_pass, map)
     return marked(map, split_pass.nodes.maps), None
 
@@ -76,14 +76,14 @@ def layer_gradients(split_pass, values, trained, *gradients):
     def read(*tensors):
         return split_pass.readout.at_layer(*(places.arranged(tensor) for tensor in tensors))
 
-    input, samples = split_pass.inputs[places.source], split_pass.samples_of(places.source)
+    input, samples = split_pass.inputs[places.source], split_pass.input_axes.samples[places.source]
     saliency = read(*(at_reading(split_pass) if torch.is_grad_enabled() else (*gradients, *values)))
     saliency = exact(split_pass, saliency, read, input.dtype)
     if DOUBTS.noted is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
-    map = laid_over(saliency, split_pass.shape_of(places.source), places.axes, places.windows).to(input.dtype)
+    map = laid_over(saliency, input.movedim(samples, 0).shape, places.axes, places.windows).to(input.dtype)
     maps = [None] * (len(split_pass.inputs) + len(trained))
     maps[places.source] = marked(map.movedim(0, samples), split_pass.nodes.maps)
     return None, None, *maps

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 
 from .axes import UNKNOWN, Axes, Axis
-from .errors import Unsupported, called_in
+from .errors import Unsupported, called_in, other_pass
 from .following import InputAxes
 from .nested import entries_of
 from .table import FORMS, FUNCTION_FORMS, OPERATORS, OVERLAYS, public
+from .wording import require_choice
 
 
 same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
@@ -51,11 +52,14 @@ class Settings(NamedTuple):
         The rule outside of modules that have one of their own.
     root : :py:class:`torch.nn.Module`, optional
         The model.
+    input_split : {'relu', 'half'}, optional
+        How inputs are split, see :py:meth:`SplitTensor.of`.
     '''
     pooling: str = 'wta'
     recentering: Callable | None = None
     rule: TrueGradient = TrueGradient()
     root: torch.nn.Module | None = None
+    input_split: str = 'relu'
 
 
 class Mode(NamedTuple):
@@ -101,8 +105,9 @@ class Pass:
 
     def __init__(self, settings=Settings()):
         require_choice('pooling', settings.pooling, ('wta', 'convex'))
+        require_choice('input_split', settings.input_split, ('relu', 'half'))
         self.settings, self.forms, self.rules, self.mode = settings, forms_of(settings.root), [settings.rule], Mode()
-        self.plain, self.input_axes = [], InputAxes({}, {}, [])
+        self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
 
     @property
     def root(self):
@@ -126,12 +131,10 @@ class Pass:
         '''Whether the running backward pass is one with several gradients at once.'''
         return False
 
-    def note_loss(self, loss):
-        '''Called in a backward pass that makes a map, with a function that returns how much rounding changes it.'''
-
     def sum_of_input(self, input):
-        '''The sum of an input's streams.'''
-        return input.abs()
+        '''The sum of an input's two streams: its absolute value for 'relu', zero for 'half'.'''
+        stream_sum = input.abs() if self.settings.input_split == 'relu' else torch.zeros_like(input)
+        return stream_sum.to(sum_dtype(input.dtype))
 
     def embedded(self, difference, stream_sum):
         '''The difference and the sum of an embedding of tokens.'''
@@ -270,7 +273,8 @@ class SplitTensor(torch.Tensor):
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
         '''
-        return cls(input, input_sum(input, input_split), Pass(Settings(**kwargs))).as_input()
+        split_pass = Pass(Settings(**kwargs, input_split=input_split))
+        return cls(input, split_pass.sum_of_input(input), split_pass).as_input()
 
     def as_input(self, samples=0):
         '''This pair as that of an input, whose samples are along an axis with an index, and whose channels are after
@@ -392,21 +396,6 @@ def common_pass(function, pairs):
     return split_pass
 
 
-def other_pass(name, is_over):
-    '''The error for a function that is called with a pair of another forward pass.'''
-    if is_over and torch._C._current_graph_task_id() != -1:
-        return RuntimeError(
-            f'{name}, called in {called_in(None)}, is run again by a checkpoint after the end of the composite\'s'
-            ' context: call the backward pass inside of the context'
-        )
-    return RuntimeError(
-        f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
-        ' has seen; clear it, or give the module a form with zennit_dc.split_form. Methods that put values of'
-        ' their own at a layer, as Captum\'s LayerIntegratedGradients does, are not defined for split pairs:'
-        ' name the layer in the composite (layer=...), and call the method for the input'
-    )
-
-
 def note_autograd_function(pair, function):
     '''Note where a pair, an argument of a function, is the output of a :py:class:`torch.autograd.Function` without a
     form, which has no graph of the pair's own tensors.'''
@@ -437,18 +426,6 @@ def true_gradients(function, tensors, gradient):
 def sum_dtype(dtype):
     '''The dtype of the sum for a dtype of the difference: never less than float32.'''
     return torch.promote_types(dtype, torch.float32)
-
-
-def input_sum(input, input_split):
-    '''The sum of an input's two streams: its absolute value for 'relu', zero for 'half'.'''
-    require_choice('input_split', input_split, ('relu', 'half'))
-    return input.abs() if input_split == 'relu' else torch.zeros_like(input)
-
-
-def require_choice(name, value, choices):
-    '''Raise if a parameter is not one of its values.'''
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, not {value!r}')
 
 
 def pairs_in(obj):

@@ -12,40 +12,32 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
-import sys
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from ..forms.reading import read_alone
 from ..forms.table import plain
 from ..rules import rules_of
 from .axes import Axis, by_sample
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
 from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported, independence, probabilities
 from .following import input_places
+from .formless import refused, value_alone
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Node, alive, input_gradients
 from .nested import flatten
-from .pair import (
-    LEAVES,
-    PROBABILITY,
-    Mode,
-    Pass,
-    SplitTensor,
-    common_pass,
-    foreign,
-    foreign_cause,
-    input_sum,
-    pairs_in,
-    same,
-    sum_dtype,
-    unsupported,
-    without_form,
-)
+from .pair import LEAVES, PROBABILITY, Mode, Pass, SplitTensor, common_pass, foreign, foreign_cause, pairs_in, same, without_form
 from .rerun import Rerun, gradients_of_output, trained_of
 from .views import become_plain
+
+
+def axes_of_samples(inputs, second):
+    '''The index of the axis of samples of each input: the first one, or, if it is the second one of the first input,
+    this one of all inputs that are as long there and do not have only samples.'''
+    first, *_ = shapes = [input.shape for input in inputs]
+    return [int(second and len(shape) > 1 and shape[1:2] == first[1:2]
+                and (len(shape) > 2 or index == 0 or shape[:1] != first[1:2])) for index, shape in enumerate(shapes)]
 
 
 class Seed(NamedTuple):
@@ -113,6 +105,8 @@ class MapPass(Pass):
         sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.mode = Mode(sums, has_graph and (probe is not None or self.layer is None), has_graph)
+        second_axis = SECOND_AXIS in self.known and FIRST_AXIS not in self.known
+        self.input_axes = self.input_axes._replace(samples=axes_of_samples(inputs, second_axis))
         self.backward, self.nodes = {}, Nodes([], [], [])
         self.output, self.has_left = None, False
 
@@ -157,12 +151,11 @@ class MapPass(Pass):
     def enter(self, index):
         '''Split an input.'''
         input = self.inputs[index]
-        stream_sum = self.sum_of_input(input).to(sum_dtype(input.dtype))
-        pair = SplitTensor(*self.entered(index, input, stream_sum), self).as_input(self.samples_of(index))
+        samples = self.input_axes.samples[index]
+        pair = SplitTensor(*self.entered(index, input, self.sum_of_input(input)), self).as_input(samples)
         pair.depth = 0 if self.layer is None else -math.inf
         if self.layer is not None and self.probe is None:
-            places = input_places(index, input.shape, self.samples_of(index))
-            pair.axes = pair.axes._replace(places=places)
+            pair.axes = pair.axes._replace(places=input_places(index, input.shape, samples))
         return pair
 
     def entered(self, index, input, stream_sum):
@@ -183,10 +176,6 @@ class MapPass(Pass):
         difference, stream_sum = values
         return difference, stream_sum if self.readout.reads_sum or self.sums_above else stream_sum.detach()
 
-    def sum_of_input(self, input):
-        '''The sum of an input's streams.'''
-        return input_sum(input, self.canonizer.input_split)
-
     def embedded(self, difference, stream_sum):
         '''The difference and the sum of an embedding of tokens.'''
         return (difference, stream_sum) if self.probe else (same(difference.detach()), stream_sum.detach())
@@ -195,21 +184,6 @@ class MapPass(Pass):
         '''Called with an embedding of tokens, at which the map is read if no layer is named.'''
         if self.layer != self.canonizer.layer:
             self.at_layer(self.layer, pair)
-
-    def has_second_axis(self):
-        '''Whether the second axis of the input is taken for that of samples.'''
-        return SECOND_AXIS in self.known and FIRST_AXIS not in self.known
-
-    def samples_of(self, index):
-        '''The index of an input's axis of samples: the first one, or the second one if time comes first.'''
-        shape, first = self.inputs[index].shape, self.inputs[0].shape
-        second = self.has_second_axis() and len(shape) > 1 and shape[1] == first[1]
-        return int(second and (len(shape) > 2 or index == 0 or shape[0] != first[1]))
-
-    def shape_of(self, index):
-        '''The shape of an input with its samples first.'''
-        shape, samples = self.inputs[index].shape, self.samples_of(index)
-        return torch.Size((shape[samples], *shape[:samples], *shape[samples + 1:]))
 
     def require_samples(self, pair, axis):
         '''Start over, once for each model, where the samples of the first input are taken to be along its first axis,
@@ -226,8 +200,8 @@ class MapPass(Pass):
             return
         length = self.inputs[0].shape[1:2]
         may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
-        if self.has_second_axis() or (may_be_second and SECOND_AXIS not in self.known):
-            raise StartOver(FIRST_AXIS if self.has_second_axis() else SECOND_AXIS)
+        if self.input_axes.samples[0] or (may_be_second and SECOND_AXIS not in self.known):
+            raise StartOver(FIRST_AXIS if self.input_axes.samples[0] else SECOND_AXIS)
 
     # functions of pairs
 
@@ -259,7 +233,7 @@ class MapPass(Pass):
                 raise without_form(function, args, form)
             output = form(*args, **kwargs)
         except Unsupported as error:
-            return self.value_alone(function, args, kwargs, pairs, error)
+            return value_alone(self, function, args, kwargs, pairs, error)
         if cause is not None:
             foreign(output, cause)
         if not torch.is_grad_enabled() and self.mode.keeps_graph:
@@ -274,19 +248,6 @@ class MapPass(Pass):
         if is_again and any(pair.depth == -math.inf for pair in pairs):
             where = f'what comes before module {self.layer!r}'
             raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
-
-    def value_alone(self, function, args, kwargs, pairs, error):
-        '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
-        function without a form, that goes on as one of which there is no map.'''
-        cause = foreign_cause(pairs)
-        if cause is None and (kind := running_function()) is not None and self.mode.keeps_graph:
-            cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
-        output = read_alone(function, args, kwargs, error)
-        if cause is None:
-            return output
-        for pair in pairs_in(output):
-            pair.pending, pair.depth = None, -math.inf
-        return foreign(output, cause)
 
     # the layer
 
@@ -446,18 +407,3 @@ class MapPass(Pass):
         depths = [torch.where(own if len(own) == len(rows) else own.any(), depth, 1) for own, depth in explains]
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
-
-
-def running_function():
-    '''The autograd function in whose forward this is called, or None.'''
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == 'apply' and frame.f_globals.get('__name__') == 'torch.autograd.function':
-            return frame.f_locals['cls']
-        frame = frame.f_back
-    return None
-
-
-def refused(error, *gradients):
-    '''Raise the error for an output of which there is no map, where anything asks for one.'''
-    raise error

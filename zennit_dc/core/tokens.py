@@ -6,7 +6,7 @@ from torch.overrides import TorchFunctionMode
 
 from .axes import Axes, Axis
 from .nested import flatten
-from .pair import SplitTensor, sum_dtype, unsupported
+from .pair import SplitTensor, unsupported
 from .places import name_of
 
 
@@ -78,8 +78,7 @@ class Embedding(TorchFunctionMode):
 def embedded(output, weights):
     '''The pair of an embedding's output, for tokens for which another pair stands.'''
     split_pass = weights.split_pass
-    stream_sum = split_pass.sum_of_input(output).to(sum_dtype(output.dtype))
-    pair = SplitTensor(*split_pass.embedded(output, stream_sum), split_pass).as_input()
+    pair = SplitTensor(*split_pass.embedded(output, split_pass.sum_of_input(output)), split_pass).as_input()
     batch = pair.axes.batch if (place := weights.place('batch')) is None else Axis.at(
         output.shape, place + weights.values[0].ndim
     )
