@@ -97,12 +97,12 @@ class SplitForward(TemporaryForward):
                 else:
                     split_pass.known.add(reason.found)
             except Unsupported as error:
-                canonizer.restore += [option.remove for option in canonizer.choices.add(canonizer.root, error)]
+                canonizer.restore += canonizer.choices.add(canonizer.root, error)
             except RuntimeError as error:
                 if split_pass.refused is None:
                     raise
                 raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
-        canonizer.report(output, call, inputs)
+        canonizer.choices.report(canonizer, output, call, inputs)
         return output
 
 
