@@ -104,8 +104,6 @@ class Pass:
     refused = None  # the error for an operation that was not called by Python, where another one may take its place
 
     def __init__(self, settings=Settings()):
-        require_choice('pooling', settings.pooling, ('wta', 'convex'))
-        require_choice('input_split', settings.input_split, ('relu', 'half'))
         self.settings, self.forms, self.rules, self.mode = settings, forms_of(settings.root), [settings.rule], Mode()
         self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
 
@@ -273,7 +271,10 @@ class SplitTensor(torch.Tensor):
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
         '''
-        split_pass = Pass(Settings(**kwargs, input_split=input_split))
+        settings = Settings(**kwargs, input_split=input_split)
+        require_choice('pooling', settings.pooling, ('wta', 'convex'))
+        require_choice('input_split', input_split, ('relu', 'half'))
+        split_pass = Pass(settings)
         return cls(input, split_pass.sum_of_input(input), split_pass).as_input()
 
     def as_input(self, samples=0):
