@@ -1,8 +1,9 @@
-'''The axes of samples and channels of a pair, how what functions return is noted to have them, and tensors with their
-samples first.'''
+'''The axes of samples and channels of a pair, how what functions return is noted to have them, tensors with their
+samples first, and the axes of samples of inputs.'''
 import math
 from typing import NamedTuple
 
+from .errors import FIRST_AXIS, SECOND_AXIS, StartOver
 from .following import follow_places, joined_places, moved_to, note_tokens, reshaped_places
 
 
@@ -171,3 +172,37 @@ def in_shape(rows, batch, shape):
 def leads(batch, shape):
     '''Whether the samples are along the first axis of a shape.'''
     return math.prod(shape) == 0 or (batch is not None and batch.index == 0)
+
+
+# the samples of inputs, along the first axis, or along the second one if time comes first
+
+def axes_of_samples(inputs, known):
+    '''The index of the axis of samples of each input, for what is known of the model. Where it is the second one of the
+    first input, it is that of all others that are as long there, but for those that have samples alone.'''
+    if SECOND_AXIS not in known or FIRST_AXIS in known:
+        return [0] * len(inputs)
+    first, *_ = shapes = [input.shape for input in inputs]
+    return [int(len(shape) > 1 and shape[1:2] == first[1:2]
+                and (len(shape) > 2 or index == 0 or shape[:1] != first[1:2])) for index, shape in enumerate(shapes)]
+
+
+def require_samples(split_pass, pair, axis):
+    '''Start over, once for each model, where the samples of the first input are taken to be along its first axis, which
+    is another one than that of a pair here, but may be along its second one.'''
+    is_first = pair.axes.batch is not None and pair.axes.batch.index == 0 != axis
+    may_be_second = split_pass.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
+    if is_first and may_be_second and SECOND_AXIS not in split_pass.known:
+        raise StartOver(SECOND_AXIS)
+
+
+def require_found_samples(split_pass, pairs):
+    '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that may be
+    in them, once for each model, and with the first one again where neither is.'''
+    if any(pair.place('batch') is not None for pair in pairs):
+        return
+    length = split_pass.inputs[0].shape[1:2]
+    may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
+    if split_pass.input_axes.samples[0]:
+        raise StartOver(FIRST_AXIS)
+    if may_be_second and SECOND_AXIS not in split_pass.known:
+        raise StartOver(SECOND_AXIS)

@@ -19,9 +19,9 @@ import torch
 
 from ..forms.table import plain
 from ..rules import rules_of
-from .axes import Axis, by_sample
+from .axes import Axis, axes_of_samples, by_sample, require_found_samples, require_samples
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
-from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported, independence, probabilities
+from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
 from .formless import refused, value_alone
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
@@ -42,14 +42,6 @@ from .pair import (
 )
 from .rerun import Rerun, gradients_of_output, trained_of
 from .views import become_plain
-
-
-def axes_of_samples(inputs, second):
-    '''The index of the axis of samples of each input: the first one, or, if it is the second one of the first input,
-    this one of all inputs that are as long there and do not have only samples.'''
-    first, *_ = shapes = [input.shape for input in inputs]
-    return [int(second and len(shape) > 1 and shape[1:2] == first[1:2]
-                and (len(shape) > 2 or index == 0 or shape[:1] != first[1:2])) for index, shape in enumerate(shapes)]
 
 
 class Seed(NamedTuple):
@@ -117,8 +109,7 @@ class MapPass(Pass):
         sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.mode = Mode(sums, has_graph and (probe is not None or self.layer is None), has_graph)
-        second_axis = SECOND_AXIS in self.known and FIRST_AXIS not in self.known
-        self.input_axes = self.input_axes._replace(samples=axes_of_samples(inputs, second_axis))
+        self.input_axes = self.input_axes._replace(samples=axes_of_samples(inputs, self.known))
         self.backward, self.nodes = {}, Nodes([], [], [])
         self.output, self.has_left = None, False
 
@@ -198,22 +189,8 @@ class MapPass(Pass):
             self.at_layer(self.layer, pair)
 
     def require_samples(self, pair, axis):
-        '''Start over, once for each model, where the samples of the first input are taken to be along its first axis,
-        which is another one than that of a pair here, but may be along its second one.'''
-        is_first = pair.axes.batch is not None and pair.axes.batch.index == 0 != axis
-        may_be_second = self.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
-        if is_first and may_be_second and SECOND_AXIS not in self.known:
-            raise StartOver(SECOND_AXIS)
-
-    def require_found_samples(self, pairs):
-        '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that
-        may be in them, once for each model, and with the first one again where neither is.'''
-        if any(pair.place('batch') is not None for pair in pairs):
-            return
-        length = self.inputs[0].shape[1:2]
-        may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
-        if self.input_axes.samples[0] or (may_be_second and SECOND_AXIS not in self.known):
-            raise StartOver(FIRST_AXIS if self.input_axes.samples[0] else SECOND_AXIS)
+        '''Start over where the samples of the first input turn out to be along its second axis.'''
+        require_samples(self, pair, axis)
 
     # functions of pairs
 
@@ -310,7 +287,7 @@ class MapPass(Pass):
                 how = 'as a graph does not call them: torch.export.unflatten(program) does'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
         reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs)
-        self.require_found_samples(pairs)
+        require_found_samples(self, pairs)
         if self.mode.has_graph and not reached:
             where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
             raise ValueError(
