@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .core.axes import by_sample, in_shape
-from .core.pair import SplitTensor, true_gradients
+from .core.pair import SplitTensor
+from .core.tensors import true_gradients
 
 
 @dataclass(frozen=True)

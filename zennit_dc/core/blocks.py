@@ -8,7 +8,8 @@ import torch
 from ..recentering import recenter
 from .axes import follow_axes, same_axes
 from .errors import SUMS, StartOver
-from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, same, true_gradients, unsupported
+from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, unsupported
+from .tensors import same, true_gradients
 from .views import as_view
 
 

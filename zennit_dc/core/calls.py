@@ -18,9 +18,10 @@ from .batches import refuse_forward_mode, transformed, within_transforms
 from .errors import GRAPH, StartOver, Unsupported, describe
 from .needs import LARGEST_DEVIATION, OPTIONS, functions_of, left_out, relative_deviation, request
 from .nested import flatten, modules_of
-from .pair import SplitTensor, common_pass, noted, pairs_in, pass_of, same
+from .pair import SplitTensor, common_pass, noted, pairs_in, pass_of
 from .passes import MapPass
 from .table import OVERLAYS
+from .tensors import same
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 
 

@@ -6,10 +6,10 @@ import weakref
 
 import torch
 
-from .pair import same
 from .places import laid_over
 from .recording import DOUBTS
 from .rerun import at_reading, below_layer
+from .tensors import same
 
 
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change

@@ -8,7 +8,8 @@ from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
 from .errors import LOGITS
 from .nested import flatten
-from .pair import Mode, Pass, Settings, SplitTensor, TrueGradient
+from .pair import Pass, SplitTensor, TrueGradient
+from .settings import Mode, Settings
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}

@@ -10,11 +10,9 @@ from .axes import UNKNOWN, Axes, Axis
 from .errors import Unsupported, called_in, other_pass
 from .following import InputAxes
 from .nested import entries_of
+from .settings import Mode, Settings
 from .table import FORMS, FUNCTION_FORMS, OPERATORS, OVERLAYS, public
 from .wording import require_choice
-
-
-same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
 
 
 class TrueGradient:
@@ -39,53 +37,13 @@ class TrueGradient:
         return pair
 
 
-class Settings(NamedTuple):
-    '''What a forward pass computes. A :py:class:`~zennit_dc.SplitCanonizer` has these attributes, too.
-
-    Parameters
-    ----------
-    pooling : {'wta', 'convex'}, optional
-        The form of max-pooling: the winner takes all, or the one that keeps both streams convex (section 3.4).
-    recentering : callable, optional
-        A function ``(difference, sum) -> sum`` that chooses a new sum after each affine layer.
-    rule : :py:class:`TrueGradient`, optional
-        The rule outside of modules that have one of their own.
-    root : :py:class:`torch.nn.Module`, optional
-        The model.
-    input_split : {'relu', 'half'}, optional
-        How inputs are split, see :py:meth:`SplitTensor.of`.
-    '''
-    pooling: str = 'wta'
-    recentering: Callable | None = None
-    rule: TrueGradient = TrueGradient()
-    root: torch.nn.Module | None = None
-    input_split: str = 'relu'
-
-
-class Mode(NamedTuple):
-    '''What operations do at present.
-
-    Parameters
-    ----------
-    sums : bool, optional
-        Whether the value of the sum is computed, or only the way of its gradient.
-    keeps_graph : bool, optional
-        Whether there is a graph, which is not the case below the layer at which the map is read.
-    has_graph : bool, optional
-        Whether there is one in the original model.
-    '''
-    sums: bool = True
-    keeps_graph: bool = True
-    has_graph: bool = False
-
-
 class Pass:
     '''One forward pass: what all split pairs in it have in common. The backward pass of this one makes no map, but
     computes true gradients.
 
     Parameters
     ----------
-    settings : :py:class:`Settings`, optional
+    settings : :py:class:`~zennit_dc.core.settings.Settings`, optional
         What to compute.
 
     Attributes
@@ -94,7 +52,7 @@ class Pass:
         The table of forms.
     rules : list
         The rule of the settings, and those of the modules that are being run, the innermost one last.
-    mode : :py:class:`Mode`
+    mode : :py:class:`~zennit_dc.core.settings.Mode`
         What operations do at present.
     plain : list
         Weak references to pairs that were plain tensors, and to those whose memory plain tensors share.
@@ -104,7 +62,8 @@ class Pass:
     refused = None  # the error for an operation that was not called by Python, where another one may take its place
 
     def __init__(self, settings=Settings()):
-        self.settings, self.forms, self.rules, self.mode = settings, forms_of(settings.root), [settings.rule], Mode()
+        self.settings, self.forms, self.mode = settings, forms_of(settings.root), Mode()
+        self.rules = [TrueGradient() if settings.rule is None else settings.rule]
         self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
 
     @property
@@ -264,7 +223,7 @@ class SplitTensor(torch.Tensor):
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
-            Parameters of :py:class:`Settings`, ``pooling`` and ``recentering`` among them.
+            Parameters of :py:class:`~zennit_dc.core.settings.Settings`, ``pooling`` and ``recentering`` among them.
 
         Returns
         -------
@@ -409,19 +368,6 @@ def note_autograd_function(pair, function):
     elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
         cause = f'{type(node).__name__.removesuffix("Backward")}.apply (an autograd function or reentrant checkpoint)'
         foreign(pair, unsupported(f'{cause} before {getattr(function, "__name__", function)}', (pair,)))
-
-
-def true_gradients(function, tensors, gradient):
-    '''The gradients of a function by its tensors, of which some may be None, from another run of it.'''
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        copies = [tensor if tensor is None else same(tensor) if graph and tensor.requires_grad
-                  else tensor.detach().requires_grad_() for tensor in tensors]
-        output, known = function(*copies), [copy for copy in copies if copy is not None]
-        if not output.requires_grad:
-            return [None] * len(copies)
-        found = iter(torch.autograd.grad(output, known, gradient, create_graph=graph, allow_unused=True))
-    return [None if copy is None else next(found) for copy in copies]
 
 
 def sum_dtype(dtype):

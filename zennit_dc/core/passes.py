@@ -27,20 +27,10 @@ from .formless import refused, value_alone
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Node, alive, input_gradients
 from .nested import flatten
-from .pair import (
-    LEAVES,
-    PROBABILITY,
-    Mode,
-    Pass,
-    SplitTensor,
-    common_pass,
-    foreign,
-    foreign_cause,
-    pairs_in,
-    same,
-    without_form,
-)
+from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, foreign, foreign_cause, pairs_in, without_form
 from .rerun import Rerun, gradients_of_output, trained_of
+from .settings import Mode
+from .tensors import same
 from .views import become_plain
 
 

@@ -8,7 +8,9 @@ import torch
 
 from .errors import StartOver
 from .nested import flatten, modules_of
-from .pair import Mode, Pass, Settings, SplitTensor, same
+from .pair import Pass, SplitTensor
+from .settings import Mode, Settings
+from .tensors import same
 
 
 class Rerun(NamedTuple):

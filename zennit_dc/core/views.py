@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-from .pair import ADOPTED, WRITTEN, SplitTensor, View, same, unsupported
+from .pair import ADOPTED, WRITTEN, SplitTensor, View, unsupported
+from .tensors import same
 
 
 def as_view(output, source, function):
