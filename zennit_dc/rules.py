@@ -95,7 +95,7 @@ class SplitRule(Hook, TrueGradient):
     def pass_of_model(self, arguments: Any) -> Any:
         '''The pass to which the pairs in arguments belong, if it is one of a model for which this rule holds.'''
         split_pass = pass_of(arguments)
-        holds = split_pass is not None and (self.root is None or split_pass.root in (None, self.root))
+        holds = split_pass is not None and (self.root is None or split_pass.settings.root in (None, self.root))
         return split_pass if holds else None
 
     def register(self, module: Module) -> RemovableHandleList:
@@ -121,7 +121,7 @@ class SplitRule(Hook, TrueGradient):
         return copy.copy(self)
 
 
-def rules_of(root: Module, modules: Iterable[Module]) -> list[SplitRule]:
+def rules_of(root: Module | None, modules: Iterable[Module]) -> list[SplitRule]:
     '''The rules that are registered to modules and hold for a model, for each module the last one first.'''
     hooks = (hook for module in modules for hook in reversed(module._forward_pre_hooks.values()))
     owners = (getattr(hook, '__self__', None) for hook in hooks)

@@ -64,13 +64,18 @@ def input_gradients(split_pass, index, *gradients):
 
 def layer_gradients(split_pass, values, trained, *gradients):
     '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
-    input that has its places, or the true ones of what is below the layer, which is run again for them.'''
-    if split_pass.has_batch():  # in which outputs give the maps to the inputs
-        return (None,) * (2 + len(split_pass.inputs) + len(trained))
-    if not split_pass.makes_map():
-        if not any(gradient.any() for gradient in gradients):  # as where true gradients bypass the layer
-            return None, None, *[None] * (len(split_pass.inputs) + len(trained))
-        return None, None, *below_layer(split_pass, gradients, trained)
+    input that has its places, or the true ones of what is below the layer, which is run again for them. In a backward
+    pass with several gradients at once, outputs give the maps to the inputs.'''
+    found = [None] * (len(split_pass.inputs) + len(trained))
+    if split_pass.makes_map():
+        found[split_pass.output.location.source] = layer_map(split_pass, values, gradients)
+    elif not split_pass.has_batch() and any(gradient.any() for gradient in gradients):  # else they bypass the layer
+        found = below_layer(split_pass, gradients, trained)
+    return None, None, *found
+
+
+def layer_map(split_pass, values, gradients):
+    '''The map of an input from the gradients by a layer's output with some values.'''
     places = split_pass.output.location
 
     def read(*tensors):
@@ -84,9 +89,7 @@ def layer_gradients(split_pass, values, trained, *gradients):
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
     map = laid_over(saliency, input.movedim(samples, 0).shape, places.axes, places.windows).to(input.dtype)
-    maps = [None] * (len(split_pass.inputs) + len(trained))
-    maps[places.source] = marked(map.movedim(0, samples), split_pass.nodes.maps)
-    return None, None, *maps
+    return marked(map.movedim(0, samples), split_pass.nodes.maps)
 
 
 def exact(split_pass, map, read, dtype, index=0, samples=0):

@@ -175,7 +175,7 @@ class MapPass(Pass):
 
     def begin(self, pair):
         '''Called with an embedding of tokens, at which the map is read if no layer is named.'''
-        if self.layer != self.canonizer.layer:
+        if self.canonizer.layer is None:
             self.at_layer(self.layer, pair)
 
     def require_samples(self, pair, axis):
