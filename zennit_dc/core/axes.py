@@ -82,7 +82,7 @@ class Axes(NamedTuple):
 
     def lost(self):
         '''What is known of a pair that is made of the one with these axes in some way.'''
-        return Axes(None, None, dict.fromkeys(self.places) if self.places else self.places)
+        return Axes(None, None, dict.fromkeys(self.places))
 
 
 UNKNOWN = Axes(None, None, {})

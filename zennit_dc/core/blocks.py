@@ -333,8 +333,7 @@ def add(pairs, function):
         The sum of the pairs.
     '''
     shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
-    differences, sums = zip(*shares)
-    return same_axes(pairs, pairs[0].like(function(*differences), function(*sums)))
+    return same_axes(pairs, pairs[0].like(*(function(*tensors) for tensors in zip(*shares))))
 
 
 def multiply(first, other, function, note_axes=same_axes):

@@ -38,11 +38,6 @@ class Node(torch.autograd.Function):
         return None, None, *ctx.function(*gradients)
 
 
-def alive(nodes):
-    '''Those of some nodes that still exist.'''
-    return [node for node in (reference() for reference in nodes) if node is not None]
-
-
 def marked(tensor, nodes):
     '''A tensor such that it is noticed when it is differentiated.'''
     return Node.apply(nodes, lambda gradient: (gradient,), tensor)[0] if torch.is_grad_enabled() else tensor

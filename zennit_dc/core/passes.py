@@ -25,13 +25,13 @@ from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
 from .formless import refused, value_alone
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
-from .maps import Node, alive, input_gradients
+from .maps import Node, input_gradients
 from .nested import flatten
-from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, foreign, foreign_cause, pairs_in, without_form
+from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, pairs_in
 from .rerun import Rerun, gradients_of_output, trained_of
 from .settings import Mode
 from .tensors import same
-from .views import become_plain
+from .views import alive, become_plain
 
 
 class Seed(NamedTuple):
@@ -206,15 +206,10 @@ class MapPass(Pass):
     def evaluate(self, function, args, kwargs, pairs):
         '''What a function is on pairs, by its form; without one, a value that may be read.'''
         self.require_kept(pairs)
-        form, cause = self.forms.get(function), foreign_cause(pairs) if any(pair.facts for pair in pairs) else None
         try:
-            if form is None or kwargs.get('out') is not None:
-                raise without_form(function, args, form)
-            output = form(*args, **kwargs)
+            output = super().apply(function, args, kwargs, pairs)
         except Unsupported as error:
             return value_alone(self, function, args, kwargs, pairs, error)
-        if cause is not None:
-            foreign(output, cause)
         if not torch.is_grad_enabled() and self.mode.keeps_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:

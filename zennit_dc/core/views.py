@@ -43,9 +43,14 @@ def viewed(view, tensor):
     return tensor if view is None else view.path(tensor)
 
 
+def alive(references):
+    '''The objects of some weak references that still exist.'''
+    return [each for each in (reference() for reference in references) if each is not None]
+
+
 def sharing(pair):
     '''The pairs whose differences share their memory: the one of which all others are views comes first.'''
-    return [pair.whole, *(view for view in (reference() for reference in pair.whole.views) if view is not None)]
+    return [pair.whole, *alive(pair.whole.views)]
 
 
 def memory(pair):
@@ -252,8 +257,7 @@ def adopt(tensor, difference, split_pass, stream_sum=None):
 
 def adopted(split_pass):
     '''The pairs of a pass that were plain tensors.'''
-    found = (reference() for reference in split_pass.plain)
-    return [pair for pair in found if pair is not None and ADOPTED in pair.facts]
+    return [pair for pair in alive(split_pass.plain) if ADOPTED in pair.facts]
 
 
 def are_all(base, views, split_pass):
@@ -274,13 +278,12 @@ def show_graph(pairs):
 def overwrite(tensor, split_pass, name):
     '''Note that a plain tensor, which is about to become a pair, overwrites another pair if it is in that one's memory.
     Return whether it does.'''
-    lenders = (reference() for reference in split_pass.plain)
-    owner = next((pair for pair in lenders if pair is not None and memory(pair) == tensor.untyped_storage()._cdata),
-                 None)
+    storage = tensor.untyped_storage()._cdata
+    owner = next((pair for pair in alive(split_pass.plain) if memory(pair) == storage), None)
     if owner is None:
         return False
-    lent = [reference() for reference, _ in owner.pending.tensors] if isinstance(owner.pending, Lent) else []
-    if any(each is not None and each is not tensor for each in lent):
+    lent = alive(reference for reference, _ in owner.pending.tensors) if isinstance(owner.pending, Lent) else []
+    if any(each is not tensor for each in lent):
         raise unsupported(f'{name} on one of several tensors that detach() or data made of a split pair', (owner,),
                           remedy=REMEDY)
     for each in sharing(owner):
