@@ -51,8 +51,8 @@ class Influence(Pass):
     rule = TrueGradient()
 
     def __init__(self, canonizer):
-        super().__init__(Settings(canonizer.pooling, None, canonizer.rule, canonizer.root))
-        self.mode, self.constants, self.is_constant = Mode(has_graph=True), {}, False
+        super().__init__(Settings(canonizer.pooling, None, canonizer.rule, canonizer.root), Mode(has_graph=True))
+        self.constants, self.is_constant = {}, False
 
     def makes_map(self):
         '''Whether statistics are constants in the running backward pass.'''

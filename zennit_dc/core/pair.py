@@ -15,6 +15,17 @@ from .table import FORMS, FUNCTION_FORMS, OPERATORS, OVERLAYS, public
 from .wording import require_choice
 
 
+# what is known of the values of a pair
+INPUT = 'the values of the input, in other places'
+GATE = 'the output of a gate, which may be a constant factor'
+RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
+PROBABILITY = 'the output of softmax itself'
+BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
+ADOPTED = 'the values of a plain tensor, until a pair was written into it'
+MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
+WRITTEN = frozenset((INPUT, PROBABILITY, ADOPTED))  # those of a pair that hold after something was written to it
+
+
 class TrueGradient:
     '''The interface of what an operation on split pairs asks of a rule. This one changes nothing: the backward pass
     computes the true gradient of the split network.'''
@@ -45,6 +56,8 @@ class Pass:
     ----------
     settings : :py:class:`~zennit_dc.core.settings.Settings`, optional
         What to compute.
+    mode : :py:class:`~zennit_dc.core.settings.Mode`, optional
+        What operations do at present.
 
     Attributes
     ----------
@@ -52,8 +65,6 @@ class Pass:
         The table of forms.
     rules : list
         The rule of the settings, and those of the modules that are being run, the innermost one last.
-    mode : :py:class:`~zennit_dc.core.settings.Mode`
-        What operations do at present.
     plain : list
         Weak references to pairs that were plain tensors, and to those whose memory plain tensors share.
     input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
@@ -61,8 +72,8 @@ class Pass:
     '''
     refused = None  # the error for an operation that was not called by Python, where another one may take its place
 
-    def __init__(self, settings=Settings()):
-        self.settings, self.forms, self.mode = settings, forms_of(settings.root), Mode()
+    def __init__(self, settings=Settings(), mode=Mode()):
+        self.settings, self.forms, self.mode = settings, forms_of(settings.root), mode
         self.rules = [TrueGradient() if settings.rule is None else settings.rule]
         self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
 
@@ -124,45 +135,10 @@ def forms_of(root):
     return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 
 
-def noted(form, args, kwargs, pairs):
-    '''What a form returns, with a note where one of the pairs in its arguments depends on an autograd function that has
-    no form.'''
-    cause = foreign_cause(pairs)
-    output = form(*args, **kwargs)
-    return output if cause is None else foreign(output, cause)
-
-
-def foreign_cause(pairs):
-    '''The error for one of some pairs that depends on an autograd function without a form, or None.'''
-    return next((pair.foreign for pair in pairs if pair.foreign is not None), None)
-
-
-def foreign(output, cause):
-    '''Note for all pairs in an output, and those in whose memory they are, that there is no map of them.'''
-    for pair in pairs_in(output):
-        views = [view() for view in pair.whole.views] if pair is pair.whole or pair.foreign is None else []
-        for each in (pair, pair.whole, *views):
-            if each is not None and each.foreign is None:
-                each.facts |= {cause}
-    return output
-
-
-INPUT = 'the values of the input, in other places'
-GATE = 'the output of a gate, which may be a constant factor'
-RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
-PROBABILITY = 'the output of softmax itself'
-BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
-ADOPTED = 'the values of a plain tensor, until a pair was written into it'
-MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
-WRITTEN = frozenset((INPUT, PROBABILITY, ADOPTED))  # those of a pair that hold after something was written to it
-
 class View(NamedTuple):
     '''The pair in whose memory another one is, and the way from a tensor like that one's to this view of it.'''
     base: Any
     path: Callable
-
-
-LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
 
 class SplitTensor(torch.Tensor):
@@ -370,9 +346,35 @@ def note_autograd_function(pair, function):
         foreign(pair, unsupported(f'{cause} before {getattr(function, "__name__", function)}', (pair,)))
 
 
+def noted(form, args, kwargs, pairs):
+    '''What a form returns, with a note where one of the pairs in its arguments depends on an autograd function that has
+    no form.'''
+    cause = foreign_cause(pairs)
+    output = form(*args, **kwargs)
+    return output if cause is None else foreign(output, cause)
+
+
+def foreign_cause(pairs):
+    '''The error for one of some pairs that depends on an autograd function without a form, or None.'''
+    return next((pair.foreign for pair in pairs if pair.foreign is not None), None)
+
+
+def foreign(output, cause):
+    '''Note for all pairs in an output, and those in whose memory they are, that there is no map of them.'''
+    for pair in pairs_in(output):
+        views = [view() for view in pair.whole.views] if pair is pair.whole or pair.foreign is None else []
+        for each in (pair, pair.whole, *views):
+            if each is not None and each.foreign is None:
+                each.facts |= {cause}
+    return output
+
+
 def sum_dtype(dtype):
     '''The dtype of the sum for a dtype of the difference: never less than float32.'''
     return torch.promote_types(dtype, torch.float32)
+
+
+LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
 
 def pairs_in(obj):
@@ -392,8 +394,7 @@ def pairs_in(obj):
 
 
 def pass_of(obj):
-    '''The pass of the first split pair in nested tuples, lists, dicts and dataclasses, or None if there is
-    none.'''
+    '''The pass of the first split pair in nested tuples, lists, dicts and dataclasses, or None if there is none.'''
     found = pairs_in(obj)
     return found[0].split_pass if found else None
 

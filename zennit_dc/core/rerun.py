@@ -125,8 +125,8 @@ def below_layer(split_pass, layer_gradients, trained):
 def gradients_of_output(split_pass, place, gradient, trained):
     '''The true gradients by inputs that need one and by parameters of the output of a pass at a place.'''
     with split_pass.rerun.running(split_pass) as (call, inputs):
-        true_pass = Pass(Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root))
-        true_pass.mode = Mode(has_graph=True)
+        settings = Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root)
+        true_pass = Pass(settings, Mode(has_graph=True))
         pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
         output = flatten(call(pairs))[0][place].difference
     needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
