@@ -186,12 +186,14 @@ def axes_of_samples(inputs, known):
                 and (len(shape) > 2 or index == 0 or shape[:1] != first[1:2])) for index, shape in enumerate(shapes)]
 
 
-def require_samples(split_pass, pair, axis):
-    '''Start over, once for each model, where the samples of the first input are taken to be along its first axis, which
-    is another one than that of a pair here, but may be along its second one.'''
-    is_first = pair.axes.batch is not None and pair.axes.batch.index == 0 != axis
+def require_samples(pair, axis):
+    '''Start over, once for each model, where a function has samples along an axis of a pair, but those of the first
+    input are taken to be along its first axis, which is another one. They may be along its second one then.'''
+    split_pass, batch = pair.split_pass, pair.axes.batch
+    if not split_pass.input_axes.samples or batch is None or batch.index != 0 or axis == 0:
+        return
     may_be_second = split_pass.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
-    if is_first and may_be_second and SECOND_AXIS not in split_pass.known:
+    if may_be_second and SECOND_AXIS not in split_pass.known:
         raise StartOver(SECOND_AXIS)
 
 

@@ -18,7 +18,8 @@ class InputAxes(NamedTuple):
     Parameters
     ----------
     samples : list[int]
-        The index of the axis of samples of each input: the first one, or the second one if time comes first.
+        The index of the axis of samples of each input: the first one, or the second one if time comes first. Empty in a
+        pass that makes no map.
     channels : dict
         The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
     tokens : dict

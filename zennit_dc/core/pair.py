@@ -111,15 +111,9 @@ class Pass:
     def at_layer(self, where, output):
         '''Called with the output of the layer at which a map is read, and what it is called.'''
 
-    def begin(self, pair):
-        '''Called with an embedding of tokens.'''
-
     def reads_next(self, pair):
         '''Whether a map is read at a pair, or after the activation that comes next.'''
         return False
-
-    def require_samples(self, pair, axis):
-        '''Called where a function tells which axis of a pair has the samples.'''
 
     def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of arguments, in which there are some pairs.'''

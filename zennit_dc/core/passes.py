@@ -19,7 +19,7 @@ import torch
 
 from ..forms.table import plain
 from ..rules import rules_of
-from .axes import Axis, axes_of_samples, by_sample, require_found_samples, require_samples
+from .axes import Axis, axes_of_samples, by_sample, require_found_samples
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
 from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
@@ -172,15 +172,6 @@ class MapPass(Pass):
     def embedded(self, difference, stream_sum):
         '''The difference and the sum of an embedding of tokens.'''
         return (difference, stream_sum) if self.probe else (same(difference.detach()), stream_sum.detach())
-
-    def begin(self, pair):
-        '''Called with an embedding of tokens, at which the map is read if no layer is named.'''
-        if self.canonizer.layer is None:
-            self.at_layer(self.layer, pair)
-
-    def require_samples(self, pair, axis):
-        '''Start over where the samples of the first input turn out to be along its second axis.'''
-        require_samples(self, pair, axis)
 
     # functions of pairs
 

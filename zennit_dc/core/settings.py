@@ -20,12 +20,15 @@ class Settings(NamedTuple):
         The model.
     input_split : {'relu', 'half'}, optional
         How inputs are split, see :py:meth:`~zennit_dc.SplitTensor.of`.
+    layer : str, optional
+        The name of the module at whose output a map is read.
     '''
     pooling: str = 'wta'
     recentering: Callable | None = None
     rule: Any = None
     root: torch.nn.Module | None = None
     input_split: str = 'relu'
+    layer: str | None = None
 
 
 class Mode(NamedTuple):

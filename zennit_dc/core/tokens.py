@@ -84,5 +84,6 @@ def embedded(output, weights):
     )
     pair.depth, pair.axes = weights.depth, Axes(batch, Axis.at(output.shape, -1), weights.axes.places)
     split_pass.input_axes.channels.setdefault(0, None)
-    split_pass.begin(pair)
+    if split_pass.settings.layer is None:
+        split_pass.at_layer(FIRST_EMBEDDING, pair)
     return pair
