@@ -99,7 +99,7 @@ class MapPass(Pass):
         sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.mode = Mode(sums, has_graph and (probe is not None or self.layer is None), has_graph)
-        self.input_axes = self.input_axes._replace(samples=axes_of_samples(inputs, self.known))
+        self.input_axes.samples.extend(axes_of_samples(inputs, self.known))
         self.backward, self.nodes = {}, Nodes([], [], [])
         self.output, self.has_left = None, False
 
