@@ -27,10 +27,10 @@ GRAPH = 'a gradient is asked for within the model, where no input needs one'
 
 
 class StartOver(BaseException):
-    '''Raised where something turns out that was not known when a pass began, which starts over with it.'''
+    '''Raised where a pass finds out what was not known when it began: the model runs once more, from the start.'''
     @property
     def found(self):
-        '''What has turned out, one of the above.'''
+        '''What the pass has found out, one of the above.'''
         return self.args[0]
 
 

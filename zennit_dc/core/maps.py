@@ -125,7 +125,7 @@ def reason(split_pass):
     return split_pass.readout.advice
 
 
-def in_range(readout, map, dtype, samples=0):
+def in_range(readout, map, dtype, samples):
     '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
     others = [axis for axis in range(map.ndim) if axis != samples]
     largest = map.detach().abs().amax(others, keepdim=True) if others else map.detach().abs()
@@ -163,7 +163,7 @@ def part_of(map, losses):
     return torch.stack(losses).amax() / largest.masked_fill(largest == 0., math.inf).amin()
 
 
-def is_doubtful(map, losses, samples=0):
+def is_doubtful(map, losses, samples):
     '''Whether a map is zero, not finite, or changed by rounding, as a tensor of one entry.'''
     if not map.numel():
         return map.new_zeros((), dtype=torch.bool)

@@ -70,7 +70,7 @@ class Pass:
     input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
         What is noted of the axes of inputs.
     '''
-    refused = None  # the error for an operation that was not called by Python, where another one may take its place
+    refused = None  # the error for an operation that was called from C++, which may raise another one in its place
 
     def __init__(self, settings=Settings(), mode=Mode()):
         self.settings, self.forms, self.mode = settings, forms_of(settings.root), mode
@@ -130,7 +130,8 @@ def forms_of(root):
 
 
 class View(NamedTuple):
-    '''The pair in whose memory another one is, and the way from a tensor like that one's to this view of it.'''
+    '''What a pair is a view of: the pair in whose memory it is, and a function that selects the view in a tensor of
+    that pair's shape.'''
     base: Any
     path: Callable
 

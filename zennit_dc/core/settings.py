@@ -41,7 +41,7 @@ class Mode(NamedTuple):
     keeps_graph : bool, optional
         Whether there is a graph, which is not the case below the layer at which the map is read.
     has_graph : bool, optional
-        Whether there is one in the original model.
+        Whether the original model would have a graph.
     '''
     sums: bool = True
     keeps_graph: bool = True

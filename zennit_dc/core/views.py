@@ -39,7 +39,7 @@ def as_view(output, source, function):
 
 
 def viewed(view, tensor):
-    '''The view of a tensor like that of the base of a view, or the tensor itself where there is none.'''
+    '''What a view selects in a tensor of its base's shape; all of the tensor where the view is None.'''
     return tensor if view is None else view.path(tensor)
 
 
