@@ -80,6 +80,10 @@ class Axes(NamedTuple):
         axis = getattr(self, name)
         return None if axis is None or axis.index is None else axis.index - ndim
 
+    def places_in(self, index):
+        '''The places that are in the axis with an index, as a whole or as parts of it.'''
+        return {key: place for key, place in self.places.items() if place is not None and place.axis == index}
+
     def lost(self):
         '''What is known of a pair that is made of the one with these axes in some way.'''
         return Axes(None, None, dict.fromkeys(self.places))
