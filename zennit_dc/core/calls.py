@@ -18,7 +18,7 @@ from .batches import refuse_forward_mode, transformed, within_transforms
 from .errors import GRAPH, StartOver, Unsupported, describe
 from .needs import LARGEST_DEVIATION, OPTIONS, functions_of, left_out, relative_deviation, request
 from .nested import flatten, modules_of
-from .pair import SplitTensor, common_pass, noted, pairs_in, pass_of
+from .pair import SplitTensor, common_pass, output_of, pairs_in, pass_of
 from .passes import MapPass
 from .table import OVERLAYS
 from .tensors import same
@@ -102,7 +102,7 @@ class ModuleForward(TemporaryForward):
         pairs = pairs_in((args, kwargs))
         if common_pass(self.module.forward, pairs) is None:
             return self.forward(*args, **kwargs)
-        return noted(self.form, (self.module, *args), kwargs, pairs)
+        return output_of(self.form, (self.module, *args), kwargs, pairs)
 
 
 class SplitForward(TemporaryForward):

@@ -4,13 +4,13 @@ import math
 import sys
 
 from ..forms.reading import read_alone
-from .pair import foreign, foreign_cause, pairs_in, unsupported
+from .pair import note_unmapped, pairs_in, unmapped_cause, unsupported
 
 
 def value_alone(split_pass, function, args, kwargs, pairs, error):
     '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd function
     without a form, that goes on as one of which there is no map.'''
-    cause = foreign_cause(pairs)
+    cause = unmapped_cause(pairs)
     if cause is None and (kind := running_function()) is not None and split_pass.mode.keeps_graph:
         cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
     output = read_alone(function, args, kwargs, error)
@@ -18,7 +18,7 @@ def value_alone(split_pass, function, args, kwargs, pairs, error):
         return output
     for pair in pairs_in(output):
         pair.pending, pair.depth = None, -math.inf
-    return foreign(output, cause)
+    return note_unmapped(output, cause)
 
 
 def running_function():

@@ -88,7 +88,7 @@ class Pass:
         return self.rules[-1]
 
     def is_over(self):
-        '''Whether the context of this pass has ended.'''
+        '''Whether the context of this pass has ended, so that its canonizer has nothing to restore any more.'''
         return not getattr(self.settings, 'restore', True)
 
     def makes_map(self):
@@ -120,7 +120,7 @@ class Pass:
         form = self.forms.get(function)
         if form is None or kwargs.get('out') is not None:
             raise without_form(function, args, form)
-        return noted(form, args, kwargs, pairs)
+        return output_of(form, args, kwargs, pairs)
 
 
 def forms_of(root):
@@ -216,8 +216,8 @@ class SplitTensor(torch.Tensor):
         return self
 
     @property
-    def foreign(self):
-        '''The error for what depends on an autograd function without a form, of which there is no map, or None.'''
+    def unmapped(self):
+        '''The error for what has no map, as it depends on an autograd function without a form, or None.'''
         return next((fact for fact in self.facts if isinstance(fact, Unsupported)), None)
 
     @property
@@ -336,30 +336,29 @@ def note_autograd_function(pair, function):
         pair.facts -= {BY_FUNCTION}
         if node is None:  # in torch.no_grad(), which the form did not see
             pair.values, pair.depth = tuple(tensor.detach() for tensor in pair.tensors), -math.inf
-    elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
+    elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.unmapped is None:
         cause = f'{type(node).__name__.removesuffix("Backward")}.apply (an autograd function or reentrant checkpoint)'
-        foreign(pair, unsupported(f'{cause} before {getattr(function, "__name__", function)}', (pair,)))
+        note_unmapped(pair, unsupported(f'{cause} before {getattr(function, "__name__", function)}', (pair,)))
 
 
-def noted(form, args, kwargs, pairs):
-    '''What a form returns, with a note where one of the pairs in its arguments depends on an autograd function that has
-    no form.'''
-    cause = foreign_cause(pairs)
+def output_of(form, args, kwargs, pairs):
+    '''What a form returns, which has no map where one of the pairs in its arguments has none.'''
+    cause = unmapped_cause(pairs)
     output = form(*args, **kwargs)
-    return output if cause is None else foreign(output, cause)
+    return output if cause is None else note_unmapped(output, cause)
 
 
-def foreign_cause(pairs):
-    '''The error for one of some pairs that depends on an autograd function without a form, or None.'''
-    return next((pair.foreign for pair in pairs if pair.foreign is not None), None)
+def unmapped_cause(pairs):
+    '''The error for the first of some pairs that has no map, or None.'''
+    return next((pair.unmapped for pair in pairs if pair.unmapped is not None), None)
 
 
-def foreign(output, cause):
-    '''Note for all pairs in an output, and those in whose memory they are, that there is no map of them.'''
+def note_unmapped(output, cause):
+    '''Note the cause for which all pairs in an output, and those that share their memory, have no map.'''
     for pair in pairs_in(output):
-        views = [view() for view in pair.whole.views] if pair is pair.whole or pair.foreign is None else []
+        views = [view() for view in pair.whole.views] if pair is pair.whole or pair.unmapped is None else []
         for each in (pair, pair.whole, *views):
-            if each is not None and each.foreign is None:
+            if each is not None and each.unmapped is None:
                 each.facts |= {cause}
     return output
 

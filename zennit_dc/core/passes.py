@@ -255,8 +255,8 @@ class MapPass(Pass):
 
     def require_reached(self, pairs):
         '''Raise if no map of these pairs can be had, or start over if it is not along which axis they have samples.'''
-        if all(pair.foreign for pair in pairs):
-            raise next(iter(pairs)).foreign
+        if all(pair.unmapped for pair in pairs):
+            raise next(iter(pairs)).unmapped
         if self.layer is not None and (self.output is None or not self.output.is_read):
             how = 'or not on a split pair (but on what detach() returned, for one)'
             if isinstance(self.root, torch.fx.GraphModule):
@@ -272,9 +272,9 @@ class MapPass(Pass):
 
     def left(self, place, pair):
         '''The difference of a pair at a place of the output, which may be changed in place.'''
-        if pair.foreign:
+        if pair.unmapped:
             values = [tensor.detach() for tensor in pair.tensors]
-            return Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
+            return Node.apply([], partial(refused, pair.unmapped), *values, *self.inputs)[0].clone()
         seeds = partial(self.seeds_of, place, pair.depth, pair.axes.batch, pair.tensors[1].dtype)
         exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(place, seeds, *pair.tensors)
         return exit.clone()

@@ -89,7 +89,7 @@ def assign(pair, value):
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
         if sees_any:
             now = value.facts if sees_all else each.facts & value.facts
-            each.facts = now | {fact for fact in each.facts if fact in WRITTEN or fact is each.foreign}
+            each.facts = now | {fact for fact in each.facts if fact in WRITTEN or fact is each.unmapped}
     if lent is not None:
         lent.move(pairs)
     if base.split_pass.plain:
