@@ -1,7 +1,7 @@
 '''Inputs with time before samples: the map of a sample is the same alone and in a batch.'''
 import pytest
 import torch
-from helpers import assert_close, random_image
+from helpers import assert_close, explain, random_image
 from torch import nn
 
 from zennit_dc import Balanced, Relative, Scaling, SplitCAM, SplitGrad, SplitLRP
@@ -205,3 +205,61 @@ def test_balanced_counts_a_relu_of_a_relu_once(kind):
         assert_close(found, expected, 1e-12)
     alone = [maps(SplitGrad(stream='+g'), models[1], image[None])[0][0] for image in input]
     assert_close(torch.stack(alone), found, 1e-12)
+
+
+def in_halves(model, x):
+    half = (len(x) + 1) // 2
+    return torch.cat([model(x[:half]), model(x[half:])])
+
+
+def sorted_rows(model, x):
+    order = x.detach()[:, 0].argsort()
+    return model(x[order])[order.argsort()]
+
+
+def some_written(model, x):
+    rows, output = torch.where(x.detach()[:, 0] > .5)[0], torch.zeros_like(x)
+    if len(rows):
+        output[rows] = model(x[rows])
+    return x + output
+
+
+def some_masked(model, x):
+    mask, output = x.detach()[:, 0] > .5, x.clone()
+    if mask.any():
+        output[mask] = model(x[mask])
+    return output
+
+
+def some_copied(model, x):
+    rows = torch.where(x.detach()[:, 0] > .5)[0]
+    return x.index_copy(0, rows, model(x[rows])) if len(rows) else x
+
+
+PARTS = {
+    'one after the other': lambda model, x: torch.cat([model(x[index:index + 1]) for index in range(len(x))]),
+    'split': lambda model, x: torch.cat([model(part) for part in x.split(2)]),
+    'halves': in_halves, 'sorted': sorted_rows, 'written': some_written, 'masked': some_masked, 'copied': some_copied,
+    'chosen': lambda model, x: model(x.index_select(0, torch.arange(len(x)))),
+    'unbound': lambda model, x: torch.stack([model(each[None])[0] for each in x]),
+}
+
+
+@pytest.mark.parametrize('how', PARTS)
+@pytest.mark.parametrize('composite', [SplitGrad(), SplitLRP(1e-9), SplitLRP(1e-9, recentering=Scaling(.1, .1))])
+def test_samples_that_are_taken_apart_stay_samples(how, composite):
+    torch.manual_seed(0)
+    layers = nn.ModuleList([nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)]).double()
+
+    class Apart(nn.Module):
+        def forward(self, x):
+            hidden = PARTS[how](layers[1], torch.relu(layers[0](x)))
+            return layers[2](hidden)
+
+    # samples of different sizes, to which others would be re-centered
+    images = random_image(5, 6) * torch.tensor([1., 3., .2, 10., 1.]).double()[:, None]
+    model = Apart()
+    together = explain(composite, model, images, 1)
+    for index in range(len(images)):
+        # a constant in which others were written is stabilized as well
+        assert_close(explain(composite, model, images[index:index + 1], 1), together[index:index + 1], 1e-6)

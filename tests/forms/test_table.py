@@ -96,7 +96,7 @@ def test_maps_do_not_depend_on_the_batch(name, composite):
 
 @pytest.mark.parametrize('function, places', [
     (lambda x: x.permute(1, 2, 0, 3), (-2, -4)), (lambda x: x[:, None, ..., 0], (-4, -2)), (lambda x: x[0], (None, -3)),
-    (lambda x: x[..., None, 1:, :2], (-5, -4)), (lambda x: x[:, :1], (-4, None)), (lambda x: x.flatten(1), (-2, None)),
+    (lambda x: x[..., None, 1:, :2], (-5, -4)), (lambda x: x[:, :1], (-4, -3)), (lambda x: x.flatten(1), (-2, None)),
     (lambda x: x.flatten(2).mT, (-3, -1)), (lambda x: x.flatten(0, 1), (None, None)),
     (lambda x: x.flatten(0, 1).unflatten(0, (-1, 3)), (-4, -3)), (lambda x: x.mean((2, 3)), (-2, -1)),
     (lambda x: x.sum(1, keepdim=True), (-4, None)), (lambda x: x.amax(1), (-3, None)),

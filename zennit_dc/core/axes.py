@@ -18,10 +18,13 @@ class Axis(NamedTuple):
         The number of entries of the tensor for each step along it, in row-major order. Reshaping does not change it.
     index : int or None
         Its index, or None where it is not exactly one axis of the tensor.
+    is_part : bool, optional
+        Whether it has some of the samples, each of them along one entry.
     '''
     length: int
     entries: int
     index: int | None
+    is_part: bool = False
 
     @classmethod
     def at(cls, shape, index):
@@ -38,7 +41,7 @@ class Axis(NamedTuple):
         '''Whether it is the axis with an index in a shape, or may be a part of it.'''
         if self.index is not None:
             return self.index == index % len(shape)
-        length, entries, _ = Axis.at(shape, index)
+        length, entries = Axis.at(shape, index)[:2]
         return entries < self.length * self.entries and self.entries <= length * entries
 
     def within(self, old, new, count):
@@ -50,8 +53,8 @@ class Axis(NamedTuple):
         # axes of length one may have been taken for another
         comes_first = self.index is None or any(axis[:2] == self[:2] for axis in axes_of(old)[:first])
         if len(old) == len(new) and before and self.entries % before == 0 and comes_first:
-            return Axis(self.length, self.entries // before * after, None)
-        whole = after == before * count and before % max(self.length * self.entries, 1) == 0
+            return self._replace(entries=self.entries // before * after, index=None)
+        whole = not self.is_part and after == before * count and before % max(self.length * self.entries, 1) == 0
         return self._replace(index=None) if len(old) == len(new) and whole else None
 
 
@@ -110,7 +113,7 @@ def common_axis(name, known, shape):
     axes, shapes = {getattr(own, name) for own, _ in known}, {own for _, own in known}
     place, *others = {own.place(name, len(lengths)) for own, lengths in known}
     if not (place is None or others) and (name == 'channels' or shape[place] == known[0][0].batch.length):
-        return Axis.at(shape, place)
+        return Axis.at(shape, place)._replace(is_part=all(axis.is_part for axis in axes))
     return axes.pop().within(*shapes, shape, len(known)) if len(shapes) == len(axes) == 1 and None not in axes else None
 
 
@@ -131,8 +134,19 @@ def follow_axes(pairs, output, function):
         places = [pair.axes.place(name, pair.values[0].ndim) for pair in pairs]
         axis = None if None in places else moved_to(pairs, places, output, function)
         found.append(None if axis is None else Axis.at(shape, axis))
+    if (batch := found[0]) is not None:
+        known = [pair.axes.batch for pair in pairs]
+        found[0] = batch._replace(is_part=batch.length != known[0].length or any(axis.is_part for axis in known))
     output.depth, output.axes = max(pair.depth for pair in pairs), Axes(*found, output.axes.places)
     return follow_places(pairs, output, function) if any(pair.axes.places for pair in pairs) else output
+
+
+def some_samples(pairs, output, index):
+    '''Note that the entries along an axis are some samples of pairs, if all have their samples along it.'''
+    places, ndim = {pair.place('batch') for pair in pairs}, output.values[0].ndim
+    if places == {index % ndim - ndim}:
+        output.axes = output.axes._replace(batch=Axis.at(output.values[0].shape, index)._replace(is_part=True))
+    return output
 
 
 def with_channels(index, pairs, output, function=None):

@@ -7,7 +7,7 @@ import torch
 
 from .axes import by_sample, follow_axes, in_shape, same_axes
 from .errors import SUMS, StartOver
-from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, unsupported
+from .pair import FILLED, MOVED, RECTIFIED, SplitTensor, TrueGradient, unsupported
 from .tensors import same, true_gradients
 from .views import as_view
 
@@ -352,8 +352,8 @@ def route(pair, function, note_axes=follow_axes):
 
 
 def add(pairs, function):
-    '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly among the summands of each
-    entry that are not zero in both streams, as are those that are filled with zeros.
+    '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly among the summands. Where
+    one of these was a plain tensor in parts, as zeros are, :py:func:`summands` count.
 
     Parameters
     ----------
@@ -367,8 +367,16 @@ def add(pairs, function):
     :py:class:`~zennit_dc.core.pair.SplitTensor`
         The sum of the pairs.
     '''
-    shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
+    count = summands(*pairs) if any(FILLED in pair.facts for pair in pairs) else len(pairs)
+    shares = [pair.split_pass.rule.shared(pair, count).tensors for pair in pairs]
     return same_axes(pairs, pairs[0].like(*(function(*tensors) for tensors in zip(*shares))))
+
+
+def summands(*pairs):
+    '''How many of some pairs are not zero in both streams, entry by entry. As relevance is shared among these, that of
+    a sample does not depend on whether anything is added to others.'''
+    present = (difference.bool() | stream_sum.bool() for difference, stream_sum in (pair.tensors for pair in pairs))
+    return sum(each.to(torch.uint8) for each in present).clamp(min=1)
 
 
 def multiply(first, other, function, note_axes=same_axes):

@@ -281,6 +281,8 @@ def moved_to(pairs, places, output, function, coarse=False):
         parts = {axis: own for axis, own in strides.items() if not own % stride}
         wanted = max(parts.values(), default=None) if coarse else stride
         found = [axis for axis, own in parts.items() if own == wanted] or [*parts]
+        if not found and not coarse:  # where one entry of it is left
+            found = [axis for axis, own in enumerate(probe.stride()) if own == stride]
     else:
         found = [axis for axis, lengths in enumerate(zip(probe.shape, shape)) if lengths == (MARKER, length)]
     return found[0] if len(found) == 1 else None

@@ -362,13 +362,14 @@ class MapPass(Pass):
         '''The number of activations before the output that is explained, or the largest if there are several.'''
         return max(seed.depth for seed in self.running.seeds.values())
 
-    def explained_depth(self, rows):
+    def explained_depth(self, rows, batch):
         '''The number of activations before the outputs that each of the samples in the rows of a tensor explains, the
-        largest of several.'''
+        largest of several. Where an axis has some of the samples, it is not known which.'''
         seeds = self.running.seeds.values()
         if len({seed.depth for seed in seeds}) == 1:
             return self.largest_depth()
-        explains = [(seed.samples(), seed.depth) for seed in seeds]
-        depths = [torch.where(own if len(own) == len(rows) else own.any(), depth, 1) for own, depth in explains]
+        explains, is_part = [(seed.samples(), seed.depth) for seed in seeds], batch is not None and batch.is_part
+        depths = [torch.where(own.any() if is_part or len(own) != len(rows) else own, depth, 1)
+                  for own, depth in explains]
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))

@@ -4,9 +4,9 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import same_axes, take_axes
+from ..core.axes import same_axes, some_samples, take_axes
 from ..core.blocks import add, linear, multiply, passing
-from ..core.pair import SplitTensor, pairs_in, unsupported
+from ..core.pair import FILLED, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.tensors import same
 from ..core.views import NewValue as Valued, assign, become_pair
@@ -168,7 +168,7 @@ def set_item(target, index, value):
     if not pairs_in((target, value)):  # where the index alone was a pair
         target[index] = value
         return
-    if not isinstance(target, SplitTensor):
+    if is_plain := not isinstance(target, SplitTensor):
         become_pair(target, value.split_pass, '__setitem__')
     was_constant = target.depth == -math.inf and target.axes.batch is None and target.view_of is None
     output = target.replaced(*(tensor.clone() for tensor in target.tensors))
@@ -176,8 +176,21 @@ def set_item(target, index, value):
         tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
     output.depth = max(each.depth for each in pairs_in((target, value)))
     assign(target, output)
+    view = memory_at(output.values[0].shape, index)
+    if is_plain and (view is None or view.shape != output.values[0].shape):
+        target.facts |= {FILLED}
     if was_constant and isinstance(value, SplitTensor):
-        take_axes(target, value, memory_at(output.values[0].shape, index))
+        take_axes(target, value, view)
+        if selects_rows(index) and value.values[0].ndim == target.values[0].ndim:
+            some_samples([value], target, 0)
+
+
+def selects_rows(index):
+    '''Whether an index selects entries along the first axis by a mask or by numbers, and by slices alone along
+    others.'''
+    first, *others = index if isinstance(index, tuple) and index else (index,)
+    by_numbers = isinstance(first, list) or getattr(first, 'ndim', None) == 1
+    return by_numbers and all(isinstance(each, slice) or each is Ellipsis for each in others)
 
 
 def memory_at(shape, index):

@@ -5,13 +5,13 @@ from operator import attrgetter
 
 import torch
 
-from ..core.axes import follow_axes, same_axes, same_order
+from ..core.axes import follow_axes, same_axes, same_order, some_samples
 from ..core.blocks import route
 from ..core.following import Place, follow_places, joined_places, note_order, note_tokens
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import as_view, laid_out
-from .arithmetic import of_both
+from .arithmetic import of_both, selects_rows
 from .reading import known
 from .table import form_of_each, keep_layer, overloads, plain, to_dtype, torch_form
 
@@ -75,9 +75,15 @@ def chosen(dim, pairs, output, function):
     return output
 
 
+def chosen_whole(dim, pairs, output, function):
+    '''Note the axes of some entries along one, with all that is in them: of the axis of samples, these are samples.'''
+    return some_samples(pairs, chosen(dim, pairs, output, function), dim)
+
+
 @form_of_each(overloads('gather', 'index_select', 'narrow'))
 def some_entries(function, pair, dim, *args, **kwargs):
-    return of_one_tensor(function, partial(chosen, dim))(pair, dim, *args, **kwargs)
+    note_axes = partial(chosen if function.__name__ == 'gather' else chosen_whole, dim)
+    return of_one_tensor(function, note_axes)(pair, dim, *args, **kwargs)
 
 
 register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
@@ -90,7 +96,15 @@ register(overloads(
 ), follow_axes)
 
 
-register(overloads('__getitem__'), entries)
+@split_form(torch.Tensor.__getitem__)
+def item(pair, index):
+    output = of_one_tensor(torch.Tensor.__getitem__, entries)(pair, index)
+    return some_samples([pair], output, 0) if isinstance(pair, SplitTensor) and selects_rows(index) else output
+
+
+
+
+
 split_form(torch.Tensor.expand_as)(lambda pair, other: pair.expand(other.shape))
 split_form(torch.Tensor.reshape_as)(lambda pair, other: pair.reshape(other.shape))
 for name in ('tril', 'triu'):
@@ -217,6 +231,8 @@ def joining(function, tensors, *args, **kwargs):
     if 'stack' in name and len({pair.axes.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
         follow_axes(pairs[:1], output, of_one)
         output.depth = max(pair.depth for pair in pairs)
+    if any(pair.axes.batch is not None and pair.axes.batch.is_part for pair in pairs) and 'stack' not in name:
+        some_samples(pairs, output, kwargs.get('dim', next(iter(args), 0)))
     if any(pair.axes.places for pair in pairs):
         return stacked(pairs, output, of_one) if name == 'stack' else in_row(tensors, output)
     return output

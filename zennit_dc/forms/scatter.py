@@ -4,8 +4,8 @@ from functools import partial
 
 import torch
 
-from ..core.axes import Axes, Axis
-from ..core.blocks import activated, linear
+from ..core.axes import Axes, Axis, some_samples
+from ..core.blocks import activated, linear, summands
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from .arithmetic import negation, parts, valued
 from .pooling import negated, pool
@@ -20,9 +20,9 @@ def streams(*operands):
     return differences, [each.to(dtype) if isinstance(each, torch.Tensor) else each for each in sums]
 
 
-def along(operands, dim, output):
+def along(operands, dim, output, of_rows=False):
     '''An output whose entries were moved along one axis, with the depth of its pairs, and the other axes on which they
-    agree.'''
+    agree. All that is in an entry may be moved with it, so that samples stay samples.'''
     pairs, shape = pairs_in(operands), output.values[0].shape
     output.depth = max(pair.depth for pair in pairs)
     found = []
@@ -33,7 +33,7 @@ def along(operands, dim, output):
         stays = stays and shape[place] == getattr(pairs[0].axes, name).length
         found.append(Axis.at(shape, place) if stays else None)
     output.axes = Axes(*found, output.axes.places)
-    return output
+    return output if dim is None or not of_rows else some_samples(pairs, output, dim)
 
 
 def moved(function, target, indices, source, dim=None):
@@ -41,7 +41,7 @@ def moved(function, target, indices, source, dim=None):
     one.'''
     indices = plain(indices)
     both = (function(own, *indices, other) for own, other in streams(target, source))
-    return along((target, source), dim, pairs_in((target, source))[0].like(*both))
+    return along((target, source), dim, pairs_in((target, source))[0].like(*both), is_row(indices))
 
 
 def summed(function, target, indices, source, dim=None, scales=False, of_sums=None):
@@ -66,14 +66,12 @@ def summed(function, target, indices, source, dim=None, scales=False, of_sums=No
         rule = target.split_pass.rule
         shares = (rule.shared(pair, summands(kept, added)).tensors for pair in (kept, added))
         output = valued(target.like(*map(torch.add, *shares)), apply(*plain((target, source))))
-    return along((target, source), dim, output)
+    return along((target, source), dim, output, is_row(indices))
 
 
-def summands(*pairs):
-    '''How many of some pairs are not zero in both streams, entry by entry. As relevance is shared among these, that of
-    a sample does not depend on whether anything is added to others.'''
-    present = (difference.bool() | stream_sum.bool() for difference, stream_sum in (pair.tensors for pair in pairs))
-    return sum(each.to(torch.uint8) for each in present).clamp(min=1)
+def is_row(indices):
+    '''Whether the last of some indices has one number for each entry along an axis.'''
+    return bool(indices) and isinstance(indices[-1], torch.Tensor) and indices[-1].ndim == 1
 
 
 # copies
