@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torchvision
-from helpers import assert_close, explain, random_image
+from helpers import assert_close, explain, gradient_of, random_image
 from torch import nn
 from torch.nn import functional as F
 
@@ -221,15 +221,35 @@ def test_grouped_queries_and_masks(mask):
         assert_close(*maps)
 
 
-def test_attention_to_constants_is_a_constant():
-    class Model(nn.Module):
-        def forward(self, x):
-            return x + F.scaled_dot_product_attention(x, x, torch.ones_like(x))
+class Memory(nn.Module):
+    '''Attention to learned tokens, as a feature or as the gate of one.'''
+    def __init__(self, by_hand, causal=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.query, self.head = nn.Linear(6, 6).double(), nn.Linear(6, 3).double()
+        self.keys, self.values = (nn.Parameter(torch.randn(2, 4, 6).double()) for _ in range(2))
+        self.by_hand, self.causal = by_hand, causal
 
-    image = random_image(2, 4, 6)
-    expected = torch.zeros_like(image)
-    expected[:, 2] = .5
-    assert torch.equal(explain(SplitGrad(.5, canonizers=detached()), Model(), image), expected)
+    def forward(self, x):
+        query = self.query(x).relu()
+        if self.by_hand:
+            logits = query @ self.keys.mT * 6 ** -.5
+            if self.causal:
+                logits = logits.masked_fill(torch.ones(4, 4).triu(1) > 0, -torch.inf)
+            found = torch.softmax(logits, -1) @ self.values
+        else:
+            found = F.scaled_dot_product_attention(query, self.keys, self.values, is_causal=self.causal)
+        return self.head(query + found).mean(1)
+
+
+@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize('make', [SplitGrad, SplitLRP])
+def test_attention_to_constants_is_that_by_hand(make, causal):
+    maps = [explain(make(canonizers=detached()), Memory(by_hand, causal), random_image(2, 4, 6))
+            for by_hand in (False, True)]
+    assert_close(*maps)
+    half = explain(SplitGrad(.5, canonizers=detached()), Memory(False, causal), random_image(2, 4, 6))
+    assert_close(half, gradient_of(Memory(False, causal), random_image(2, 4, 6)) / 2)
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'enable_nested_tensor': False}, {'mask_check': False}])

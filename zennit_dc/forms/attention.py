@@ -1,5 +1,6 @@
 '''Attention, with its weights as constants.'''
 import math
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -8,8 +9,9 @@ from ..core.axes import Axis, require_samples
 from ..core.blocks import linear, moved_alike
 from ..core.pair import SplitTensor, pass_of
 from ..core.registry import split_form
-from .arithmetic import Valued
-from .deferred import as_constants, constant, note
+from .arithmetic import Valued, valued
+from .deferred import constant, note
+from .features import softmax, statistic
 from .linear import of_one_sample
 from .statistics import optional_form
 from .table import each_pair, own_steps, plain, refuse_random
@@ -17,25 +19,20 @@ from .table import each_pair, own_steps, plain, refuse_random
 
 @optional_form(F.scaled_dot_product_attention)
 def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, *, scale=None, enable_gqa=False):
-    '''Attention, a positive linear map of the values. Of values that are constants, it is a constant.'''
+    '''Attention, a positive linear map of the values. Of values that are constants, it is a statistic.'''
     split_pass = pass_of((query, key, value, attn_mask))
     refuse_random(dropout_p > 0., 'the dropout of attention', (query, key, value))
     settings = {'scale': scale, **({'enable_gqa': True} if enable_gqa else {})}  # which torch 2.4 does not know
-    note(split_pass, 'scaled_dot_product_attention')
     if not isinstance(value, SplitTensor):
-        constants = as_constants((query, key, value, attn_mask))
-        return F.scaled_dot_product_attention(*constants, 0., is_causal, **settings)
+        function = partial(F.scaled_dot_product_attention, is_causal=is_causal, **settings)
+        carry = partial(attention_as_feature, is_causal=is_causal, **settings)
+        return statistic(function, carry, query, key, value, attn_mask, is_weight=True, title='attention')
+    note(split_pass, 'scaled_dot_product_attention')
     mask = attn_mask  # torch computes attention in another way for a mask that has a gradient
     if isinstance(attn_mask, SplitTensor):
         mask = plain(attn_mask).requires_grad_(split_pass.mode.has_graph)
     query, key, attn_mask = each_pair(lambda pair: pair.difference, (query, key, attn_mask))
-    heads = query.shape[-3] // key.shape[-3] if enable_gqa else 1
-
-    def grouped(tensor):
-        return tensor.repeat_interleave(heads, -3) if heads > 1 else tensor
-
-    scale = query.shape[-1] ** -.5 if scale is None else scale
-    logits = masked(query @ grouped(key).mT * scale, attn_mask, is_causal)
+    logits, grouped = logits_of(query, key, attn_mask, is_causal, scale, enable_gqa)
     weights = constant(logits.softmax(-1), split_pass)
 
     def attend(tensor):
@@ -48,6 +45,24 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
         value, lambda tensor: Valued.apply(attend(tensor), original), attend,
         moved_alike(lambda tensor: of_one_sample(weights) @ grouped(tensor))
     )
+
+
+def logits_of(query, key, mask, is_causal, scale, enable_gqa):
+    '''The logits of attention, and what repeats keys or values for all heads of a group.'''
+    heads = query.shape[-3] // key.shape[-3] if enable_gqa else 1
+
+    def grouped(tensor):
+        return tensor.repeat_interleave(heads, -3) if heads > 1 else tensor
+
+    scale = query.shape[-1] ** -.5 if scale is None else scale
+    return masked(query @ grouped(key).mT * scale, mask, is_causal), grouped
+
+
+def attention_as_feature(output, query, key, value, mask, is_causal, scale, enable_gqa=False):
+    '''Attention to constant values as a feature, by that of its weights.'''
+    logits, grouped = logits_of(query, key, mask, is_causal, scale, enable_gqa)
+    weights = softmax(torch.softmax(plain(logits), -1), logits, -1)
+    return valued(torch.matmul(weights, grouped(value)), output)
 
 
 def masked(logits, mask, is_causal):
