@@ -255,6 +255,20 @@ def test_a_number_that_is_returned_is_a_use():
     assert_close(composite.saliency, gradient.mean(1) / 2)
 
 
+def test_a_number_is_read_after_the_model_and_nothing_else_is_made_of_it():
+    class Keeping(Direct):
+        def forward(self, x):
+            hidden = self.conv(self.before(x))
+            self.largest = hidden.max()
+            return F.relu(hidden).flatten(1)
+
+    with SplitGrad(.5, layer='conv').context(model := Keeping(None)):
+        model(IMAGE.clone().requires_grad_())
+        assert float(model.largest * 2.) == 2. * float(model.largest)
+        with pytest.raises(NotImplementedError, match=r'a number that was read.*item\(\)'):
+            assert model.largest.difference
+
+
 def test_asking_is_no_use_and_a_second_use_starts_over():
     runs = []
 

@@ -89,7 +89,7 @@ class MapPass(Pass):
     output : :py:class:`~zennit_dc.core.layers.LayerOutput` or None
         What is known of the output of the layer at which the map is read.
     has_left : bool
-        Whether the forward pass is at its end.
+        Whether the forward pass has ended.
     '''
     def __init__(self, canonizer, call, inputs, layer=None, probe=None):
         super().__init__(canonizer)
@@ -135,6 +135,7 @@ class MapPass(Pass):
         output = None
         try:
             output = self.leave(self.rerun.call([self.enter(index) for index in range(len(self.inputs))]))
+            self.has_left = self.probe is None
         finally:
             become_plain(self, output is not None)
             if output is None:
@@ -236,7 +237,6 @@ class MapPass(Pass):
 
     def leave(self, output):
         '''The differences of the output.'''
-        self.has_left = self.probe is None
         if self.output is not None:
             end_layer(self, output)
         leaves, structure = flatten(output)

@@ -70,7 +70,15 @@ class Refused:
 
 
 class Number(Refused):
-    '''The same for a number that was made of a layer's output alone. As this uses the output, the pass starts over.'''
+    '''The same for a number that was made of a layer's output alone. As this uses the output, the pass starts over, if
+    it has not ended.'''
+    def __call__(self, pair):
+        if pair.split_pass.has_left:
+            self.error = unsupported(
+                'a number that was read of the output of the layer at which the map is read, and that is used after the'
+                ' model has ended', (pair,), remedy='take its value in the model, as in h.max().item()'
+            )
+        super().__call__(pair)
 
 
 NUMBERS = ('max', 'min', 'amax', 'amin', 'mean', 'sum', 'std', 'var', 'norm', 'median', 'quantile')
