@@ -1,7 +1,6 @@
 '''Canonizers: a model into split form and back.'''
+import copy
 import re
-import warnings
-import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -9,74 +8,17 @@ import torch
 from zennit.canonizers import Canonizer
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .core.calls import ModuleForward, SplitForward
+from .core.calls import Choices, ModuleForward, SplitForward
 from .core.errors import describe
 from .core.layers import sequence_of
-from .core.needs import LARGEST_DEVIATION, OPTIONS, functions_of, left_out, relative_deviation, request
 from .core.nested import modules_of
-from .core.pair import TrueGradient, pass_of, require_choice
-from .core.passes import rules_of
-from .core.table import MODULE_FORMS, OVERLAYS
-from .core.wording import similar
-from .forms.detached import DetachedActivations
+from .core.pair import TrueGradient, pass_of
+from .core.table import MODULE_FORMS
+from .core.wording import require_choice, similar
 from .forms.hooks import BackwardHooks
 from .recentering import Relative
+from .rules import rules_of
 from .streams import Readout
-
-
-class Choices:
-    '''The options that a composite has taken by itself, and what else has turned out, for each model.
-
-    Parameters
-    ----------
-    automatic : bool
-        Whether the composite takes any. If not, an error names the options that have a form for a function.
-    '''
-    def __init__(self, automatic=False):
-        self.automatic = automatic
-        self.chosen, self.reported = weakref.WeakKeyDictionary(), weakref.WeakSet()
-        self.known = weakref.WeakKeyDictionary()  # what made a pass of a model start over, see StartOver
-
-    def apply(self, root):
-        '''Apply the options that were taken for a model, and return the applied instances.'''
-        return [instance for name in self.chosen.get(root, {}) for instance in OPTIONS[name]().apply(root)]
-
-    def add(self, root, error):
-        '''Take the first option that has a form for the function of an error and leaves the output as it is, and return
-        the applied instances. Raise the error if there is none that would help.'''
-        applied = {type(option) for option in OVERLAYS.get(root, ())}
-        helpful = [name for name in OPTIONS if error.name in functions_of(name)]
-        if not helpful or any(OPTIONS[name] in applied for name in helpful):
-            raise error
-        exact = [name for name in helpful if OPTIONS[name].is_exact]
-        if not self.automatic or not exact:
-            raise NotImplementedError(request(error, helpful)) from error
-        self.chosen.setdefault(root, {})[exact[0]] = f'{error.name} in {error.where}'
-        self.reported.discard(root)
-        return OPTIONS[exact[0]]().apply(root)
-
-    def report(self, root, output, original, left_out):
-        '''Warn once of the options that were taken for a model, and of its output in split form if that deviates much
-        from the original. This, and what options leave out, functions without arguments return.'''
-        chosen = self.chosen.get(root, {})
-        changed = not all(option.is_exact for option in OVERLAYS.get(root, ()))
-        if root in self.reported or not (chosen or changed):
-            return
-        self.reported.add(root)
-        deviation = relative_deviation(output, original())
-        amount = f'deviates by {deviation:.2%} of the spread of the logits' if deviation else 'is bit-identical'
-        if chosen:
-            taken = ', and '.join(f'{OPTIONS[name].__name__}() for {what}' for name, what in chosen.items())
-            warnings.warn(
-                f'canonizers=\'auto\' takes {taken}: maps are about the model around the given input. Its output'
-                f' {amount}{left_out() if "attention" in chosen else ""}', stacklevel=2
-            )
-        if not deviation <= LARGEST_DEVIATION:
-            warnings.warn(
-                f'WRONG MODEL: with smooth activations replaced, the output {amount}, so that maps explain another'
-                f' function than this model. Do not use them: take {DetachedActivations.__name__}(), which leaves the'
-                ' output as it is, or a smaller tolerance', stacklevel=2
-            )
 
 
 class SplitCanonizer(Canonizer):
@@ -154,12 +96,9 @@ class SplitCanonizer(Canonizer):
 
     def copy(self) -> 'SplitCanonizer':
         '''Return a copy of this canonizer, which shares the readout, and what was chosen for models.'''
-        copy = type(self)(
-            self.readout, self.rule, self.layer, self.pooling, self.input_split, self.recentering, self.grid,
-            channels=self.channels
-        )
-        copy.choices = self.choices
-        return copy
+        instance = copy.copy(self)
+        instance.restore = []
+        return instance
 
     def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
         '''Bring the model into split form.
@@ -197,7 +136,7 @@ class SplitCanonizer(Canonizer):
             raise ValueError(f'there is no module named {self.layer!r}{remedy}')
         self.root = root_module
         self.choices.known.setdefault(root_module, set())
-        self.restore += [option.remove for option in self.choices.apply(root_module)]
+        self.restore += self.choices.apply(root_module)
         for module in root_module.modules():
             self.run_eagerly(module)
             form = next((MODULE_FORMS[kind] for kind in type(module).__mro__ if kind in MODULE_FORMS), None)
@@ -218,8 +157,7 @@ class SplitCanonizer(Canonizer):
     def active(self) -> bool:
         '''As of Zennit's hooks, whether rules hold in backward passes. They do not where any rule of the model is made
         inactive, either, as :py:class:`zennit.composites.MixedComposite` makes its rules alone.'''
-        rules = (rule for module in modules_of(self.root) for rule in rules_of(module) if rule.holds_for(self.root))
-        return self.is_active and all(rule.active for rule in rules)
+        return self.is_active and all(rule.active for rule in rules_of(self.root, modules_of(self.root)))
 
     @active.setter
     def active(self, is_active: bool) -> None:
@@ -232,12 +170,6 @@ class SplitCanonizer(Canonizer):
         if (compiled := module.__dict__.get('_compiled_call_impl')) is not None:
             module._compiled_call_impl = None
             self.restore.append(partial(setattr, module, '_compiled_call_impl', compiled))
-
-    def report(self, output, call, inputs):
-        '''Warn of what was chosen for the model, a function of its inputs, whose output in split form is given.'''
-        self.choices.report(  # torch's attention rounds otherwise without a graph
-            self.root, output, lambda: call([input.clone() for input in inputs]), lambda: left_out(self, call, inputs)
-        )
 
     def replace_forward(self, module, forward):
         '''Set a module's forward until the canonizer is removed.'''

@@ -15,8 +15,8 @@ from zennit.types import BatchNorm, Linear
 
 from .canonizers import Requirement, SplitCanonizer
 from .core.calls import require_split_rule
-from .core.pair import require_choice
 from .core.tokens import are_tokens, token_weights
+from .core.wording import require_choice
 from .recentering import Relative
 from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
 from .streams import ActivatedSensitivity, Readout, Relevance, Sensitivity
@@ -328,9 +328,8 @@ def explaining_tokens(grad: Callable) -> Callable:
     def gradient(self: Attributor, input: Tensor, attr_output_fn: Callable) -> Any:
         splits = any(isinstance(each, SplitCanonizer) for each in getattr(self.composite, 'canonizers', ()))
         if splits and not input.is_floating_point() and are_tokens(input):
-            dtype = next((each.dtype for each in self.model.parameters() if each.is_floating_point()), torch.float32)
             with torch.enable_grad():
-                input = token_weights(input, dtype)
+                input = token_weights(input, self.model)
         return grad(self, input, relevance_by(attr_output_fn) if splits else attr_output_fn)
     return gradient
 

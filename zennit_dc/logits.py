@@ -8,7 +8,7 @@ from torch.nn import Module
 from torch.overrides import TorchFunctionMode
 
 from .core.nested import entries_of, flatten
-from .core.pair import require_choice
+from .core.wording import require_choice
 from .forms.table import overloads, plain
 
 

@@ -5,16 +5,12 @@ A re-centering is a callable ``(difference, sum) -> sum``. It is asked after aff
 activations as well, if it has an attribute ``after_activations`` that is true.
 '''
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-
-from .core.axes import by_sample, in_shape
-from .core.pair import SplitTensor, true_gradients
 
 
 @dataclass(frozen=True)
@@ -144,33 +140,3 @@ class Shifting:
     def __call__(self, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''Return the new sum, zeros of the sum's shape.'''
         return torch.zeros_like(stream_sum)
-
-
-class Recenter(torch.autograd.Function):
-    '''Another sum for a pair. In a pass that makes a map, the sum's gradient does not see it (theorem 6); in any other
-    it is the true one.'''
-    @staticmethod
-    def forward(ctx: Any, difference: Tensor, stream_sum: Tensor, split_pass: Any, choose: Callable) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.split_pass, ctx.choose = split_pass, choose
-        ctx.save_for_backward(difference, stream_sum)
-        return choose(difference, stream_sum)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple:
-        if gradient is None or ctx.split_pass.makes_map():
-            return None, gradient, None, None
-        return *true_gradients(ctx.choose, ctx.saved_tensors, gradient), None, None
-
-
-def recenter(pair: SplitTensor) -> SplitTensor:
-    '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
-    split_pass, batch = pair.split_pass, pair.axes.batch  # not the pair, which may keep the graph of what follows
-    if not split_pass.mode.sums or split_pass.settings.recentering is None:
-        return pair
-
-    def choose(*tensors: Tensor) -> Tensor:
-        new = split_pass.settings.recentering(*(by_sample(tensor, batch) for tensor in tensors))
-        return in_shape(new, batch, tensors[0].shape)
-
-    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, split_pass, choose))

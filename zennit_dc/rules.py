@@ -2,7 +2,7 @@
 composite maps to a module, and holds for all operations that run inside of this module.'''
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -15,7 +15,8 @@ from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .core.axes import by_sample, in_shape
 from .core.errors import describe
-from .core.pair import SplitTensor, TrueGradient, pass_of, same
+from .core.pair import SplitTensor, TrueGradient, pass_of
+from .core.tensors import same
 
 
 class Ruled(torch.autograd.Function):
@@ -91,14 +92,11 @@ class SplitRule(Hook, TrueGradient):
         if split_pass is not None and len(split_pass.rules) > 1:
             split_pass.rules.pop()
 
-    def holds_for(self, root: Module | None) -> bool:
-        '''Whether this rule holds for a model.'''
-        return self.root is None or root is None or self.root is root
-
     def pass_of_model(self, arguments: Any) -> Any:
         '''The pass to which the pairs in arguments belong, if it is one of a model for which this rule holds.'''
         split_pass = pass_of(arguments)
-        return split_pass if split_pass is not None and self.holds_for(split_pass.root) else None
+        holds = split_pass is not None and (self.root is None or split_pass.settings.root in (None, self.root))
+        return split_pass if holds else None
 
     def register(self, module: Module) -> RemovableHandleList:
         '''Register this rule to a module.
@@ -121,6 +119,13 @@ class SplitRule(Hook, TrueGradient):
     def copy(self) -> 'SplitRule':
         '''Return a copy of this rule.'''
         return copy.copy(self)
+
+
+def rules_of(root: Module | None, modules: Iterable[Module]) -> list[SplitRule]:
+    '''The rules that are registered to modules and hold for a model, for each module the last one first.'''
+    hooks = (hook for module in modules for hook in reversed(module._forward_pre_hooks.values()))
+    owners = (getattr(hook, '__self__', None) for hook in hooks)
+    return [owner for owner in owners if isinstance(owner, SplitRule) and owner.root in (None, root)]
 
 
 @dataclass(eq=False)

@@ -71,7 +71,9 @@ class Sensitivity(Readout):
 
     def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The local sensitivities.'''
-        return {'+': sum_gradient + gradient, '-': sum_gradient - gradient}[self.sign] if self.sign else gradient
+        if self.sign == '':
+            return gradient
+        return sum_gradient + gradient if self.sign == '+' else sum_gradient - gradient
 
     def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The sensitivities' mean over channels.'''
@@ -94,8 +96,8 @@ class ActivatedSensitivity(Sensitivity):
 
     def at_layer(self, gradient: Tensor, sum_gradient: Tensor, difference: Tensor, stream_sum: Tensor) -> Tensor:
         '''The sum over channels of sensitivity times activation, which is not rectified.'''
-        streams = {'+': (stream_sum + difference) / 2, '-': (stream_sum - difference) / 2}
-        return (self.combine(gradient, sum_gradient) * streams.get(self.sign, difference)).sum(1)
+        activation = self.combine(difference, stream_sum) / 2 if self.sign else difference
+        return (self.combine(gradient, sum_gradient) * activation).sum(1)
 
 
 class Relevance(Readout):
@@ -123,5 +125,4 @@ class Relevance(Readout):
 
     def combine(self, gradient: Tensor, sum_gradient: Tensor) -> Tensor:
         '''The relevances, which the gradients of difference and sum stand for.'''
-        combined = gradient - sum_gradient
-        return {'positive': gradient, 'negative': sum_gradient}.get(self.stream, combined)
+        return {'positive': gradient, 'negative': sum_gradient}.get(self.stream, gradient - sum_gradient)

@@ -1,8 +1,9 @@
-'''The axes of samples and channels of a pair, how what functions return is noted to have them, and tensors with their
-samples first.'''
+'''The axes of samples and channels of a pair, how what functions return is noted to have them, tensors with their
+samples first, and the axes of samples of inputs.'''
 import math
 from typing import NamedTuple
 
+from .errors import FIRST_AXIS, SECOND_AXIS, StartOver
 from .following import follow_places, joined_places, moved_to, note_tokens, reshaped_places
 
 
@@ -79,9 +80,13 @@ class Axes(NamedTuple):
         axis = getattr(self, name)
         return None if axis is None or axis.index is None else axis.index - ndim
 
+    def places_in(self, index):
+        '''The places that are in the axis with an index, as a whole or as parts of it.'''
+        return {key: place for key, place in self.places.items() if place is not None and place.axis == index}
+
     def lost(self):
         '''What is known of a pair that is made of the one with these axes in some way.'''
-        return Axes(None, None, dict.fromkeys(self.places) if self.places else self.places)
+        return Axes(None, None, dict.fromkeys(self.places))
 
 
 UNKNOWN = Axes(None, None, {})
@@ -171,3 +176,39 @@ def in_shape(rows, batch, shape):
 def leads(batch, shape):
     '''Whether the samples are along the first axis of a shape.'''
     return math.prod(shape) == 0 or (batch is not None and batch.index == 0)
+
+
+# the samples of inputs, along the first axis, or along the second one if time comes first
+
+def axes_of_samples(inputs, known):
+    '''The index of the axis of samples of each input, for what is known of the model. Where it is the second one of the
+    first input, it is that of all others that are as long there, but for those that have samples alone.'''
+    if SECOND_AXIS not in known or FIRST_AXIS in known:
+        return [0] * len(inputs)
+    first, *_ = shapes = [input.shape for input in inputs]
+    return [int(len(shape) > 1 and shape[1:2] == first[1:2]
+                and (len(shape) > 2 or index == 0 or shape[:1] != first[1:2])) for index, shape in enumerate(shapes)]
+
+
+def require_samples(pair, axis):
+    '''Start over, once for each model, where a function has samples along an axis of a pair, but those of the first
+    input are taken to be along its first axis, which is another one. They may be along its second one then.'''
+    split_pass, batch = pair.split_pass, pair.axes.batch
+    if not split_pass.input_axes.samples or batch is None or batch.index != 0 or axis == 0:
+        return
+    may_be_second = split_pass.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
+    if may_be_second and SECOND_AXIS not in split_pass.known:
+        raise StartOver(SECOND_AXIS)
+
+
+def require_found_samples(split_pass, pairs):
+    '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that may be
+    in them, once for each model, and with the first one again where neither is.'''
+    if any(pair.place('batch') is not None for pair in pairs):
+        return
+    length = split_pass.inputs[0].shape[1:2]
+    may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
+    if split_pass.input_axes.samples[0]:
+        raise StartOver(FIRST_AXIS)
+    if may_be_second and SECOND_AXIS not in split_pass.known:
+        raise StartOver(SECOND_AXIS)

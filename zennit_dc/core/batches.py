@@ -2,6 +2,7 @@
 other.'''
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch.autograd import forward_ad
@@ -149,17 +150,11 @@ def saved_tensors_hooks():
             torch._C._autograd._saved_tensors_hooks_disable(reason)
 
 
-class Graph:
-    '''A model as a function of its inputs, its readout, and the graph of its outputs once it was run.'''
-    def __init__(self, run, readout):
-        self.run, self.readout = run, readout
-
-
 def transformed(run, readout, inputs, others):
     '''The output of a model within transforms of torch.func, which may transform its inputs but no other tensors.'''
     if any(torch._C._functorch.is_functorch_wrapped_tensor(each) for each in others):
         raise refused('torch.func by others than the floating point inputs, such as parameters')
-    graph = Graph(run, readout)
+    graph = SimpleNamespace(run=run, readout=readout)  # and the graph of the outputs, once the model was run
     outputs = iter(Transformed.apply(graph, *inputs))
     return graph.structure([next(outputs) if torch.is_tensor(leaf) else leaf for leaf in graph.leaves])
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..recentering import recenter
-from .axes import follow_axes, same_axes
+from .axes import by_sample, follow_axes, in_shape, same_axes
 from .errors import SUMS, StartOver
-from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, same, true_gradients, unsupported
+from .pair import MOVED, RECTIFIED, SplitTensor, TrueGradient, unsupported
+from .tensors import same, true_gradients
 from .views import as_view
 
 
@@ -128,6 +128,36 @@ def magnitude(tensor, like):
 def without_autocast(kind):
     '''A context without autocast, which takes its time even where it is off already.'''
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+class Recenter(torch.autograd.Function):
+    '''Another sum for a pair. In a pass that makes a map, the sum's gradient does not see it (theorem 6); in any other
+    it is the true one.'''
+    @staticmethod
+    def forward(ctx, difference, stream_sum, split_pass, choose):
+        ctx.set_materialize_grads(False)
+        ctx.split_pass, ctx.choose = split_pass, choose
+        ctx.save_for_backward(difference, stream_sum)
+        return choose(difference, stream_sum)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if gradient is None or ctx.split_pass.makes_map():
+            return None, gradient, None, None
+        return *true_gradients(ctx.choose, ctx.saved_tensors, gradient), None, None
+
+
+def recenter(pair):
+    '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
+    split_pass, batch = pair.split_pass, pair.axes.batch  # not the pair, which may keep the graph of what follows
+    if not split_pass.mode.sums or split_pass.settings.recentering is None:
+        return pair
+
+    def choose(*tensors):
+        new = split_pass.settings.recentering(*(by_sample(tensor, batch) for tensor in tensors))
+        return in_shape(new, batch, tensors[0].shape)
+
+    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, split_pass, choose))
 
 
 def affine(pair, layer, weight, bias=None, note_axes=follow_axes):
@@ -338,8 +368,7 @@ def add(pairs, function):
         The sum of the pairs.
     '''
     shares = [pair.split_pass.rule.shared(pair, len(pairs)).tensors for pair in pairs]
-    differences, sums = zip(*shares)
-    return same_axes(pairs, pairs[0].like(function(*differences), function(*sums)))
+    return same_axes(pairs, pairs[0].like(*(function(*tensors) for tensors in zip(*shares))))
 
 
 def multiply(first, other, function, note_axes=same_axes):

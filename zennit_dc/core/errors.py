@@ -27,16 +27,11 @@ GRAPH = 'a gradient is asked for within the model, where no input needs one'
 
 
 class StartOver(BaseException):
-    '''Raised where something turns out that was not known when a pass began, which starts over with it.
-
-    Attributes
-    ----------
-    found : str
-        What has turned out, one of the above.
-    '''
-    def __init__(self, found):
-        super().__init__(found)
-        self.found = found
+    '''Raised where a pass finds out what was not known when it began: the model runs once more, from the start.'''
+    @property
+    def found(self):
+        '''What the pass has found out, one of the above.'''
+        return self.args[0]
 
 
 def describe(module, root=None):
@@ -52,6 +47,21 @@ def called_in(split_pass):
     while frame is not None and not isinstance(frame.f_locals.get('self'), torch.nn.Module):
         frame = frame.f_back
     return 'no module' if frame is None else describe(frame.f_locals['self'], split_pass and split_pass.root)
+
+
+def other_pass(name, is_over):
+    '''The error for a function that is called with a pair of another forward pass.'''
+    if is_over and torch._C._current_graph_task_id() != -1:
+        return RuntimeError(
+            f'{name}, called in {called_in(None)}, is run again by a checkpoint after the end of the composite\'s'
+            ' context: call the backward pass inside of the context'
+        )
+    return RuntimeError(
+        f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
+        ' has seen; clear it, or give the module a form with zennit_dc.split_form. Methods that put values of'
+        ' their own at a layer, as Captum\'s LayerIntegratedGradients does, are not defined for split pairs:'
+        ' name the layer in the composite (layer=...), and call the method for the input'
+    )
 
 
 def probabilities(name):

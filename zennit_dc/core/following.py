@@ -17,6 +17,9 @@ class InputAxes(NamedTuple):
 
     Parameters
     ----------
+    samples : list[int]
+        The index of the axis of samples of each input: the first one, or the second one if time comes first. Empty in a
+        pass that makes no map.
     channels : dict
         The index of the axis of channels of each input by its own, or None for one that has none, where it is known.
     tokens : dict
@@ -24,6 +27,7 @@ class InputAxes(NamedTuple):
     reorders : list[str]
         The modules in which the samples were put in another order.
     '''
+    samples: list
     channels: dict
     tokens: dict
     reorders: list
@@ -191,16 +195,14 @@ def note_channels(pair, index):
 
 def mixed(pair, index):
     '''Note that weights mix the entries along an axis of a pair, so that it is no axis of an input any more.'''
-    index %= pair.values[0].ndim
-    pair.axes = pair.axes._replace(places={
-        key: None if place is not None and place.axis == index else place for key, place in pair.axes.places.items()
-    })
+    lost = dict.fromkeys(pair.axes.places_in(index % pair.values[0].ndim))
+    pair.axes = pair.axes._replace(places={**pair.axes.places, **lost})
 
 
 def note_tokens(pair):
     '''Note the places of a pair that are parts of one axis, in case that this axis is not followed all the way.'''
     for index, length in enumerate(pair.values[0].shape):
-        inside = {key: place for key, place in pair.axes.places.items() if place is not None and place.axis == index}
+        inside = pair.axes.places_in(index)
         is_part = not all(place.is_whole(pair.values[0].shape) for place in inside.values())
         if index and is_part and any(place.length > 1 for place in inside.values()):
             pair.split_pass.input_axes.tokens[length] = inside

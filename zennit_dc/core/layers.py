@@ -61,7 +61,7 @@ class LayerOutput:
         if not is_last and known != sources:
             return None
         index = (known or sources)[0]
-        shape = split_pass.shape_of(index)
+        shape = shape_of(split_pass, index)
         likely = self.likely(index, shape, channels[index] if known else 1, grid)
         if not known:
             raise channels_unknown(self.where, shape)
@@ -86,7 +86,7 @@ class LayerOutput:
     def input_places(self, split_pass, index):
         '''The places of an input's axes in the output. Those that are lost are taken to be along the only axis that is
         as long as an axis of tokens was along which they were known.'''
-        shape, tokens = split_pass.shape_of(index), split_pass.input_axes.tokens
+        shape, tokens = shape_of(split_pass, index), split_pass.input_axes.tokens
         own = {axis: self.places.get((index, axis)) if self.places.get((index, -1 - axis)) is None else None
                for axis in range(len(shape))}
         if None not in own.values():
@@ -100,6 +100,11 @@ class LayerOutput:
                 for axis, place in own.items()}
 
 
+def shape_of(split_pass, index):
+    '''The shape of an input with its samples first.'''
+    return split_pass.inputs[index].movedim(split_pass.input_axes.samples[index], 0).shape
+
+
 def channels_of(split_pass, index, given, is_last):
     '''The index that an input's axis of channels has, with samples first, as it is given or known; None if it has none,
     or () if it is not known.'''
@@ -109,7 +114,7 @@ def channels_of(split_pass, index, given, is_last):
     likely = likely_channels(shape) if is_last else None
     found = split_pass.input_axes.channels.get(index, () if likely is None else likely)
     # where the axis of channels is taken to be that of the samples, the pass starts over at its end
-    return 1 if found == 0 and split_pass.samples_of(index) == 1 else found
+    return 1 if found == 0 and split_pass.input_axes.samples[index] == 1 else found
 
 
 def require_one_map(where, output, is_known):

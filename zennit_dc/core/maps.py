@@ -6,10 +6,10 @@ import weakref
 
 import torch
 
-from .pair import same
 from .places import laid_over
 from .recording import DOUBTS
 from .rerun import at_reading, below_layer
+from .tensors import same
 
 
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
@@ -38,11 +38,6 @@ class Node(torch.autograd.Function):
         return None, None, *ctx.function(*gradients)
 
 
-def alive(nodes):
-    '''Those of some nodes that still exist.'''
-    return [node for node in (reference() for reference in nodes) if node is not None]
-
-
 def marked(tensor, nodes):
     '''A tensor such that it is noticed when it is differentiated.'''
     return Node.apply(nodes, lambda gradient: (gradient,), tensor)[0] if torch.is_grad_enabled() else tensor
@@ -57,36 +52,39 @@ def input_gradients(split_pass, index, *gradients):
         return split_pass.readout.combine(gradient, sum_gradient)
 
     dtype = split_pass.rerun.inputs[index].dtype
-    map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.samples_of(index))
+    map = exact(split_pass, read(*gradients).to(dtype), read, dtype, index, split_pass.input_axes.samples[index])
     require_dependence(split_pass, map)
     return marked(map, split_pass.nodes.maps), None
 
 
 def layer_gradients(split_pass, values, trained, *gradients):
     '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
-    input that has its places, or the true ones of what is below the layer, which is run again for them.'''
-    if split_pass.has_batch():  # in which outputs give the maps to the inputs
-        return (None,) * (2 + len(split_pass.inputs) + len(trained))
-    if not split_pass.makes_map():
-        if not any(gradient.any() for gradient in gradients):  # as where true gradients bypass the layer
-            return None, None, *[None] * (len(split_pass.inputs) + len(trained))
-        return None, None, *below_layer(split_pass, gradients, trained)
+    input that has its places, or the true ones of what is below the layer, which is run again for them. In a backward
+    pass with several gradients at once, outputs give the maps to the inputs.'''
+    found = [None] * (len(split_pass.inputs) + len(trained))
+    if split_pass.makes_map():
+        found[split_pass.output.location.source] = layer_map(split_pass, values, gradients)
+    elif not split_pass.has_batch() and any(gradient.any() for gradient in gradients):  # else they bypass the layer
+        found = below_layer(split_pass, gradients, trained)
+    return None, None, *found
+
+
+def layer_map(split_pass, values, gradients):
+    '''The map of an input from the gradients by a layer's output with some values.'''
     places = split_pass.output.location
 
     def read(*tensors):
         return split_pass.readout.at_layer(*(places.arranged(tensor) for tensor in tensors))
 
-    input, samples = split_pass.inputs[places.source], split_pass.samples_of(places.source)
+    input, samples = split_pass.inputs[places.source], split_pass.input_axes.samples[places.source]
     saliency = read(*(at_reading(split_pass) if torch.is_grad_enabled() else (*gradients, *values)))
     saliency = exact(split_pass, saliency, read, input.dtype)
     if DOUBTS.noted is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
-    map = laid_over(saliency, split_pass.shape_of(places.source), places.axes, places.windows).to(input.dtype)
-    maps = [None] * (len(split_pass.inputs) + len(trained))
-    maps[places.source] = marked(map.movedim(0, samples), split_pass.nodes.maps)
-    return None, None, *maps
+    map = laid_over(saliency, input.movedim(samples, 0).shape, places.axes, places.windows).to(input.dtype)
+    return marked(map.movedim(0, samples), split_pass.nodes.maps)
 
 
 def exact(split_pass, map, read, dtype, index=0, samples=0):
@@ -127,7 +125,7 @@ def reason(split_pass):
     return split_pass.readout.advice
 
 
-def in_range(readout, map, dtype, samples=0):
+def in_range(readout, map, dtype, samples):
     '''A map in float64 in another dtype, scaled by a power of two for each image where it is too large for it.'''
     others = [axis for axis in range(map.ndim) if axis != samples]
     largest = map.detach().abs().amax(others, keepdim=True) if others else map.detach().abs()
@@ -165,7 +163,7 @@ def part_of(map, losses):
     return torch.stack(losses).amax() / largest.masked_fill(largest == 0., math.inf).amin()
 
 
-def is_doubtful(map, losses, samples=0):
+def is_doubtful(map, losses, samples):
     '''Whether a map is zero, not finite, or changed by rounding, as a tensor of one entry.'''
     if not map.numel():
         return map.new_zeros((), dtype=torch.bool)

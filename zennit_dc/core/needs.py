@@ -8,7 +8,8 @@ from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
 from .errors import LOGITS
 from .nested import flatten
-from .pair import Mode, Pass, Settings, SplitTensor, TrueGradient
+from .pair import Pass, SplitTensor, TrueGradient
+from .settings import Mode, Settings
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
@@ -50,8 +51,8 @@ class Influence(Pass):
     rule = TrueGradient()
 
     def __init__(self, canonizer):
-        super().__init__(Settings(canonizer.pooling, None, canonizer.rule, canonizer.root))
-        self.mode, self.constants, self.is_constant = Mode(has_graph=True), {}, False
+        super().__init__(Settings(canonizer.pooling, None, canonizer.rule, canonizer.root), Mode(has_graph=True))
+        self.constants, self.is_constant = {}, False
 
     def makes_map(self):
         '''Whether statistics are constants in the running backward pass.'''

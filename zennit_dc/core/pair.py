@@ -7,13 +7,23 @@ from typing import Any, NamedTuple
 import torch
 
 from .axes import UNKNOWN, Axes, Axis
-from .errors import Unsupported, called_in
+from .errors import Unsupported, called_in, other_pass
 from .following import InputAxes
 from .nested import entries_of
+from .settings import Mode, Settings
 from .table import FORMS, FUNCTION_FORMS, OPERATORS, OVERLAYS, public
+from .wording import require_choice
 
 
-same = torch.ops.aten.alias.default  # a view that keeps all strides: view_as changes the strides of axes of length one
+# what is known of the values of a pair
+INPUT = 'the values of the input, in other places'
+GATE = 'the output of a gate, which may be a constant factor'
+RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
+PROBABILITY = 'the output of softmax itself'
+BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
+ADOPTED = 'the values of a plain tensor, until a pair was written into it'
+MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
+WRITTEN = frozenset((INPUT, PROBABILITY, ADOPTED))  # those of a pair that hold after something was written to it
 
 
 class TrueGradient:
@@ -38,51 +48,16 @@ class TrueGradient:
         return pair
 
 
-class Settings(NamedTuple):
-    '''What a forward pass computes. A :py:class:`~zennit_dc.SplitCanonizer` has these attributes, too.
-
-    Parameters
-    ----------
-    pooling : {'wta', 'convex'}, optional
-        The form of max-pooling: the winner takes all, or the one that keeps both streams convex (section 3.4).
-    recentering : callable, optional
-        A function ``(difference, sum) -> sum`` that chooses a new sum after each affine layer.
-    rule : :py:class:`TrueGradient`, optional
-        The rule outside of modules that have one of their own.
-    root : :py:class:`torch.nn.Module`, optional
-        The model.
-    '''
-    pooling: str = 'wta'
-    recentering: Callable | None = None
-    rule: TrueGradient = TrueGradient()
-    root: torch.nn.Module | None = None
-
-
-class Mode(NamedTuple):
-    '''What operations do at present.
-
-    Parameters
-    ----------
-    sums : bool, optional
-        Whether the value of the sum is computed, or only the way of its gradient.
-    keeps_graph : bool, optional
-        Whether there is a graph, which is not the case below the layer at which the map is read.
-    has_graph : bool, optional
-        Whether there is one in the original model.
-    '''
-    sums: bool = True
-    keeps_graph: bool = True
-    has_graph: bool = False
-
-
 class Pass:
     '''One forward pass: what all split pairs in it have in common. The backward pass of this one makes no map, but
     computes true gradients.
 
     Parameters
     ----------
-    settings : :py:class:`Settings`, optional
+    settings : :py:class:`~zennit_dc.core.settings.Settings`, optional
         What to compute.
+    mode : :py:class:`~zennit_dc.core.settings.Mode`, optional
+        What operations do at present.
 
     Attributes
     ----------
@@ -90,19 +65,17 @@ class Pass:
         The table of forms.
     rules : list
         The rule of the settings, and those of the modules that are being run, the innermost one last.
-    mode : :py:class:`Mode`
-        What operations do at present.
     plain : list
         Weak references to pairs that were plain tensors, and to those whose memory plain tensors share.
     input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
         What is noted of the axes of inputs.
     '''
-    refused = None  # the error for an operation that was not called by Python, where another one may take its place
+    refused = None  # the error for an operation that was called from C++, which may raise another one in its place
 
-    def __init__(self, settings=Settings()):
-        require_choice('pooling', settings.pooling, ('wta', 'convex'))
-        self.settings, self.forms, self.rules, self.mode = settings, forms_of(settings.root), [settings.rule], Mode()
-        self.plain, self.input_axes = [], InputAxes({}, {}, [])
+    def __init__(self, settings=Settings(), mode=Mode()):
+        self.settings, self.forms, self.mode = settings, forms_of(settings.root), mode
+        self.rules = [TrueGradient() if settings.rule is None else settings.rule]
+        self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
 
     @property
     def root(self):
@@ -115,7 +88,7 @@ class Pass:
         return self.rules[-1]
 
     def is_over(self):
-        '''Whether the context of this pass has ended.'''
+        '''Whether the context of this pass has ended, so that its canonizer has nothing to restore any more.'''
         return not getattr(self.settings, 'restore', True)
 
     def makes_map(self):
@@ -126,12 +99,10 @@ class Pass:
         '''Whether the running backward pass is one with several gradients at once.'''
         return False
 
-    def note_loss(self, loss):
-        '''Called in a backward pass that makes a map, with a function that returns how much rounding changes it.'''
-
     def sum_of_input(self, input):
-        '''The sum of an input's streams.'''
-        return input.abs()
+        '''The sum of an input's two streams: its absolute value for 'relu', zero for 'half'.'''
+        stream_sum = input.abs() if self.settings.input_split == 'relu' else torch.zeros_like(input)
+        return stream_sum.to(sum_dtype(input.dtype))
 
     def embedded(self, difference, stream_sum):
         '''The difference and the sum of an embedding of tokens.'''
@@ -140,22 +111,16 @@ class Pass:
     def at_layer(self, where, output):
         '''Called with the output of the layer at which a map is read, and what it is called.'''
 
-    def begin(self, pair):
-        '''Called with an embedding of tokens.'''
-
     def reads_next(self, pair):
         '''Whether a map is read at a pair, or after the activation that comes next.'''
         return False
-
-    def require_samples(self, pair, axis):
-        '''Called where a function tells which axis of a pair has the samples.'''
 
     def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of arguments, in which there are some pairs.'''
         form = self.forms.get(function)
         if form is None or kwargs.get('out') is not None:
             raise without_form(function, args, form)
-        return noted(form, args, kwargs, pairs)
+        return output_of(form, args, kwargs, pairs)
 
 
 def forms_of(root):
@@ -164,45 +129,11 @@ def forms_of(root):
     return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 
 
-def noted(form, args, kwargs, pairs):
-    '''What a form returns, with a note where one of the pairs in its arguments depends on an autograd function that has
-    no form.'''
-    cause = foreign_cause(pairs)
-    output = form(*args, **kwargs)
-    return output if cause is None else foreign(output, cause)
-
-
-def foreign_cause(pairs):
-    '''The error for one of some pairs that depends on an autograd function without a form, or None.'''
-    return next((pair.foreign for pair in pairs if pair.foreign is not None), None)
-
-
-def foreign(output, cause):
-    '''Note for all pairs in an output, and those in whose memory they are, that there is no map of them.'''
-    for pair in pairs_in(output):
-        views = [view() for view in pair.whole.views] if pair is pair.whole or pair.foreign is None else []
-        for each in (pair, pair.whole, *views):
-            if each is not None and each.foreign is None:
-                each.facts |= {cause}
-    return output
-
-
-INPUT = 'the values of the input, in other places'
-GATE = 'the output of a gate, which may be a constant factor'
-RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
-PROBABILITY = 'the output of softmax itself'
-BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
-ADOPTED = 'the values of a plain tensor, until a pair was written into it'
-MOVED = frozenset((INPUT, GATE, RECTIFIED))  # the facts that hold for the same values in other places
-WRITTEN = frozenset((INPUT, PROBABILITY, ADOPTED))  # those of a pair that hold after something was written to it
-
 class View(NamedTuple):
-    '''The pair in whose memory another one is, and the way from a tensor like that one's to this view of it.'''
+    '''What a pair is a view of: the pair in whose memory it is, and a function that selects the view in a tensor of
+    that pair's shape.'''
     base: Any
     path: Callable
-
-
-LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
 
 class SplitTensor(torch.Tensor):
@@ -263,14 +194,18 @@ class SplitTensor(torch.Tensor):
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
-            Parameters of :py:class:`Settings`, ``pooling`` and ``recentering`` among them.
+            Parameters of :py:class:`~zennit_dc.core.settings.Settings`, ``pooling`` and ``recentering`` among them.
 
         Returns
         -------
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
         '''
-        return cls(input, input_sum(input, input_split), Pass(Settings(**kwargs))).as_input()
+        settings = Settings(**kwargs, input_split=input_split)
+        require_choice('pooling', settings.pooling, ('wta', 'convex'))
+        require_choice('input_split', input_split, ('relu', 'half'))
+        split_pass = Pass(settings)
+        return cls(input, split_pass.sum_of_input(input), split_pass).as_input()
 
     def as_input(self, samples=0):
         '''This pair as that of an input, whose samples are along an axis with an index, and whose channels are after
@@ -281,8 +216,8 @@ class SplitTensor(torch.Tensor):
         return self
 
     @property
-    def foreign(self):
-        '''The error for what depends on an autograd function without a form, of which there is no map, or None.'''
+    def unmapped(self):
+        '''The error for what has no map, as it depends on an autograd function without a form, or None.'''
         return next((fact for fact in self.facts if isinstance(fact, Unsupported)), None)
 
     @property
@@ -396,21 +331,6 @@ def common_pass(function, pairs):
     return split_pass
 
 
-def other_pass(name, is_over):
-    '''The error for a function that is called with a pair of another forward pass.'''
-    if is_over and torch._C._current_graph_task_id() != -1:
-        return RuntimeError(
-            f'{name}, called in {called_in(None)}, is run again by a checkpoint after the end of the composite\'s'
-            ' context: call the backward pass inside of the context'
-        )
-    return RuntimeError(
-        f'{name}, called in {called_in(None)}, has a split pair of another forward pass: a module keeps what it'
-        ' has seen; clear it, or give the module a form with zennit_dc.split_form. Methods that put values of'
-        ' their own at a layer, as Captum\'s LayerIntegratedGradients does, are not defined for split pairs:'
-        ' name the layer in the composite (layer=...), and call the method for the input'
-    )
-
-
 def note_autograd_function(pair, function):
     '''Note where a pair, an argument of a function, is the output of a :py:class:`torch.autograd.Function` without a
     form, which has no graph of the pair's own tensors.'''
@@ -420,22 +340,31 @@ def note_autograd_function(pair, function):
         pair.facts -= {BY_FUNCTION}
         if node is None:  # in torch.no_grad(), which the form did not see
             pair.values, pair.depth = tuple(tensor.detach() for tensor in pair.tensors), -math.inf
-    elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.foreign is None:
+    elif node is not None and getattr(node, '_forward_cls', None) not in FUNCTION_FORMS and pair.unmapped is None:
         cause = f'{type(node).__name__.removesuffix("Backward")}.apply (an autograd function or reentrant checkpoint)'
-        foreign(pair, unsupported(f'{cause} before {getattr(function, "__name__", function)}', (pair,)))
+        note_unmapped(pair, unsupported(f'{cause} before {getattr(function, "__name__", function)}', (pair,)))
 
 
-def true_gradients(function, tensors, gradient):
-    '''The gradients of a function by its tensors, of which some may be None, from another run of it.'''
-    graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        copies = [tensor if tensor is None else same(tensor) if graph and tensor.requires_grad
-                  else tensor.detach().requires_grad_() for tensor in tensors]
-        output, known = function(*copies), [copy for copy in copies if copy is not None]
-        if not output.requires_grad:
-            return [None] * len(copies)
-        found = iter(torch.autograd.grad(output, known, gradient, create_graph=graph, allow_unused=True))
-    return [None if copy is None else next(found) for copy in copies]
+def output_of(form, args, kwargs, pairs):
+    '''What a form returns, which has no map where one of the pairs in its arguments has none.'''
+    cause = unmapped_cause(pairs)
+    output = form(*args, **kwargs)
+    return output if cause is None else note_unmapped(output, cause)
+
+
+def unmapped_cause(pairs):
+    '''The error for the first of some pairs that has no map, or None.'''
+    return next((pair.unmapped for pair in pairs if pair.unmapped is not None), None)
+
+
+def note_unmapped(output, cause):
+    '''Note the cause for which all pairs in an output, and those that share their memory, have no map.'''
+    for pair in pairs_in(output):
+        views = [view() for view in pair.whole.views] if pair is pair.whole or pair.unmapped is None else []
+        for each in (pair, pair.whole, *views):
+            if each is not None and each.unmapped is None:
+                each.facts |= {cause}
+    return output
 
 
 def sum_dtype(dtype):
@@ -443,16 +372,7 @@ def sum_dtype(dtype):
     return torch.promote_types(dtype, torch.float32)
 
 
-def input_sum(input, input_split):
-    '''The sum of an input's two streams: its absolute value for 'relu', zero for 'half'.'''
-    require_choice('input_split', input_split, ('relu', 'half'))
-    return input.abs() if input_split == 'relu' else torch.zeros_like(input)
-
-
-def require_choice(name, value, choices):
-    '''Raise if a parameter is not one of its values.'''
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, not {value!r}')
+LEAVES = {torch.Tensor, torch.nn.Parameter, type(None), bool, int, float, str}  # what most arguments are
 
 
 def pairs_in(obj):
@@ -472,8 +392,7 @@ def pairs_in(obj):
 
 
 def pass_of(obj):
-    '''The pass of the first split pair in nested tuples, lists, dicts and dataclasses, or None if there is
-    none.'''
+    '''The pass of the first split pair in nested tuples, lists, dicts and dataclasses, or None if there is none.'''
     found = pairs_in(obj)
     return found[0].split_pass if found else None
 

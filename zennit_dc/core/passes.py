@@ -12,40 +12,26 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
-import sys
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from ..forms.reading import read_alone
 from ..forms.table import plain
-from ..rules import SplitRule
-from .axes import Axis, by_sample
+from ..rules import rules_of
+from .axes import Axis, axes_of_samples, by_sample, require_found_samples
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
-from .errors import FIRST_AXIS, SECOND_AXIS, SUMS, StartOver, Unsupported, independence, probabilities
+from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
+from .formless import refused, value_alone
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
-from .maps import Node, alive, input_gradients
+from .maps import Node, input_gradients
 from .nested import flatten
-from .pair import (
-    LEAVES,
-    PROBABILITY,
-    Mode,
-    Pass,
-    SplitTensor,
-    common_pass,
-    foreign,
-    foreign_cause,
-    input_sum,
-    pairs_in,
-    same,
-    sum_dtype,
-    unsupported,
-    without_form,
-)
+from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, pairs_in
 from .rerun import Rerun, gradients_of_output, trained_of
-from .views import become_plain
+from .settings import Mode
+from .tensors import same
+from .views import alive, become_plain
 
 
 class Seed(NamedTuple):
@@ -109,10 +95,11 @@ class MapPass(Pass):
         super().__init__(canonizer)
         self.layer, self.probe = layer if canonizer.layer is None else canonizer.layer, probe
         self.rerun = Rerun.of(canonizer.root, call, inputs)
-        self.rules += [rule for rule in rules_of(canonizer.root) if rule.holds_for(canonizer.root)]
+        self.rules += rules_of(canonizer.root, [canonizer.root])  # whose hooks see tensors that are not split yet
         sums = self.sums_above if self.layer is None else SUMS in self.known or self.readout.sums
         has_graph = torch.is_grad_enabled() and any(input.requires_grad for input in inputs)
         self.mode = Mode(sums, has_graph and (probe is not None or self.layer is None), has_graph)
+        self.input_axes.samples.extend(axes_of_samples(inputs, self.known))
         self.backward, self.nodes = {}, Nodes([], [], [])
         self.output, self.has_left = None, False
 
@@ -157,12 +144,11 @@ class MapPass(Pass):
     def enter(self, index):
         '''Split an input.'''
         input = self.inputs[index]
-        stream_sum = self.sum_of_input(input).to(sum_dtype(input.dtype))
-        pair = SplitTensor(*self.entered(index, input, stream_sum), self).as_input(self.samples_of(index))
+        samples = self.input_axes.samples[index]
+        pair = SplitTensor(*self.entered(index, input, self.sum_of_input(input)), self).as_input(samples)
         pair.depth = 0 if self.layer is None else -math.inf
         if self.layer is not None and self.probe is None:
-            places = input_places(index, input.shape, self.samples_of(index))
-            pair.axes = pair.axes._replace(places=places)
+            pair.axes = pair.axes._replace(places=input_places(index, input.shape, samples))
         return pair
 
     def entered(self, index, input, stream_sum):
@@ -183,51 +169,9 @@ class MapPass(Pass):
         difference, stream_sum = values
         return difference, stream_sum if self.readout.reads_sum or self.sums_above else stream_sum.detach()
 
-    def sum_of_input(self, input):
-        '''The sum of an input's streams.'''
-        return input_sum(input, self.canonizer.input_split)
-
     def embedded(self, difference, stream_sum):
         '''The difference and the sum of an embedding of tokens.'''
         return (difference, stream_sum) if self.probe else (same(difference.detach()), stream_sum.detach())
-
-    def begin(self, pair):
-        '''Called with an embedding of tokens, at which the map is read if no layer is named.'''
-        if self.layer != self.canonizer.layer:
-            self.at_layer(self.layer, pair)
-
-    def has_second_axis(self):
-        '''Whether the second axis of the input is taken for that of samples.'''
-        return SECOND_AXIS in self.known and FIRST_AXIS not in self.known
-
-    def samples_of(self, index):
-        '''The index of an input's axis of samples: the first one, or the second one if time comes first.'''
-        shape, first = self.inputs[index].shape, self.inputs[0].shape
-        second = self.has_second_axis() and len(shape) > 1 and shape[1] == first[1]
-        return int(second and (len(shape) > 2 or index == 0 or shape[0] != first[1]))
-
-    def shape_of(self, index):
-        '''The shape of an input with its samples first.'''
-        shape, samples = self.inputs[index].shape, self.samples_of(index)
-        return torch.Size((shape[samples], *shape[:samples], *shape[samples + 1:]))
-
-    def require_samples(self, pair, axis):
-        '''Start over, once for each model, where the samples of the first input are taken to be along its first axis,
-        which is another one than that of a pair here, but may be along its second one.'''
-        is_first = pair.axes.batch is not None and pair.axes.batch.index == 0 != axis
-        may_be_second = self.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
-        if is_first and may_be_second and SECOND_AXIS not in self.known:
-            raise StartOver(SECOND_AXIS)
-
-    def require_found_samples(self, pairs):
-        '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that
-        may be in them, once for each model, and with the first one again where neither is.'''
-        if any(pair.place('batch') is not None for pair in pairs):
-            return
-        length = self.inputs[0].shape[1:2]
-        may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
-        if self.has_second_axis() or (may_be_second and SECOND_AXIS not in self.known):
-            raise StartOver(FIRST_AXIS if self.has_second_axis() else SECOND_AXIS)
 
     # functions of pairs
 
@@ -253,15 +197,10 @@ class MapPass(Pass):
     def evaluate(self, function, args, kwargs, pairs):
         '''What a function is on pairs, by its form; without one, a value that may be read.'''
         self.require_kept(pairs)
-        form, cause = self.forms.get(function), foreign_cause(pairs) if any(pair.facts for pair in pairs) else None
         try:
-            if form is None or kwargs.get('out') is not None:
-                raise without_form(function, args, form)
-            output = form(*args, **kwargs)
+            output = super().apply(function, args, kwargs, pairs)
         except Unsupported as error:
-            return self.value_alone(function, args, kwargs, pairs, error)
-        if cause is not None:
-            foreign(output, cause)
+            return value_alone(self, function, args, kwargs, pairs, error)
         if not torch.is_grad_enabled() and self.mode.keeps_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:
@@ -274,19 +213,6 @@ class MapPass(Pass):
         if is_again and any(pair.depth == -math.inf for pair in pairs):
             where = f'what comes before module {self.layer!r}'
             raise RuntimeError(f'{where} is run again by a checkpoint: read the map outside of it')
-
-    def value_alone(self, function, args, kwargs, pairs, error):
-        '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd
-        function without a form, that goes on as one of which there is no map.'''
-        cause = foreign_cause(pairs)
-        if cause is None and (kind := running_function()) is not None and self.mode.keeps_graph:
-            cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
-        output = read_alone(function, args, kwargs, error)
-        if cause is None:
-            return output
-        for pair in pairs_in(output):
-            pair.pending, pair.depth = None, -math.inf
-        return foreign(output, cause)
 
     # the layer
 
@@ -329,15 +255,15 @@ class MapPass(Pass):
 
     def require_reached(self, pairs):
         '''Raise if no map of these pairs can be had, or start over if it is not along which axis they have samples.'''
-        if all(pair.foreign for pair in pairs):
-            raise next(iter(pairs)).foreign
+        if all(pair.unmapped for pair in pairs):
+            raise next(iter(pairs)).unmapped
         if self.layer is not None and (self.output is None or not self.output.is_read):
             how = 'or not on a split pair (but on what detach() returned, for one)'
             if isinstance(self.root, torch.fx.GraphModule):
                 how = 'as a graph does not call them: torch.export.unflatten(program) does'
             raise ValueError(f'module {self.layer!r} was not called in this forward pass, {how}')
         reached = any(pair.difference.requires_grad and pair.depth > -math.inf for pair in pairs)
-        self.require_found_samples(pairs)
+        require_found_samples(self, pairs)
         if self.mode.has_graph and not reached:
             where = 'the input' if self.layer is None else f'the output of module {self.layer!r}'
             raise ValueError(
@@ -346,9 +272,9 @@ class MapPass(Pass):
 
     def left(self, place, pair):
         '''The difference of a pair at a place of the output, which may be changed in place.'''
-        if pair.foreign:
+        if pair.unmapped:
             values = [tensor.detach() for tensor in pair.tensors]
-            return Node.apply([], partial(refused, pair.foreign), *values, *self.inputs)[0].clone()
+            return Node.apply([], partial(refused, pair.unmapped), *values, *self.inputs)[0].clone()
         seeds = partial(self.seeds_of, place, pair.depth, pair.axes.batch, pair.tensors[1].dtype)
         exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(place, seeds, *pair.tensors)
         return exit.clone()
@@ -446,25 +372,3 @@ class MapPass(Pass):
         depths = [torch.where(own if len(own) == len(rows) else own.any(), depth, 1) for own, depth in explains]
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
-
-
-def running_function():
-    '''The autograd function in whose forward this is called, or None.'''
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == 'apply' and frame.f_globals.get('__name__') == 'torch.autograd.function':
-            return frame.f_locals['cls']
-        frame = frame.f_back
-    return None
-
-
-def refused(error, *gradients):
-    '''Raise the error for an output of which there is no map, where anything asks for one.'''
-    raise error
-
-
-def rules_of(module):
-    '''The rules that are registered to a module. Those of the model itself have hooks that see tensors which are not
-    split yet.'''
-    owners = [getattr(hook, '__self__', None) for hook in module._forward_pre_hooks.values()]
-    return [owner for owner in reversed(owners) if isinstance(owner, SplitRule)]

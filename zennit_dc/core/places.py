@@ -74,7 +74,7 @@ class Places(NamedTuple):
             )
 
 
-def followed(shape, places, input_channels=None, channels=None, source=0):
+def followed(shape, places, input_channels, channels, source):
     '''The places of a layer's output to which the axes of an input have been followed.
 
     Parameters
@@ -83,11 +83,11 @@ def followed(shape, places, input_channels=None, channels=None, source=0):
         The shape of the output.
     places : dict
         The :py:class:`~zennit_dc.core.axes.Place` of each axis of the input, or None where it is not known.
-    input_channels : int, optional
+    input_channels : int or None
         The index of the input's axis of channels, if it has one.
-    channels : int, optional
+    channels : int or None
         The index of the output's axis of channels, if it is known.
-    source : int, optional
+    source : int
         The index of the input.
 
     Returns

@@ -3,7 +3,7 @@ import functools
 
 import torch
 
-from .pair import BY_FUNCTION, SplitTensor, common_pass, noted, pairs_in
+from .pair import BY_FUNCTION, SplitTensor, common_pass, output_of, pairs_in
 from .table import FORMS, FUNCTION_FORMS, MODULE_FORMS
 
 
@@ -54,7 +54,7 @@ def register_autograd_function(kind, form):
             if split_pass is None:
                 return original(*args, **kwargs)
             with torch.set_grad_enabled(split_pass.mode.keeps_graph):  # which autograd functions leave to backward
-                output = noted(FUNCTION_FORMS[kind], own, kwargs, given)
+                output = output_of(FUNCTION_FORMS[kind], own, kwargs, given)
             return tuple(each_by_function(each, given) for each in output) if isinstance(output, (tuple, list)) else \
                 each_by_function(output, given)
 
@@ -67,7 +67,7 @@ def each_by_function(output, given):
     if not isinstance(output, SplitTensor):
         return output
     if any(output is each for each in given):
-        cause, output = output.foreign, output.replaced(*output.tensors)
+        cause, output = output.unmapped, output.replaced(*output.tensors)
         output.facts |= {cause} - {None}
     output.facts |= {BY_FUNCTION}
     return output

@@ -8,7 +8,9 @@ import torch
 
 from .errors import StartOver
 from .nested import flatten, modules_of
-from .pair import Mode, Pass, Settings, SplitTensor, same
+from .pair import Pass, SplitTensor
+from .settings import Mode, Settings
+from .tensors import same
 
 
 class Rerun(NamedTuple):
@@ -38,15 +40,15 @@ class Rerun(NamedTuple):
         return cls(call, inputs, versions, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
 
     @contextmanager
-    def running(self, root, exact=False):
-        '''A context in which the model is run again, with a graph; if exact, in float64. It gives the call and the
-        inputs, which have the graph of the first ones where a graph is asked for.'''
-        if self.versions != versions_of(root):
+    def running(self, split_pass, exact=False):
+        '''A context in which the model of a pass is run again, with a graph; if exact, in float64. It gives the call
+        and the inputs, which have the graph of the first ones where a graph is asked for.'''
+        if split_pass.is_over() or self.versions != versions_of(split_pass.root):
             raise changed()
         graph, dtype = torch.is_grad_enabled(), None if exact else self.autocast
         with torch.enable_grad(), torch.autocast(device_type(self.versions), dtype, enabled=dtype is not None):
             inputs = [same(input) if graph else input.detach().requires_grad_() for input in self.inputs]
-            yield in_float64(root, self.call, inputs) if exact else (self.call, inputs)
+            yield in_float64(split_pass.root, self.call, inputs) if exact else (self.call, inputs)
 
 
 def changed():
@@ -69,7 +71,7 @@ def in_float64(root, call, inputs):
 def tensors_of(root):
     '''The parameters and buffers of a model, each of them once.'''
     found = (each for module in modules_of(root) for each in (*module._parameters.values(), *module._buffers.values()))
-    return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
+    return list(dict.fromkeys(tensor for tensor in found if tensor is not None))
 
 
 def trained_of(root):
@@ -122,9 +124,9 @@ def below_layer(split_pass, layer_gradients, trained):
 
 def gradients_of_output(split_pass, place, gradient, trained):
     '''The true gradients by inputs that need one and by parameters of the output of a pass at a place.'''
-    with running(split_pass) as (call, inputs):
-        true_pass = Pass(Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root))
-        true_pass.mode = Mode(has_graph=True)
+    with split_pass.rerun.running(split_pass) as (call, inputs):
+        settings = Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root)
+        true_pass = Pass(settings, Mode(has_graph=True))
         pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
         output = flatten(call(pairs))[0][place].difference
     needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
@@ -134,7 +136,7 @@ def gradients_of_output(split_pass, place, gradient, trained):
 def another(split_pass, index=0, exact=False):
     '''The inputs and the output of another forward pass with all of its graph, and the tensors at which the map is
     read.'''
-    with running(split_pass, exact) as (call, inputs):
+    with split_pass.rerun.running(split_pass, exact) as (call, inputs):
         probe = Probe(index)
         try:
             output = type(split_pass)(split_pass.canonizer, call, inputs, split_pass.layer, probe).run()
@@ -142,13 +144,6 @@ def another(split_pass, index=0, exact=False):
             raise changed() from reason
     read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
     return inputs, output, read
-
-
-def running(split_pass, exact=False):
-    '''The context in which the model of a pass is run again, which has to be in split form still.'''
-    if split_pass.is_over():
-        raise changed()
-    return split_pass.rerun.running(split_pass.root, exact)
 
 
 def gradients(tensors, seeded, **kwargs):

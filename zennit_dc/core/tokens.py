@@ -6,7 +6,7 @@ from torch.overrides import TorchFunctionMode
 
 from .axes import Axes, Axis
 from .nested import flatten
-from .pair import SplitTensor, sum_dtype, unsupported
+from .pair import SplitTensor, unsupported
 from .places import name_of
 
 
@@ -31,8 +31,10 @@ def are_tokens(leaf):
         and leaf.dtype != torch.bool
 
 
-def token_weights(tokens, dtype):
-    '''A weight of one for each token, which stands for it in the graph. Its gradient is the map of the tokens.'''
+def token_weights(tokens, model):
+    '''A weight of one for each token of a model's input, which stands for it in the graph. Its gradient is the map of
+    the tokens.'''
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     weights = torch.ones(tokens.shape, dtype=dtype, device=tokens.device).requires_grad_(torch.is_grad_enabled())
     weights.tokens = tokens
     return weights
@@ -76,12 +78,12 @@ class Embedding(TorchFunctionMode):
 def embedded(output, weights):
     '''The pair of an embedding's output, for tokens for which another pair stands.'''
     split_pass = weights.split_pass
-    stream_sum = split_pass.sum_of_input(output).to(sum_dtype(output.dtype))
-    pair = SplitTensor(*split_pass.embedded(output, stream_sum), split_pass).as_input()
+    pair = SplitTensor(*split_pass.embedded(output, split_pass.sum_of_input(output)), split_pass).as_input()
     batch = pair.axes.batch if (place := weights.place('batch')) is None else Axis.at(
         output.shape, place + weights.values[0].ndim
     )
     pair.depth, pair.axes = weights.depth, Axes(batch, Axis.at(output.shape, -1), weights.axes.places)
     split_pass.input_axes.channels.setdefault(0, None)
-    split_pass.begin(pair)
+    if split_pass.settings.layer is None:
+        split_pass.at_layer(FIRST_EMBEDDING, pair)
     return pair

@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-from .pair import ADOPTED, WRITTEN, SplitTensor, View, same, unsupported
+from .pair import ADOPTED, WRITTEN, SplitTensor, View, unsupported
+from .tensors import same
 
 
 def as_view(output, source, function):
@@ -38,13 +39,18 @@ def as_view(output, source, function):
 
 
 def viewed(view, tensor):
-    '''The view of a tensor like that of the base of a view, or the tensor itself where there is none.'''
+    '''What a view selects in a tensor of its base's shape; all of the tensor where the view is None.'''
     return tensor if view is None else view.path(tensor)
+
+
+def alive(references):
+    '''The objects of some weak references that still exist.'''
+    return [each for each in (reference() for reference in references) if each is not None]
 
 
 def sharing(pair):
     '''The pairs whose differences share their memory: the one of which all others are views comes first.'''
-    return [pair.whole, *(view for view in (reference() for reference in pair.whole.views) if view is not None)]
+    return [pair.whole, *alive(pair.whole.views)]
 
 
 def memory(pair):
@@ -83,7 +89,7 @@ def assign(pair, value):
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
         if sees_any:
             now = value.facts if sees_all else each.facts & value.facts
-            each.facts = now | {fact for fact in each.facts if fact in WRITTEN or fact is each.foreign}
+            each.facts = now | {fact for fact in each.facts if fact in WRITTEN or fact is each.unmapped}
     if lent is not None:
         lent.move(pairs)
     if base.split_pass.plain:
@@ -251,8 +257,7 @@ def adopt(tensor, difference, split_pass, stream_sum=None):
 
 def adopted(split_pass):
     '''The pairs of a pass that were plain tensors.'''
-    found = (reference() for reference in split_pass.plain)
-    return [pair for pair in found if pair is not None and ADOPTED in pair.facts]
+    return [pair for pair in alive(split_pass.plain) if ADOPTED in pair.facts]
 
 
 def are_all(base, views, split_pass):
@@ -273,13 +278,12 @@ def show_graph(pairs):
 def overwrite(tensor, split_pass, name):
     '''Note that a plain tensor, which is about to become a pair, overwrites another pair if it is in that one's memory.
     Return whether it does.'''
-    lenders = (reference() for reference in split_pass.plain)
-    owner = next((pair for pair in lenders if pair is not None and memory(pair) == tensor.untyped_storage()._cdata),
-                 None)
+    storage = tensor.untyped_storage()._cdata
+    owner = next((pair for pair in alive(split_pass.plain) if memory(pair) == storage), None)
     if owner is None:
         return False
-    lent = [reference() for reference, _ in owner.pending.tensors] if isinstance(owner.pending, Lent) else []
-    if any(each is not None and each is not tensor for each in lent):
+    lent = alive(reference for reference, _ in owner.pending.tensors) if isinstance(owner.pending, Lent) else []
+    if any(each is not tensor for each in lent):
         raise unsupported(f'{name} on one of several tensors that detach() or data made of a split pair', (owner,),
                           remedy=REMEDY)
     for each in sharing(owner):

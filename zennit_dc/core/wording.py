@@ -1,4 +1,4 @@
-'''What errors say about a name that is not there.'''
+'''What errors say about a name or a value that is not there.'''
 from difflib import get_close_matches
 
 
@@ -17,6 +17,12 @@ def similar(name, names):
         return ''
     more = f' or one of {len(found) - MOST} more' if len(found) > MOST else ''
     return f', did you mean {" or ".join(map(repr, found[:MOST]))}{more}?'
+
+
+def require_choice(name, value, choices):
+    '''Raise if a parameter is not one of its values.'''
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(map(repr, choices))}, not {value!r}')
 
 
 def words_of(name):

@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from ..core.axes import same_axes, take_axes
 from ..core.blocks import add, linear, multiply, passing
-from ..core.pair import SplitTensor, pairs_in, same, unsupported
+from ..core.pair import SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
+from ..core.tensors import same
 from ..core.views import NewValue as Valued, assign, become_pair
 from .reading import refuse_comparison
 from .table import plain, torch_form

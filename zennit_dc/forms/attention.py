@@ -4,7 +4,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import Axis
+from ..core.axes import Axis, require_samples
 from ..core.blocks import linear, moved_alike
 from ..core.pair import SplitTensor, pass_of
 from ..core.registry import split_form
@@ -64,7 +64,7 @@ def multi_head_attention(query, *args, **kwargs):
     '''The attention of several heads, of queries of shape (tokens, batch, channels).'''
     is_batch = isinstance(query, SplitTensor) and query.values[0].ndim == 3
     if is_batch:
-        query.split_pass.require_samples(query, 1)
+        require_samples(query, 1)
     output, weights = own_steps(F.multi_head_attention_forward)(query, *args, **kwargs)
     if is_batch and isinstance(output, SplitTensor) and query.place('batch') == -2:
         output.axes = output.axes._replace(batch=Axis.at(output.values[0].shape, -2))  # which was one with the heads

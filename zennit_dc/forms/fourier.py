@@ -38,7 +38,7 @@ class ComplexPair(SplitTensor):
 
     def __init__(self, parts):
         super().__init__(*map(as_complex, parts.tensors), parts.split_pass)
-        self.parts, self.depth, self.facts = parts, parts.depth, frozenset({parts.foreign} - {None})
+        self.parts, self.depth, self.facts = parts, parts.depth, frozenset({parts.unmapped} - {None})
         self.axes = first_axes(parts.axes, self.values[0].shape)
 
     @classmethod

@@ -7,13 +7,24 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import follow_axes, same_axes, with_channels
-from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, moved_alike, multiply, pending, weighted
+from ..core.blocks import (
+    Dense,
+    Layer,
+    affine,
+    instead,
+    linear,
+    magnitude,
+    moved_alike,
+    multiply,
+    pending,
+    recenter,
+    weighted,
+)
 from ..core.errors import called_in
 from ..core.following import mixed, note_channels
 from ..core.pair import SplitTensor, pass_of, unsupported
 from ..core.registry import split_form
 from ..core.views import laid_out
-from ..recentering import recenter
 from .arithmetic import addition, valued
 from .routing import of_one_tensor, register
 from .table import form_of_each, overloads, plain, refuse_pairs, require_batch, torch_form

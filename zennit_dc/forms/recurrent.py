@@ -4,7 +4,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import Axis
+from ..core.axes import Axis, require_samples
 from ..core.blocks import route
 from ..core.following import joined_places, mixed
 from ..core.pair import SplitTensor, unsupported
@@ -110,7 +110,7 @@ def recurrent(function, step, input, *given):
 
     if is_packed:
         return as_computed(own, partial(of_packed, cells, *sizes), input, states)
-    input.split_pass.require_samples(input, int(not batch_first[0]))
+    require_samples(input, int(not batch_first[0]))
     output, *last = as_computed(own, partial(of_tokens, cells, *batch_first), input, states)
     places = joined_places([(input.axes.places, input.values[0].shape)], output.values[0].shape)
     output.axes = output.axes._replace(places=places)

@@ -128,8 +128,8 @@ class Tap:
         '''The difference, for a backward pass that starts there: behind the hooks, with the gradients of both streams
         that they have left; or at the pair as it is now, as if it were the output.'''
         pair = self.pair()
-        if pair.foreign is not None:
-            raise pair.foreign
+        if pair.unmapped is not None:
+            raise pair.unmapped
         tensors = pair.tensors if streams is None else self.before
         end = pair.depth if streams is None else self.kept.depth, pair.axes.batch
         return Node.apply([], partial(seeds_at, pair.split_pass, end, tensors[1].dtype, streams), *tensors)[0]
