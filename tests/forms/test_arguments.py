@@ -31,6 +31,7 @@ CALLS = {
     'amax of masked entries': (lambda x: x.masked_fill(MASK, -math.inf).amax(1), X),
     'amin of masked entries': (lambda x: x.masked_fill(MASK, math.inf).amin((-1,), True), X),
     'aminmax of equal entries': (lambda x: torch.aminmax(x, dim=-1, keepdim=True), X.sign()),
+    'addmm in place': (lambda x, y: x.clone().addmm_(y, SQUARE, alpha=-2.), X, Y),
     'topk of a number': (lambda x: x.topk(1)[0], X[0, 0]),
     'a number in order': (lambda x: torch.sort(x)[0], X[0, 0]),
     'aminmax of an axis': (lambda x: tuple(x.aminmax(dim=1)), X),

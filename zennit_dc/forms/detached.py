@@ -74,10 +74,7 @@ def detached(pair, name, parameters):
 parametric_forms(FUNCTIONS, detached, DetachedActivations.forms)
 
 
-@torch_form(
-    'mul', 'multiply', '__mul__', '__rmul__',
-    table=DetachedActivations.forms
-)
+@torch_form('mul', 'multiply', '__mul__', '__rmul__', table=DetachedActivations.forms)
 def gated(first, other):
     '''A product, of which one factor is a constant if it is a gate.'''
     if isinstance(first, SplitTensor) and isinstance(other, SplitTensor):

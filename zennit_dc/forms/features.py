@@ -99,14 +99,13 @@ def where_regular(function, tensor, is_regular, otherwise=0.):
     return torch.where(is_regular, function(torch.where(is_regular, tensor, 1.)), otherwise)
 
 
-def register_elementwise(title, slope_of, *names, function=None, is_weight=False):
-    '''Register elementwise functions by their slope, also in place, see :py:func:`tangent`.'''
+def register_elementwise(name, slope_of, title=None, function=None, is_weight=False):
+    '''Register an elementwise function by its slope, also in place, see :py:func:`tangent`.'''
     def carry(value, pair):
         return tangent(pair, value, slope_of, function)
 
-    carry.__name__ = title
-    for name in names or (title,):
-        detached_form(name)(partial(statistic, getattr(torch, name), carry, is_weight=is_weight))
+    carry.__name__ = title or name
+    detached_form(name)(partial(statistic, getattr(torch, name), carry, is_weight=is_weight))
 
 
 register_elementwise('sqrt', lambda x: .5 * x.rsqrt(), function=torch.sqrt)
@@ -115,9 +114,9 @@ register_elementwise('reciprocal', lambda x: -x ** -2, is_weight=True)
 register_elementwise('exp', torch.exp)
 register_elementwise('expm1', torch.exp)
 register_elementwise('log1p', lambda x: 1 / (1 + x), function=torch.log1p)
-register_elementwise('logarithm', lambda x: 1 / x, 'log')
-register_elementwise('logarithm', lambda x: 1 / (x * math.log(2)), 'log2')
-register_elementwise('logarithm', lambda x: 1 / (x * math.log(10)), 'log10')
+register_elementwise('log', lambda x: 1 / x, 'logarithm')
+register_elementwise('log2', lambda x: 1 / (x * math.log(2)), 'logarithm')
+register_elementwise('log10', lambda x: 1 / (x * math.log(10)), 'logarithm')
 
 
 def quotient(value, first, other):
@@ -136,8 +135,6 @@ def reflected_division(divisor, first):
     if pairs_in((first,)):
         return divisor.reciprocal() * first
     return reciprocal_of(first, divisor, lambda first, other: other.reciprocal() * first)
-
-
 
 
 @detached_form('div', 'divide', 'true_divide', '__truediv__')

@@ -166,12 +166,10 @@ def parts_of(operand):
     return torch.stack([operand.real, operand.imag if operand.is_complex() else torch.zeros_like(operand)], -1)
 
 
-for function, form, names in (
-    (torch.add, sum_of, ('add', '__add__', '__radd__')), (torch.sub, sum_of, ('sub', 'subtract', '__sub__')),
-    (torch.mul, product_of, ('mul', 'multiply', '__mul__', '__rmul__')),
-    (torch.div, product_of, ('div', 'divide', 'true_divide', '__truediv__')),
-):
-    complex_form(*overloads(*names))(partial(in_parts, function, form))
+complex_form(*overloads('add', '__add__', '__radd__'))(partial(in_parts, torch.add, sum_of))
+complex_form(*overloads('sub', 'subtract', '__sub__'))(partial(in_parts, torch.sub, sum_of))
+complex_form(*overloads('mul', 'multiply', '__mul__', '__rmul__'))(partial(in_parts, torch.mul, product_of))
+complex_form(*overloads('div', 'divide', 'true_divide', '__truediv__'))(partial(in_parts, torch.div, product_of))
 
 
 # transforms

@@ -62,8 +62,8 @@ def direction(step, tokens, states, weights, backward, active=None):
     tuple
         The hidden states of all tokens, and the last states.
     '''
-    (inward, hidden), biases, projection = weights[:2], weights[2:4], weights[4:]
-    biases, projection = ((None, None), biases) if len(biases) < 2 else (biases, projection)
+    inward, hidden, *others = weights
+    biases, projection = (others[:2], others[2:]) if len(others) > 1 else ((None, None), others)
     found = []
     if active is None:
         gates = F.linear(tokens, inward, biases[0]).unbind()

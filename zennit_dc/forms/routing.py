@@ -1,7 +1,6 @@
 '''Routing: functions that only move values, for which the split form is the same for both tensors.'''
 from functools import partial
 from itertools import accumulate, pairwise
-from operator import attrgetter
 
 import torch
 
@@ -13,7 +12,7 @@ from ..core.registry import split_form
 from ..core.views import as_view, laid_out
 from .arithmetic import of_both, selects_rows
 from .reading import known
-from .table import form_of_each, keep_layer, overloads, plain, to_dtype, torch_form
+from .table import form_of_each, getters, keep_layer, overloads, plain, to_dtype, torch_form
 
 
 def of_one_tensor(function, note_axes, block=route):
@@ -109,8 +108,7 @@ split_form(torch.Tensor.expand_as)(lambda pair, other: pair.expand(other.shape))
 split_form(torch.Tensor.reshape_as)(lambda pair, other: pair.reshape(other.shape))
 for name in ('tril', 'triu'):
     torch_form(name)(of_one_tensor(getattr(torch, name), same_axes))
-for name in ('T', 'mT', 'H', 'mH'):
-    split_form(getattr(torch.Tensor, name).__get__)(of_one_tensor(attrgetter(name), follow_axes))
+register(getters('T', 'mT', 'H', 'mH'), follow_axes)
 
 
 @torch_form('nan_to_num')

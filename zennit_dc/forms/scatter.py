@@ -20,12 +20,12 @@ def streams(*operands):
     return differences, [each.to(dtype) if isinstance(each, torch.Tensor) else each for each in sums]
 
 
-def along(operands, dim, output, of_rows=False):
-    '''An output whose entries were moved along one axis, with the depth of its pairs, and the other axes on which they
-    agree. All that is in an entry may be moved with it, so that samples stay samples.'''
-    pairs, shape = pairs_in(operands), output.values[0].shape
+def along(dim, of_rows, pairs, output, function=None):
+    '''Note that entries were moved along one axis: the largest depth of several pairs, and the other axes on which they
+    agree. All that is in an entry may be moved with it, so that samples stay samples. Nothing is known of axes where
+    this one is not.'''
+    shape, found = output.values[0].shape, []
     output.depth = max(pair.depth for pair in pairs)
-    found = []
     for name in ('batch', 'channels'):
         places = {pair.place(name) for pair in pairs}
         place = places.pop() if len(places) == 1 and dim is not None else None
@@ -39,34 +39,28 @@ def along(operands, dim, output, of_rows=False):
 def moved(function, target, indices, source, dim=None):
     '''A function ``(target, *indices, source) -> tensor`` that moves entries of both, along an axis where there is
     one.'''
-    indices = plain(indices)
+    pairs, indices = pairs_in((target, source)), plain(indices)
     both = (function(own, *indices, other) for own, other in streams(target, source))
-    return along((target, source), dim, pairs_in((target, source))[0].like(*both), is_row(indices))
+    return along(dim, is_row(indices), pairs, pairs[0].like(*both))
 
 
 def summed(function, target, indices, source, dim=None, scales=False, of_sums=None):
     '''The same for a function that adds up entries with coefficients that are not negative. Those of the target's own
     entries may differ from one if it ``scales`` them. The sums may have a function of their own.'''
-    def apply(own, other):
-        return function(own, *indices, other)
-
-    def to_sums(own, other):
-        return (of_sums or function)(own, *indices, other)
-
-    indices = plain(indices)
+    indices, of_sums = plain(indices), of_sums or function
     (own, other), (own_sum, other_sum) = streams(target, source)
+    note_axes = partial(along, dim, is_row(indices))
     if not isinstance(target, SplitTensor):
-        output = linear(source, partial(apply, target), partial(to_sums, own_sum), None)
-    elif not isinstance(source, SplitTensor):
-        output = linear(target, lambda tensor: apply(tensor, source), lambda total: to_sums(total, other_sum), None)
-    else:
-        own, other = torch.zeros_like(own), torch.zeros_like(other)
-        kept = linear(target, lambda tensor: apply(tensor, other.to(tensor.dtype)), None, None) if scales else target
-        added = linear(source, partial(apply, own), partial(to_sums, own.to(own_sum.dtype)), None)
-        rule = target.split_pass.rule
-        shares = (rule.shared(pair, summands(kept, added)).tensors for pair in (kept, added))
-        output = valued(target.like(*map(torch.add, *shares)), apply(*plain((target, source))))
-    return along((target, source), dim, output, is_row(indices))
+        return linear(source, lambda tensor: function(own, *indices, tensor),
+                      lambda total: of_sums(own_sum, *indices, total), note_axes)
+    if not isinstance(source, SplitTensor):
+        return linear(target, lambda tensor: function(tensor, *indices, other),
+                      lambda total: of_sums(total, *indices, other_sum), note_axes)
+    kept = summed(function, target, indices, torch.zeros_like(other), dim) if scales else target
+    added = summed(function, torch.zeros_like(own), indices, source, dim, of_sums=of_sums)
+    shares = (target.split_pass.rule.shared(pair, summands(kept, added)).tensors for pair in (kept, added))
+    output = valued(target.like(*map(torch.add, *shares)), function(plain(target), *indices, plain(source)))
+    return note_axes([target, source], output)
 
 
 def is_row(indices):
@@ -175,10 +169,11 @@ def scatter_amax(target, dim, index, src, include_self):
     def window_sum(tensor, base):
         return gathered(tensor, base * takes_part)
 
-    output = pool(pairs_in((target, src))[0], difference, winner, lambda: window_sum(source_sum, own_sum) + (
+    pairs = pairs_in((target, src))
+    output = pool(pairs[0], difference, winner, lambda: window_sum(source_sum, own_sum) + (
         difference - window_sum(source, own)
     ))
-    return activated(along((target, src), dim, output))
+    return activated(along(dim, False, pairs, output))
 
 
 @torch_form('index_reduce')
