@@ -259,9 +259,9 @@ class SplitTensor(torch.Tensor):
         '''The negative stream :math:`a^- = (s - d) / 2`, the argument of h.'''
         return (self.stream_sum - self.difference) / 2
 
-    def place(self, name):
+    def axis(self, name):
         '''The negative index of the axis 'batch' or 'channels', or None if it is not known to be an axis.'''
-        return self.axes.place(name, self.values[0].ndim)
+        return self.axes.axis(name, self.values[0].ndim)
 
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
