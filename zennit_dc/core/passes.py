@@ -121,7 +121,7 @@ class MapPass(Pass):
     @property
     def known(self):
         '''What has turned out about the model in passes that started over.'''
-        return self.settings.choices.known[self.settings.root]
+        return self.canonizer.choices.known[self.root]
 
     @property
     def sums_above(self):
@@ -337,8 +337,8 @@ class MapPass(Pass):
         return self.backward.get(torch._C._current_graph_task_id(), self) is None
 
     def seeds_of(self, index, depth, batch, sum_dtype, gradient, _):
-        '''What enters the streams for the gradient at an output, which is kept for the time of a backward
-        pass that makes a map; or the gradient as it is.'''
+        '''What enters the streams for the gradient at an output, which is kept for the time of a backward pass that
+        makes a map; or the gradient as it is.'''
         if is_batch(gradient) or within_transforms():
             raise refused_batch('several gradients in one backward pass from a tensor within the model, or in a vmap')
         if not self.begins_map():
