@@ -23,8 +23,8 @@ def is_input(obj):
 
 
 def strides_of(tensor):
-    '''The strides of axes that have more than one entry.'''
-    return [step for step, length in zip(tensor.stride(), tensor.shape) if length > 1]
+    '''The strides of axes that have more than one entry, which tell where there are any entries at all.'''
+    return [step for step, length in zip(tensor.stride(), tensor.shape) if length > 1 and tensor.numel()]
 
 
 def output_of(function, make, arguments, pairs, leaves):

@@ -2,10 +2,12 @@
 kinds, constants on either side, orders of memory, infinite entries.'''
 import math
 
+import hypothesis
 import pytest
 import torch
 from agreement import require_agreement, split_inputs
 from helpers import random_image
+from hypothesis import strategies
 from small_models import Calling
 from torch.nn import functional as F
 
@@ -15,6 +17,7 @@ from zennit_dc.core.errors import Unsupported
 
 X, Y = random_image(3, 4), random_image(3, 4, seed=2)
 MASK = torch.tensor([[True, False, False, True], [False, True, False, False], [True, True, True, False]])
+GRID = random_image(1, 40, 5, 2).clamp(-1, 1)
 SQUARE, OTHER = random_image(4, 4), random_image(4, 4, seed=2)
 CALLS = {
     'reflected matmul': (lambda x, y: x.__rmatmul__(y), SQUARE, OTHER),
@@ -28,6 +31,8 @@ CALLS = {
     'amax of masked entries': (lambda x: x.masked_fill(MASK, -math.inf).amax(1), X),
     'amin of masked entries': (lambda x: x.masked_fill(MASK, math.inf).amin((-1,), True), X),
     'aminmax of equal entries': (lambda x: torch.aminmax(x, dim=-1, keepdim=True), X.sign()),
+    'topk of a number': (lambda x: x.topk(1)[0], X[0, 0]),
+    'a number in order': (lambda x: torch.sort(x)[0], X[0, 0]),
     'aminmax of an axis': (lambda x: tuple(x.aminmax(dim=1)), X),
     'a constant in another order of memory, times a pair': (torch.mul, X.mT.contiguous().mT, Y),
     'no differences': (lambda x, y: torch.diff(x, 0, 0, y), X, Y),
@@ -64,6 +69,11 @@ CALLS = {
     'index_put of whole axes, adding': (
         lambda x, y: torch.ops.aten.index_put(x, [None, torch.tensor([2, 2])], y[:, :2], True), X, Y
     ),
+    'grid_sample of the nearest places, in bfloat16': (
+        lambda x: F.grid_sample(x[None, None], GRID.bfloat16(), 'nearest', align_corners=True), X.bfloat16()
+    ),
+    'minimum with integers without a sign': (lambda x: torch.minimum(x, torch.tensor([1, 200, 0, 3]).byte()), X),
+    'minimum with a mask': (lambda x: torch.minimum(MASK, x), X),
 }
 
 
@@ -74,6 +84,8 @@ def features(pair):
 
 DETACHED = {
     'a number over a pair': (lambda x: 3 / x, Y.float()),
+    'a named pair over a statistic': (lambda x: torch.div(input=x, other=x.std(1, keepdim=True)), X),
+    'a named statistic to a power': (lambda x: torch.pow(input=x.std(1), exponent=-1.5), X),
     'reflected division': (lambda x, y: x.__rtruediv__(y), X.float(), Y.float()),
     'log1p of negative numbers': (torch.log1p, torch.linspace(-.99, 2., 7)),
     'softmax in another dtype': (lambda x: features(x.softmax(1, torch.float64)), X.float()),
@@ -170,3 +182,45 @@ def test_what_torch_refuses_is_refused(function):
     for x in (X, split_inputs()(X)):
         with pytest.raises(RuntimeError, match='bool'):
             function(x)
+
+
+ELEMENTWISE = torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minimum, torch.fmax, torch.fmin
+ORDERS = {
+    'rows': lambda tensor: tensor, 'columns': lambda tensor: tensor.mT.contiguous().mT,
+    'every second': lambda tensor: torch.stack([tensor, tensor], -1)[..., 0],
+}
+OPERANDS = strategies.tuples(
+    strategies.sampled_from([(2, 3, 4), (3, 4), (1, 4), (3, 1), (1, 1), (2, 1, 1), (0, 4), (0, 1, 4)]),
+    strategies.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8]),
+    strategies.sampled_from(sorted(ORDERS)),
+)
+
+
+@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.given(strategies.sampled_from(ELEMENTWISE), OPERANDS, OPERANDS, strategies.sampled_from([None, [0], [1]]))
+def test_agreement_of_shapes_dtypes_and_orders(function, first, other, pairs):
+    def operand(shape, dtype, order, seed):
+        tensor = ORDERS[order](random_image(*shape, seed=seed))
+        return tensor.to(dtype) if dtype.is_floating_point else tensor.abs().ceil().to(dtype)
+
+    operands = operand(*first, 1), operand(*other, 2)
+    count = sum(each.is_floating_point() for each in operands)
+    try:
+        function(*operands)
+    except RuntimeError:
+        hypothesis.reject()
+    hypothesis.assume(count > 0 and (pairs is None or pairs[0] < count))
+    is_pair = operands[1].is_floating_point() and (pairs is None or pairs[0] == count - 1)
+    hypothesis.assume(function is not torch.div or not is_pair)  # which is no exact form
+    require_agreement(function, *operands, pairs=pairs)
+
+
+@pytest.mark.parametrize('function', [torch.maximum, torch.minimum, torch.fmax, torch.fmin])
+def test_equal_ones_share_the_sum_as_they_share_the_gradient(function):
+    equal, split = torch.tensor([1., 2., -3.]).requires_grad_(), split_inputs()
+    share, _ = torch.autograd.grad(function(equal, other := equal.detach().clone().requires_grad_()).sum(),
+                                   [equal, other])
+    first, second = split(equal.detach()), split(equal.detach())
+    first.values[1].requires_grad_()
+    found, = torch.autograd.grad(function(first, second).values[1].sum(), first.values[1])
+    assert torch.equal(found, share)

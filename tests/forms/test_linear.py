@@ -4,13 +4,13 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import assert_close, gradients, random_image
+from helpers import assert_close, divided, gradients, random_image
 from jacobians import IMAGE, require_relevance, require_sensitivities, require_streams
 from small_models import Block, pair_of, with_layers
 from torch import nn
 from torch.nn import functional as F
 
-from zennit_dc import SplitCAM, SplitGrad, SplitTensor
+from zennit_dc import SplitCAM, SplitGrad, SplitLRP, SplitTensor
 
 
 def weight(*shape):
@@ -110,6 +110,59 @@ def test_einsum_of_pairs():
     assert_close(output.difference, expected.difference)
     assert_close(output.stream_sum, expected.stream_sum)
     assert output.axis('batch') == -2
+
+
+class Pooled(nn.Module):
+    '''A layer, an einsum with constants of each sample, such as masks, and another layer.'''
+    def __init__(self, equation, constants, is_first):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(5, 6).double(), nn.LazyLinear(3, dtype=torch.float64)
+        self.equation, self.constants, self.is_first = equation, constants, is_first
+
+    def forward(self, x):
+        x = F.relu(self.first(x))
+        operands = (self.constants, x) if self.is_first else (x, self.constants)
+        return self.last(F.relu(torch.einsum(self.equation, *operands)).flatten(1))
+
+
+@pytest.mark.parametrize('composite', [SplitGrad, SplitLRP])
+@pytest.mark.parametrize('equation, shape, is_first', [
+    ('bnc,bn->bc', (3, 4), False), ('bn,bnc->bc', (3, 4), True), ('...nc,...n->...c', (3, 4), False),
+    ('...n, bnc -> bc...', (4,), True), ('bnc,b->bnc', (3,), False), ('bnc,bnk->bkc', (3, 4, 2), False),
+    ('bnc,bn->bnc', (3, 4), False), ('bnc,bnc->bn', (3, 4, 6), False),
+])
+def test_einsum_with_constants_of_each_sample(equation, shape, is_first, composite):
+    model, images = Pooled(equation, weight(*shape).abs(), is_first), random_image(3, 4, 5)
+    model(images)
+    expected, = gradients(composite(), model, images)
+    for index in range(3):
+        alone = slice(index, index + 1)
+        model.constants = weight(*shape).abs()[alone] if shape[0] == 3 else weight(*shape).abs()
+        found, = gradients(composite(), model, images[alone])
+        assert_close(found, expected[alone], divided() if composite is SplitLRP else 1e-12)
+
+
+@pytest.mark.parametrize('function', [
+    lambda x: F.bilinear(x, weight(2, 3, 4), weight(6, 5, 4), bias(6)), lambda x: F.bilinear(
+        weight(2, 3, 4), x, weight(6, 4, 5), bias(6)),
+])
+def test_bilinear_layer_with_a_constant(function):
+    require_streams((2, 3, 5), function)
+    require_sensitivities((2, 3, 5), function)
+
+
+@pytest.mark.parametrize('has_bias', [False, True])
+def test_bilinear_layer_of_pairs(has_bias):
+    torch.manual_seed(0)
+    layer = nn.Bilinear(5, 5, 4, has_bias).double()
+    model, image = nn.Sequential(nn.Linear(5, 5).double(), Block(lambda x: layer(x, x))), random_image(2, 3, 5)
+    leaf = image.clone().requires_grad_()
+    output = model(leaf)
+    expected, = torch.autograd.grad(output[:, 1].sum(), leaf)
+    assert_close(gradients(SplitGrad(.5), model, image)[0], expected / 2, 1e-12)
+    with SplitLRP().context(model):
+        assert torch.equal(model(image), output)
 
 
 def test_negative_divisor():

@@ -27,6 +27,10 @@ RESAMPLED = {
 }
 
 
+if hasattr(torch._C._nn, '_upsample_lanczos2d_aa'):  # which older versions of torch lack
+    RESAMPLED['lanczos'] = IMAGE, lambda x: F.interpolate(x, (3, 4), mode='lanczos', antialias=True)
+
+
 @pytest.mark.parametrize('name', RESAMPLED)
 def test_streams(name):
     require_streams(*RESAMPLED[name])

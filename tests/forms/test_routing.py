@@ -86,6 +86,9 @@ SOME = {
     'split': lambda net, x: torch.cat([net(part) for part in x.split(1)]),
     'chunks': lambda net, x: torch.cat([net(part) for part in x.tensor_split(2)]),
     'gather': lambda net, x: net(x.gather(0, torch.arange(len(x))[:, None, None, None].expand_as(x))),
+    'take_along_dim': lambda net, x: torch.cat([
+        net(x.take_along_dim(torch.full((1, 1, 1, 1), index), 0)) for index in range(len(x))
+    ]),
     'a mask': lambda net, x: torch.zeros(len(x), 4, dtype=x.dtype).index_copy(
         0, kept := (x.amax((1, 2, 3)) > 1).nonzero()[:, 0], net(x.index_select(0, kept))
     ),

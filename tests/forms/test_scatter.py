@@ -295,6 +295,30 @@ def test_places_where_nothing_is_added_share_no_relevance(name):
     assert_close(total, torch.ones(2).double(), 1e-8)
 
 
+def test_adding_at_a_mask_of_a_comparison():
+    '''Entries of a plain tensor at a mask are as plain as it is; those at integers may be a function with jumps.'''
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.gate, self.dense = nn.Linear(5, 1).double(), nn.Linear(5, 4).double()
+
+        def forward(self, x):
+            mask, output = self.gate(x)[..., 0] > 0., torch.ones(*x.shape[:-1], 4, dtype=x.dtype)
+            output[mask] += self.dense(x[mask]).relu()
+            output[~mask] -= x[~mask][..., :4]
+            return output.sum(1)
+
+    model, x = Masked(), random_image(3, 6, 5).requires_grad_()
+    expected, = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    assert_close(explain(SplitGrad(.5), model, x, 1), expected / 2, 1e-12)
+    assert explain(SplitLRP(), model, x, 1).any()
+    slopes = torch.tensor([.1, 1.]).double()
+    leaky = Calling(lambda x: (x := 2 * x) * slopes[(x > 0).long()])
+    with SplitGrad().context(leaky), pytest.raises(NotImplementedError, match='comparison'):
+        leaky(x)
+
+
 def test_only_floating_point_tensors_become_pairs():
     with pytest.raises(NotImplementedError, match='int64'):
         torch.zeros(2, 3, dtype=torch.int64)[0] = SplitTensor.of(torch.ones(3))

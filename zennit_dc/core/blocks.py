@@ -235,6 +235,12 @@ def linear(pair, function, sum_function=None, note_axes=follow_axes):
     return output if note_axes is None else note_axes([pair], output, function)
 
 
+def moved_alike(function):
+    '''What notes the axes of an output by a function that moves them as the one that made it does, see
+    :py:func:`linear`.'''
+    return lambda pairs, output, _: follow_axes(pairs, output, function)
+
+
 def activation(pair, function):
     '''The split form of an elementwise nonlinear function.
 

@@ -288,11 +288,7 @@ class SplitTensor(torch.Tensor):
         kwargs, function = kwargs or {}, public(function) if isinstance(function, OPERATORS) else function
         pairs = pairs_in((args, kwargs))
         split_pass = common_pass(function, pairs)
-        first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
-        if first is not None and function is not torch.where:  # of which it is the second
-            kwargs = dict(kwargs)
-            args = kwargs.pop(first), *args
-        return split_pass.apply(function, args, kwargs, pairs)
+        return split_pass.apply(function, *first_by_place(function, args, kwargs), pairs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -311,6 +307,14 @@ class SplitTensor(torch.Tensor):
         raise unsupported('copy.deepcopy or pickle of a split pair', (self,))
 
     __deepcopy__ = __reduce_ex__
+
+
+def first_by_place(function, args, kwargs):
+    '''The arguments of a function with the first one by its place, even where it is named.'''
+    first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
+    if first is None or function is torch.where:  # of which it is the second
+        return args, kwargs
+    return (kwargs[first], *args), {name: each for name, each in kwargs.items() if name != first}
 
 
 def common_pass(function, pairs):

@@ -197,23 +197,19 @@ def clamping(low, high, function):
     return PiecewiseLinear(knots, slopes, knots[0], lambda tensor: function(tensor, low, high))
 
 
-@activation_form('hardtanh')
-def hardtanh(pair, min_val=-1., max_val=1.):
-    return clamping(min_val, max_val, F.hardtanh).split(pair)
-
-
+activation_form('hardtanh')(lambda pair, min_val=-1., max_val=1.: clamping(min_val, max_val, F.hardtanh).split(pair))
 activation_form('relu6')(lambda pair: clamping(0., 6., F.hardtanh).split(pair))
 
 
-@torch_form('clamp', 'clip', inplace=('clamp_', 'clip_'))
+@torch_form('clamp', 'clip')
 def clamp(pair, min=None, max=None):
     if isinstance(min, torch.Tensor) or isinstance(max, torch.Tensor):
         raise unsupported('clamp', (pair, min, max), ' for bounds that are tensors', 'use torch.maximum and minimum')
     return clamping(min, max, torch.clamp).split(pair)
 
 
-torch_form('clamp_min', inplace=('clamp_min_',))(clamp)
-torch_form('clamp_max', inplace=('clamp_max_',))(lambda pair, max: clamp(pair, None, max))
+torch_form('clamp_min')(clamp)
+torch_form('clamp_max')(lambda pair, max: clamp(pair, None, max))
 
 
 @cache
@@ -224,9 +220,7 @@ def hard_sigmoid():
     ))
 
 
-@activation_form('hardsigmoid')
-def hardsigmoid(pair):
-    return hard_sigmoid().split(pair)
+hardsigmoid = activation_form('hardsigmoid')(lambda pair: hard_sigmoid().split(pair))
 
 
 @torch_form('softshrink')
@@ -234,7 +228,7 @@ def softshrink(pair, lambd=0.5):
     return PiecewiseLinear([-lambd, lambd], [1., 0., 1.], 0., lambda tensor: F.softshrink(tensor, lambd)).split(pair)
 
 
-@torch_form('abs', 'absolute', '__abs__', inplace=('abs_', 'absolute_'))
+@torch_form('abs', 'absolute', '__abs__')
 def absolute(pair):
     # with a piece of no length between, whose slope is the gradient at zero
     return PiecewiseLinear([0., 0.], [-1., 0., 1.], 0., torch.abs).split(pair)

@@ -45,7 +45,7 @@ def valued(pair, value):
     return pair.replaced(Valued.apply(pair.difference, value.detach()), pair.tensors[1])
 
 
-@torch_form('add', '__add__', '__radd__', inplace=('add_', '__iadd__'))
+@torch_form('add', '__add__', '__radd__')
 def addition(first, other, *, alpha=1):
     pair, constant = operands(first, other)
     refuse_comparison(constant, pair)
@@ -61,7 +61,7 @@ def addition(first, other, *, alpha=1):
     )
 
 
-@torch_form('sub', 'subtract', '__sub__', inplace=('sub_', 'subtract_', '__isub__'))
+@torch_form('sub', 'subtract', '__sub__')
 def subtraction(first, other, *, alpha=1):
     if any(each is True or each is False or getattr(each, 'dtype', None) is torch.bool for each in (first, other)):
         torch.sub(*plain((first, other)))  # which raises
@@ -70,19 +70,17 @@ def subtraction(first, other, *, alpha=1):
     return addition(first, other, alpha=-alpha)  # as torch computes it
 
 
-@torch_form('rsub', '__rsub__')
-def reversed_subtraction(other, first, *, alpha=1):
-    return subtraction(first, other, alpha=alpha)
+torch_form('rsub', '__rsub__')(lambda other, first, *, alpha=1: subtraction(first, other, alpha=alpha))
 
 
-@torch_form('neg', 'negative', '__neg__', inplace=('neg_', 'negative_'))
+@torch_form('neg', 'negative', '__neg__')
 def negation(pair):
     '''Exchange the streams, and with them their relevances.'''
     difference, stream_sum = pair.tensors
     return passing(pair.replaced(-difference, same(stream_sum)), (stream_sum, difference))
 
 
-@torch_form('mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'))
+@torch_form('mul', 'multiply', '__mul__', '__rmul__')
 def multiplication(first, other):
     pair, constant = operands(first, other)
     refuse_comparison(constant, pair)
@@ -94,10 +92,10 @@ def multiplication(first, other):
     )
 
 
-torch_form('square', inplace=('square_',))(lambda pair: multiply(pair, pair, torch.mul))
+torch_form('square')(lambda pair: multiply(pair, pair, torch.mul))
 
 
-@torch_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
+@torch_form('pow', '__pow__')
 def power(pair, exponent):
     '''A product of as many equal factors.'''
     if not isinstance(pair, SplitTensor) or not isinstance(exponent, (int, float)) or exponent not in range(1, 9):
@@ -107,7 +105,7 @@ def power(pair, exponent):
     return valued(multiplication(power(pair, exponent - 1), pair), torch.pow(*plain((pair, exponent))))
 
 
-@torch_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_', '__itruediv__'))
+@torch_form('div', 'divide', 'true_divide', '__truediv__')
 def division(pair, other, *, rounding_mode=None):
     if isinstance(other, SplitTensor) or rounding_mode is not None:
         raise unsupported('div', (pair, other), ' for a divisor that depends on the input, or with a rounding mode')
@@ -117,12 +115,12 @@ def division(pair, other, *, rounding_mode=None):
 
 # several steps at once
 
-@torch_form('addcmul', inplace=('addcmul_',))
+@torch_form('addcmul')
 def addcmul(first, tensor1, tensor2, *, value=1):
     return at_once(torch.addcmul, first, tensor1 * tensor2, (tensor1, tensor2), value)
 
 
-@torch_form('addcdiv', inplace=('addcdiv_',))
+@torch_form('addcdiv')
 def addcdiv(first, tensor1, tensor2, *, value=1):
     return at_once(torch.addcdiv, first, tensor1 / tensor2, (tensor1, tensor2), value)
 
@@ -133,7 +131,7 @@ def at_once(function, first, product, operands, value):
     return valued(addition(first, product if value == 1 else product * value), exact)
 
 
-@torch_form('lerp', inplace=('lerp_',))
+@torch_form('lerp')
 def lerp(start, end, weight):
     return valued(addition(start * (1 - weight), end * weight), torch.lerp(*plain((start, end, weight))))
 
@@ -151,12 +149,10 @@ def where(condition, input=None, other=None):
     return of_both(lambda *both: torch.where(mask, *both), input, other)
 
 
-@split_form(torch.Tensor.where)
-def where_method(first, condition, other):
-    return where(condition, first, other)
+split_form(torch.Tensor.where)(lambda first, condition, other: where(condition, first, other))
 
 
-@torch_form('masked_fill', inplace=('masked_fill_',))
+@torch_form('masked_fill')
 def masked_fill(pair, mask, value):
     mask = plain(mask)
     refuse_comparison(mask, pair)
@@ -194,7 +190,7 @@ def memory_at(shape, index):
     return view if view.untyped_storage()._cdata == whole.untyped_storage()._cdata else None
 
 
-@torch_form('copy', inplace=('copy_',))
+@torch_form('copy')
 def copy_of(target, source, non_blocking=False):
     '''The values of another tensor, in the shape of the first.'''
     pair = source if isinstance(source, SplitTensor) else target
@@ -204,5 +200,4 @@ def copy_of(target, source, non_blocking=False):
 
 @split_form(F.pad)
 def pad(pair, pad, mode='constant', value=None):
-    both = zip(pair.tensors, (value, value and abs(value)))
-    return same_axes([pair], pair.like(*(F.pad(tensor, pad, mode, number) for tensor, number in both)))
+    return of_both(lambda tensor, number: F.pad(tensor, pad, mode, number), pair, 0. if value is None else value)

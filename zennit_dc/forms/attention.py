@@ -4,18 +4,18 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import Axis, follow_axes, require_samples
-from ..core.blocks import linear
+from ..core.axes import Axis, require_samples
+from ..core.blocks import linear, moved_alike
 from ..core.pair import SplitTensor, pass_of
 from ..core.registry import split_form
 from .arithmetic import Valued
 from .deferred import as_constants, constant, note
 from .linear import of_one_sample
-from .statistics import DetachedStatistics, needs_constants
-from .table import own_steps, plain, refuse_random
+from .statistics import optional_form
+from .table import each_pair, own_steps, plain, refuse_random
 
 
-@split_form(F.scaled_dot_product_attention, table=DetachedStatistics.forms)
+@optional_form(F.scaled_dot_product_attention)
 def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, *, scale=None, enable_gqa=False):
     '''Attention, a positive linear map of the values. Of values that are constants, it is a constant.'''
     split_pass = pass_of((query, key, value, attn_mask))
@@ -28,8 +28,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     mask = attn_mask  # torch computes attention in another way for a mask that has a gradient
     if isinstance(attn_mask, SplitTensor):
         mask = plain(attn_mask).requires_grad_(split_pass.mode.has_graph)
-    query, key, attn_mask = (each.difference if isinstance(each, SplitTensor) else each
-                             for each in (query, key, attn_mask))
+    query, key, attn_mask = each_pair(lambda pair: pair.difference, (query, key, attn_mask))
     heads = query.shape[-3] // key.shape[-3] if enable_gqa else 1
 
     def grouped(tensor):
@@ -47,7 +46,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     )
     return linear(
         value, lambda tensor: Valued.apply(attend(tensor), original), attend,
-        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: of_one_sample(weights) @ grouped(tensor))
+        moved_alike(lambda tensor: of_one_sample(weights) @ grouped(tensor))
     )
 
 
@@ -58,9 +57,6 @@ def masked(logits, mask, is_causal):
     if mask is None:
         return logits
     return logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
-
-
-needs_constants([F.scaled_dot_product_attention])
 
 
 @split_form(F.multi_head_attention_forward)

@@ -3,14 +3,15 @@ as split pairs where they are features themselves.'''
 import math
 import weakref
 from contextlib import contextmanager
+from functools import cache
 
 import torch
 
 from ..core.blocks import Instead
 from ..core.nested import flatten
-from ..core.pair import SplitTensor, common_pass, pairs_in
+from ..core.pair import SplitTensor, common_pass, first_by_place, pairs_in
 from ..core.table import public
-from .table import overloads, plain
+from .table import each_pair, is_in_place, overloads, plain
 
 
 DIVISIONS = overloads(
@@ -25,7 +26,6 @@ WEIGHTS = overloads('rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__', 'softmax'
 POWERS = overloads('pow', '__pow__', 'float_power')
 LIKE_OTHERS = overloads('expand_as', 'view_as', 'reshape_as', 'type_as')
 PLAIN = overloads('detach', 'numpy') | {torch.Tensor.data.__get__}
-IN_PLACE = {'__iadd__', '__isub__', '__imul__', '__itruediv__', '__idiv__', '__ipow__', '__setitem__'}
 
 
 def constant(tensor, split_pass):
@@ -41,13 +41,14 @@ def note(split_pass, name):
 
 def as_constants(obj):
     '''Replace split pairs in arguments by their difference, as constants of the map.'''
-    if isinstance(obj, Statistic):
-        return obj.as_constant()
-    if isinstance(obj, SplitTensor):
-        return constant(obj.difference, obj.split_pass)
-    if type(obj) is dict:
-        return {key: as_constants(value) for key, value in obj.items()}
-    return type(obj)(map(as_constants, obj)) if type(obj) in (tuple, list) else obj
+    return each_pair(as_constant, obj)
+
+
+def as_constant(pair):
+    '''The difference of a pair as a constant of the map.'''
+    if isinstance(pair, Statistic) and pair.value is not None:
+        return pair.value
+    return constant(pair.difference, pair.split_pass)
 
 
 class Statistic(SplitTensor):
@@ -113,10 +114,6 @@ class Statistic(SplitTensor):
         self.resolve()
         return super().axis(name)
 
-    def as_constant(self):
-        '''The value as a constant of the map.'''
-        return constant(self.difference, self.split_pass) if self.value is None else self.value
-
     def changed(self, is_statistic):
         '''Be ready for an operation in place, after which this may be a statistic no longer.'''
         found = {id(each): each for relatives in self.relatives for each in (known() for known in relatives)}
@@ -127,7 +124,8 @@ class Statistic(SplitTensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        kwargs, call, function = kwargs or {}, SplitTensor.__torch_function__, public(function)
+        call, function = SplitTensor.__torch_function__, public(function)
+        args, kwargs = first_by_place(function, args, kwargs or {})
         found = pairs_in((args, kwargs))
         split_pass = common_pass(function, found)
         for pair in found:
@@ -150,9 +148,7 @@ class Statistic(SplitTensor):
         return call(function, types, args, kwargs)
 
 
-OWN = (
-    'value', 'carry', 'is_weight', 'entries', 'state', 'relatives', 'title'
-)
+OWN = 'value', 'carry', 'is_weight', 'entries', 'state', 'relatives', 'title'  # what stays of it as a split pair
 
 
 def waits(obj):
@@ -177,12 +173,6 @@ def in_state(split_pass, rules, mode, graph):
         split_pass.rules, split_pass.mode = before
 
 
-def is_in_place(function, kwargs):
-    '''Whether a function changes its first argument.'''
-    name = getattr(function, '__name__', '')
-    return kwargs.get('inplace') is True or name in IN_PLACE or (name.endswith('_') and not name.endswith('__'))
-
-
 def chained(split_pass, function, args, kwargs, sources):
     '''What a function makes of statistics and constants alone.'''
     if function is torch.Tensor.__iter__:
@@ -194,12 +184,10 @@ def chained(split_pass, function, args, kwargs, sources):
         return result
     known = {id(source.value): source for source in sources if source.value is not None}
     leaves, structure = flatten(result)
-    carried = []
 
-    def carry(place):
-        if not carried:
-            carried.extend(flatten(SplitTensor.__torch_function__(function, (), args, kwargs))[0])
-        return carried[place]
+    @cache
+    def carried():
+        return flatten(SplitTensor.__torch_function__(function, (), args, kwargs))[0]
 
     is_weight = any(source.is_weight for source in sources) or function in WEIGHTS
     is_weight |= function in DIVISIONS and not isinstance(args[0], Statistic)  # a constant, divided by a statistic
@@ -209,7 +197,7 @@ def chained(split_pass, function, args, kwargs, sources):
         if isinstance(leaf, torch.Tensor) and leaf.is_floating_point():
             entries = min([leaf.numel()] + repeats * [max(source.entries for source in sources)])
             leaves[place] = known[id(leaf)] if id(leaf) in known else Statistic(
-                leaf, split_pass, lambda place=place: carry(place), is_weight, entries, sources
+                leaf, split_pass, lambda place=place: carried()[place], is_weight, entries, sources
             )
     return structure(leaves)
 
@@ -220,11 +208,11 @@ def with_constants(function, args, kwargs):
     if function in LIKE_OTHERS:
         return (args[0], *as_constants(args[1:])), as_constants(kwargs)
     if function in DIVISIONS:
-        return (args[0], *constants_of(args[1:], always)), constants_of(kwargs, always)
+        return (args[0], *constants_of(args[1:])), constants_of(kwargs)
     if function in LAYERS:
-        first = 1 if function in overloads('addmm') else 0  # the layer's input
-        return tuple(each if place <= first else constants_of(each, waits) for place, each in enumerate(args)), {
-            name: each if name in ('input', 'mat1') else constants_of(each, waits) for name, each in kwargs.items()
+        first = 2 if function in overloads('addmm') else 1  # up to the layer's input
+        return (*args[:first], *constants_of(args[first:], waits)), {
+            name: each if name == 'mat1' else constants_of(each, waits) for name, each in kwargs.items()
         }
     if function in SCALINGS:
         shapes = [each.shape for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
@@ -235,18 +223,12 @@ def with_constants(function, args, kwargs):
     return args, kwargs
 
 
-def always(pair):
-    '''The condition that each pair fulfils.'''
-    return True
+def constants_of(obj, condition=lambda pair: True):
+    '''Replace the split pairs that fulfil a condition, or all of them, by constants of the map.'''
+    def change(pair):
+        if not condition(pair):
+            return pair
+        note(pair.split_pass, pair.title if isinstance(pair, Statistic) else 'divisors')
+        return as_constant(pair)
 
-
-def constants_of(obj, condition):
-    '''Replace the split pairs that fulfil a condition by constants of the map.'''
-    if isinstance(obj, SplitTensor):
-        if not condition(obj):
-            return obj
-        note(obj.split_pass, obj.title if isinstance(obj, Statistic) else 'divisors')
-        return as_constants(obj)
-    if type(obj) is dict:
-        return {key: constants_of(value, condition) for key, value in obj.items()}
-    return type(obj)(constants_of(each, condition) for each in obj) if type(obj) in (tuple, list) else obj
+    return each_pair(change, obj)

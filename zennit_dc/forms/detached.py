@@ -75,7 +75,7 @@ parametric_forms(FUNCTIONS, detached, DetachedActivations.forms)
 
 
 @torch_form(
-    'mul', 'multiply', '__mul__', '__rmul__', inplace=('mul_', 'multiply_', '__imul__'),
+    'mul', 'multiply', '__mul__', '__rmul__',
     table=DetachedActivations.forms
 )
 def gated(first, other):

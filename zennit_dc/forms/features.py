@@ -6,47 +6,36 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from ..core.axes import follow_axes, same_axes
-from ..core.blocks import Instead, instead, linear, passing
+from ..core.axes import same_axes
+from ..core.blocks import Instead, instead, linear, moved_alike, passing
 from ..core.pair import PROBABILITY, SplitTensor, pairs_in, pass_of, unsupported
-from ..core.registry import split_form
 from .arithmetic import Valued, division, multiplication, power, valued
 from .deferred import Statistic, as_constants, constant, note
 from .linear import per_axis
-from .statistics import DetachedStatistics, detached_form, needs_constants
-from .table import in_place, missing, overloads
+from .statistics import detached_form, optional_form
+from .table import each_pair, missing, overloads
 
 
 def statistic(function, carry, *args, is_weight=False, **kwargs):
-    '''A statistic: the value of a function of its arguments, and another one that makes the split pair, of the value
-    and these arguments.'''
+    '''A statistic: the value of a function of some arguments, and ``carry(value, *args)``, which makes the split pair
+    where the statistic turns out to be a feature.'''
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
-    args, kwargs = kept(args), kept(kwargs)
+    args, kwargs = kept((args, kwargs))
     output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
     output.facts = frozenset({PROBABILITY} if carry is softmax else ())
     return output
 
 
 def kept(obj):
-    '''Arguments with pairs that no operation in place changes any more.'''
-    if isinstance(obj, SplitTensor):
-        return obj.replaced(*obj.tensors)
-    if type(obj) is dict:
-        return {key: kept(value) for key, value in obj.items()}
-    return type(obj)(map(kept, obj)) if type(obj) in (tuple, list) else obj
-
-
-def register_statistic(functions, form):
-    '''Register the form of functions that have none unless statistics are constants.'''
-    split_form(*functions, table=DetachedStatistics.forms)(form)
-    needs_constants(functions)
+    '''Arguments with copies of their pairs, which operations in place leave as they are.'''
+    return each_pair(lambda pair: pair.replaced(*pair.tensors), obj)
 
 
 def statistic_form(*names, functions=(), is_weight=False):
     '''Register what makes the split pair of a statistic, a function of its value and its arguments.'''
     def register(carry):
         for function in {*functions, *overloads(*names)}:
-            register_statistic([function], partial(statistic, function, carry, is_weight=is_weight))
+            optional_form(function)(partial(statistic, function, carry, is_weight=is_weight))
         return carry
     return register
 
@@ -116,9 +105,7 @@ def register_elementwise(title, slope_of, *names, function=None, is_weight=False
 
     carry.__name__ = title
     for name in names or (title,):
-        statistic_form(name, is_weight=is_weight)(carry)
-        form = partial(statistic, getattr(torch, name), carry, is_weight=is_weight)
-        register_statistic(overloads(f'{name}_'), in_place(form, f'{name}_'))
+        detached_form(name)(partial(statistic, getattr(torch, name), carry, is_weight=is_weight))
 
 
 register_elementwise('sqrt', lambda x: .5 * x.rsqrt(), function=torch.sqrt)
@@ -142,6 +129,7 @@ def reciprocal_of(first, other, function=torch.div):
     return statistic(function, quotient, first, other, is_weight=True)
 
 
+@detached_form('__rtruediv__', '__rdiv__')
 def reflected_division(divisor, first):
     '''The division of an operator, which is a product with the reciprocal.'''
     if pairs_in((first,)):
@@ -149,11 +137,9 @@ def reflected_division(divisor, first):
     return reciprocal_of(first, divisor, lambda first, other: other.reciprocal() * first)
 
 
-register_statistic(overloads('__rtruediv__', '__rdiv__'), reflected_division)
 
 
-@detached_form('div', 'divide', 'true_divide', '__truediv__', inplace=('div_', 'divide_', 'true_divide_',
-                                                                       '__itruediv__'))
+@detached_form('div', 'divide', 'true_divide', '__truediv__')
 def division_by_constant(first, other, *, rounding_mode=None):
     '''A division by a pair as a constant. What is divided may be a constant, too: that is a reciprocal.'''
     if rounding_mode is not None or not pairs_in((other,)):
@@ -164,7 +150,7 @@ def division_by_constant(first, other, *, rounding_mode=None):
     return reciprocal_of(first, other)
 
 
-@detached_form('pow', '__pow__', inplace=('pow_', '__ipow__'))
+@detached_form('pow', '__pow__')
 def power_or_root(pair, exponent):
     '''A product for exponents from 1 to 8. Any other power is a statistic, as a square root is.'''
     is_number = isinstance(exponent, (int, float))
@@ -183,7 +169,7 @@ def power_of(value, pair, exponent):
     return tangent(pair, value, lambda x: exponent * x ** (exponent - 1), None if is_falling else function)
 
 
-@detached_form('sign', 'sgn')
+@optional_form(*overloads('sign', 'sgn'))
 def sign(pair):
     '''The sign, which is a constant wherever it has a derivative.'''
     return torch.sign(as_constants(pair))
@@ -202,8 +188,7 @@ def weighted_sum(pair, value, coefficients, dims, keepdim):
 
     return linear(
         pair, lambda tensor: Valued.apply(summed(tensor * coefficients).to(value.dtype), value.detach()),
-        lambda total: summed(total.to(torch.promote_types(total.dtype, value.dtype)) * magnitude),
-        lambda pairs, output, _: follow_axes(pairs, output, summed)
+        lambda total: summed(total.to(torch.promote_types(total.dtype, value.dtype)) * magnitude), moved_alike(summed)
     )
 
 
@@ -290,8 +275,8 @@ def with_mean(function, carry, pair, *args, **kwargs):
     )
 
 
-register_statistic([torch.std_mean], partial(with_mean, torch.std_mean, std))
-register_statistic([torch.var_mean], partial(with_mean, torch.var_mean, var))
+optional_form(torch.std_mean)(partial(with_mean, torch.std_mean, std))
+optional_form(torch.var_mean)(partial(with_mean, torch.var_mean, var))
 
 
 # distances

@@ -13,7 +13,7 @@ from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .pooling import pool
 from .reading import reading
-from .table import plain
+from .table import form_of_each, plain
 
 
 @split_form(Sum)
@@ -34,13 +34,12 @@ def summed(module, stacked):
 OPERATORS = torch.ops.torchvision
 
 
-def operator_form(name):
-    '''Register a form for an operator of torchvision, if it has any, which it may be built without.'''
-    packet = getattr(OPERATORS, name, None)
-    return split_form(*() if packet is None else (packet,))
+def operators(*names):
+    '''The operators of torchvision with some names, without which it may be built.'''
+    return [getattr(OPERATORS, name) for name in names if hasattr(OPERATORS, name)]
 
 
-@operator_form('nms')
+@split_form(*operators('nms'))
 @reading
 def nms(boxes, scores, iou_threshold):
     '''The indices of the boxes that are left, which are constants.'''
@@ -53,22 +52,21 @@ def require_features(name, pair, rois):
         raise unsupported(name, (rois,), ' for constant features', 'pass rois.detach()')
 
 
-for operator in ('roi_align', 'ps_roi_align', 'ps_roi_pool'):
-    @operator_form(operator)
-    def average(pair, rois, *settings, name=operator):
-        '''The averages of regions, with coefficients that are not negative.'''
-        require_features(name, pair, rois)
-        function, rois = getattr(OPERATORS, name), plain(rois)
+@form_of_each(operators('roi_align', 'ps_roi_align', 'ps_roi_pool'))
+def average(function, pair, rois, *settings):
+    '''The averages of regions, with coefficients that are not negative.'''
+    require_features(function.__name__, pair, rois)
+    rois = plain(rois)
 
-        def regions(tensor):
-            output = function(tensor, rois.to(tensor.dtype), *settings)
-            return output if isinstance(output, torch.Tensor) else output[0]
+    def regions(tensor):
+        output = function(tensor, rois.to(tensor.dtype), *settings)
+        return output if isinstance(output, torch.Tensor) else output[0]
 
-        output = linear(pair, regions, note_axes=None)
-        return output if name == 'roi_align' else (output, function(pair.difference.detach(), rois, *settings)[1])
+    output, original = linear(pair, regions, note_axes=None), function(pair.difference.detach(), rois, *settings)
+    return output if isinstance(original, torch.Tensor) else (output, original[1])
 
 
-@operator_form('roi_pool')
+@split_form(*operators('roi_pool'))
 def roi_pool(pair, rois, *settings):
     '''The maxima of regions.'''
     require_features('roi_pool', pair, rois)

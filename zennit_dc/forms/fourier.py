@@ -153,9 +153,9 @@ def product_of(function, first, other):
     def times(tensor, rows):
         return (tensor.unsqueeze(-1) * rows.to(tensor.dtype)).sum(-2)
 
-    return named_axes(first.parts, linear(
-        first.parts, lambda tensor: times(tensor, rows), lambda total: times(total, rows.abs()), None
-    ))
+    return linear(
+        first.parts, lambda tensor: times(tensor, rows), lambda total: times(total, rows.abs()), first_stay
+    )
 
 
 def parts_of(operand):
@@ -176,43 +176,38 @@ for function, form, names in (
 
 # transforms
 
-def named_axes(pair, output, dim=None):
-    '''Note that an output has the axes of a pair, but for one that is mixed, before others.'''
-    axes, output.depth = first_axes(pair.axes, output.values[0].shape), pair.depth
+def first_stay(pairs, output, function=None, mixed=None):
+    '''Note that an output has the axes of a pair before others, but for one that is mixed.'''
+    axes, output.depth = first_axes(pairs[0].axes, output.values[0].shape), pairs[0].depth
     output.axes = axes._replace(places={
-        key: None if place is None or place.axis == dim else place for key, place in axes.places.items()
+        key: None if place is None or place.axis == mixed else place for key, place in axes.places.items()
     })
     return output
 
 
-def transform(pair, function, dim):
-    '''A linear function ``(tensor, dim) -> tensor`` along an axis, of real or complex numbers.'''
+def of_axis(function, pair, n=None, dim=-1, norm=None):
+    '''A transform along one axis, of real or complex numbers.'''
     shape, is_complex = pair.shape, isinstance(pair, ComplexPair)
     source, dim = pair.parts if is_complex else pair, dim % len(shape)
     unit = torch.eye(shape[dim], dtype=torch.float64, device=pair.device)
     unit = torch.stack([unit, 1j * unit], 1).flatten(0, 1) if is_complex else unit
-    rows = as_real(function(unit, -1)).abs()
+    rows = as_real(function(unit, n, -1, norm)).abs()
     ends = rows.shape[1:]
 
     def of_parts(tensor):
-        return as_real(function(as_complex(tensor) if is_complex else tensor, dim))
+        return as_real(function(as_complex(tensor) if is_complex else tensor, n, dim, norm))
 
     def of_sums(total):
         total = total.movedim(dim, -2).flatten(-2) if is_complex else total.movedim(dim, -1)
         return (total @ rows.flatten(1).to(total.dtype)).unflatten(-1, ends).movedim(len(shape) - 1, dim)
 
-    output = named_axes(source, linear(source, of_parts, of_sums, None), dim)
+    output = linear(source, of_parts, of_sums, partial(first_stay, mixed=dim))
     return ComplexPair(output) if len(ends) == 2 else output
 
 
 def as_real(tensor):
     '''A tensor, with its real and imaginary parts if it is complex.'''
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def of_axis(function, pair, n=None, dim=-1, norm=None):
-    '''A transform along one axis.'''
-    return transform(pair, lambda tensor, dim: function(tensor, n, dim, norm), dim)
 
 
 def of_axes(name, default, pair, s=None, dim=None, norm=None):
@@ -258,7 +253,7 @@ def stft(pair, n_fft, hop_length=None, win_length=None, window=None, center=True
         return found.unflatten(-1, rows.shape[1:]).transpose(1, 2).reshape(shape)
 
     shape = windows(pair.difference.detach(), hop, center).shape
-    output = named_axes(pair, linear(pair, lambda tensor: windows(tensor, hop, center), of_sums, None))
+    output = linear(pair, lambda tensor: windows(tensor, hop, center), of_sums, first_stay)
     time, last = pair.ndim - 1, pair.ndim
     output.axes = output.axes._replace(channels=None, places={
         key: place if place is None or place.axis != time else

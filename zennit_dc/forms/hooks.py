@@ -1,5 +1,5 @@
-'''Backward hooks of modules, which look at gradients, of pairs at those of the difference; in a backward pass that
-makes a map, they are what comes there of the sensitivities or of the relevance.'''
+'''Backward hooks of modules, which see the gradient of a pair as that of its difference. In a backward pass that makes
+a map, this is what arrives there of the sensitivities or of the relevance.'''
 from collections import OrderedDict
 from functools import partial
 from itertools import compress
@@ -8,19 +8,18 @@ import torch
 from torch.autograd.graph import register_multi_grad_hook
 
 from ..core.pair import SplitTensor
-from ..core.registry import split_form
 from .reading import reading
+from .table import form_of_each, getters
 
 
 class ChangedGradient(RuntimeError):
     '''The error for a hook that changes the gradient of a pair in a backward pass that makes a map.'''
 
 
-for getter in ('retains_grad', 'is_leaf', '_version', 'output_nr'):
-    @split_form(getattr(torch.Tensor, getter).__get__)
-    @reading
-    def of_difference(pair, *args, getter=getter):
-        return getattr(pair.values[0], getter)
+@form_of_each(getters('retains_grad', 'is_leaf', '_version', 'output_nr'))
+@reading
+def of_difference(get, pair, *args):
+    return get(pair.values[0])
 
 
 def watched_of(each):

@@ -7,7 +7,19 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import follow_axes, same_axes, with_channels
-from ..core.blocks import Dense, Layer, affine, instead, linear, magnitude, multiply, pending, recenter, weighted
+from ..core.blocks import (
+    Dense,
+    Layer,
+    affine,
+    instead,
+    linear,
+    magnitude,
+    moved_alike,
+    multiply,
+    pending,
+    recenter,
+    weighted,
+)
 from ..core.errors import called_in
 from ..core.following import mixed, note_channels
 from ..core.pair import SplitTensor, pass_of, unsupported
@@ -15,7 +27,7 @@ from ..core.registry import split_form
 from ..core.views import laid_out
 from .arithmetic import addition, valued
 from .routing import of_one_tensor, register
-from .table import overloads, plain, refuse_pairs, require_batch, torch_form
+from .table import form_of_each, overloads, plain, refuse_pairs, require_batch, torch_form
 
 
 DENSE = Dense()
@@ -50,7 +62,7 @@ def convolution(pair, weight, bias, stride, padding, dilation, transposed, outpu
 
 
 def contracted(index, pairs, output, function):
-    '''Note that a layer makes each of its channels, at an index, of all that its input has there.'''
+    '''Note that each channel of a layer, along the axis with an index, is made of all channels of its input.'''
     with_channels(index, pairs, output)
     if pairs[0].axes.places:
         note_channels(pairs[0], index)
@@ -117,31 +129,31 @@ def matmul(left, right=None, *, other=None, mat2=None, vec=None):
 split_form(torch.Tensor.__rmatmul__)(lambda right, left: matmul(left, right))
 
 
-def bilinear(function, left, right):
-    '''A bilinear function of a pair and a constant, or of two pairs.'''
+def of_one_sample(matrices, *_):
+    '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
+    return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
+
+
+def bilinear(function, left, right, stand_in=of_one_sample):
+    '''A bilinear function of a pair and a constant, or of two pairs. What stands for the constant where axes are
+    followed, without memory, is a function of it and of what stands for the pair.'''
     if not isinstance(left, SplitTensor):
         return linear(
             right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total),
-            lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(of_one_sample(left), tensor))
+            moved_alike(lambda tensor: function(stand_in(left, tensor), tensor))
         )
     if isinstance(right, SplitTensor):
         return multiply(left, right, function, follow_axes)
     return affine(
         left, Layer(lambda input, weight, bias: function(input, weight)), right, None,
-        lambda pairs, output, _: follow_axes(pairs, output, lambda tensor: function(tensor, of_one_sample(right)))
+        moved_alike(lambda tensor: function(tensor, stand_in(right, tensor)))
     )
 
 
-def of_one_sample(matrices):
-    '''Matrices of which there may be one for each sample, without memory, as if there were one sample.'''
-    return torch.empty((*(1,) * (matrices.ndim - 2), *matrices.shape[-2:]), device='meta')
-
-
 # other products, and those of sparse matrices that are constant
-for function in overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'):
-    @split_form(function)
-    def product(left, right=None, *, function=function, other=None, vec2=None, tensor=None):
-        return bilinear(function, left, next(each for each in (right, other, vec2, tensor) if each is not None))
+@form_of_each(overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'))
+def product(function, left, right=None, *, other=None, vec2=None, tensor=None):
+    return bilinear(function, left, next(each for each in (right, other, vec2, tensor) if each is not None))
 
 
 @split_form(torch.sparse.mm)
@@ -160,7 +172,7 @@ def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1
     return affine(pair, layer, weight, bias, partial(contracted, -1))
 
 
-@torch_form('baddbmm', inplace=('baddbmm_',))
+@torch_form('baddbmm')
 def baddbmm(bias, batch1, batch2, *, beta=1, alpha=1):
     return product_and(torch.baddbmm, bias, batch1, batch2, beta, alpha)
 
@@ -184,8 +196,29 @@ def einsum(equation, *operands):
         return valued(chain, result)
     function = partial(torch.einsum, equation)
     if len(operands) == 2:
-        return bilinear(function, *operands)
+        return bilinear(function, *operands, partial(in_step, equation, isinstance(operands[0], SplitTensor)))
     return linear(operands[0], function)
+
+
+def in_step(equation, is_second, constant, tensor):
+    '''A constant, without memory, whose axes are as long as those with the same label of the other operand, a tensor.
+    It is the second operand, or the first.'''
+    terms = equation.replace(' ', '').partition('->')[0].split(',')
+    own, others = (labels(term, operand.ndim) for term, operand in zip(
+        terms[::-1] if is_second else terms, (constant, tensor)
+    ))
+    lengths = [tensor.shape[others.index(label)] if label in others and length > 1 else length
+               for label, length in zip(own, constant.shape)]
+    return torch.empty(lengths, device='meta')
+
+
+def labels(term, count):
+    '''The labels of a number of axes, of which an ellipsis has those that count from its end.'''
+    found = re.findall(r'\.\.\.|\w', term)
+    if '...' not in found:
+        return found
+    place = found.index('...')
+    return [*found[:place], *range(len(found) - count - 1, 0), *found[place + 1:]]
 
 
 def steps_of(equation):
@@ -204,6 +237,18 @@ def steps_of(equation):
         steps.append(f'{"".join(made)},{"".join(term)}->{"".join(kept)}')
         made = kept
     return steps
+
+
+@torch_form('bilinear')
+def bilinear_layer(input1, input2, weight, bias=None):
+    '''A layer of two inputs, with a weight for each product of their features.'''
+    value = F.bilinear(*plain((input1, input2, weight, bias)))
+    if isinstance(input1, SplitTensor) and isinstance(input2, SplitTensor):
+        output = einsum('...i,oij,...j->...o', input1, weight, input2)
+    else:
+        pair, constant, axes = (input1, input2, 'oji') if isinstance(input1, SplitTensor) else (input2, input1, 'oij')
+        output = einsum('...j,...oj->...o', pair, torch.einsum(f'...i,{axes}->...oj', constant, weight))
+    return valued(output if bias is None else addition(output, bias), value)
 
 
 @torch_form('tensordot')
@@ -272,18 +317,15 @@ register(
 )
 
 
-for function in overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'):
-    @split_form(function)
-    def average(pair, *args, form=of_one_tensor(function, same_axes, linear), **kwargs):
-        if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
-            raise unsupported('an average', (pair,), ' for a negative divisor_override')
-        return form(pair, *args, **kwargs)
+@form_of_each(overloads('avg_pool1d', 'avg_pool2d', 'avg_pool3d'))
+def average(function, pair, *args, **kwargs):
+    if (kwargs.get('divisor_override') or (args[5:] and args[5]) or 1) < 0:
+        raise unsupported('an average', (pair,), ' for a negative divisor_override')
+    return of_one_tensor(function, same_axes, linear)(pair, *args, **kwargs)
 
 
-for function in overloads('mean', 'sum', 'trace'):
-    @split_form(function)
-    def reduction(pair, *args, function=function, **kwargs):
-        def follow(pairs, output, _):  # of a mean without values, torch asks several times as much Python
-            return follow_axes(pairs, output, lambda tensor: tensor.sum(*args, **kwargs))
-
-        return linear(pair, lambda tensor: function(tensor, *args, **kwargs), note_axes=follow)
+@form_of_each(overloads('mean', 'sum', 'trace'))
+def reduction(function, pair, *args, **kwargs):
+    # axes by the sum, as torch runs several times as much Python for a mean without values
+    follow = moved_alike(lambda tensor: tensor.sum(*args, **kwargs))
+    return linear(pair, lambda tensor: function(tensor, *args, **kwargs), note_axes=follow)

@@ -10,7 +10,7 @@ from ..core.registry import split_form
 from ..core.table import FORMS
 from .arithmetic import negation, parts
 from .linear import per_axis
-from .table import overloads, torch_form
+from .table import form_of_each, overloads, torch_form
 
 
 def pool(pair, difference, winner, convex):
@@ -127,8 +127,8 @@ def maximum(first, other):
 
 @torch_form('fmax')
 def number_or_maximum(first, other):
-    '''The same but where one of two is nan, which is the other. The first one wins where they are equal.'''
-    return larger(torch.fmax, first, other, lambda one, two: (one >= two) | torch.isnan(two))
+    '''The same, but where one of the two is nan, it is the other one.'''
+    return larger(torch.fmax, first, other, lambda one, two: ((one > two) | torch.isnan(two)) + .5 * (one == two))
 
 
 def larger(function, first, other, share):
@@ -146,10 +146,16 @@ def larger(function, first, other, share):
 @torch_form('minimum')
 def minimum(first, other):
     '''The smaller one of two.'''
-    return negation(maximum(negated(first), negated(other)))
+    return negation(maximum(*negated_both(first, other)))
 
 
-torch_form('fmin')(lambda first, other: negation(number_or_maximum(negated(first), negated(other))))
+torch_form('fmin')(lambda first, other: negation(number_or_maximum(*negated_both(first, other))))
+
+
+def negated_both(first, other):
+    '''The negatives of a pair and of a pair or a constant, which may have integers without a sign.'''
+    dtype = pairs_in((first, other))[0].values[0].dtype
+    return [negated(each if each.is_floating_point() else each.to(dtype)) for each in (first, other)]
 
 
 def negated(operand):
@@ -207,9 +213,7 @@ def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
     return torch.return_types.min((negation(found.values), found.indices))
 
 
-@torch_form('amin')
-def amin(pair, *args, **kwargs):
-    return negation(amax(negation(pair), *args, **kwargs))
+amin = torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
 
 
 @torch_form('aminmax')
@@ -218,15 +222,15 @@ def aminmax(pair, *, dim=None, keepdim=False):
     return torch.return_types.aminmax((amin(pair, dims, keepdim), amax(pair, dims, keepdim)))
 
 
-for function in overloads('sort', 'topk'):
-    @split_form(function)
-    def ordered(pair, *args, function=function, **kwargs):
-        '''Order entries by their differences: the winners are as many as there are.'''
-        name = function.__name__
-        if pair.split_pass.settings.pooling == 'convex':
-            raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
-        found = function(pair.difference, *args, **kwargs)
-        dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
-        output = same_axes([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
+@form_of_each(overloads('sort', 'topk'))
+def ordered(function, pair, *args, **kwargs):
+    '''Order entries by their differences. Each of them takes its sum along.'''
+    name = function.__name__
+    if pair.split_pass.settings.pooling == 'convex':
+        raise unsupported(name, (pair,), ' of convex streams', 'use pooling=\'wta\'')
+    found = function(pair.difference, *args, **kwargs)
+    dim = kwargs.get('dim', next(iter(args[name == 'topk':]), -1))
+    output = same_axes([pair], pair.like(found.values, pair.tensors[1].gather(dim, found.indices)))
+    if pair.values[0].ndim:
         mixed(output, dim)
-        return type(found)((output, found.indices))
+    return type(found)((output, found.indices))

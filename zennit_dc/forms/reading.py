@@ -10,7 +10,7 @@ from ..core.nested import flatten
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import lend
-from .table import form_of_each, getters, overloads, plain
+from .table import form_of_each, getters, is_in_place, overloads, plain
 
 
 class Comparison(torch.Tensor):
@@ -22,6 +22,8 @@ class Comparison(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         output = super().__torch_function__(function, types, args, kwargs)
+        if function is torch.Tensor.__getitem__ and not isinstance(args[0], Comparison) and are_masks(args[1]):
+            return output.as_subclass(torch.Tensor)  # which has entries of the other tensor alone
         made_of = [each for each in flatten((args, kwargs))[0] if isinstance(each, Comparison)]
         for each in flatten(output)[0]:
             if isinstance(each, Comparison):
@@ -31,8 +33,13 @@ class Comparison(torch.Tensor):
         return output
 
 
+def are_masks(index):
+    '''Whether all comparisons in an index are masks.'''
+    return all(key.dtype is torch.bool for key in flatten(index)[0] if isinstance(key, Comparison))
+
+
 def known(value, origin, args):
-    '''A tensor that was read of pairs, with the pairs among some arguments that it may not be applied to.'''
+    '''A tensor that was read off pairs. It remembers those of them with which it must not be combined.'''
     value = value.as_subclass(Comparison)
     value.origin = origin
     value.sources = {weakref.ref(pair.whole) for pair in pairs_in(args) if INPUT not in pair.facts}
@@ -53,7 +60,7 @@ def refuse_comparison(value, *operands):
 
 
 class Refused:
-    '''What is done before the tensors of a pair are read that has no split form: to raise the error of that.'''
+    '''What raises an error as soon as the tensors of a pair are read, if the pair has no split form.'''
     def __init__(self, error):
         self.error = error
 
@@ -63,7 +70,7 @@ class Refused:
 
 
 class Number(Refused):
-    '''The same for a number that was made of a layer's output alone: to start over, as this is a use of the output.'''
+    '''The same for a number that was made of a layer's output alone. As this uses the output, the pass starts over.'''
 
 
 NUMBERS = ('max', 'min', 'amax', 'amin', 'mean', 'sum', 'std', 'var', 'norm', 'median', 'quantile')
@@ -84,8 +91,7 @@ def read_alone(function, args, kwargs, error):
     '''What a function without a split form returns for the differences, as pairs that may only be read; whatever else
     is made of them raises the error.'''
     name = getattr(function, '__name__', '')
-    in_place = (name.endswith('_') and not name.endswith('__')) or name.startswith('__i') or kwargs.get('inplace')
-    if in_place or name in ('__get__', '__set__', '__setitem__', 'backward'):
+    if is_in_place(function, kwargs) or name in ('__get__', '__set__', 'backward'):
         raise error
     pair = pairs_in((args, kwargs))[0]
     try:

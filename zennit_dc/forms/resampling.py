@@ -15,11 +15,12 @@ from .table import torch_form
 def interpolate(
     pair, size=None, scale_factor=None, mode='nearest', align_corners=None, recompute_scale_factor=None, antialias=False
 ):
-    '''Interpolation. The coefficients of a bicubic one have both signs, and are products of those of both axes.'''
+    '''Interpolation. The coefficients of a bicubic one, and of Lanczos', have both signs, and are products of those of
+    both axes.'''
     def resized(tensor, size=size, scale=scale_factor):
         return F.interpolate(tensor, size, scale, mode, align_corners, recompute_scale_factor, antialias)
 
-    if mode != 'bicubic':
+    if mode not in ('bicubic', 'lanczos'):
         return linear(pair, resized, note_axes=same_axes)
     rows, columns = (
         resized(torch.eye(length, device=pair.device, dtype=torch.float64)[None, None],
@@ -40,7 +41,12 @@ def grid_sample(pair, grid, mode='bilinear', padding_mode='zeros', align_corners
     def sampled(tensor):
         return F.grid_sample(tensor, grid.to(tensor.dtype), mode, padding_mode, align_corners)
 
-    return linear(pair, sampled, note_axes=same_axes)
+    def sampled_sum(total):
+        # as bfloat16 rounds a place to another one, and no sum to less than the difference
+        rounds = mode == 'nearest' and pair.values[0].dtype is torch.bfloat16
+        return sampled(total.to(torch.bfloat16)).to(total.dtype) if rounds else sampled(total)
+
+    return linear(pair, sampled, sampled_sum, same_axes)
 
 
 register([F.fold], follow_axes, linear)  # the sum of overlapping patches

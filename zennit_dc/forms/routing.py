@@ -10,11 +10,10 @@ from ..core.blocks import route
 from ..core.following import Place, follow_places, joined_places, note_order, note_tokens
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
-from ..core.table import FORMS
 from ..core.views import as_view, laid_out
-from .arithmetic import parts
+from .arithmetic import of_both
 from .reading import known
-from .table import keep_layer, overloads, plain, to_dtype, torch_form
+from .table import form_of_each, keep_layer, overloads, plain, to_dtype, torch_form
 
 
 def of_one_tensor(function, note_axes, block=route):
@@ -66,18 +65,19 @@ def entries(pairs, output, function):
 register(overloads('roll'), reordered)
 
 
-for name, position in (('gather', 0), ('index_select', 0), ('narrow', 0), ('take_along_dim', 1)):
-    for function in overloads(name):
-        @split_form(function)
-        def chosen(pair, *args, form=of_one_tensor(function, reordered), position=position, **kwargs):
-            '''Some entries along an axis. If that is the axis of samples, it is not known to be one afterwards, even
-            where all are chosen, as a sample's map must not depend on how many are.'''
-            output = form(pair, *args, **kwargs)
-            if isinstance(pair, SplitTensor) and pair.axes.batch is not None:
-                dim = kwargs.get('dim', next(iter(args[position:]), None))
-                if dim is None or pair.axes.batch.may_be_in(pair.values[0].shape, dim):
-                    output.axes = output.axes._replace(batch=None)
-            return output
+def chosen(dim, pairs, output, function):
+    '''Note the axes of some entries along one. If that is the axis of samples, it is not known to be one afterwards,
+    even where all are chosen, as a sample's map must not depend on how many are.'''
+    reordered(pairs, output, function)
+    batch, shape = pairs[0].axes.batch, pairs[0].values[0].shape
+    if batch is not None and batch.may_be_in(shape, dim):
+        output.axes = output.axes._replace(batch=None)
+    return output
+
+
+@form_of_each(overloads('gather', 'index_select', 'narrow'))
+def some_entries(function, pair, dim, *args, **kwargs):
+    return of_one_tensor(function, partial(chosen, dim))(pair, dim, *args, **kwargs)
 
 
 register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
@@ -91,19 +91,15 @@ register(overloads(
 
 
 register(overloads('__getitem__'), entries)
-for name in ('expand', 'reshape'):
-    @split_form(getattr(torch.Tensor, f'{name}_as'))
-    def in_shape_of(pair, other, form=FORMS[getattr(torch.Tensor, name)]):
-        return form(pair, plain(other).shape)
-
-
+split_form(torch.Tensor.expand_as)(lambda pair, other: pair.expand(other.shape))
+split_form(torch.Tensor.reshape_as)(lambda pair, other: pair.reshape(other.shape))
 for name in ('tril', 'triu'):
-    torch_form(name, inplace=(f'{name}_',))(of_one_tensor(getattr(torch, name), same_axes))
+    torch_form(name)(of_one_tensor(getattr(torch, name), same_axes))
 for name in ('T', 'mT', 'H', 'mH'):
     split_form(getattr(torch.Tensor, name).__get__)(of_one_tensor(attrgetter(name), follow_axes))
 
 
-@torch_form('nan_to_num', inplace=('nan_to_num_',))
+@torch_form('nan_to_num')
 def nan_to_num(pair, nan=None, posinf=None, neginf=None):
     '''Finite entries as they are, and constants in place of others.'''
     difference, stream_sum = pair.tensors
@@ -113,7 +109,7 @@ def nan_to_num(pair, nan=None, posinf=None, neginf=None):
     return output
 
 
-@torch_form('as_strided')
+@split_form(*overloads('as_strided'))
 def as_strided(pair, size, stride, storage_offset=None):
     '''A view of the memory of the pair that this one is itself a view of.'''
     root, difference = pair.whole, pair.difference
@@ -143,7 +139,7 @@ def broadcast_tensors(*tensors):
 def take_along_dim(pair, indices, dim=None):
     if dim is None:
         return pair.reshape(-1).take_along_dim(indices.reshape(-1), 0)
-    return of_one_tensor(torch.take_along_dim, reordered)(pair, indices, dim)
+    return of_one_tensor(torch.take_along_dim, partial(chosen, dim))(pair, indices, dim)
 
 
 @torch_form('diff')
@@ -172,16 +168,15 @@ def view(pair, *shape, size=None, dtype=None):
     return route(pair, lambda tensor: tensor.reshape(shape), same_order)
 
 
-for function in overloads(
+@form_of_each(overloads(
     'chunk', 'split', 'tensor_split', 'unsafe_chunk', 'unsafe_split', 'split_with_sizes', 'hsplit', 'vsplit', 'dsplit'
-):
-    @split_form(function)
-    def pieces(pair, *args, function=function, **kwargs):
-        axes = {'hsplit': min(pair.values[0].ndim - 1, 1), 'vsplit': 0, 'dsplit': 2}
-        dim = axes.get(function.__name__, kwargs.get('dim', args[1] if len(args) > 1 else 0))
-        lengths = [piece.shape[dim] for piece in function(pair.difference.detach(), *args, **kwargs)]
-        # each by its own, as torch does not let the views of one function be changed in place
-        return tuple(pair.narrow(dim, end - length, length) for end, length in zip(accumulate(lengths), lengths))
+))
+def pieces(function, pair, *args, **kwargs):
+    axes = {'hsplit': min(pair.values[0].ndim - 1, 1), 'vsplit': 0, 'dsplit': 2}
+    dim = axes.get(function.__name__, kwargs.get('dim', args[1] if len(args) > 1 else 0))
+    lengths = [piece.shape[dim] for piece in function(pair.difference.detach(), *args, **kwargs)]
+    # each by its own, as torch does not let the views of one function be changed in place
+    return tuple(pair.narrow(dim, end - length, length) for end, length in zip(accumulate(lengths), lengths))
 
 
 @torch_form('unbind')
@@ -192,49 +187,53 @@ def unbind(pair, dim=0):
 split_form(torch.Tensor.__iter__)(lambda pair: iter(unbind(pair)))
 
 
-for function in overloads(
+@form_of_each(overloads(
     'to', 'float', 'double', 'half', 'bfloat16', 'type', 'cpu', 'cuda', 'type_as', 'long', 'int', 'short', 'char',
     'byte', 'bool',
-):
-    @split_form(function)
-    def conversion(pair, *args, function=function, **kwargs):
-        args, kwargs = plain(args), plain(kwargs)
-        if not isinstance(pair, SplitTensor):
-            return function(pair, *args, **kwargs)
-        converted = function(pair.values[0], *args, **kwargs)
-        if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # a type's name, or a mask
-            return converted
-        if not converted.is_floating_point():
-            return known(converted.detach(), 'a cast to integers', (pair,))
-        return to_dtype(pair, lambda tensor: function(tensor, *args, **kwargs))
+))
+def conversion(function, pair, *args, **kwargs):
+    args, kwargs = plain(args), plain(kwargs)
+    if not isinstance(pair, SplitTensor):
+        return function(pair, *args, **kwargs)
+    converted = function(pair.values[0], *args, **kwargs)
+    if not isinstance(converted, torch.Tensor) or converted.dtype is torch.bool:  # a type's name, or a mask
+        return converted
+    if not converted.is_floating_point():
+        return known(converted.detach(), 'a cast to integers', (pair,))
+    return to_dtype(pair, lambda tensor: function(tensor, *args, **kwargs))
 
 
-for function in overloads(
+@form_of_each(overloads(
     'cat', 'concat', 'concatenate', 'stack', 'hstack', 'vstack', 'dstack', 'column_stack', 'row_stack'
-):
-    @split_form(function)
-    def joining(tensors, *args, function=function, **kwargs):
-        pairs, name = list(pairs_in(tensors)), function.__name__
-        output = pairs[0].like(*(function(each, *args, **kwargs) for each in zip(*map(parts, tensors))))
-        same_axes(pairs, output)
-        if 'stack' in name and len({pair.axes.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
-            follow_axes(pairs[:1], output, lambda tensor: function([tensor] * len(tensors), *args, **kwargs))
-            output.depth = max(pair.depth for pair in pairs)
-        if any(pair.axes.places for pair in pairs):
-            join_places(name, tensors, output, lambda tensors: function(tensors, *args, **kwargs))
-        return output
+))
+def joining(function, tensors, *args, **kwargs):
+    def join(*each):
+        return function(each, *args, **kwargs)
+
+    def of_one(tensor):
+        return join(*[tensor] * len(tensors))
+
+    pairs, output, name = pairs_in(tensors), of_both(join, *tensors), function.__name__
+    if 'stack' in name and len({pair.axes.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
+        follow_axes(pairs[:1], output, of_one)
+        output.depth = max(pair.depth for pair in pairs)
+    if any(pair.axes.places for pair in pairs):
+        return stacked(pairs, output, of_one) if name == 'stack' else in_row(tensors, output)
+    return output
 
 
-def join_places(name, tensors, output, function):
+def stacked(pairs, output, function):
+    '''Note where the axes of inputs are in stacked tensors, by a function that stacks as many copies of one.'''
+    shape = output.values[0].shape
+    found = [follow_places([pair], output.like(*output.values), function) for pair in pairs]
+    output.axes = output.axes._replace(places=joined_places([(each.axes.places, shape) for each in found], shape))
+    return output
+
+
+def in_row(tensors, output):
     '''Note where the axes of inputs are in tensors that are joined: where an axis has others before it, as class tokens
     are, behind these.'''
     shape, dims = output.values[0].shape, [*range(output.values[0].ndim)]
-    if name == 'stack':
-        alone = [(each, output.like(*output.values)) for each in pairs_in(tensors)]
-        found = [(follow_places([each], own, lambda tensor: function([tensor] * len(tensors))).axes.places, shape)
-                 for each, own in alone]
-        output.axes = output.axes._replace(places=joined_places(found, shape))
-        return
     lengths = {index: [each.shape[index] if each.ndim == len(shape) else -1 for each in tensors] for index in dims}
     along = [index for index in dims if sum(lengths[index]) == shape[index] != lengths[index][0]]
     before = [0, *accumulate(lengths[along[0]])] if len(along) == 1 else None
@@ -243,7 +242,7 @@ def join_places(name, tensors, output, function):
         for key in {key: None for pair in pairs_in(tensors) for key in pair.axes.places}
     }
     output.axes = output.axes._replace(places=places)
-    note_tokens(output)
+    return note_tokens(output)
 
 
 def among_others(key, tensors, along, total):

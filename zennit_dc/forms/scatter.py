@@ -7,11 +7,10 @@ import torch
 from ..core.axes import Axes, Axis
 from ..core.blocks import activated, linear
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
-from ..core.registry import split_form
 from .arithmetic import negation, parts, valued
 from .pooling import negated, pool
 from .reading import refuse_comparison
-from .table import overloads, plain, torch_form
+from .table import form_of_each, overloads, plain, torch_form
 
 
 def streams(*operands):
@@ -46,8 +45,8 @@ def moved(function, target, indices, source, dim=None):
 
 
 def summed(function, target, indices, source, dim=None, scales=False, of_sums=None):
-    '''The same for one that adds up entries with coefficients that are not negative; of the target's own there are
-    others than one if it ``scales`` them. There may be another one for the sums.'''
+    '''The same for a function that adds up entries with coefficients that are not negative. Those of the target's own
+    entries may differ from one if it ``scales`` them. The sums may have a function of their own.'''
     def apply(own, other):
         return function(own, *indices, other)
 
@@ -79,7 +78,7 @@ def summands(*pairs):
 
 # copies
 
-@torch_form('scatter', inplace=('scatter_',))
+@torch_form('scatter')
 def scatter(target, dim, index, src=None, value=None, reduce=None):
     src = value if src is None else src
     if reduce not in (None, 'add'):
@@ -93,17 +92,17 @@ def scatter(target, dim, index, src=None, value=None, reduce=None):
     return moved(torch.scatter, target, (dim, index), src, dim)
 
 
-@torch_form('index_copy', inplace=('index_copy_',))
+@torch_form('index_copy')
 def index_copy(target, dim, index, source=None, *, tensor=None):
     return moved(torch.index_copy, target, (dim, index), tensor if source is None else source, dim)
 
 
-@torch_form('index_fill', inplace=('index_fill_',))
+@torch_form('index_fill')
 def index_fill(target, dim, index, value):
     return moved(torch.index_fill, target, (dim, index), value, dim)
 
 
-@torch_form('masked_scatter', inplace=('masked_scatter_',))
+@torch_form('masked_scatter')
 def masked_scatter(target, mask, source):
     refuse_comparison(mask, target, source)
     return keep_target(target, moved(torch.masked_scatter, target, (mask,), source))
@@ -116,13 +115,12 @@ def keep_target(target, output):
     return output
 
 
-for function in overloads('select_scatter', 'slice_scatter', 'diagonal_scatter'):
-    @split_form(function)
-    def part_scatter(target, src, *args, function=function, **kwargs):
-        return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), target, (), src))
+@form_of_each(overloads('select_scatter', 'slice_scatter', 'diagonal_scatter'))
+def part_scatter(function, target, src, *args, **kwargs):
+    return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), target, (), src))
 
 
-@torch_form('index_put', inplace=('index_put_',))
+@torch_form('index_put')
 def index_put(target, indices, values, accumulate=False):
     for index in indices:
         refuse_comparison(index, target, values)
@@ -133,20 +131,20 @@ def index_put(target, indices, values, accumulate=False):
 
 # sums
 
-@torch_form('index_add', inplace=('index_add_',))
+@torch_form('index_add')
 def index_add(target, dim, index, source, *, alpha=1):
     function, of_sums = (partial(torch.index_add, alpha=factor) for factor in (alpha, abs(alpha)))
     return summed(function, target, (dim, index), source, dim, of_sums=of_sums)
 
 
-@torch_form('scatter_add', inplace=('scatter_add_',))
+@torch_form('scatter_add')
 def scatter_add(target, dim, index, src):
     return summed(torch.scatter_add, target, (dim, index), src, dim)
 
 
 # reductions
 
-@torch_form('scatter_reduce', inplace=('scatter_reduce_',))
+@torch_form('scatter_reduce')
 def scatter_reduce(target, dim, index, src, reduce, *, include_self=True):
     if reduce in ('sum', 'mean'):
         function = partial(torch.scatter_reduce, reduce=reduce, include_self=include_self)
@@ -185,7 +183,7 @@ def scatter_amax(target, dim, index, src, include_self):
     return activated(along((target, src), dim, output))
 
 
-@torch_form('index_reduce', inplace=('index_reduce_',))
+@torch_form('index_reduce')
 def index_reduce(target, dim, index, source, reduce, *, include_self=True):
     places = plain(index)
     if source.ndim:

@@ -11,6 +11,7 @@ from ..core.axes import same_axes, with_channels
 from ..core.blocks import Layer, affine, linear, magnitude
 from ..core.pair import pass_of
 from ..core.registry import split_form
+from ..core.table import FORMS
 from .arithmetic import Valued, valued
 from .deferred import as_constants, constant, note
 from .linear import batch_norm
@@ -40,6 +41,7 @@ class DetachedStatistics(SplitOption):
 
 
 detached_form = partial(torch_form, table=DetachedStatistics.forms)
+optional_form = partial(split_form, table=DetachedStatistics.forms)
 
 
 DetachedAttention = DetachedStatistics  # its name when it had fewer functions
@@ -112,7 +114,7 @@ def group_norm(pair, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled
                    num_groups, weight, bias, eps)
 
 
-@split_form(F.instance_norm, table=DetachedStatistics.forms)
+@optional_form(F.instance_norm)
 def instance_norm(pair, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True,
                   momentum=.1, eps=1e-5):
     refuse_pairs('instance_norm', running_mean, running_var, weight, bias)
@@ -143,7 +145,7 @@ def grouped(pair, function, groups, weight, bias, eps):
     return normalized(pair, name, layer, variance, weight, bias, 1)
 
 
-@split_form(F.local_response_norm, table=DetachedStatistics.forms)
+@optional_form(F.local_response_norm)
 def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
     '''A division by means over neighbouring channels, of which torch takes as many before as after.'''
     note(pair.split_pass, 'local_response_norm')
@@ -157,7 +159,7 @@ def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
     )
 
 
-@split_form(torch.cosine_similarity, F.cosine_similarity, table=DetachedStatistics.forms)
+@optional_form(torch.cosine_similarity, F.cosine_similarity)
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     note(pass_of((x1, x2)), 'cosine_similarity')
     value = torch.cosine_similarity(*plain((x1, x2)), dim, eps)
@@ -165,12 +167,14 @@ def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     return valued((one * other).sum(dim), value)
 
 
-needs_constants = partial(
-    missing, reason=', as it is outside of the class of networks that can be split exactly',
-    remedy='pass canonizers=[zennit_dc.DetachedStatistics()] to the composite to treat attention weights and'
-    ' normalization statistics as constants'
-)
-needs_constants(DetachedStatistics.forms)
+def require_option():
+    '''Register, once all families are, that functions which only this option gives a form need it.'''
+    missing(
+        DetachedStatistics.forms.keys() - FORMS.keys(),
+        ', as it is outside of the class of networks that can be split exactly',
+        'pass canonizers=[zennit_dc.DetachedStatistics()] to the composite to treat attention weights and'
+        ' normalization statistics as constants'
+    )
 
 
 for function in (F.normalize, F.softmin):

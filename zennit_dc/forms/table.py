@@ -1,6 +1,7 @@
 '''How forms are registered, and what they have in common.'''
 import copy
 import functools
+import re
 import types
 
 import torch
@@ -15,6 +16,7 @@ from ..core.table import FORMS, OVERLAYS
 from ..core.views import assign, become_pair
 
 
+IN_PLACE = re.compile(r'__i(add|and|div|floordiv|lshift|mod|mul|or|pow|rshift|sub|truediv|xor)__|__setitem__|.*[^_]_')
 NAMESPACES = (torch, torch.Tensor, F, torch.special, torch._C._nn)
 
 
@@ -77,12 +79,14 @@ def getters(*names):
     return {getattr(torch.Tensor, name).__get__ for name in names}
 
 
-def torch_form(*names, inplace=(), table=FORMS):
-    '''Register a split form for all functions and methods of torch with these names, and, as an in-place operation, for
-    the functions named by ``inplace``.'''
+def torch_form(*names, table=FORMS):
+    '''Register a split form for all functions and methods of torch with these names, and for those that do the same in
+    place.'''
+    in_place_names = [f'__i{name[2:]}' if name.startswith('__') else f'{name}_' for name in names]
+
     def register(form):
         split_form(*overloads(*names), table=table)(form)
-        split_form(*overloads(*inplace), table=table)(in_place(form, *inplace[:1]))
+        split_form(*overloads(*in_place_names), table=table)(in_place(form, in_place_names[0]))
         return form
     return register
 
@@ -98,14 +102,13 @@ def form_of_each(functions, table=FORMS):
 
 
 def activation_form(*names, table=FORMS):
-    '''Register the split form of an activation, whose functions may have a parameter ``inplace``, or an underscore at
-    the end of the first name.'''
+    '''Register the split form of an activation, whose functions may have a parameter ``inplace``.'''
     def register(form):
         @functools.wraps(form)
         def with_inplace(pair, *args, inplace=False, **kwargs):
             output = form(pair, *args, **kwargs)
             return assign(pair, output) if inplace else output
-        return torch_form(*names, inplace=(f'{names[0]}_',), table=table)(with_inplace)
+        return torch_form(*names, table=table)(with_inplace)
     return register
 
 
@@ -117,51 +120,60 @@ def missing(functions, reason, remedy):
 
 
 def own_steps(function):
-    '''The steps that torch takes in a function which is written in Python, each of them by its form.'''
+    '''A function of torch that is written in Python, as the steps it consists of, each of which has a form.'''
     names = dict.fromkeys(('has_torch_function', 'has_torch_function_unary', 'has_torch_function_variadic'))
     steps = {**function.__globals__, **{name: lambda *_: False for name in names}}
     return types.FunctionType(function.__code__, steps, function.__name__, function.__defaults__)
 
 
-def in_place(form, name=None):
+def is_in_place(function, kwargs):
+    '''Whether a function changes its first argument.'''
+    return bool(IN_PLACE.fullmatch(getattr(function, '__name__', ''))) or bool(kwargs.get('inplace'))
+
+
+def in_place(form, name):
     '''A split form that changes its first argument.'''
     def changed(target, *args, **kwargs):
-        if not isinstance(target, SplitTensor):
-            return into_plain(form, name, target, *args, **kwargs)
-        output = form(target, *args, **kwargs)
-        shape, dtype = target.values[0].shape, target.values[0].dtype
-        if output.values[0].shape != shape:
-            raise unsupported(name, (target,), ' where it changes the shape')
-        return assign(target, to_dtype(output, lambda tensor: tensor.to(dtype)))
+        if not isinstance(target, torch.Tensor):
+            raise unsupported(f'{name} on {type(target).__name__}', (args, kwargs))
+        is_pair = isinstance(target, SplitTensor)
+        output = form(target if is_pair else target.clone(), *args, **kwargs)
+        if output.values[0].shape != target.shape:
+            raise unsupported(name, (output,), ' where it changes the shape')
+        return take_value(target, output) if is_pair else become_value(target, output, name)
     return changed
 
 
-def into_plain(form, name, target, *args, **kwargs):
-    '''Change a plain tensor by pairs, with which it becomes a pair itself.'''
-    if not isinstance(target, torch.Tensor):
-        raise unsupported(f'{name} on {type(target).__name__}', (args, kwargs))
-    split_pass, shape = pass_of((args, kwargs)), target.shape
-    output = form(target.clone(), *args, **kwargs)
-    if output.values[0].shape != shape:
-        raise unsupported(name, (output,), ' where it changes the shape')
-    view = target if target._base is not None and target._base.is_contiguous() else None
-    view = None if view is None else torch.empty_strided(shape, view.stride(), device='meta')
-    become_pair(target, split_pass, name)
-    assign(target, to_dtype(output, lambda tensor: tensor.to(target.values[0].dtype)))
+def take_value(target, value):
+    '''Give a pair the value of another one, in its own dtype.'''
+    return assign(target, to_dtype(value, lambda tensor: tensor.to(target.values[0].dtype)))
+
+
+def become_value(target, value, name):
+    '''Give a plain tensor the value of a pair, with which it becomes a pair itself.'''
+    is_view = target._base is not None and target._base.is_contiguous()
+    view = torch.empty_strided(target.shape, target.stride(), device='meta') if is_view else None
+    become_pair(target, value.split_pass, name)
+    take_value(target, value)
     if target.view_of is None:
-        target.axes = output.axes._replace(places=target.axes.places)
+        target.axes = value.axes._replace(places=target.axes.places)
     else:
-        take_axes(target.whole, output, view)
+        take_axes(target.whole, value, view)
     return target
+
+
+def each_pair(change, obj):
+    '''Arguments with what a function makes of each of the split pairs among them.'''
+    if isinstance(obj, SplitTensor):
+        return change(obj)
+    if type(obj) in (tuple, list):
+        return type(obj)(each_pair(change, each) for each in obj)
+    return {key: each_pair(change, value) for key, value in obj.items()} if type(obj) is dict else obj
 
 
 def plain(obj):
     '''Replace split pairs in arguments by their difference, as values.'''
-    if isinstance(obj, SplitTensor):
-        return obj.values[0].detach()
-    if type(obj) in (tuple, list):
-        return type(obj)(map(plain, obj))
-    return {key: plain(value) for key, value in obj.items()} if type(obj) is dict else obj
+    return each_pair(lambda pair: pair.values[0].detach(), obj)
 
 
 def refuse_pairs(name, *parameters):
