@@ -109,7 +109,7 @@ def test_einsum_of_pairs():
     expected = ((weight(3, 4) @ pair.mT) * pair[..., :3]).sum(-1)
     assert_close(output.difference, expected.difference)
     assert_close(output.stream_sum, expected.stream_sum)
-    assert output.place('batch') == -2
+    assert output.axis('batch') == -2
 
 
 class Pooled(nn.Module):

@@ -80,7 +80,7 @@ def test_streams(kind, cell):
         states = cell(dense(token, inward, biases[0]), dense(states[0], hidden, biases[1]), states)
     for actual, expected in zip(output.values, states[0]):
         assert_close(actual, expected)
-    assert (output.place('batch'), output.place('channels')) == (-2, -1)
+    assert (output.axis('batch'), output.axis('channels')) == (-2, -1)
 
 
 MODELS = {

@@ -48,7 +48,7 @@ def test_relevance(name):
 
 def test_axes():
     output = F.fold(F.unfold(SplitTensor.of(torch.zeros(1, 2, 4, 4)), 2), (4, 4), 2)
-    assert output.place('batch') == -4
+    assert output.axis('batch') == -4
 
 
 @pytest.mark.parametrize('function, message', [

@@ -117,4 +117,4 @@ def test_axes_are_followed(function, places, batch):
     if batch == 1 and places == (None, None):
         pytest.skip('to merge an axis with one of length one leaves it as it is')
     output = function(SplitTensor.of(torch.zeros(batch, 3, 4, 6)))
-    assert (output.place('batch'), output.place('channels')) == places
+    assert (output.axis('batch'), output.axis('channels')) == places

@@ -78,7 +78,7 @@ class Axes(NamedTuple):
     channels: Axis | None
     places: dict
 
-    def place(self, name, ndim):
+    def axis(self, name, ndim):
         '''The negative index of 'batch' or 'channels' in a number of axes, or None if it is not known to be an axis.'''
         axis = getattr(self, name)
         return None if axis is None or axis.index is None else axis.index - ndim
@@ -111,9 +111,9 @@ def same_axes(pairs, output, function=None):
 def common_axis(name, known, shape):
     '''The axis of samples or channels on which pairs with some axes and shapes agree, in a shape made of them.'''
     axes, shapes = {getattr(own, name) for own, _ in known}, {own for _, own in known}
-    place, *others = {own.place(name, len(lengths)) for own, lengths in known}
-    if not (place is None or others) and (name == 'channels' or shape[place] == known[0][0].batch.length):
-        return Axis.at(shape, place)._replace(is_part=all(axis.is_part for axis in axes))
+    index, *others = {own.axis(name, len(lengths)) for own, lengths in known}
+    if not (index is None or others) and (name == 'channels' or shape[index] == known[0][0].batch.length):
+        return Axis.at(shape, index)._replace(is_part=all(axis.is_part for axis in axes))
     return axes.pop().within(*shapes, shape, len(known)) if len(shapes) == len(axes) == 1 and None not in axes else None
 
 
@@ -131,9 +131,9 @@ def follow_axes(pairs, output, function):
     however long this one is.'''
     found, shape = [], output.values[0].shape
     for name in ('batch', 'channels'):
-        places = [pair.axes.place(name, pair.values[0].ndim) for pair in pairs]
-        axis = None if None in places else moved_to(pairs, places, output, function)
-        found.append(None if axis is None else Axis.at(shape, axis))
+        indices = [pair.axes.axis(name, pair.values[0].ndim) for pair in pairs]
+        index = None if None in indices else moved_to(pairs, indices, output, function)
+        found.append(None if index is None else Axis.at(shape, index))
     if (batch := found[0]) is not None:
         known = [pair.axes.batch for pair in pairs]
         found[0] = batch._replace(is_part=batch.length != known[0].length or any(axis.is_part for axis in known))
@@ -143,8 +143,8 @@ def follow_axes(pairs, output, function):
 
 def some_samples(pairs, output, index):
     '''Note that the entries along an axis are some samples of pairs, if all have their samples along it.'''
-    places, ndim = {pair.place('batch') for pair in pairs}, output.values[0].ndim
-    if places == {index % ndim - ndim}:
+    indices, ndim = {pair.axis('batch') for pair in pairs}, output.values[0].ndim
+    if indices == {index % ndim - ndim}:
         output.axes = output.axes._replace(batch=Axis.at(output.values[0].shape, index)._replace(is_part=True))
     return output
 
@@ -168,11 +168,11 @@ def take_axes(target, part, view):
     '''
     axes, own, taken = axes_of(target.values[0].shape), part.values[0].shape, []
     for name in ('batch', 'channels'):
-        place, found = part.axes.place(name, len(own)), None
-        if place is not None and view is not None and -place <= view.ndim:
-            found = [axis for axis in axes if axis[:2] == (own[place], view.stride(place))]
-            found = found[0] if len(found) == 1 else axes[place] if -place <= len(axes) else None
-        taken.append(found if found is not None and found.length == own[place] == view.shape[place] else None)
+        index, found = part.axes.axis(name, len(own)), None
+        if index is not None and view is not None and -index <= view.ndim:
+            found = [axis for axis in axes if axis[:2] == (own[index], view.stride(index))]
+            found = found[0] if len(found) == 1 else axes[index] if -index <= len(axes) else None
+        taken.append(found if found is not None and found.length == own[index] == view.shape[index] else None)
     target.axes = Axes(*taken, target.axes.places)
 
 
@@ -218,7 +218,7 @@ def require_samples(pair, axis):
 def require_found_samples(split_pass, pairs):
     '''Start over with another axis of samples if this one is in none of the outputs: with the second one if that may be
     in them, once for each model, and with the first one again where neither is.'''
-    if any(pair.place('batch') is not None for pair in pairs):
+    if any(pair.axis('batch') is not None for pair in pairs):
         return
     length = split_pass.inputs[0].shape[1:2]
     may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)

@@ -57,7 +57,7 @@ class Dense(Layer):
         return output if bias is None else output + magnitude(bias, stream_sum)
 
     def transposed_magnitude(self, gradient, weight, shape):
-        return sum(gradient[..., place] @ magnitude(rows, gradient) for place, rows in chunks(weight))
+        return sum(gradient[..., part] @ magnitude(rows, gradient) for part, rows in chunks(weight))
 
 
 def chunks(weight):

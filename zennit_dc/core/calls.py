@@ -121,12 +121,12 @@ class SplitForward(TemporaryForward):
         leaves, structure = flatten((args, kwargs))
         if forward_ad._current_level >= 0:
             refuse_forward_mode(*filter(torch.is_tensor, leaves))
-        leaves, places = explained(leaves, root)
-        call, inputs = Call(self.forward, leaves, structure, places), [leaves[place] for place in places]
+        leaves, indices = explained(leaves, root)
+        call, inputs = Call(self.forward, leaves, structure, indices), [leaves[index] for index in indices]
         before = None if training is None else random_state(inputs[0].device)
         run = partial(self.run, call)
         if within_transforms():
-            others = (leaf for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and place not in places)
+            others = (leaf for index, leaf in enumerate(leaves) if torch.is_tensor(leaf) and index not in indices)
             output = transformed(run, self.canonizer.readout, inputs, (*others, *root.parameters(), *root.buffers()))
         else:
             output = run(inputs)
@@ -204,7 +204,7 @@ class Call:
         Its arguments.
     structure : callable
         What makes positional and keyword arguments of them.
-    places : list[int]
+    indices : list[int]
         The indices of those that are inputs.
 
     Attributes
@@ -212,16 +212,16 @@ class Call:
     tokens : :py:class:`torch.Tensor` or None
         The token numbers for which the first input stands, if it does.
     '''
-    def __init__(self, forward, leaves, structure, places):
-        self.forward, self.leaves, self.structure, self.places = forward, leaves, structure, places
-        self.tokens = getattr(leaves[places[0]], 'tokens', None)
+    def __init__(self, forward, leaves, structure, indices):
+        self.forward, self.leaves, self.structure, self.indices = forward, leaves, structure, indices
+        self.tokens = getattr(leaves[indices[0]], 'tokens', None)
         self.layer = None if self.tokens is None else FIRST_EMBEDDING
 
     def __call__(self, inputs):
-        replaced = dict(zip(self.places, inputs))
+        replaced = dict(zip(self.indices, inputs))
         if self.tokens is not None:
-            replaced[self.places[0]] = self.tokens
-        args, kwargs = self.structure([replaced.get(place, leaf) for place, leaf in enumerate(self.leaves)])
+            replaced[self.indices[0]] = self.tokens
+        args, kwargs = self.structure([replaced.get(index, leaf) for index, leaf in enumerate(self.leaves)])
         splits = self.tokens is not None and isinstance(inputs[0], SplitTensor)
         with Embedding(inputs[0], self.tokens) if splits else nullcontext(), EAGERLY:
             return self.forward(*args, **kwargs)
@@ -230,16 +230,16 @@ class Call:
 def explained(leaves, root):
     '''The arguments of a model, and the indices of those that are its inputs: the floating point tensors, or, if there
     are none, the first token numbers, for which their weights stand then.'''
-    places = [place for place, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
-    if places:
-        return leaves, sorted(places, key=lambda place: getattr(leaves[place], 'tokens', None) is None)
-    tokens = [place for place, leaf in enumerate(leaves) if are_tokens(leaf)]
+    indices = [index for index, leaf in enumerate(leaves) if torch.is_tensor(leaf) and leaf.is_floating_point()]
+    if indices:
+        return leaves, sorted(indices, key=lambda index: getattr(leaves[index], 'tokens', None) is None)
+    tokens = [index for index, leaf in enumerate(leaves) if are_tokens(leaf)]
     if not tokens:
         raise NotImplementedError(
             'a model in split form was called without a floating point tensor, and without token numbers'
         )
     weights = token_weights(leaves[tokens[0]], root)
-    return [weights if place == tokens[0] else leaf for place, leaf in enumerate(leaves)], tokens[:1]
+    return [weights if index == tokens[0] else leaf for index, leaf in enumerate(leaves)], tokens[:1]
 
 
 def require_fit(root):

@@ -231,10 +231,10 @@ def follow_places(pairs, output, function, reverses=False):
 
 def moved_axis(pairs, pair, axis, output, function):
     '''The index that an axis of a pair has in what a function made of pairs, or None if it is not known.'''
-    place = axis - pair.values[0].ndim
+    index = axis - pair.values[0].ndim
     for aligned in (False, True) if len(pairs) > 1 else (False,):  # others may have the same axis
-        places = [place if each is pair or (aligned and -place <= each.values[0].ndim) else None for each in pairs]
-        found = moved_to(pairs, places, output, function, coarse=True)
+        indices = [index if each is pair or (aligned and -index <= each.values[0].ndim) else None for each in pairs]
+        found = moved_to(pairs, indices, output, function, coarse=True)
         if found is not None:
             return found
     return None
@@ -261,17 +261,17 @@ def coordinates(pair, axis, moved, function):
     return entries[tuple(slice(None) if index == moved else 0 for index in range(entries.ndim))].tolist()
 
 
-def moved_to(pairs, places, output, function, coarse=False):
-    '''The index of the only axis of the output where the axis at some places of pairs may be, or None; of several views
-    of it, the coarsest one if asked for.'''
+def moved_to(pairs, indices, output, function, coarse=False):
+    '''The index of the only axis of the output where the axis with some indices in pairs may be, or None; of several
+    views of it, the coarsest one if asked for.'''
     tensors, shape = [], output.values[0].shape
     try:
-        for pair, place in zip(pairs, places):
+        for pair, index in zip(pairs, indices):
             lengths = list(pair.values[0].shape)
-            if place is not None:
-                length, lengths[place] = lengths[place], MARKER
+            if index is not None:
+                length, lengths[index] = lengths[index], MARKER
             tensors.append(torch.empty_strided(lengths, PRIMES[:len(lengths)], device='meta'))
-        probe, stride = function(*tensors), tensors[0].stride(places[0] if places[0] is not None else 0)
+        probe, stride = function(*tensors), tensors[0].stride(indices[0] if indices[0] is not None else 0)
     except (RuntimeError, IndexError, TypeError, AssertionError):  # the last in torch 2.4
         return None  # what cannot be asked is not proven
     if probe.ndim != len(shape):

@@ -37,9 +37,9 @@ class LayerOutput:
     '''
     def __init__(self, where, pair):
         self.pair, self.graph, self.is_read, self.location = pair, torch.is_grad_enabled(), False, None
-        place = pair.place('channels')
+        axis = pair.axis('channels')
         self.where, self.shape, self.places = where, pair.values[0].shape, pair.axes.places
-        self.channels = None if place is None else len(self.shape) + place
+        self.channels = None if axis is None else len(self.shape) + axis
 
     def locate(self, split_pass, is_last=False):
         '''Find the places of the output, if the input's axis of channels is known already. At the end of the model,

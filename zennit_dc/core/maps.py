@@ -79,7 +79,7 @@ def layer_map(split_pass, values, gradients):
     input, samples = split_pass.inputs[places.source], split_pass.input_axes.samples[places.source]
     saliency = read(*(at_reading(split_pass) if torch.is_grad_enabled() else (*gradients, *values)))
     saliency = exact(split_pass, saliency, read, input.dtype)
-    if DOUBTS.noted is None and not saliency.any():
+    if DOUBTS.get() is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
@@ -90,8 +90,8 @@ def layer_map(split_pass, values, gradients):
 def exact(split_pass, map, read, dtype, index=0, samples=0):
     '''A map; or what is read off another run in float64, where it is not finite, or rounding changes it.'''
     losses = split_pass.running.losses
-    if DOUBTS.noted is not None:
-        DOUBTS.noted.append(is_doubtful(map, losses, samples))
+    if DOUBTS.get() is not None:
+        DOUBTS.get().append(is_doubtful(map, losses, samples))
         return map
     finite = is_finite(map)
     part = part_of(map.movedim(samples, 0), losses).item() if losses and map.numel() else 0.
@@ -141,7 +141,7 @@ def in_range(readout, map, dtype, samples):
 def require_dependence(split_pass, map):
     '''Raise if a map is zero because weights are, as those of a head that is not trained yet.'''
     seeds = split_pass.running.seeds.values()
-    if DOUBTS.noted is not None or map.any() or not any(seed.gradient.any() for seed in seeds):
+    if DOUBTS.get() is not None or map.any() or not any(seed.gradient.any() for seed in seeds):
         return
     readout = split_pass.readout
     zero = [name for name, tensor in split_pass.root.named_parameters()

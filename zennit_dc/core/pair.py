@@ -120,7 +120,8 @@ class Pass:
         '''What the model gets for a function of arguments, in which there are some pairs.'''
         form = self.forms.get(function)
         if form is None or kwargs.get('out') is not None:
-            raise without_form(function, args, form)
+            name = torch.overrides.resolve_name(function) or getattr(function, '__name__', function)
+            raise unsupported(name, args, *() if form is None else (' for out=', 'take what it returns'))
         return output_of(form, args, kwargs, pairs)
 
 
@@ -260,9 +261,9 @@ class SplitTensor(torch.Tensor):
         '''The negative stream :math:`a^- = (s - d) / 2`, the argument of h.'''
         return (self.stream_sum - self.difference) / 2
 
-    def place(self, name):
+    def axis(self, name):
         '''The negative index of the axis 'batch' or 'channels', or None if it is not known to be an axis.'''
-        return self.axes.place(name, self.values[0].ndim)
+        return self.axes.axis(name, self.values[0].ndim)
 
     def like(self, difference, stream_sum):
         '''Return a pair of the same forward pass and depth, about whose axes nothing is known.'''
@@ -278,12 +279,6 @@ class SplitTensor(torch.Tensor):
         pair.axes = self.axes
         return pair
 
-    def kept(self):
-        '''This pair as another object, with all that is known of it.'''
-        pair = SplitTensor(*self.values, self.split_pass)
-        vars(pair).update(vars(self))
-        return pair
-
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         kwargs, function = kwargs or {}, public(function) if isinstance(function, OPERATORS) else function
@@ -294,7 +289,9 @@ class SplitTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         if function is torch.ops.aten.detach.default and torch._C._current_graph_task_id() != -1:
-            return args[0].kept()  # by a checkpoint that is run again
+            kept = SplitTensor(*args[0].values, args[0].split_pass)  # by a checkpoint that is run again
+            vars(kept).update(vars(args[0]))
+            return kept
         remedy = 'call it as Python code, or give the module that calls it a form with zennit_dc.split_form'
         error = unsupported(f'{function} (called by a scripted or compiled function, or from C++)', args, remedy=remedy)
         if (split_pass := pass_of((args, kwargs))) is not None:
@@ -396,12 +393,6 @@ def pass_of(obj):
     '''The pass of the first split pair in nested tuples, lists, dicts and dataclasses, or None if there is none.'''
     found = pairs_in(obj)
     return found[0].split_pass if found else None
-
-
-def without_form(function, args, form=None):
-    '''The error for a function that is not in the table of forms, or was called with out=.'''
-    name = torch.overrides.resolve_name(function) or getattr(function, '__name__', function)
-    return unsupported(name, args, *() if form is None else (' for out=', 'take what it returns'))
 
 
 def unsupported(name, args, reason='', remedy='give it one with zennit_dc.split_form'):

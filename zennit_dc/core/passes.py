@@ -46,7 +46,7 @@ class Seed(NamedTuple):
 
 
 class Backward(NamedTuple):
-    '''A running backward pass that makes a map: what enters at the outputs, by their places, and how much rounding
+    '''A running backward pass that makes a map: what enters at the outputs, by their indices, and how much rounding
     changes the map.'''
     seeds: dict
     losses: list
@@ -121,7 +121,7 @@ class MapPass(Pass):
     @property
     def known(self):
         '''What has turned out about the model in passes that started over.'''
-        return self.settings.choices.known[self.settings.root]
+        return self.canonizer.choices.known[self.root]
 
     @property
     def sums_above(self):
@@ -240,15 +240,15 @@ class MapPass(Pass):
         if self.output is not None:
             end_layer(self, output)
         leaves, structure = flatten(output)
-        pairs = {place: leaf for place, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
+        pairs = {index: leaf for index, leaf in enumerate(leaves) if isinstance(leaf, SplitTensor)}
         if not pairs:
             raise independence(output, [leaf for leaf in leaves if type(leaf) not in LEAVES])
         if all(PROBABILITY in pair.facts for pair in pairs.values()):
             raise probabilities(next(iter(pairs.values())).title)
         common_pass('the end of the model', list(pairs.values()))
         self.require_reached(pairs.values())
-        for place, pair in pairs.items():
-            leaves[place] = self.left(place, pair)
+        for index, pair in pairs.items():
+            leaves[index] = self.left(index, pair)
         if self.output is not None:
             self.output.locate(self, is_last=True)
         return structure(leaves)
@@ -270,16 +270,16 @@ class MapPass(Pass):
                 f'the model\'s output does not depend on {where}, or what follows that runs in torch.no_grad()'
             )
 
-    def left(self, place, pair):
-        '''The difference of a pair at a place of the output, which may be changed in place.'''
+    def left(self, index, pair):
+        '''The difference of a pair that is the leaf of the output with an index; it may be changed in place.'''
         if pair.unmapped:
             values = [tensor.detach() for tensor in pair.tensors]
             return Node.apply([], partial(refused, pair.unmapped), *values, *self.inputs)[0].clone()
-        seeds = partial(self.seeds_of, place, pair.depth, pair.axes.batch, pair.tensors[1].dtype)
-        exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(place, seeds, *pair.tensors)
+        seeds = partial(self.seeds_of, index, pair.depth, pair.axes.batch, pair.tensors[1].dtype)
+        exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(index, seeds, *pair.tensors)
         return exit.clone()
 
-    def exit(self, place, seeds, *tensors):
+    def exit(self, index, seeds, *tensors):
         '''The difference of an output, whose gradient enters by a function. From here, the maps of several at once go
         to the inputs, and true gradients to inputs and parameters where nothing below a layer has a graph.'''
         inputs = [input for input in self.inputs if input.requires_grad and tensors[0].requires_grad]
@@ -296,7 +296,7 @@ class MapPass(Pass):
                 found = maps_of_batch(self.readout, maps, gradient, alive(self.nodes.exits), trained_of(self.root))
                 return None, None, *found, *[None] * len(others)
             if self.layer is not None and inputs and not self.begins_map():
-                return None, None, *gradients_of_output(self, place, gradient, others)
+                return None, None, *gradients_of_output(self, index, gradient, others)
             return *seeds(gradient, sum_gradient), *[None] * (len(inputs) + len(others))
 
         return Node.apply(self.nodes.exits, enter, *tensors, *inputs, *others)[0]
@@ -336,15 +336,15 @@ class MapPass(Pass):
         '''Whether the running backward pass is one with several gradients at once.'''
         return self.backward.get(torch._C._current_graph_task_id(), self) is None
 
-    def seeds_of(self, place, depth, batch, sum_dtype, gradient, _):
-        '''What enters the streams for the gradient at a place of the output, which is kept for the time of a backward
-        pass that makes a map; or the gradient as it is.'''
+    def seeds_of(self, index, depth, batch, sum_dtype, gradient, _):
+        '''What enters the streams for the gradient at an output, which is kept for the time of a backward pass that
+        makes a map; or the gradient as it is.'''
         if is_batch(gradient) or within_transforms():
             raise refused_batch('several gradients in one backward pass from a tensor within the model, or in a vmap')
         if not self.begins_map():
             return gradient, None
         depth = max(depth, 1)
-        self.begin_backward(Backward({}, [])).seeds[place] = Seed(gradient, depth, batch)
+        self.begin_backward(Backward({}, [])).seeds[index] = Seed(gradient, depth, batch)
         return self.readout.seed(gradient, sum_dtype, self.canonizer.rule.output_damping(depth))
 
     @property

@@ -82,7 +82,7 @@ def followed(shape, places, input_channels, channels, source):
     shape : tuple of int
         The shape of the output.
     places : dict
-        The :py:class:`~zennit_dc.core.axes.Place` of each axis of the input, or None where it is not known.
+        The :py:class:`~zennit_dc.core.following.Place` of each axis of the input, or None where it is not known.
     input_channels : int or None
         The index of the input's axis of channels, if it has one.
     channels : int or None

@@ -1,21 +1,17 @@
 '''Checks of a map's values, which are left to whoever records the call.'''
-import threading
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 
-class Doubts(threading.local):
-    '''What a thread has noted while it records: tensors of one Boolean, which say whether a map is to be checked.'''
-    noted = None
-
-
-DOUBTS = Doubts()
+DOUBTS = ContextVar('doubts', default=None)
+'''What has been noted while a thread records: tensors of one Boolean, which say whether a map is to be checked.'''
 
 
 @contextmanager
 def noting_doubts():
     '''A context in which no value of a map is read. Yields the list of what says whether one should have been.'''
-    before, DOUBTS.noted = DOUBTS.noted, []
+    token = DOUBTS.set([])
     try:
-        yield DOUBTS.noted
+        yield DOUBTS.get()
     finally:
-        DOUBTS.noted = before
+        DOUBTS.reset(token)

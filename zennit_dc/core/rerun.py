@@ -107,11 +107,11 @@ def at_reading(split_pass, index=0, exact=False):
     '''The gradients of difference and sum at the place where the map of a pass is read, and these tensors, from another
     pass with all of its graph; if exact, in float64.'''
     seeds = split_pass.running.seeds
-    if not all(isinstance(place, int) for place in seeds):
+    if not all(isinstance(number, int) for number in seeds):
         raise RuntimeError('its backward pass starts within the model, not at the output')
     _, output, read = another(split_pass, index, exact)
     leaves = flatten(output)[0]
-    seeded = [(leaves[place], seed.gradient.to(leaves[place].dtype)) for place, seed in seeds.items()]
+    seeded = [(leaves[number], seed.gradient.to(leaves[number].dtype)) for number, seed in seeds.items()]
     return *gradients(read, seeded, materialize_grads=True), *read
 
 
@@ -122,13 +122,13 @@ def below_layer(split_pass, layer_gradients, trained):
     return gradients([*inputs, *trained], seeded, allow_unused=True)
 
 
-def gradients_of_output(split_pass, place, gradient, trained):
-    '''The true gradients by inputs that need one and by parameters of the output of a pass at a place.'''
+def gradients_of_output(split_pass, index, gradient, trained):
+    '''The true gradients by inputs that need one and by parameters of the output of a pass with an index.'''
     with split_pass.rerun.running(split_pass) as (call, inputs):
         settings = Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root)
         true_pass = Pass(settings, Mode(has_graph=True))
         pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
-        output = flatten(call(pairs))[0][place].difference
+        output = flatten(call(pairs))[0][index].difference
     needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
     return gradients([*needed, *trained], [(output, gradient)], allow_unused=True)
 

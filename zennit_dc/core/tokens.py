@@ -79,9 +79,8 @@ def embedded(output, weights):
     '''The pair of an embedding's output, for tokens for which another pair stands.'''
     split_pass = weights.split_pass
     pair = SplitTensor(*split_pass.embedded(output, split_pass.sum_of_input(output)), split_pass).as_input()
-    batch = pair.axes.batch if (place := weights.place('batch')) is None else Axis.at(
-        output.shape, place + weights.values[0].ndim
-    )
+    axis = weights.axis('batch')
+    batch = pair.axes.batch if axis is None else Axis.at(output.shape, axis + weights.values[0].ndim)
     pair.depth, pair.axes = weights.depth, Axes(batch, Axis.at(output.shape, -1), weights.axes.places)
     split_pass.input_axes.channels.setdefault(0, None)
     if split_pass.settings.layer is None:

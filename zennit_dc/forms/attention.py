@@ -81,6 +81,6 @@ def multi_head_attention(query, *args, **kwargs):
     if is_batch:
         require_samples(query, 1)
     output, weights = own_steps(F.multi_head_attention_forward)(query, *args, **kwargs)
-    if is_batch and isinstance(output, SplitTensor) and query.place('batch') == -2:
+    if is_batch and isinstance(output, SplitTensor) and query.axis('batch') == -2:
         output.axes = output.axes._replace(batch=Axis.at(output.values[0].shape, -2))  # which was one with the heads
     return output, weights

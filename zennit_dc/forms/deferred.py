@@ -109,10 +109,10 @@ class Statistic(SplitTensor):
         self.resolve()
         return super().tensors
 
-    def place(self, name):
-        '''The negative index of an axis of the split pair, see :py:meth:`SplitTensor.place`.'''
+    def axis(self, name):
+        '''The negative index of an axis of the split pair, see :py:meth:`SplitTensor.axis`.'''
         self.resolve()
-        return super().place(name)
+        return super().axis(name)
 
     def changed(self, is_statistic):
         '''Be ready for an operation in place, after which this may be a statistic no longer.'''

@@ -182,7 +182,7 @@ def over_axes(pair, difference, dims, keepdim, winners):
     '''A maximum over axes, from functions that keep these with length one.'''
     output = pool_windows(pair, difference, winners, lambda tensor: tensor.sum(dims, True))
     follow_axes([pair], output, lambda tensor: tensor.sum(dims, True))
-    if output.axes.batch is None and pair.place('batch') is not None:
+    if output.axes.batch is None and pair.axis('batch') is not None:
         raise unsupported('a maximum over the batch axis', (pair,), ', with which the map of an image would depend on'
                           ' the others', 'take it over another axis')
     output = activated(output)

@@ -44,7 +44,7 @@ register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve
 def reordered(pairs, output, function, reverses=False):
     '''Note the axes where entries change their order, in which parts of axes are lost.'''
     places = follow_places(pairs, output, function, reverses).axes.places if pairs[0].axes.places else {}
-    if pairs[0].place('batch') is not None:
+    if pairs[0].axis('batch') is not None:
         same_axes(pairs, output)
     output.axes = output.axes._replace(places=places)
     return note_order(pairs[0], output, function)

@@ -27,7 +27,7 @@ def along(dim, of_rows, pairs, output, function=None):
     shape, found = output.values[0].shape, []
     output.depth = max(pair.depth for pair in pairs)
     for name in ('batch', 'channels'):
-        places = {pair.place(name) for pair in pairs}
+        places = {pair.axis(name) for pair in pairs}
         place = places.pop() if len(places) == 1 and dim is not None else None
         stays = place is not None and place % len(shape) != dim % len(shape)
         stays = stays and shape[place] == getattr(pairs[0].axes, name).length
