@@ -7,7 +7,8 @@ import torch
 
 from .axes import by_sample, follow_axes, in_shape, same_axes
 from .errors import SUMS, StartOver
-from .pair import FILLED, MOVED, RECTIFIED, SplitTensor, TrueGradient, unsupported
+from .pair import FILLED, MOVED, RECTIFIED, Rectified, SplitTensor, TrueGradient, unsupported
+from .saved import without_activation, without_rectified
 from .tensors import same, true_gradients
 from .views import as_view
 
@@ -149,15 +150,20 @@ class Recenter(torch.autograd.Function):
 
 def recenter(pair):
     '''Choose a new sum for a pair, sample by sample; entry by entry where the samples have no axis of their own.'''
-    split_pass, batch = pair.split_pass, pair.axes.batch  # not the pair, which may keep the graph of what follows
+    split_pass = pair.split_pass
     if not split_pass.mode.sums or split_pass.settings.recentering is None:
         return pair
+    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, split_pass, choice(pair)))
+
+
+def choice(pair):
+    '''The function that chooses a new sum for a pair, from its difference and its sum.'''
+    recentering, batch = pair.split_pass.settings.recentering, pair.axes.batch  # not the pair, which may keep the graph
 
     def choose(*tensors):
-        new = split_pass.settings.recentering(*(by_sample(tensor, batch) for tensor in tensors))
-        return in_shape(new, batch, tensors[0].shape)
+        return in_shape(recentering(*(by_sample(tensor, batch) for tensor in tensors)), batch, tensors[0].shape)
 
-    return pair.replaced(pair.difference, Recenter.apply(*pair.tensors, split_pass, choose))
+    return choose
 
 
 def affine(pair, layer, weight, bias=None, note_axes=follow_axes):
@@ -185,7 +191,9 @@ def affine(pair, layer, weight, bias=None, note_axes=follow_axes):
         return layer.apply(tensor, weight.detach().to('meta'), bias if bias is None else bias.detach().to('meta'))
 
     rule = pair.split_pass.rule
-    output = note_axes([pair], weighted(rule.before_affine(pair), layer, weight, bias), without_memory)
+    with without_rectified(pair):
+        output = weighted(rule.before_affine(pair), layer, weight, bias)
+    note_axes([pair], output, without_memory)
     if bias is not None and layer.bias_axes:
         bias = bias.reshape(-1, *(1,) * layer.bias_axes)
     return pending(output, bias, rule)
@@ -194,7 +202,7 @@ def affine(pair, layer, weight, bias=None, note_axes=follow_axes):
 def pending(output, bias, rule):
     '''The output of an affine layer, at which the rule and the re-centering wait until anything but a batch norm uses
     it.'''
-    output.layer = output.pending = PendingLayer(output.values, bias, rule, torch.is_grad_enabled())
+    output.origin = output.pending = PendingLayer(output.values, bias, rule, torch.is_grad_enabled())
     return output
 
 
@@ -257,13 +265,17 @@ def activation(pair, function):
     :py:class:`~zennit_dc.core.pair.SplitTensor`
         The function's output.
     '''
-    return activated(passing(pair.replaced(*function(*pair.tensors)), pair.tensors))
+    return activated(passing(pair.replaced(*function(*pair.tensors)), pair.tensors), pair, function)
 
 
-def activated(output):
-    '''The output of an activation: counted, and re-centered where the re-centering asks for that.'''
+def activated(output, pair=None, function=None):
+    '''The output of an activation: counted, and re-centered where the re-centering asks for that. It is made of a pair
+    by a function of the pair's tensors, if these are given.'''
     output.depth += 1
-    return recenter(output) if getattr(output.split_pass.settings.recentering, 'after_activations', False) else output
+    if not getattr(output.split_pass.settings.recentering, 'after_activations', False):
+        return output
+    with without_activation(output, pair, function, None if pair is None else choice(pair)):
+        return recenter(output)
 
 
 class SplitReLU(torch.autograd.Function):
@@ -290,9 +302,16 @@ def relu(pair):
     '''The split form of ReLU, of one node.'''
     passes = pair.split_pass.rule.passes_activations
     output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes))
-    output = activated(output)
+    output = activated(output, pair, relu_of)
     output.depth, output.facts = pair.depth + (RECTIFIED not in pair.facts), output.facts | {RECTIFIED}
+    if passes and pair.layer is not None:
+        output.origin = Rectified(pair.tensors[0])
     return output
+
+
+def relu_of(difference, stream_sum):
+    '''ReLU of a difference and a sum (equation 1).'''
+    return torch.relu(difference), stream_sum - difference.clamp(max=0.)
 
 
 class Instead(torch.autograd.Function):

@@ -175,7 +175,7 @@ def read_at(split_pass, pair):
         split_pass.probe.tensors = values
     elif split_pass.mode.has_graph:
         values = split_pass.read_off(entered_at_layer(split_pass, values))
-    pair.values, pair.layer, pair.axes = values, layer, pair.axes._replace(places=places)
+    pair.values, pair.origin, pair.axes = values, layer, pair.axes._replace(places=places)
     pair.depth, pair.facts = 0, pair.facts - {GATE}
     show_graph([pair])
 

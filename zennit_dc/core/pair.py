@@ -131,6 +131,11 @@ def forms_of(root):
     return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
 
 
+class Rectified(NamedTuple):
+    '''What a pair is the ReLU of: a tensor that a rule keeps anyway.'''
+    source: torch.Tensor
+
+
 class View(NamedTuple):
     '''What a pair is a view of: the pair in whose memory it is, and a function that selects the view in a tensor of
     that pair's shape.'''
@@ -182,7 +187,7 @@ class SplitTensor(torch.Tensor):
         self.values = difference, stream_sum.to(sum_dtype(difference.dtype))
         self.depth, self.axes = 0, UNKNOWN
         self.pending = None  # what is still to be done before the tensors are read, a function of this pair
-        self.layer = None  # the affine layer that this is the very output of
+        self.origin = None  # the affine layer that this is the very output of, or what this is the ReLU of
         self.view_of, self.views = None, []  # what this is a view of, or weak references to the views of it
 
     @classmethod
@@ -221,6 +226,11 @@ class SplitTensor(torch.Tensor):
     def unmapped(self):
         '''The error for what has no map, as it depends on an autograd function without a form, or None.'''
         return next((fact for fact in self.facts if isinstance(fact, Unsupported)), None)
+
+    @property
+    def layer(self):
+        '''The affine layer that this is the very output of, or None.'''
+        return None if isinstance(self.origin, Rectified) else self.origin
 
     @property
     def whole(self):

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-from .pair import ADOPTED, WRITTEN, SplitTensor, View, unsupported
+from .pair import ADOPTED, WRITTEN, Rectified, SplitTensor, View, unsupported
 from .tensors import same
 
 
@@ -85,7 +85,8 @@ def assign(pair, value):
     for each, (sees_any, sees_all) in zip(pairs, changed):
         with torch.set_grad_enabled(torch.is_grad_enabled() or new[0].requires_grad):
             each.values = tuple(viewed(each.view_of, tensor.to(old.dtype)) for tensor, old in zip(new, each.values))
-        each.layer, each.pending = None, None
+        each.origin = value.origin if whole and isinstance(value.origin, Rectified) else None
+        each.pending = None
         each.depth = max(each.depth, value.depth) if sees_any else each.depth
         if sees_any:
             now = value.facts if sees_all else each.facts & value.facts

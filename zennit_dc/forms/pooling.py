@@ -7,6 +7,7 @@ from ..core.blocks import activated, passing
 from ..core.following import mixed
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
+from ..core.saved import without_rectified
 from ..core.table import FORMS
 from .arithmetic import negation, parts
 from .linear import per_axis
@@ -95,7 +96,8 @@ def register_max_pooling(axes, prefix, sums_of):
 
     @torch_form(f'{name}_with_indices')
     def with_indices(pair, *args, return_indices=True, **kwargs):
-        difference, indices = function(pair.difference, *args, **kwargs)
+        with without_rectified(pair):
+            difference, indices = function(pair.difference, *args, **kwargs)
         output = pool_windows(
             pair, difference,
             lambda tensor: Pick.apply(tensor.flatten(-axes), indices.flatten(-axes)).view_as(indices),

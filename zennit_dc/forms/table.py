@@ -214,5 +214,5 @@ def to_dtype(pair, function):
 def keep_layer(pairs, output, function):
     '''Note that entries keep their values, so that a batch norm finds the layer before it all the same.'''
     if (layer := pairs[0].layer) is not None:
-        output.layer = layer._replace(tensors=(function(layer.tensors[0]), layer.tensors[1]))
+        output.origin = layer._replace(tensors=(function(layer.tensors[0]), layer.tensors[1]))
     return same_axes(pairs, output)

@@ -328,7 +328,7 @@ def clone(pair, *args, form=FORMS[torch.clone], **kwargs):
     '''A copy, which a batch norm takes for the layer's output all the same, as a hook that keeps it may return one.'''
     output = form(pair, *args, **kwargs)
     if vars(pair).get('tap') is not None and pair.layer is not None:
-        output.layer, vars(output)['tap'] = pair.layer, pair.tap
+        output.origin, vars(output)['tap'] = pair.layer, pair.tap
     return output
 
 
