@@ -1,5 +1,5 @@
-'''What graphs keep of pairs. A tensor that can be computed of what a rule keeps anyway is not kept, but computed again in
-the backward pass, which is a third of the memory of relevance in VGG16.'''
+'''What graphs keep of pairs. A tensor that can be computed of what a rule keeps anyway is not kept, but computed again
+in the backward pass. That saves a third of the memory of relevance in VGG16.'''
 from contextlib import contextmanager, nullcontext
 
 import torch
