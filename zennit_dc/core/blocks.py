@@ -372,7 +372,7 @@ def route(pair, function, note_axes=follow_axes):
 
 def add(pairs, function):
     '''The split form of an addition of pairs: sensitivities pass, relevance is shared evenly among the summands. Where
-    one of these was a plain tensor in parts, as zeros are, :py:func:`summands` count.
+    some samples of one of these were written into a plain tensor, :py:func:`summands` count.
 
     Parameters
     ----------

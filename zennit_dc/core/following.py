@@ -258,6 +258,8 @@ def coordinates(pair, axis, moved, function):
     shape = pair.values[0].shape
     lengths = [length if index == axis else 1 for index, length in enumerate(shape)]
     entries = function(torch.arange(shape[axis], device=pair.device).reshape(lengths).expand(shape))
+    if not entries.numel():
+        return []
     return entries[tuple(slice(None) if index == moved else 0 for index in range(entries.ndim))].tolist()
 
 

@@ -22,7 +22,7 @@ RECTIFIED = 'the output of a ReLU, which another one leaves as it is'
 PROBABILITY = 'the output of softmax itself'
 BY_FUNCTION = 'the output of the form of an autograd function, of which nothing was made yet'
 ADOPTED = 'the values of a plain tensor, until a pair was written into it'
-FILLED = 'the values of a plain tensor, but for those that were written into a part of it'
+FILLED = 'the values of a plain tensor, but for samples that were written into it'
 MOVED = frozenset((INPUT, GATE, RECTIFIED, FILLED))  # the facts that hold for the same values in other places
 WRITTEN = frozenset((INPUT, PROBABILITY, ADOPTED, FILLED))  # those that hold after something was written to a pair
 

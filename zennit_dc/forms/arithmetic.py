@@ -176,13 +176,11 @@ def set_item(target, index, value):
         tensor[index] = part.to(tensor.dtype) if isinstance(part, torch.Tensor) else part
     output.depth = max(each.depth for each in pairs_in((target, value)))
     assign(target, output)
-    view = memory_at(output.values[0].shape, index)
-    if is_plain and (view is None or view.shape != output.values[0].shape):
-        target.facts |= {FILLED}
     if was_constant and isinstance(value, SplitTensor):
-        take_axes(target, value, view)
+        take_axes(target, value, memory_at(output.values[0].shape, index))
         if selects_rows(index) and value.values[0].ndim == target.values[0].ndim:
             some_samples([value], target, 0)
+            target.facts |= {FILLED} if is_plain else frozenset()
 
 
 def selects_rows(index):

@@ -10,7 +10,7 @@ from zennit.canonizers import Canonizer
 
 from ..core.axes import same_axes, take_axes
 from ..core.errors import called_in
-from ..core.pair import FILLED, RECTIFIED, SplitTensor, pass_of, sum_dtype, unsupported
+from ..core.pair import RECTIFIED, SplitTensor, pass_of, sum_dtype, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS, OVERLAYS
 from ..core.views import assign, become_pair
@@ -155,8 +155,6 @@ def become_value(target, value, name):
     view = torch.empty_strided(target.shape, target.stride(), device='meta') if is_view else None
     become_pair(target, value.split_pass, name)
     take_value(target, value)
-    if any(each in name for each in ('index', 'scatter')):
-        target.facts |= {FILLED}
     if target.view_of is None:
         target.axes = value.axes._replace(places=target.axes.places)
     else:
