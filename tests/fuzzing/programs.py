@@ -246,8 +246,9 @@ class Uses(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         leaves = tree_leaves((args, kwargs))
+        results = tree_leaves(result if function is not torch.Tensor.__setitem__ else args[0])
         if self.watched is not None and any(each is self.watched for each in leaves) and any(
-            isinstance(each, torch.Tensor) and each.requires_grad for each in tree_leaves(result)
+            isinstance(each, torch.Tensor) and each.requires_grad for each in results
         ):
             self.found.append((self.step, name_of(function), result))
         return result
