@@ -6,8 +6,8 @@ from fuzzing.campaign import run, try_program
 from fuzzing.families import FAMILIES
 from fuzzing.programs import generate
 
-from zennit_dc.core.blocks import relu
 from zennit_dc.core.table import FORMS
+from zennit_dc.forms.activations import relu
 
 
 CHUNK = 50

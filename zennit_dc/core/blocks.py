@@ -7,7 +7,7 @@ import torch
 
 from .axes import by_sample, follow_axes, in_shape, same_axes
 from .errors import SUMS, StartOver
-from .pair import FILLED, MOVED, RECTIFIED, Rectified, SplitTensor, TrueGradient, unsupported
+from .pair import FILLED, MOVED, SplitTensor, TrueGradient, unsupported
 from .saved import without_activation, without_rectified
 from .tensors import same, true_gradients
 from .views import as_view
@@ -276,42 +276,6 @@ def activated(output, pair=None, function=None):
         return output
     with without_activation(output, pair, function, None if pair is None else choice(pair)):
         return recenter(output)
-
-
-class SplitReLU(torch.autograd.Function):
-    '''ReLU of the pair, :math:`(\\max(d, 0), s + \\max(-d, 0))` (equation 1), with the mask of the original
-    pre-activations (equation 48). At zero it follows torch, whose gradient is zero there. Where the sum is not
-    computed, it is passed on. Relevance passes unchanged.'''
-    @staticmethod
-    def forward(ctx, difference, stream_sum, split_pass, passes):
-        ctx.split_pass, ctx.passes, output = split_pass, passes, torch.relu(difference)
-        ctx.save_for_backward(difference if passes else output)  # relevance keeps the difference anyway
-        return output, stream_sum - difference.clamp(max=0.) if split_pass.mode.sums else same(stream_sum)
-
-    @staticmethod
-    def backward(ctx, gradient, sum_gradient):
-        if ctx.passes and ctx.split_pass.makes_map():
-            return gradient, sum_gradient, None, None
-        saved, negative = ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
-        output = torch.relu(saved) if ctx.passes else saved
-        # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
-        return (-negative).lerp_(gradient, torch.sign(output).to(gradient.dtype)), sum_gradient, None, None
-
-
-def relu(pair):
-    '''The split form of ReLU, of one node.'''
-    passes = pair.split_pass.rule.passes_activations
-    output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes))
-    output = activated(output, pair, relu_of)
-    output.depth, output.facts = pair.depth + (RECTIFIED not in pair.facts), output.facts | {RECTIFIED}
-    if passes and pair.layer is not None:
-        output.origin = Rectified(pair.tensors[0])
-    return output
-
-
-def relu_of(difference, stream_sum):
-    '''ReLU of a difference and a sum (equation 1).'''
-    return torch.relu(difference), stream_sum - difference.clamp(max=0.)
 
 
 class Instead(torch.autograd.Function):

@@ -1,8 +1,7 @@
 '''The split pair, a tensor that carries a difference of two streams and their sum through a model, and the forward pass
 that it belongs to.'''
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -11,7 +10,7 @@ from .errors import Unsupported, called_in, other_pass
 from .following import InputAxes
 from .nested import entries_of
 from .settings import Mode, Settings
-from .table import FORMS, FUNCTION_FORMS, OPERATORS, OVERLAYS, public
+from .table import FUNCTION_FORMS, OPERATORS, forms_of, public
 from .wording import require_choice
 
 
@@ -70,10 +69,17 @@ class Pass:
         Weak references to pairs that were plain tensors, and to those whose memory plain tensors share.
     input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
         What is noted of the axes of inputs.
+
+    Raises
+    ------
+    ValueError
+        If a setting is not one of its values.
     '''
     refused = None  # the error for an operation that was called from C++, which may raise another one in its place
 
     def __init__(self, settings=Settings(), mode=Mode()):
+        require_choice('pooling', settings.pooling, ('wta', 'convex'))
+        require_choice('input_split', settings.input_split, ('relu', 'half'))
         self.settings, self.forms, self.mode = settings, forms_of(settings.root), mode
         self.rules = [TrueGradient() if settings.rule is None else settings.rule]
         self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
@@ -125,22 +131,9 @@ class Pass:
         return output_of(form, args, kwargs, pairs)
 
 
-def forms_of(root):
-    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for it.'''
-    tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
-    return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS
-
-
 class Rectified(NamedTuple):
     '''What a pair is the ReLU of: a tensor that a rule keeps anyway.'''
     source: torch.Tensor
-
-
-class View(NamedTuple):
-    '''What a pair is a view of: the pair in whose memory it is, and a function that selects the view in a tensor of
-    that pair's shape.'''
-    base: Any
-    path: Callable
 
 
 class SplitTensor(torch.Tensor):
@@ -208,10 +201,7 @@ class SplitTensor(torch.Tensor):
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
         '''
-        settings = Settings(**kwargs, input_split=input_split)
-        require_choice('pooling', settings.pooling, ('wta', 'convex'))
-        require_choice('input_split', input_split, ('relu', 'half'))
-        split_pass = Pass(settings)
+        split_pass = Pass(Settings(**kwargs, input_split=input_split))
         return cls(input, split_pass.sum_of_input(input), split_pass).as_input()
 
     def as_input(self, samples=0):

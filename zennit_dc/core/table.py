@@ -26,3 +26,9 @@ def public(function):
     found += [getattr(each, name.removeprefix(prefix), None) for prefix, each in SPACES.items()
               if name.startswith(prefix)]
     return next((each for each in found if each is not None and each in FORMS), packet)
+
+
+def forms_of(root):
+    '''The table of forms for a model: the common table, overlaid with the tables of the options chosen for it.'''
+    tables = [option.forms for option in (OVERLAYS.get(root, ()) if root is not None else ())]
+    return {key: form for table in (FORMS, *tables) for key, form in table.items()} if tables else FORMS

@@ -6,13 +6,22 @@ A plain tensor into which a pair is written becomes a pair itself, as the same o
 import gc
 import math
 import weakref
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
-from .pair import ADOPTED, WRITTEN, Rectified, SplitTensor, View, unsupported
+from .pair import ADOPTED, WRITTEN, Rectified, SplitTensor, unsupported
 from .tensors import same
+
+
+class View(NamedTuple):
+    '''What a pair is a view of: the pair in whose memory it is, and a function that selects the view in a tensor of
+    that pair's shape.'''
+    base: Any
+    path: Callable
 
 
 def as_view(output, source, function):

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..core.blocks import activated, activation, relu
-from ..core.pair import sum_dtype, unsupported
+from ..core.blocks import activated, activation
+from ..core.pair import RECTIFIED, Rectified, sum_dtype, unsupported
 from ..core.tensors import same, true_gradients
 from .arithmetic import Valued
 from .table import activation_form, form_of_each, missing, overloads, refuse_pairs, refuse_random, torch_form
@@ -16,7 +16,41 @@ from .table import activation_form, form_of_each, missing, overloads, refuse_pai
 JUMPING = ', as it jumps and no difference of convex functions does', 'replace it by a continuous activation'
 
 
-activation_form('relu')(relu)
+class SplitReLU(torch.autograd.Function):
+    '''ReLU of the pair, :math:`(\\max(d, 0), s + \\max(-d, 0))` (equation 1), with the mask of the original
+    pre-activations (equation 48). At zero it follows torch, whose gradient is zero there. Where the sum is not
+    computed, it is passed on. Relevance passes unchanged.'''
+    @staticmethod
+    def forward(ctx, difference, stream_sum, split_pass, passes):
+        ctx.split_pass, ctx.passes, output = split_pass, passes, torch.relu(difference)
+        ctx.save_for_backward(difference if passes else output)  # relevance keeps the difference anyway
+        return output, stream_sum - difference.clamp(max=0.) if split_pass.mode.sums else same(stream_sum)
+
+    @staticmethod
+    def backward(ctx, gradient, sum_gradient):
+        if ctx.passes and ctx.split_pass.makes_map():
+            return gradient, sum_gradient, None, None
+        saved, negative = ctx.saved_tensors[0].detach(), sum_gradient.to(gradient.dtype)
+        output = torch.relu(saved) if ctx.passes else saved
+        # a float mask and lerp, which is exact at 0 and 1, take a fraction of the time of torch.where
+        return (-negative).lerp_(gradient, torch.sign(output).to(gradient.dtype)), sum_gradient, None, None
+
+
+@activation_form('relu')
+def relu(pair):
+    '''The split form of ReLU, of one node.'''
+    passes = pair.split_pass.rule.passes_activations
+    output = pair.replaced(*SplitReLU.apply(*pair.tensors, pair.split_pass, passes))
+    output = activated(output, pair, relu_of)
+    output.depth, output.facts = pair.depth + (RECTIFIED not in pair.facts), output.facts | {RECTIFIED}
+    if passes and pair.layer is not None:
+        output.origin = Rectified(pair.tensors[0])
+    return output
+
+
+def relu_of(difference, stream_sum):
+    '''ReLU of a difference and a sum (equation 1).'''
+    return torch.relu(difference), stream_sum - difference.clamp(max=0.)
 
 
 @form_of_each(overloads(

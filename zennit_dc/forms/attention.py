@@ -1,6 +1,5 @@
 '''Attention, with its weights as constants.'''
 import math
-from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -24,9 +23,8 @@ def attention(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, 
     refuse_random(dropout_p > 0., 'the dropout of attention', (query, key, value))
     settings = {'scale': scale, **({'enable_gqa': True} if enable_gqa else {})}  # which torch 2.4 does not know
     if not isinstance(value, SplitTensor):
-        function = partial(F.scaled_dot_product_attention, is_causal=is_causal, **settings)
-        carry = partial(attention_as_feature, is_causal=is_causal, **settings)
-        return statistic(function, carry, query, key, value, attn_mask, is_weight=True, title='attention')
+        return statistic(F.scaled_dot_product_attention, attention_to_constants, query, key, value, attn_mask,
+                         is_weight=True, is_causal=is_causal, **settings)
     note(split_pass, 'scaled_dot_product_attention')
     mask = attn_mask  # torch computes attention in another way for a mask that has a gradient
     if isinstance(attn_mask, SplitTensor):
@@ -58,7 +56,7 @@ def logits_of(query, key, mask, is_causal, scale, enable_gqa):
     return masked(query @ grouped(key).mT * scale, mask, is_causal), grouped
 
 
-def attention_as_feature(output, query, key, value, mask, is_causal, scale, enable_gqa=False):
+def attention_to_constants(output, query, key, value, mask, is_causal, scale, enable_gqa=False):
     '''Attention to constant values as a feature, by that of its weights.'''
     logits, grouped = logits_of(query, key, mask, is_causal, scale, enable_gqa)
     weights = softmax(torch.softmax(plain(logits), -1), logits, -1)

@@ -16,13 +16,12 @@ from .statistics import detached_form, optional_form
 from .table import each_pair, missing, overloads
 
 
-def statistic(function, carry, *args, is_weight=False, title=None, **kwargs):
+def statistic(function, carry, *args, is_weight=False, **kwargs):
     '''A statistic: the value of a function of some arguments, and ``carry(value, *args)``, which makes the split pair
     where the statistic turns out to be a feature.'''
     value, split_pass = function(*as_constants(args), **as_constants(kwargs)), pass_of((args, kwargs))
     args, kwargs = kept((args, kwargs))
-    title = carry.__name__ if title is None else title
-    output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=title)
+    output = Statistic(value, split_pass, lambda: carry(value, *args, **kwargs), is_weight, title=carry.__name__)
     output.facts = frozenset({PROBABILITY} if carry is softmax else ())
     return output
 

@@ -101,9 +101,6 @@ def item(pair, index):
     return some_samples([pair], output, 0) if isinstance(pair, SplitTensor) and selects_rows(index) else output
 
 
-
-
-
 split_form(torch.Tensor.expand_as)(lambda pair, other: pair.expand(other.shape))
 split_form(torch.Tensor.reshape_as)(lambda pair, other: pair.reshape(other.shape))
 for name in ('tril', 'triu'):

@@ -27,11 +27,11 @@ def along(dim, of_rows, pairs, output, function=None):
     shape, found = output.values[0].shape, []
     output.depth = max(pair.depth for pair in pairs)
     for name in ('batch', 'channels'):
-        places = {pair.axis(name) for pair in pairs}
-        place = places.pop() if len(places) == 1 and dim is not None else None
-        stays = place is not None and place % len(shape) != dim % len(shape)
-        stays = stays and shape[place] == getattr(pairs[0].axes, name).length
-        found.append(Axis.at(shape, place) if stays else None)
+        indices = {pair.axis(name) for pair in pairs}
+        index = indices.pop() if len(indices) == 1 and dim is not None else None
+        stays = index is not None and index % len(shape) != dim % len(shape)
+        stays = stays and shape[index] == getattr(pairs[0].axes, name).length
+        found.append(Axis.at(shape, index) if stays else None)
     output.axes = Axes(*found, output.axes.places)
     return output if dim is None or not of_rows else some_samples(pairs, output, dim)
 
