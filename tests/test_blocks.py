@@ -1,5 +1,7 @@
 '''The building blocks of split forms.'''
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -42,6 +44,22 @@ def test_own_function_and_own_module():
         assert 'forward' not in model[0].__dict__
     finally:
         del zennit_dc.core.table.FORMS[torch.trace], zennit_dc.core.table.MODULE_FORMS[Cube]
+
+
+# memory
+
+@pytest.mark.parametrize('after', [nn.Conv2d(4, 4, 3), nn.MaxPool2d(2)])
+def test_graphs_do_not_keep_the_output_of_a_relu_beside_its_input(after):
+    '''As a rule keeps the layer's output already, of which it is computed again in the backward pass.'''
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), after, nn.Flatten()).double().eval()
+    kept = []
+    after.register_forward_pre_hook(lambda module, args: kept.append(weakref.ref(args[0].values[0])))
+    image = random_image(2, 3, 9, 9).requires_grad_()
+    with SplitLRP().context(model):
+        output = model(image)
+        gc.collect()
+        assert kept[0]() is None
+        assert torch.autograd.grad(output.sum(), image)[0].any()
 
 
 # batch norms that are merged into the layer before them
