@@ -263,3 +263,30 @@ def test_samples_that_are_taken_apart_stay_samples(how, composite):
     for index in range(len(images)):
         # a constant in which others were written is stabilized as well
         assert_close(explain(composite, model, images[index:index + 1], 1), together[index:index + 1], 1e-6)
+
+
+BACK = {
+    'entries': lambda x: x[None] if x.ndim == 1 else x, 'ellipsis': lambda x: x[None, ...] if x.ndim == 1 else x,
+    'unsqueeze': lambda x: x.unsqueeze(0) if x.ndim == 1 else x, 'atleast_2d': torch.atleast_2d,
+    'view': lambda x: x.view(1, -1) if x.ndim == 1 else x,
+}
+
+
+@pytest.mark.parametrize('back', BACK)
+@pytest.mark.parametrize('composite', [SplitGrad(), SplitLRP(), SplitLRP(recentering=Scaling(.1, .1))])
+def test_an_axis_of_one_sample_that_is_squeezed_comes_back(back, composite):
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            hidden = torch.relu(self.first(x)).mean((2, 3), keepdim=True).squeeze()
+            return self.last(torch.relu(self.second(BACK[back](hidden * 2.))))
+
+    torch.manual_seed(0)
+    model, sizes = Squeezed().double(), torch.tensor([1., 5., .2]).double()
+    images = random_image(3, 3, 6, 6) * sizes.reshape(3, 1, 1, 1)
+    together = explain(composite, model, images, 1)
+    for index in range(len(images)):
+        assert_close(explain(composite, model, images[index:index + 1], 1), together[index:index + 1], 1e-12)

@@ -61,6 +61,16 @@ def entries(pairs, output, function):
     return note_order(pairs[0], follow_axes(pairs, output, function), function)
 
 
+def in_order(pairs, output, function):
+    '''Note the axes where others of length one come or go. That of a batch of one may go, and come back.'''
+    follow_axes(pairs, output, function)
+    batch = pairs[0].axes.batch
+    if batch is not None and output.axes.batch is None:
+        output.axes = output.axes._replace(batch=batch.reshaped(output.values[0].shape))
+    return output
+
+
+register(overloads('squeeze', 'unsqueeze', 'atleast_1d', 'atleast_2d', 'atleast_3d'), in_order)
 register(overloads('roll'), reordered)
 
 
@@ -88,16 +98,17 @@ def some_entries(function, pair, dim, *args, **kwargs):
 register(overloads('flip', 'fliplr', 'flipud'), partial(reordered, reverses=True))
 register(overloads('rot90'), turned)
 register(overloads(
-    'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'unsqueeze', 'squeeze',
-    'select', 'repeat', 'tile', 'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle',
-    'native_channel_shuffle', 'unfold', 'diagonal', 'masked_select', 'atleast_1d', 'atleast_2d',
-    'atleast_3d', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'
+    'permute', 'transpose', 'swapaxes', 'swapdims', 'movedim', 'moveaxis', 't', 'adjoint', 'select', 'repeat', 'tile',
+    'repeat_interleave', 'pixel_shuffle', 'pixel_unshuffle', 'channel_shuffle', 'native_channel_shuffle', 'unfold',
+    'diagonal', 'masked_select', 'diag', 'diag_embed', 'take', 'max_unpool1d', 'max_unpool2d', 'max_unpool3d'
 ), follow_axes)
 
 
 @split_form(torch.Tensor.__getitem__)
 def item(pair, index):
-    output = of_one_tensor(torch.Tensor.__getitem__, entries)(pair, index)
+    keys = index if isinstance(index, tuple) else (index,)
+    is_whole = all(key is None or key is Ellipsis or (isinstance(key, slice) and key == slice(None)) for key in keys)
+    output = of_one_tensor(torch.Tensor.__getitem__, in_order if is_whole else entries)(pair, index)
     return some_samples([pair], output, 0) if isinstance(pair, SplitTensor) and selects_rows(index) else output
 
 
