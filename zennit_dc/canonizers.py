@@ -8,9 +8,10 @@ import torch
 from zennit.canonizers import Canonizer
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .core.calls import Choices, ModuleForward, SplitForward
+from .core.calls import ModuleForward, SplitForward
 from .core.errors import describe
 from .core.layers import sequence_of
+from .core.needs import Choices
 from .core.nested import modules_of
 from .core.pair import TrueGradient, pass_of
 from .core.table import MODULE_FORMS

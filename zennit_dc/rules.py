@@ -15,8 +15,8 @@ from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .core.axes import by_sample, in_shape
 from .core.errors import describe
+from .core.graphs import same
 from .core.pair import SplitTensor, TrueGradient, pass_of
-from .core.tensors import same
 
 
 class Ruled(torch.autograd.Function):

@@ -15,8 +15,8 @@ from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer
 from zennit.core import Composite
 
+from ..core.maps import noting_doubts
 from ..core.nested import modules_of
-from ..core.recording import noting_doubts
 from .graphs import PLAIN, Folded, NotRecorded, Replay, traced
 
 

@@ -9,8 +9,7 @@ from .axes import UNKNOWN, Axes, Axis
 from .errors import Unsupported, called_in, other_pass
 from .following import InputAxes
 from .nested import entries_of
-from .settings import Mode, Settings
-from .table import FUNCTION_FORMS, OPERATORS, forms_of, public
+from .table import FUNCTION_FORMS, OPERATORS, Mode, Settings, forms_of, public
 from .wording import require_choice
 
 
@@ -54,9 +53,9 @@ class Pass:
 
     Parameters
     ----------
-    settings : :py:class:`~zennit_dc.core.settings.Settings`, optional
+    settings : :py:class:`~zennit_dc.core.table.Settings`, optional
         What to compute.
-    mode : :py:class:`~zennit_dc.core.settings.Mode`, optional
+    mode : :py:class:`~zennit_dc.core.table.Mode`, optional
         What operations do at present.
 
     Attributes
@@ -194,7 +193,7 @@ class SplitTensor(torch.Tensor):
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
-            Parameters of :py:class:`~zennit_dc.core.settings.Settings`, ``pooling`` and ``recentering`` among them.
+            Parameters of :py:class:`~zennit_dc.core.table.Settings`, ``pooling`` and ``recentering`` among them.
 
         Returns
         -------

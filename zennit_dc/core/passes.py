@@ -12,25 +12,35 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
+import sys
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from ..forms.reading import read_alone
 from ..forms.table import plain
 from ..rules import rules_of
 from .axes import Axis, axes_of_samples, by_sample, require_found_samples
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
 from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
-from .formless import refused, value_alone
+from .graphs import Node, same
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
-from .maps import Node, input_gradients
+from .maps import Rerun, gradients_of_output, input_gradients, trained_of
 from .nested import flatten
-from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, pairs_in
-from .rerun import Rerun, gradients_of_output, trained_of
-from .settings import Mode
-from .tensors import same
+from .pair import (
+    LEAVES,
+    PROBABILITY,
+    Pass,
+    SplitTensor,
+    common_pass,
+    note_unmapped,
+    pairs_in,
+    unmapped_cause,
+    unsupported,
+)
+from .table import Mode
 from .views import alive, become_plain
 
 
@@ -75,7 +85,7 @@ class MapPass(Pass):
     layer : str, optional
         What the place is called at which the map is read, if it is the embedding of tokens. Default is the canonizer's
         layer.
-    probe : :py:class:`~zennit_dc.core.rerun.Probe`, optional
+    probe : :py:class:`~zennit_dc.core.maps.Probe`, optional
         What gets the tensors at which the map is read, in a pass that is run again: it has all of its graph, and the
         gradients are taken from outside.
 
@@ -373,3 +383,34 @@ class MapPass(Pass):
                   for own, depth in explains]
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
+
+
+# functions without a form
+
+def value_alone(split_pass, function, args, kwargs, pairs, error):
+    '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd function
+    without a form, that goes on as one of which there is no map.'''
+    cause = unmapped_cause(pairs)
+    if cause is None and (kind := running_function()) is not None and split_pass.mode.keeps_graph:
+        cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
+    output = read_alone(function, args, kwargs, error)
+    if cause is None:
+        return output
+    for pair in pairs_in(output):
+        pair.pending, pair.depth = None, -math.inf
+    return note_unmapped(output, cause)
+
+
+def running_function():
+    '''The autograd function in whose forward this is called, or None.'''
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == 'apply' and frame.f_globals.get('__name__') == 'torch.autograd.function':
+            return frame.f_locals['cls']
+        frame = frame.f_back
+    return None
+
+
+def refused(error, *gradients):
+    '''Raise the error for an output of which there is no map, where anything asks for one.'''
+    raise error
