@@ -14,8 +14,8 @@ from ..rules import SplitRule
 from .batches import refuse_forward_mode, transformed, within_transforms
 from .errors import GRAPH, StartOver, Unsupported, describe
 from .graphs import same
-from .nested import flatten, modules_of
-from .pair import SplitTensor, common_pass, output_of, pairs_in, pass_of
+from .nested import flatten
+from .pair import SplitTensor, common_pass, output_of, pairs_in
 from .passes import MapPass
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 
@@ -54,9 +54,9 @@ class SplitForward(TemporaryForward):
         root = self.canonizer.root
         training = require_fit(root)
         self.canonizer.call_backward_hooks()
-        if pass_of((args, kwargs)) is not None:
-            raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = flatten((args, kwargs))
+        if any(isinstance(leaf, SplitTensor) for leaf in leaves):
+            raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         if forward_ad._current_level >= 0:
             refuse_forward_mode(*filter(torch.is_tensor, leaves))
         leaves, indices = explained(leaves, root)
@@ -189,16 +189,13 @@ def require_fit(root):
             ' register it to modules, or remove it for the time of the context'
         )
     training = None
-    for module in modules_of(root):
+    for module in root.modules():
         if module.training:
             training = module
             if isinstance(module, _BatchNorm):
                 raise RuntimeError(f'{describe(module, root)} is in training mode: call .eval() on the model')
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for hook in hooks.values() if hooks else ():
-                owner = getattr(hook, '__self__', None)
-                if owner is not None and not isinstance(owner, SplitRule):
-                    require_split_rule(owner, partial(describe, module, root))
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            require_split_rule(getattr(hook, '__self__', None), partial(describe, module, root))
     return training
 
 

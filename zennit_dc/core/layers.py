@@ -7,7 +7,8 @@ from ..forms.reading import Refused, number
 from ..rules import ruled
 from .errors import SEVERAL_USES, StartOver
 from .following import Place
-from .maps import Node, layer_gradients, marked, trained_of
+from .graphs import Node
+from .maps import layer_gradients, marked, trained_of
 from .pair import GATE, SplitTensor, pairs_in
 from .places import ACTIVATIONS, channels_unknown, followed, given_channels, likely_channels, name_of, places_of
 from .views import show_graph

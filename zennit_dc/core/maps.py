@@ -13,7 +13,7 @@ import torch
 
 from .errors import StartOver
 from .graphs import Node, same
-from .nested import flatten, modules_of
+from .nested import flatten
 from .pair import Pass, SplitTensor
 from .places import laid_over
 from .table import Mode, Settings
@@ -231,8 +231,7 @@ def in_float64(root, call, inputs):
 
 def tensors_of(root):
     '''The parameters and buffers of a model, each of them once.'''
-    found = (each for module in modules_of(root) for each in (*module._parameters.values(), *module._buffers.values()))
-    return list(dict.fromkeys(tensor for tensor in found if tensor is not None))
+    return [*root.parameters(), *root.buffers()]
 
 
 def trained_of(root):

@@ -68,17 +68,10 @@ class Pass:
         Weak references to pairs that were plain tensors, and to those whose memory plain tensors share.
     input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
         What is noted of the axes of inputs.
-
-    Raises
-    ------
-    ValueError
-        If a setting is not one of its values.
     '''
     refused = None  # the error for an operation that was called from C++, which may raise another one in its place
 
     def __init__(self, settings=Settings(), mode=Mode()):
-        require_choice('pooling', settings.pooling, ('wta', 'convex'))
-        require_choice('input_split', settings.input_split, ('relu', 'half'))
         self.settings, self.forms, self.mode = settings, forms_of(settings.root), mode
         self.rules = [TrueGradient() if settings.rule is None else settings.rule]
         self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
@@ -199,8 +192,16 @@ class SplitTensor(torch.Tensor):
         -------
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
+
+        Raises
+        ------
+        ValueError
+            If ``pooling`` or ``input_split`` is not one of its values.
         '''
-        split_pass = Pass(Settings(**kwargs, input_split=input_split))
+        settings = Settings(**kwargs, input_split=input_split)
+        require_choice('pooling', settings.pooling, ('wta', 'convex'))
+        require_choice('input_split', input_split, ('relu', 'half'))
+        split_pass = Pass(settings)
         return cls(input, split_pass.sum_of_input(input), split_pass).as_input()
 
     def as_input(self, samples=0):

@@ -14,6 +14,7 @@ gradients are the true ones, so that nothing has to be recorded for it.
 import math
 import sys
 from functools import partial
+from traceback import walk_stack
 from typing import NamedTuple
 
 import torch
@@ -126,17 +127,17 @@ class MapPass(Pass):
     @property
     def readout(self):
         '''What enters at the output, and the map it makes.'''
-        return self.canonizer.readout
+        return self.settings.readout
 
     @property
     def known(self):
         '''What has turned out about the model in passes that started over.'''
-        return self.canonizer.choices.known[self.root]
+        return self.settings.choices.known[self.settings.root]
 
     @property
     def sums_above(self):
         '''Whether the value of the sum is computed above the layer.'''
-        return SUMS in self.known or self.canonizer.rule.quantity != 'sensitivity'
+        return SUMS in self.known or self.settings.rule.quantity != 'sensitivity'
 
     # the forward pass
 
@@ -302,7 +303,10 @@ class MapPass(Pass):
 
         def enter(gradient, sum_gradient):
             if is_batch(gradient):
-                self.begin_batch()
+                if not self.begins_map():
+                    kind = 'several gradients in one backward pass that does not reach the input, or a map'
+                    raise refused_batch(kind)
+                self.begin_backward(None)  # as there is nothing between outputs and inputs
                 found = maps_of_batch(self.readout, maps, gradient, alive(self.nodes.exits), trained_of(self.root))
                 return None, None, *found, *[None] * len(others)
             if self.layer is not None and inputs and not self.begins_map():
@@ -327,12 +331,6 @@ class MapPass(Pass):
         reaches = torch._C._will_engine_execute_node
         entrances, maps = (any(map(reaches, alive(nodes))) for nodes in (self.nodes.entrances, self.nodes.maps))
         return entrances and not maps
-
-    def begin_batch(self):
-        '''Note for the time of this backward pass that there is nothing between outputs and inputs.'''
-        if not self.begins_map():
-            raise refused_batch('several gradients in one backward pass that does not reach the input, or a map')
-        self.begin_backward(None)
 
     def begin_backward(self, backward):
         '''Keep something for the time of the running backward pass, and not longer than this pass, as what enters may
@@ -403,12 +401,9 @@ def value_alone(split_pass, function, args, kwargs, pairs, error):
 
 def running_function():
     '''The autograd function in whose forward this is called, or None.'''
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == 'apply' and frame.f_globals.get('__name__') == 'torch.autograd.function':
-            return frame.f_locals['cls']
-        frame = frame.f_back
-    return None
+    frames = (frame for frame, _ in walk_stack(sys._getframe(1)) if frame.f_code.co_name == 'apply')
+    return next((frame.f_locals['cls'] for frame in frames
+                 if frame.f_globals.get('__name__') == 'torch.autograd.function'), None)
 
 
 def refused(error, *gradients):
