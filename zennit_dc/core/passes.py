@@ -235,11 +235,6 @@ class MapPass(Pass):
         self.output = LayerOutput(where, output)
         self.output.locate(self)
 
-    def begin_above_layer(self):
-        '''Compute from here on what is needed above the layer.'''
-        self.output.is_read = True
-        self.mode = self.mode._replace(sums=self.sums_above, keeps_graph=self.mode.has_graph)
-
     def reads_next(self, pair):
         '''Whether a map is read at a pair, or after the activation that comes next.'''
         return self.output is not None and self.output.pair is pair and not self.output.is_read

@@ -190,20 +190,6 @@ def places_at(shape, channels, grid, size):
     return Places(parts, lengths, tuple(range(len(lengths))), axes, windows, channels=channels)
 
 
-def given_channels(channels, shape):
-    '''The index that is given for an input's axis of channels, counted from the first axis, or None for ().'''
-    if channels == ():
-        return None
-    if not -len(shape) < channels < len(shape):
-        raise ValueError(f'the input of shape {tuple(shape)} has no axis {channels} for its channels')
-    return channels % len(shape)
-
-
-def likely_channels(shape):
-    '''The index of the axis of channels of a shape that is unmistakably that of images, else None.'''
-    return 1 if len(shape) > 3 and shape[1] <= 4 < min(shape[2:]) else None
-
-
 def channels_unknown(name, shape):
     '''The error for an input whose axis of channels is not known.'''
     return ValueError(
