@@ -567,6 +567,23 @@ def test_an_axis_as_long_as_tokens_by_chance():
     assert maps[0].shape == (2, 10, 2) and torch.equal(*maps)
 
 
+def test_tokens_that_are_mixed_have_the_grid_of_the_patches():
+    '''Which is not in the ratio of the image, and has as many places as a square.'''
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.patches, self.mix = nn.Conv2d(3, 5, (9, 4), (9, 4)), nn.Linear(36, 36)
+            self.norm, self.head = nn.LayerNorm(5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.mix(self.patches(x).flatten(2)).relu().mT).mean(1))
+
+    composite = SplitGrad(.3, layer='norm')
+    explain(composite, Mixer().double().eval(), random_image(2, 3, 36, 36))
+    assert composite.saliency.shape == (2, 4, 9)
+
+
 def test_single_entries_are_no_tokens():
     '''Channels of one place, which are as many as the layer's last axis is long.'''
     class Model(nn.Module):
