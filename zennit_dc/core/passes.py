@@ -12,9 +12,7 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
-import sys
 from functools import partial
-from traceback import walk_stack
 from typing import NamedTuple
 
 import torch
@@ -30,17 +28,7 @@ from .graphs import Node, same
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Rerun, gradients_of_output, input_gradients, trained_of
 from .nested import flatten
-from .pair import (
-    LEAVES,
-    PROBABILITY,
-    Pass,
-    SplitTensor,
-    common_pass,
-    note_unmapped,
-    pairs_in,
-    unmapped_cause,
-    unsupported,
-)
+from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, note_unmapped, pairs_in, unmapped_cause
 from .table import Mode
 from .views import alive, become_plain
 
@@ -212,7 +200,7 @@ class MapPass(Pass):
         try:
             output = super().apply(function, args, kwargs, pairs)
         except Unsupported as error:
-            return value_alone(self, function, args, kwargs, pairs, error)
+            return value_alone(function, args, kwargs, pairs, error)
         if not torch.is_grad_enabled() and self.mode.keeps_graph:
             for pair in pairs_in(output):
                 if not pair.values[0].requires_grad:
@@ -380,25 +368,15 @@ class MapPass(Pass):
 
 # functions without a form
 
-def value_alone(split_pass, function, args, kwargs, pairs, error):
-    '''What a function without a form is on pairs: a value that may be read, or, behind and within an autograd function
-    without a form, that goes on as one of which there is no map.'''
-    cause = unmapped_cause(pairs)
-    if cause is None and (kind := running_function()) is not None and split_pass.mode.keeps_graph:
-        cause = unsupported(f'{kind.__name__}.apply (an autograd function, which calls {error.name})', args)
-    output = read_alone(function, args, kwargs, error)
+def value_alone(function, args, kwargs, pairs, error):
+    '''What a function without a form is on pairs: a value that may be read, or, behind an autograd function without a
+    form, that goes on as one of which there is no map.'''
+    output, cause = read_alone(function, args, kwargs, error), unmapped_cause(pairs)
     if cause is None:
         return output
     for pair in pairs_in(output):
         pair.pending, pair.depth = None, -math.inf
     return note_unmapped(output, cause)
-
-
-def running_function():
-    '''The autograd function in whose forward this is called, or None.'''
-    frames = (frame for frame, _ in walk_stack(sys._getframe(1)) if frame.f_code.co_name == 'apply')
-    return next((frame.f_locals['cls'] for frame in frames
-                 if frame.f_globals.get('__name__') == 'torch.autograd.function'), None)
 
 
 def refused(error, *gradients):
