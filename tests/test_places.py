@@ -1,6 +1,7 @@
 '''Layers as places: grids of tokens, and maps at them by all methods.'''
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -311,6 +312,17 @@ def test_places_of_a_sample_alone(old, new):
         places = reshaped_places(input_places(0, (samples, *old)), (samples, *old), (samples, *new))
         found.append({key: place for key, place in places.items() if key[1] not in (0, -1)})
     assert found[0] == found[1]
+
+
+def test_axis_that_is_taken_apart():
+    '''It is known again where two parts of it are one axis again; where there were three, its coarsest part is.'''
+    shapes = (2, 12, 5), (2, 3, 4, 5), (2, 3, 2, 2, 5)
+    places = input_places(0, shapes[0])
+    for apart, expected in ((shapes[:2], places[0, 1]), (shapes, places[0, 1]._replace(length=3, step=4))):
+        found = places
+        for old, new in pairwise((*apart, *apart[-2::-1])):
+            found = reshaped_places(found, old, new)
+        assert found[0, 1] == expected and found[0, -2] is None
 
 
 class Windows(nn.Module):

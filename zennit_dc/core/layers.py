@@ -8,7 +8,7 @@ from ..rules import ruled
 from .errors import SEVERAL_USES, StartOver
 from .following import Place
 from .graphs import Node
-from .maps import layer_gradients, marked, trained_of
+from .maps import layer_gradients, marked
 from .pair import GATE, SplitTensor, pairs_in
 from .places import ACTIVATIONS, channels_unknown, followed, name_of, places_of
 from .views import show_graph
@@ -189,8 +189,7 @@ def entered_at_layer(split_pass, values):
     '''The tensors of the layer's output, of which the gradients make the map of an input.'''
     with torch.enable_grad():
         inputs = [marked(input, split_pass.nodes.entrances) for input in split_pass.inputs]
-        trained = trained_of(split_pass.root)
-        return Node.apply([], partial(layer_gradients, split_pass, values, trained), *values, *inputs, *trained)
+        return Node.apply([], partial(layer_gradients, split_pass, values), *values, *inputs)
 
 
 def end_layer(split_pass, output):

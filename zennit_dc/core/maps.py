@@ -53,15 +53,17 @@ def input_gradients(split_pass, index, *gradients):
     return marked(map, split_pass.nodes.maps), None
 
 
-def layer_gradients(split_pass, values, trained, *gradients):
-    '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
-    input that has its places, or the true ones of what is below the layer, which is run again for them. In a backward
-    pass with several gradients at once, outputs give the maps to the inputs.'''
-    found = [None] * (len(split_pass.inputs) + len(trained))
+def layer_gradients(split_pass, values, *gradients):
+    '''The gradients by a layer's output with some values, and by the inputs: the map for the input that has its places.
+    True gradients, and those of several maps at once, are given to the inputs by the outputs.'''
+    found = [None] * len(split_pass.inputs)
     if split_pass.makes_map():
         found[split_pass.output.location.source] = layer_map(split_pass, values, gradients)
-    elif not split_pass.has_batch() and any(gradient.any() for gradient in gradients):  # else they bypass the layer
-        found = below_layer(split_pass, gradients, trained)
+    elif not split_pass.has_batch() and any(gradient.any() for gradient in gradients):
+        raise NotImplementedError(
+            f'the true gradient of a pair within the model is not known below module {split_pass.layer!r}, where a map is'
+            ' read: take that of the model\'s output, or call the model within the composite\'s inactive()'
+        )
     return None, None, *found
 
 
@@ -267,17 +269,16 @@ def at_reading(split_pass, index=0, exact=False):
     seeds = split_pass.running.seeds
     if not all(isinstance(number, int) for number in seeds):
         raise RuntimeError('its backward pass starts within the model, not at the output')
-    _, output, read = another(split_pass, index, exact)
-    leaves = flatten(output)[0]
+    probe = Probe(index)
+    with split_pass.rerun.running(split_pass, exact) as (call, inputs):
+        try:
+            output = type(split_pass)(split_pass.canonizer, call, inputs, split_pass.layer, probe).run()
+        except StartOver as reason:
+            raise changed() from reason
+    leaves, read = flatten(output)[0], probe.tensors
+    probe.tensors = None  # as their graph holds the pass, and with it the probe
     seeded = [(leaves[number], seed.gradient.to(leaves[number].dtype)) for number, seed in seeds.items()]
     return *gradients(read, seeded, materialize_grads=True), *read
-
-
-def below_layer(split_pass, layer_gradients, trained):
-    '''The true gradients by inputs and parameters of what is below the layer of a pass.'''
-    inputs, _, read = another(split_pass)
-    seeded = [each for each in zip(read, layer_gradients) if each[0].requires_grad]
-    return gradients([*inputs, *trained], seeded, allow_unused=True)
 
 
 def gradients_of_output(split_pass, index, gradient, trained):
@@ -289,19 +290,6 @@ def gradients_of_output(split_pass, index, gradient, trained):
         output = flatten(call(pairs))[0][index].difference
     needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
     return gradients([*needed, *trained], [(output, gradient)], allow_unused=True)
-
-
-def another(split_pass, index=0, exact=False):
-    '''The inputs and the output of another forward pass with all of its graph, and the tensors at which the map is
-    read.'''
-    with split_pass.rerun.running(split_pass, exact) as (call, inputs):
-        probe = Probe(index)
-        try:
-            output = type(split_pass)(split_pass.canonizer, call, inputs, split_pass.layer, probe).run()
-        except StartOver as reason:
-            raise changed() from reason
-    read, probe.tensors = probe.tensors, None  # as their graph holds the pass, and with it the probe
-    return inputs, output, read
 
 
 def gradients(tensors, seeded, **kwargs):
