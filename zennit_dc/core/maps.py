@@ -61,8 +61,8 @@ def layer_gradients(split_pass, values, *gradients):
         found[split_pass.output.location.source] = layer_map(split_pass, values, gradients)
     elif not split_pass.has_batch() and any(gradient.any() for gradient in gradients):
         raise NotImplementedError(
-            f'the true gradient of a pair within the model is not known below module {split_pass.layer!r}, where a map is'
-            ' read: take that of the model\'s output, or call the model within the composite\'s inactive()'
+            f'the true gradient of a pair within the model is not known below module {split_pass.layer!r}, at which a'
+            ' map is read: take that of the model\'s output, or call the model within the composite\'s inactive()'
         )
     return None, None, *found
 
