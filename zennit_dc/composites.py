@@ -14,11 +14,10 @@ from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
 from .canonizers import SplitCanonizer
-from .core.calls import require_split_rule
 from .core.tokens import are_tokens, token_weights
 from .core.wording import require_choice
 from .recentering import Relative
-from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
+from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule, require_split_rule
 from .streams import ActivatedSensitivity, Readout, Relevance, Sensitivity
 
 

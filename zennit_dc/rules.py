@@ -121,6 +121,13 @@ class SplitRule(Hook, TrueGradient):
         return copy.copy(self)
 
 
+def require_split_rule(rule: Any, where: Callable[[], str]) -> None:
+    '''Raise if an object is a Zennit hook but no rule for split pairs.'''
+    if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
+        name = type(rule).__name__
+        raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')
+
+
 def rules_of(root: Module | None, modules: Iterable[Module]) -> list[SplitRule]:
     '''The rules that are registered to modules and hold for a model, for each module the last one first.'''
     hooks = (hook for module in modules for hook in reversed(module._forward_pre_hooks.values()))

@@ -1,4 +1,4 @@
-'''The forward that a model has in split form, what is chosen for it, and those of modules with a form of their own.'''
+'''The forward that a model has in split form, and those of modules with a form of their own.'''
 import sys
 import threading
 from contextlib import nullcontext
@@ -8,9 +8,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
-from zennit.core import Hook
 
-from ..rules import SplitRule
+from ..rules import require_split_rule
 from .batches import refuse_forward_mode, transformed, within_transforms
 from .errors import GRAPH, StartOver, Unsupported, describe
 from .graphs import same
@@ -203,10 +202,3 @@ def random_state(device):
     '''The states of the generators of random numbers.'''
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == 'cuda' else states
-
-
-def require_split_rule(rule, where):
-    '''Raise if an object is a Zennit hook but no rule for split pairs.'''
-    if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
-        name = type(rule).__name__
-        raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')

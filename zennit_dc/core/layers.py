@@ -161,8 +161,8 @@ def use_layer(split_pass, function, args, kwargs, pairs):
     goes_on = goes_on and torch.is_grad_enabled() == found.graph
     if not is_alone or name_of(function) not in ACTIVATIONS or not goes_on:
         read_at(split_pass, pair)
-        return split_pass.with_graph(function, args, kwargs, pairs)
-    output = split_pass.with_graph(function, args, kwargs, pairs)
+        return split_pass.evaluate(function, args, kwargs, pairs)
+    output = split_pass.evaluate(function, args, kwargs, pairs)
     found.pair = None if output is pair else pair  # which an activation in place has changed
     read_at(split_pass, output)
     return output

@@ -12,6 +12,7 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -178,33 +179,31 @@ class MapPass(Pass):
     def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of pairs; or, after the end of the model, what it is for the values of
         those that were asked for their gradient.'''
-        if getattr(self.forms.get(function), 'is_reading', False):
-            return self.evaluate(function, args, kwargs, pairs)
-        is_after = self.has_left and torch._C._current_graph_task_id() == -1
-        if is_after and any('tap' in vars(pair) for pair in pairs):
-            return function(*plain(args), **plain(kwargs))
-        if self.output is not None and any(pair is self.output.pair for pair in pairs):
-            return use_layer(self, function, args, kwargs, pairs)
-        return self.with_graph(function, args, kwargs, pairs)
-
-    def with_graph(self, function, args, kwargs, pairs):
-        '''What a function is on pairs, with a graph where one is needed.'''
-        if not self.mode.keeps_graph:
-            with torch.no_grad():
-                return self.evaluate(function, args, kwargs, pairs)
+        if not self.only_reads(function):
+            is_after = self.has_left and torch._C._current_graph_task_id() == -1
+            if is_after and any('tap' in vars(pair) for pair in pairs):
+                return function(*plain(args), **plain(kwargs))
+            if self.output is not None and any(pair is self.output.pair for pair in pairs):
+                return use_layer(self, function, args, kwargs, pairs)
         return self.evaluate(function, args, kwargs, pairs)
 
+    def only_reads(self, function):
+        '''Whether the form of a function makes no pair.'''
+        return getattr(self.forms.get(function), 'is_reading', False)
+
     def evaluate(self, function, args, kwargs, pairs):
-        '''What a function is on pairs, by its form; without one, a value that may be read.'''
+        '''What a function is on pairs, by its form and with a graph where one is needed; without a form, a value that
+        may be read.'''
         self.require_kept(pairs)
-        try:
-            output = super().apply(function, args, kwargs, pairs)
-        except Unsupported as error:
-            return value_alone(function, args, kwargs, pairs, error)
-        if not torch.is_grad_enabled() and self.mode.keeps_graph:
-            for pair in pairs_in(output):
-                if not pair.values[0].requires_grad:
-                    pair.depth = -math.inf  # as it does not depend on where the map is read
+        with nullcontext() if self.mode.keeps_graph or self.only_reads(function) else torch.no_grad():
+            try:
+                output = super().apply(function, args, kwargs, pairs)
+            except Unsupported as error:
+                return value_alone(function, args, kwargs, pairs, error)
+            if not torch.is_grad_enabled() and self.mode.keeps_graph:
+                for pair in pairs_in(output):
+                    if not pair.values[0].requires_grad:
+                        pair.depth = -math.inf  # as it does not depend on where the map is read
         return output
 
     def require_kept(self, pairs):
