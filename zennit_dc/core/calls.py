@@ -19,9 +19,6 @@ from .passes import MapPass
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
 
 
-SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
-
-
 class TemporaryForward:
     '''A forward that a module has for the time of a context, and that is not to be copied or saved with it.'''
     def __deepcopy__(self, memo):
@@ -101,7 +98,7 @@ class SplitForward(TemporaryForward):
             except RuntimeError as error:
                 if split_pass.refused is None:
                     raise
-                raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
+                raise split_pass.refused from error
         canonizer.choices.report(canonizer, output, call, inputs)
         return output
 
