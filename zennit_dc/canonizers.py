@@ -200,7 +200,7 @@ class NotInPlace(AttributeCanonizer):
     of most of torchvision's models do. Split pairs do not need this.
     '''
     def __init__(self):
-        super().__init__(lambda name, module: {'inplace': False} if getattr(module, 'inplace', False) is True else None)
+        super().__init__(out_of_place)
 
     def remove(self) -> None:
         '''Let it compute in place again.'''
@@ -209,6 +209,11 @@ class NotInPlace(AttributeCanonizer):
     def copy(self) -> 'NotInPlace':
         '''Return an instance that is not applied.'''
         return type(self)()
+
+
+def out_of_place(name, module):
+    '''The attribute by which a module leaves its input as it is, if it changes it in place.'''
+    return {'inplace': False} if getattr(module, 'inplace', False) is True else None
 
 
 def refuse_other_forms(root):
