@@ -23,9 +23,8 @@ from zennit.layer import Sum
 from zennit.rules import Epsilon
 from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer, ResNetCanonizer, VGGCanonizer
 
-from zennit_dc import DetachedStatistics, Logits, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
+from zennit_dc import DetachedStatistics, SplitCAM, SplitCanonizer, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
-from zennit_dc.core.nested import modules_of
 
 
 def test_bare_canonizer_gives_the_original_gradient(network, image):
@@ -122,13 +121,6 @@ def test_the_sum_of_zennit_shares_evenly(dim, image):
     whole, *shares = (explain(SplitLRP(layer=layer), model, image) for layer in ('sum', 'branches.0', 'branches.1'))
     for share in shares:
         assert_close(3 * share, whole)
-
-
-def test_modules_in_pytorchs_order():
-    shared = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
-    model = nn.Sequential(OrderedDict(a=shared, b=nn.Sequential(nn.Sequential(shared), nn.ReLU()), c=shared[0], d=None))
-    for root in (model, Logits(model), nn.ReLU()):
-        assert list(modules_of(root)) == list(root.modules())
 
 
 @pytest.mark.parametrize('change, message', [

@@ -117,6 +117,26 @@ def test_inactive_composites_have_the_true_gradient(build, make):
         assert not torch.equal(map, original)
 
 
+@pytest.mark.parametrize('make', [lambda: SplitGrad(layer='conv3'), lambda: SplitLRP(layer='conv3')])
+def test_true_gradients_of_a_pair_below_a_layer(network, image, make):
+    '''They are not known, as the skip connection has no graph, unless the model runs as it is.'''
+    composite, image, kept = make(), image.requires_grad_(), []
+
+    def keep(module, args, output):
+        output.retain_grad()
+        kept.append(output)
+
+    handle = network.mean.register_forward_hook(keep)
+    with composite.context(network):
+        network(image)
+        with composite.inactive():
+            network(image)
+            kept[-1].sum().backward(inputs=[image])
+            with pytest.raises(NotImplementedError, match='below module \'conv3\'.*inactive'):
+                kept[-2].backward(torch.ones_like(kept[-1]), inputs=[image])
+    handle.remove()
+
+
 def test_a_mixed_composite_is_made_inactive(network, image):
     '''Zennit makes inactive what it has registered to modules, which are rules alone.'''
     image, composite = image.requires_grad_(), MixedComposite([

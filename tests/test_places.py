@@ -1,6 +1,7 @@
 '''Layers as places: grids of tokens, and maps at them by all methods.'''
 import math
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import torch
@@ -313,6 +314,17 @@ def test_places_of_a_sample_alone(old, new):
     assert found[0] == found[1]
 
 
+def test_axis_that_is_taken_apart():
+    '''It is known again where two parts of it are one axis again; where there were three, its coarsest part is.'''
+    shapes = (2, 12, 5), (2, 3, 4, 5), (2, 3, 2, 2, 5)
+    places = input_places(0, shapes[0])
+    for apart, expected in ((shapes[:2], places[0, 1]), (shapes, places[0, 1]._replace(length=3, step=4))):
+        found = places
+        for old, new in pairwise((*apart, *apart[-2::-1])):
+            found = reshaped_places(found, old, new)
+        assert found[0, 1] == expected and found[0, -2] is None
+
+
 class Windows(nn.Module):
     '''Features of places in windows, channels last, and the places of each window of two by two put together.'''
     def __init__(self, merge, size=2, shift=0):
@@ -565,6 +577,23 @@ def test_an_axis_as_long_as_tokens_by_chance():
         explain(composite, Twice(lines_up).double().eval(), image)
         maps.append(composite.saliency)
     assert maps[0].shape == (2, 10, 2) and torch.equal(*maps)
+
+
+def test_tokens_that_are_mixed_have_the_grid_of_the_patches():
+    '''Which is not in the ratio of the image, and has as many places as a square.'''
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.patches, self.mix = nn.Conv2d(3, 5, (9, 4), (9, 4)), nn.Linear(36, 36)
+            self.norm, self.head = nn.LayerNorm(5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.head(self.norm(self.mix(self.patches(x).flatten(2)).relu().mT).mean(1))
+
+    composite = SplitGrad(.3, layer='norm')
+    explain(composite, Mixer().double().eval(), random_image(2, 3, 36, 36))
+    assert composite.saliency.shape == (2, 4, 9)
 
 
 def test_single_entries_are_no_tokens():

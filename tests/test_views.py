@@ -174,6 +174,13 @@ def written_into_view(model, v, w):
     return output.relu()
 
 
+def written_into_one_of_several_views(model, v, w):
+    output = torch.zeros(2, 5).double()
+    left, middle = output[:, :2], output[:, 1:3]
+    left.copy_(v[:, :2])
+    return output.relu() + middle.mT[0, :, None] * 2.
+
+
 def written_into_buffer(model, v, w):
     model.buffer[:, 1:] = v[:, 1:]
     return model.buffer + w.relu()
@@ -193,8 +200,8 @@ def detached_then_changed(model, v, w):
 
 
 @pytest.mark.parametrize('function', [
-    added_to_detached, added_to_data, written_into_view, written_into_buffer, value_changed_without_graph,
-    detached_then_changed,
+    added_to_detached, added_to_data, written_into_view, written_into_one_of_several_views, written_into_buffer,
+    value_changed_without_graph, detached_then_changed,
 ], ids=lambda function: function.__name__)
 def test_half_of_the_gradient_of_what_is_written(function):
     model, image = Written(function), random_image(2, 4)
@@ -245,6 +252,17 @@ def test_a_tensor_that_became_a_pair_is_read_and_written_again():
 
     model, image = Written(written), random_image(2, 4)
     assert_close(explain(SplitGrad(.5), model, image, 1), gradient_of(model, image, 1) / 2)
+
+
+def test_memory_that_other_tensors_keep_becomes_no_pair():
+    def kept(model, v, w):
+        output = torch.zeros(2, 5).double()
+        other = output.detach()
+        output += v
+        return output + other
+
+    with SplitGrad().context(model := Written(kept)), pytest.raises(NotImplementedError, match='kept elsewhere'):
+        model(random_image(2, 4).requires_grad_())
 
 
 def test_parameters_become_no_pairs():

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from zennit.canonizers import Canonizer
+from zennit.canonizers import AttributeCanonizer, Canonizer
 
 from . import forms  # noqa: F401 (registers the split forms)
-from .core.calls import Choices, ModuleForward, SplitForward
+from .core.calls import ModuleForward, SplitForward
 from .core.errors import describe
 from .core.layers import sequence_of
-from .core.nested import modules_of
+from .core.needs import Choices
 from .core.pair import TrueGradient, pass_of
 from .core.table import MODULE_FORMS
 from .core.wording import require_choice, similar
@@ -85,10 +85,12 @@ class SplitCanonizer(Canonizer):
             raise ValueError(f'recentering must be {choices}, not {recentering!r}')
         if layer is not None and not isinstance(layer, str):
             raise ValueError(f'layer must be the name of a module, not {layer!r}')
+        if channels not in (None, ()) and (type(channels) is not int or channels == 0):
+            raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
         self.readout = Readout() if readout is None else readout
         self.rule = TrueGradient() if rule is None else rule
         self.layer, self.pooling, self.input_split, self.recentering = layer, pooling, input_split, recentering
-        self.grid, self.channels = grid, require_channels(channels)
+        self.grid, self.channels = grid, channels
         self.root: torch.nn.Module | None = None
         self.restore: list[Callable] = []
         self.is_active = True
@@ -147,9 +149,9 @@ class SplitCanonizer(Canonizer):
         if self.layer is not None:
             self.restore.append(modules[self.layer].register_forward_hook(self.at_layer).remove)
 
-    def call_backward_hooks(self) -> None:
+    def call_backward_hooks(self):
         '''Call the backward hooks of modules with gradients of pairs, also those that were added in the context.'''
-        for module in modules_of(self.root):
+        for module in self.root.modules():
             if module is not self.root and (module._backward_hooks or module._backward_pre_hooks):
                 self.restore.append(BackwardHooks(module).remove)
 
@@ -157,7 +159,8 @@ class SplitCanonizer(Canonizer):
     def active(self) -> bool:
         '''As of Zennit's hooks, whether rules hold in backward passes. They do not where any rule of the model is made
         inactive, either, as :py:class:`zennit.composites.MixedComposite` makes its rules alone.'''
-        return self.is_active and all(rule.active for rule in rules_of(self.root, modules_of(self.root)))
+        modules = () if self.root is None else self.root.modules()
+        return self.is_active and all(rule.active for rule in rules_of(self.root, modules))
 
     @active.setter
     def active(self, is_active: bool) -> None:
@@ -189,43 +192,7 @@ class SplitCanonizer(Canonizer):
             split_pass.at_layer(describe(module, self.root), sequence_of(module, output))
 
 
-def require_channels(channels):
-    '''The index of an input's axis of channels, as it is given, or a ValueError if it cannot be one.'''
-    if channels is None or channels == () or (type(channels) is int and channels != 0):
-        return channels
-    raise ValueError(f'channels must be the index of an axis after the first, () or None, not {channels!r}')
-
-
-class Requirement(Canonizer):
-    '''What a composite asks of a model before it is split.
-
-    Parameters
-    ----------
-    require : callable
-        A function of the model that raises an error if it is not met.
-    '''
-    def __init__(self, require: Callable[[torch.nn.Module], None]):
-        super().__init__()
-        self.require = require
-
-    def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
-        '''Raise if the model does not meet it. Nothing is changed, so that no instance is returned.'''
-        self.register(root_module)
-        return []
-
-    def register(self, root_module: torch.nn.Module) -> None:
-        '''Raise if the model does not meet it.'''
-        self.require(root_module)
-
-    def remove(self) -> None:
-        '''Leave the model as it is.'''
-
-    def copy(self) -> 'Requirement':
-        '''Return the same requirement.'''
-        return type(self)(self.require)
-
-
-class NotInPlace(Canonizer):
+class NotInPlace(AttributeCanonizer):
     '''Let activations of a model that change their input in place leave it as it is, for the time of a context.
 
     Rules that need an activation's input in the backward pass, such as Zennit's
@@ -233,21 +200,7 @@ class NotInPlace(Canonizer):
     of most of torchvision's models do. Split pairs do not need this.
     '''
     def __init__(self):
-        super().__init__()
-        self.module = None
-
-    def apply(self, root_module: torch.nn.Module) -> list[Canonizer]:
-        '''Apply an instance to each module that computes in place, and return the instances.'''
-        modules = [module for module in root_module.modules() if getattr(module, 'inplace', False) is True]
-        instances = [self.copy() for _ in modules]
-        for instance, module in zip(instances, modules):
-            instance.register(module)
-        return instances
-
-    def register(self, module: torch.nn.Module) -> None:
-        '''Let a module compute out of place.'''
-        self.module = module
-        setattr(module, 'inplace', False)  # noqa: B010 (which modules in general do not have)
+        super().__init__(out_of_place)
 
     def remove(self) -> None:
         '''Let it compute in place again.'''
@@ -256,6 +209,11 @@ class NotInPlace(Canonizer):
     def copy(self) -> 'NotInPlace':
         '''Return an instance that is not applied.'''
         return type(self)()
+
+
+def out_of_place(name, module):
+    '''The attribute by which a module leaves its input as it is, if it changes it in place.'''
+    return {'inplace': False} if getattr(module, 'inplace', False) is True else None
 
 
 def refuse_other_forms(root):

@@ -9,16 +9,15 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from zennit.attribution import Attributor, Gradient
-from zennit.canonizers import Canonizer
+from zennit.canonizers import AttributeCanonizer, Canonizer
 from zennit.composites import LayerMapComposite, register_composite
 from zennit.types import BatchNorm, Linear
 
-from .canonizers import Requirement, SplitCanonizer
-from .core.calls import require_split_rule
+from .canonizers import SplitCanonizer
 from .core.tokens import are_tokens, token_weights
 from .core.wording import require_choice
 from .recentering import Relative
-from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule
+from .rules import Balanced, BalancedSensitivity, ShiftedSensitivity, SplitEpsilon, SplitRule, require_split_rule
 from .streams import ActivatedSensitivity, Readout, Relevance, Sensitivity
 
 
@@ -204,16 +203,16 @@ class SensitivityComposite(SplitComposite):
             readout(stream), sensitivity_rule(self.alpha_of('')), layer, pooling, input_split, recentering, layer_map,
             canonizers, grid, channels
         )
-        self.canonizers.insert(-1, Requirement(self.require_alphas))
+        self.canonizers.insert(-1, AttributeCanonizer(self.require_alpha))  # which sets no attribute
 
-    def require_alphas(self, root: Module) -> None:
-        '''Raise if alpha is missing for a module of a model, wrong, or given for one that the model does not have.'''
-        names = {name for name, _ in root.named_modules(remove_duplicate=False)}
-        if isinstance(self.alpha, Mapping) and set(self.alpha) - names:
-            unknown = sorted(set(self.alpha) - names)
-            raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
-        for name, module in root.named_modules():
-            self.mapping({}, name, module)
+    def require_alpha(self, name: str, module: Module) -> None:
+        '''Raise if alpha is missing for a module, or wrong; or, for the model itself, if it is given for a module that
+        the model does not have.'''
+        if name == '' and isinstance(self.alpha, Mapping):
+            unknown = sorted(set(self.alpha) - {each for each, _ in module.named_modules(remove_duplicate=False)})
+            if unknown:
+                raise ValueError(f'alpha has values for modules that the model does not have: {unknown}')
+        self.mapping({}, name, module)
 
     def alpha_of(self, name: str) -> float | Balanced:
         '''The shift for the module of a name.'''

@@ -15,8 +15,8 @@ from zennit.core import Hook, RemovableHandle, RemovableHandleList
 
 from .core.axes import by_sample, in_shape
 from .core.errors import describe
+from .core.graphs import same
 from .core.pair import SplitTensor, TrueGradient, pass_of
-from .core.tensors import same
 
 
 class Ruled(torch.autograd.Function):
@@ -119,6 +119,13 @@ class SplitRule(Hook, TrueGradient):
     def copy(self) -> 'SplitRule':
         '''Return a copy of this rule.'''
         return copy.copy(self)
+
+
+def require_split_rule(rule: Any, where: Callable[[], str]) -> None:
+    '''Raise if an object is a Zennit hook but no rule for split pairs.'''
+    if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
+        name = type(rule).__name__
+        raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')
 
 
 def rules_of(root: Module | None, modules: Iterable[Module]) -> list[SplitRule]:

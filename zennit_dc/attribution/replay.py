@@ -15,8 +15,7 @@ from zennit.attribution import Gradient
 from zennit.canonizers import Canonizer
 from zennit.core import Composite
 
-from ..core.nested import modules_of
-from ..core.recording import noting_doubts
+from ..core.maps import noting_doubts
 from .graphs import PLAIN, Folded, NotRecorded, Replay, traced
 
 
@@ -257,13 +256,13 @@ def require_same(name: str, found: Tensor, expected: Tensor | None, is_exact: bo
 
 def hooks_of(model: Module) -> list:
     '''The hooks of all modules of a model.'''
-    found = (getattr(module, kind) for module in modules_of(model) for kind in HOOKS)
+    found = (getattr(module, kind) for module in model.modules() for kind in HOOKS)
     return [hook for hooks in found if hooks for hook in hooks.values()]
 
 
 def state_of(model: Module) -> tuple:
     '''What tells whether a model is another one: its tensors by identity and version, and its plain attributes.'''
-    modules = list(modules_of(model))
+    modules = list(model.modules())
     tensors = (each for module in modules for each in (*module._parameters.values(), *module._buffers.values()))
     state = [(id(each), each._version, each.data_ptr()) for each in tensors if each is not None]
     return tuple(state), tuple(plain_attributes(module) for module in modules)

@@ -208,11 +208,8 @@ def require_samples(pair, axis):
     '''Start over, once for each model, where a function has samples along an axis of a pair, but those of the first
     input are taken to be along its first axis, which is another one. They may be along its second one then.'''
     split_pass, batch = pair.split_pass, pair.axes.batch
-    if not split_pass.input_axes.samples or batch is None or batch.index != 0 or axis == 0:
-        return
-    may_be_second = split_pass.inputs[0].shape[1:2] == pair.values[0].shape[axis:][:1]
-    if may_be_second and SECOND_AXIS not in split_pass.known:
-        raise StartOver(SECOND_AXIS)
+    if split_pass.input_axes.samples and batch is not None and batch.index == 0 and axis != 0:
+        try_second_axis(split_pass, [pair.values[0].shape[axis:]])
 
 
 def require_found_samples(split_pass, pairs):
@@ -220,9 +217,13 @@ def require_found_samples(split_pass, pairs):
     in them, once for each model, and with the first one again where neither is.'''
     if any(pair.axis('batch') is not None for pair in pairs):
         return
-    length = split_pass.inputs[0].shape[1:2]
-    may_be_second = bool(length) and any(pair.values[0].shape[:1] == length for pair in pairs)
     if split_pass.input_axes.samples[0]:
         raise StartOver(FIRST_AXIS)
-    if may_be_second and SECOND_AXIS not in split_pass.known:
+    try_second_axis(split_pass, [pair.values[0].shape for pair in pairs])
+
+
+def try_second_axis(split_pass, shapes):
+    '''Start over, once for each model, if any of some shapes begins with the second axis of the first input.'''
+    length = split_pass.inputs[0].shape[1:2]
+    if length and any(shape[:1] == length for shape in shapes) and SECOND_AXIS not in split_pass.known:
         raise StartOver(SECOND_AXIS)

@@ -7,9 +7,8 @@ import torch
 
 from .axes import by_sample, follow_axes, in_shape, same_axes
 from .errors import SUMS, StartOver
+from .graphs import same, true_gradients, without_activation, without_rectified
 from .pair import FILLED, MOVED, SplitTensor, TrueGradient, unsupported
-from .saved import without_activation, without_rectified
-from .tensors import same, true_gradients
 from .views import as_view
 
 

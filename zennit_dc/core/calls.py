@@ -1,8 +1,6 @@
-'''The forward that a model has in split form, what is chosen for it, and those of modules with a form of their own.'''
+'''The forward that a model has in split form, and those of modules with a form of their own.'''
 import sys
 import threading
-import warnings
-import weakref
 from contextlib import nullcontext
 from functools import partial
 
@@ -10,79 +8,15 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
-from zennit.core import Hook
 
-from ..forms.detached import DetachedActivations
-from ..rules import SplitRule
+from ..rules import require_split_rule
 from .batches import refuse_forward_mode, transformed, within_transforms
 from .errors import GRAPH, StartOver, Unsupported, describe
-from .needs import LARGEST_DEVIATION, OPTIONS, functions_of, left_out, relative_deviation, request
-from .nested import flatten, modules_of
-from .pair import SplitTensor, common_pass, output_of, pairs_in, pass_of
+from .graphs import same
+from .nested import flatten
+from .pair import SplitTensor, common_pass, output_of, pairs_in
 from .passes import MapPass
-from .table import OVERLAYS
-from .tensors import same
 from .tokens import FIRST_EMBEDDING, Embedding, are_tokens, token_weights
-
-
-SCRIPTED = 'call the Python function it was made of, or give the module that calls it a form with zennit_dc.split_form'
-
-
-class Choices:
-    '''The options that a composite has taken by itself, and what else has turned out, for each model.
-
-    Parameters
-    ----------
-    automatic : bool
-        Whether the composite takes any. If not, an error names the options that have a form for a function.
-    '''
-    def __init__(self, automatic=False):
-        self.automatic = automatic
-        self.chosen, self.reported = weakref.WeakKeyDictionary(), weakref.WeakSet()
-        self.known = weakref.WeakKeyDictionary()  # what made a pass of a model start over, see StartOver
-
-    def apply(self, root):
-        '''Apply the options that were taken for a model, and return functions that remove them.'''
-        return [option.remove for name in self.chosen.get(root, {}) for option in OPTIONS[name]().apply(root)]
-
-    def add(self, root, error):
-        '''Take the first option that has a form for the function of an error and leaves the output as it is, and return
-        what removes it. Raise the error if there is none that would help.'''
-        applied = {type(option) for option in OVERLAYS.get(root, ())}
-        helpful = [name for name in OPTIONS if error.name in functions_of(name)]
-        if not helpful or any(OPTIONS[name] in applied for name in helpful):
-            raise error
-        exact = [name for name in helpful if OPTIONS[name].is_exact]
-        if not self.automatic or not exact:
-            raise NotImplementedError(request(error, helpful)) from error
-        self.chosen.setdefault(root, {})[exact[0]] = f'{error.name} in {error.where}'
-        self.reported.discard(root)
-        return [option.remove for option in OPTIONS[exact[0]]().apply(root)]
-
-    def report(self, canonizer, output, call, inputs):
-        '''Warn once of the options that were taken for the model of a canonizer, a function of its inputs, and of its
-        output in split form if that deviates much from the original.'''
-        root = canonizer.root
-        chosen = self.chosen.get(root, {})
-        changed = not all(option.is_exact for option in OVERLAYS.get(root, ()))
-        if root in self.reported or not (chosen or changed):
-            return
-        self.reported.add(root)
-        deviation = relative_deviation(output, call([input.clone() for input in inputs]))
-        amount = f'deviates by {deviation:.2%} of the spread of the logits' if deviation else 'is bit-identical'
-        if chosen:
-            taken = ', and '.join(f'{OPTIONS[name].__name__}() for {what}' for name, what in chosen.items())
-            left = left_out(canonizer, call, inputs) if 'attention' in chosen else ''
-            warnings.warn(
-                f'canonizers=\'auto\' takes {taken}: maps are about the model around the given input. Its output'
-                f' {amount}{left}', stacklevel=2
-            )
-        if not deviation <= LARGEST_DEVIATION:
-            warnings.warn(
-                f'WRONG MODEL: with smooth activations replaced, the output {amount}, so that maps explain another'
-                f' function than this model. Do not use them: take {DetachedActivations.__name__}(), which leaves the'
-                ' output as it is, or a smaller tolerance', stacklevel=2
-            )
 
 
 class TemporaryForward:
@@ -116,9 +50,9 @@ class SplitForward(TemporaryForward):
         root = self.canonizer.root
         training = require_fit(root)
         self.canonizer.call_backward_hooks()
-        if pass_of((args, kwargs)) is not None:
-            raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         leaves, structure = flatten((args, kwargs))
+        if any(isinstance(leaf, SplitTensor) for leaf in leaves):
+            raise RuntimeError('the model\'s input is in split form already: contexts may not be nested in one model')
         if forward_ad._current_level >= 0:
             refuse_forward_mode(*filter(torch.is_tensor, leaves))
         leaves, indices = explained(leaves, root)
@@ -164,7 +98,7 @@ class SplitForward(TemporaryForward):
             except RuntimeError as error:
                 if split_pass.refused is None:
                     raise
-                raise NotImplementedError(f'a scripted function was called on split pairs: {SCRIPTED}') from error
+                raise split_pass.refused from error
         canonizer.choices.report(canonizer, output, call, inputs)
         return output
 
@@ -251,16 +185,13 @@ def require_fit(root):
             ' register it to modules, or remove it for the time of the context'
         )
     training = None
-    for module in modules_of(root):
+    for module in root.modules():
         if module.training:
             training = module
             if isinstance(module, _BatchNorm):
                 raise RuntimeError(f'{describe(module, root)} is in training mode: call .eval() on the model')
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for hook in hooks.values() if hooks else ():
-                owner = getattr(hook, '__self__', None)
-                if owner is not None and not isinstance(owner, SplitRule):
-                    require_split_rule(owner, partial(describe, module, root))
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            require_split_rule(getattr(hook, '__self__', None), partial(describe, module, root))
     return training
 
 
@@ -268,10 +199,3 @@ def random_state(device):
     '''The states of the generators of random numbers.'''
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == 'cuda' else states
-
-
-def require_split_rule(rule, where):
-    '''Raise if an object is a Zennit hook but no rule for split pairs.'''
-    if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
-        name = type(rule).__name__
-        raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')

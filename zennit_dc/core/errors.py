@@ -1,5 +1,6 @@
 '''The errors of functions without a split form, and what makes a pass start over.'''
 import sys
+from traceback import walk_stack
 
 import torch
 
@@ -43,10 +44,9 @@ def describe(module, root=None):
 
 def called_in(split_pass):
     '''Describe the module in which the running function was called.'''
-    frame = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get('self'), torch.nn.Module):
-        frame = frame.f_back
-    return 'no module' if frame is None else describe(frame.f_locals['self'], split_pass and split_pass.root)
+    callers = (frame.f_locals.get('self') for frame, _ in walk_stack(sys._getframe(1)))
+    module = next((caller for caller in callers if isinstance(caller, torch.nn.Module)), None)
+    return 'no module' if module is None else describe(module, split_pass and split_pass.root)
 
 
 def other_pass(name, is_over):

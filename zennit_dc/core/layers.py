@@ -7,10 +7,10 @@ from ..forms.reading import Refused, number
 from ..rules import ruled
 from .errors import SEVERAL_USES, StartOver
 from .following import Place
-from .maps import Node, layer_gradients, marked
+from .graphs import Node
+from .maps import layer_gradients, marked
 from .pair import GATE, SplitTensor, pairs_in
-from .places import ACTIVATIONS, channels_unknown, followed, given_channels, likely_channels, name_of, places_of
-from .rerun import trained_of
+from .places import ACTIVATIONS, channels_unknown, followed, name_of, places_of
 from .views import show_graph
 
 
@@ -109,10 +109,14 @@ def channels_of(split_pass, index, given, is_last):
     '''The index that an input's axis of channels has, with samples first, as it is given or known; None if it has none,
     or () if it is not known.'''
     shape = split_pass.inputs[index].shape
+    if given == ():
+        return None
     if given is not None:
-        return given_channels(given, shape)
-    likely = likely_channels(shape) if is_last else None
-    found = split_pass.input_axes.channels.get(index, () if likely is None else likely)
+        if not -len(shape) < given < len(shape):
+            raise ValueError(f'the input of shape {tuple(shape)} has no axis {given} for its channels')
+        return given % len(shape)
+    are_images = is_last and len(shape) > 3 and shape[1] <= 4 < min(shape[2:])
+    found = split_pass.input_axes.channels.get(index, 1 if are_images else ())
     # where the axis of channels is taken to be that of the samples, the pass starts over at its end
     return 1 if found == 0 and split_pass.input_axes.samples[index] == 1 else found
 
@@ -157,8 +161,8 @@ def use_layer(split_pass, function, args, kwargs, pairs):
     goes_on = goes_on and torch.is_grad_enabled() == found.graph
     if not is_alone or name_of(function) not in ACTIVATIONS or not goes_on:
         read_at(split_pass, pair)
-        return split_pass.with_graph(function, args, kwargs, pairs)
-    output = split_pass.with_graph(function, args, kwargs, pairs)
+        return split_pass.evaluate(function, args, kwargs, pairs)
+    output = split_pass.evaluate(function, args, kwargs, pairs)
     found.pair = None if output is pair else pair  # which an activation in place has changed
     read_at(split_pass, output)
     return output
@@ -170,7 +174,8 @@ def read_at(split_pass, pair):
     layer = pair.layer and pair.layer._replace(is_read=True)
     places = pair.axes.places if split_pass.output.location is None else {}
     values = ruled(pair, lambda *gradients: gradients).values  # whose sum is no function of the difference any more
-    split_pass.begin_above_layer()
+    split_pass.output.is_read = True
+    split_pass.mode = split_pass.mode._replace(sums=split_pass.sums_above, keeps_graph=split_pass.mode.has_graph)
     if split_pass.probe is not None:
         split_pass.probe.tensors = values
     elif split_pass.mode.has_graph:
@@ -184,8 +189,7 @@ def entered_at_layer(split_pass, values):
     '''The tensors of the layer's output, of which the gradients make the map of an input.'''
     with torch.enable_grad():
         inputs = [marked(input, split_pass.nodes.entrances) for input in split_pass.inputs]
-        trained = trained_of(split_pass.root)
-        return Node.apply([], partial(layer_gradients, split_pass, values, trained), *values, *inputs, *trained)
+        return Node.apply([], partial(layer_gradients, split_pass, values), *values, *inputs)
 
 
 def end_layer(split_pass, output):

@@ -1,41 +1,37 @@
 '''From the gradients at the place where a map is read to the map: what is read off the streams, in float64 where
-rounding would change it, and within the range of its dtype.'''
+rounding would change it, and within the range of its dtype; and what the model is run again with, for a map that needs
+float64, or tensors of which nothing was kept.'''
 import math
 import warnings
-import weakref
+from collections.abc import Callable
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import chain
+from typing import NamedTuple
 
 import torch
 
+from .errors import StartOver
+from .graphs import Node, same
+from .nested import flatten
+from .pair import Pass, SplitTensor
 from .places import laid_over
-from .recording import DOUBTS
-from .rerun import at_reading, below_layer
-from .tensors import same
+from .table import Mode, Settings
 
 
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change
+DOUBTS = ContextVar('doubts', default=None)
+'''What has been noted while a thread records: tensors of one Boolean, which say whether a map is to be checked.'''
 
 
-class Node(torch.autograd.Function):
-    '''The first one or two of several tensors as they are. A function of their gradients returns the gradients of all.
-
-    Parameters
-    ----------
-    nodes : list
-        Where to note this node of the graph, by a weak reference.
-    function : callable
-        The function.
-    *tensors : :py:class:`torch.Tensor`
-        The tensors.
-    '''
-    @staticmethod
-    def forward(ctx, nodes, function, *tensors):
-        ctx.function = function
-        nodes.append(weakref.ref(ctx))
-        return tuple(same(tensor) for tensor in tensors[:2])
-
-    @staticmethod
-    def backward(ctx, *gradients):
-        return None, None, *ctx.function(*gradients)
+@contextmanager
+def noting_doubts():
+    '''A context in which no value of a map is read. Yields the list of what says whether one should have been.'''
+    token = DOUBTS.set([])
+    try:
+        yield DOUBTS.get()
+    finally:
+        DOUBTS.reset(token)
 
 
 def marked(tensor, nodes):
@@ -57,15 +53,17 @@ def input_gradients(split_pass, index, *gradients):
     return marked(map, split_pass.nodes.maps), None
 
 
-def layer_gradients(split_pass, values, trained, *gradients):
-    '''The gradients by a layer's output with some values, the inputs and the parameters that need them: the map for the
-    input that has its places, or the true ones of what is below the layer, which is run again for them. In a backward
-    pass with several gradients at once, outputs give the maps to the inputs.'''
-    found = [None] * (len(split_pass.inputs) + len(trained))
+def layer_gradients(split_pass, values, *gradients):
+    '''The gradients by a layer's output with some values, and by the inputs: the map for the input that has its places.
+    True gradients, and those of several maps at once, are given to the inputs by the outputs.'''
+    found = [None] * len(split_pass.inputs)
     if split_pass.makes_map():
         found[split_pass.output.location.source] = layer_map(split_pass, values, gradients)
-    elif not split_pass.has_batch() and any(gradient.any() for gradient in gradients):  # else they bypass the layer
-        found = below_layer(split_pass, gradients, trained)
+    elif not split_pass.has_batch() and any(gradient.any() for gradient in gradients):
+        raise NotImplementedError(
+            f'the true gradient of a pair within the model is not known below module {split_pass.layer!r}, at which a'
+            ' map is read: take that of the model\'s output, or call the model within the composite\'s inactive()'
+        )
     return None, None, *found
 
 
@@ -174,3 +172,127 @@ def is_doubtful(map, losses, samples):
 def is_finite(map):
     '''Whether all entries are finite.'''
     return bool(torch.isfinite(map.detach()).all())
+
+
+# what is run again
+
+class Rerun(NamedTuple):
+    '''What it takes to run a model again.
+
+    Parameters
+    ----------
+    call : callable
+        The original forward as a function of the list of its floating point inputs alone.
+    inputs : list of :py:class:`torch.Tensor`
+        These inputs.
+    versions : list
+        What tells whether parameters and buffers are the same as before.
+    autocast : :py:class:`torch.dtype` or None
+        The dtype of autocast, where it was on.
+    '''
+    call: Callable
+    inputs: list
+    versions: list
+    autocast: torch.dtype | None
+
+    @classmethod
+    def of(cls, root, call, inputs):
+        '''That of a model that is about to be called.'''
+        versions = versions_of(root)
+        kind = device_type(versions)
+        return cls(call, inputs, versions, torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None)
+
+    @contextmanager
+    def running(self, split_pass, exact=False):
+        '''A context in which the model of a pass is run again, with a graph; if exact, in float64. It gives the call
+        and the inputs, which have the graph of the first ones where a graph is asked for.'''
+        if split_pass.is_over() or self.versions != versions_of(split_pass.root):
+            raise changed()
+        graph, dtype = torch.is_grad_enabled(), None if exact else self.autocast
+        with torch.enable_grad(), torch.autocast(device_type(self.versions), dtype, enabled=dtype is not None):
+            inputs = [same(input) if graph else input.detach().requires_grad_() for input in self.inputs]
+            yield in_float64(split_pass.root, self.call, inputs) if exact else (self.call, inputs)
+
+
+def changed():
+    '''The error for a model that is not as it was.'''
+    return RuntimeError(
+        'to compute this map, the model has to be run again, but it has changed since its forward pass: call the'
+        ' backward pass inside of the composite\'s context and with the same parameters'
+    )
+
+
+def in_float64(root, call, inputs):
+    '''The call of a model with its parameters and buffers in float64, and its inputs.'''
+    calling = torch.nn.ModuleDict({'root': root})
+    calling.forward = call
+    tensors = {name: tensor.double() for name, tensor in chain(calling.named_parameters(), calling.named_buffers())
+               if tensor.is_floating_point()}
+    return lambda inputs: torch.func.functional_call(calling, tensors, (inputs,)), [each.double() for each in inputs]
+
+
+def tensors_of(root):
+    '''The parameters and buffers of a model, each of them once.'''
+    return [*root.parameters(), *root.buffers()]
+
+
+def trained_of(root):
+    '''The parameters of a model that need a gradient.'''
+    return [tensor for tensor in tensors_of(root) if tensor.requires_grad]
+
+
+def versions_of(root):
+    '''What tells whether the parameters and buffers of a model are others than before.'''
+    return [(id(tensor), tensor._version, tensor.device.type, tensor.data_ptr()) for tensor in tensors_of(root)]
+
+
+def device_type(versions):
+    '''The type of the device of the first parameter.'''
+    return versions[0][2] if versions else 'cpu'
+
+
+class Probe:
+    '''The tensors at which a map is read, in a pass that is run again with all of its graph.
+
+    Parameters
+    ----------
+    index : int
+        The index of the input at which the map is read, if it is not read at a layer.
+    '''
+    def __init__(self, index):
+        self.index, self.tensors = index, None
+
+
+def at_reading(split_pass, index=0, exact=False):
+    '''The gradients of difference and sum at the place where the map of a pass is read, and these tensors, from another
+    pass with all of its graph; if exact, in float64.'''
+    seeds = split_pass.running.seeds
+    if not all(isinstance(number, int) for number in seeds):
+        raise RuntimeError('its backward pass starts within the model, not at the output')
+    probe = Probe(index)
+    with split_pass.rerun.running(split_pass, exact) as (call, inputs):
+        try:
+            output = type(split_pass)(split_pass.canonizer, call, inputs, split_pass.layer, probe).run()
+        except StartOver as reason:
+            raise changed() from reason
+    leaves, read = flatten(output)[0], probe.tensors
+    probe.tensors = None  # as their graph holds the pass, and with it the probe
+    seeded = [(leaves[number], seed.gradient.to(leaves[number].dtype)) for number, seed in seeds.items()]
+    return *gradients(read, seeded, materialize_grads=True), *read
+
+
+def gradients_of_output(split_pass, index, gradient, trained):
+    '''The true gradients by inputs that need one and by parameters of the output of a pass with an index.'''
+    with split_pass.rerun.running(split_pass) as (call, inputs):
+        settings = Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root)
+        true_pass = Pass(settings, Mode(has_graph=True))
+        pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
+        output = flatten(call(pairs))[0][index].difference
+    needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
+    return gradients([*needed, *trained], [(output, gradient)], allow_unused=True)
+
+
+def gradients(tensors, seeded, **kwargs):
+    '''The gradients by tensors of outputs that are given with what enters there.'''
+    outputs, seeds = zip(*seeded)
+    return torch.autograd.grad(outputs, tensors, seeds, create_graph=torch.is_grad_enabled(), **kwargs)

@@ -1,5 +1,7 @@
 '''The options that a composite takes where a function has no exact split form, and what is said of them.'''
 import functools
+import warnings
+import weakref
 
 import torch
 
@@ -9,12 +11,69 @@ from ..forms.statistics import DetachedStatistics
 from .errors import LOGITS
 from .nested import flatten
 from .pair import Pass, SplitTensor, TrueGradient
-from .settings import Mode, Settings
+from .table import OVERLAYS, Mode, Settings
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}
 '''The options by their names on the command line. Those that leave the output as it is come first.'''
 LARGEST_DEVIATION = .01
+
+
+class Choices:
+    '''The options that a composite has taken by itself, and what else has turned out, for each model.
+
+    Parameters
+    ----------
+    automatic : bool
+        Whether the composite takes any. If not, an error names the options that have a form for a function.
+    '''
+    def __init__(self, automatic=False):
+        self.automatic = automatic
+        self.chosen, self.reported = weakref.WeakKeyDictionary(), weakref.WeakSet()
+        self.known = weakref.WeakKeyDictionary()  # what made a pass of a model start over, see StartOver
+
+    def apply(self, root):
+        '''Apply the options that were taken for a model, and return functions that remove them.'''
+        return [option.remove for name in self.chosen.get(root, {}) for option in OPTIONS[name]().apply(root)]
+
+    def add(self, root, error):
+        '''Take the first option that has a form for the function of an error and leaves the output as it is, and return
+        what removes it. Raise the error if there is none that would help.'''
+        applied = {type(option) for option in OVERLAYS.get(root, ())}
+        helpful = [name for name in OPTIONS if error.name in functions_of(name)]
+        if not helpful or any(OPTIONS[name] in applied for name in helpful):
+            raise error
+        exact = [name for name in helpful if OPTIONS[name].is_exact]
+        if not self.automatic or not exact:
+            raise NotImplementedError(request(error, helpful)) from error
+        self.chosen.setdefault(root, {})[exact[0]] = f'{error.name} in {error.where}'
+        self.reported.discard(root)
+        return [option.remove for option in OPTIONS[exact[0]]().apply(root)]
+
+    def report(self, canonizer, output, call, inputs):
+        '''Warn once of the options that were taken for the model of a canonizer, a function of its inputs, and of its
+        output in split form if that deviates much from the original.'''
+        root = canonizer.root
+        chosen = self.chosen.get(root, {})
+        changed = not all(option.is_exact for option in OVERLAYS.get(root, ()))
+        if root in self.reported or not (chosen or changed):
+            return
+        self.reported.add(root)
+        deviation = relative_deviation(output, call([input.clone() for input in inputs]))
+        amount = f'deviates by {deviation:.2%} of the spread of the logits' if deviation else 'is bit-identical'
+        if chosen:
+            taken = ', and '.join(f'{OPTIONS[name].__name__}() for {what}' for name, what in chosen.items())
+            left = left_out(canonizer, call, inputs) if 'attention' in chosen else ''
+            warnings.warn(
+                f'canonizers=\'auto\' takes {taken}: maps are about the model around the given input. Its output'
+                f' {amount}{left}', stacklevel=2
+            )
+        if not deviation <= LARGEST_DEVIATION:
+            warnings.warn(
+                f'WRONG MODEL: with smooth activations replaced, the output {amount}, so that maps explain another'
+                f' function than this model. Do not use them: take {DetachedActivations.__name__}(), which leaves the'
+                ' output as it is, or a smaller tolerance', stacklevel=2
+            )
 
 
 @functools.cache

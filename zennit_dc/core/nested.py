@@ -1,11 +1,9 @@
-'''Nested tuples, lists, dicts and dataclasses, in which models take their inputs and return their outputs, and nested
-modules.'''
+'''Nested tuples, lists, dicts and dataclasses, in which models take their inputs and return their outputs.'''
 import copy
 import dataclasses
 from functools import partial
 from itertools import islice
 
-from torch.nn import Module
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 
@@ -68,16 +66,3 @@ def flatten(obj):
         return rebuilt(obj, [rebuild(list(islice(leaves, len(own)))) for own, rebuild in parts])
 
     return [leaf for own, _ in parts for leaf in own], structure
-
-
-def modules_of(root):
-    '''The modules of a model, each once and in the order of :py:meth:`torch.nn.Module.modules`, which takes several
-    times as long, as it makes their names. Every forward pass asks for the modules.'''
-    found, left = {}, [root]
-    while left:
-        module = left.pop()
-        if module is not None and module not in found:
-            found[module] = None
-            own = type(module).named_modules is Module.named_modules
-            left += [*(module._modules.values() if own else module.modules())][::-1]
-    return found

@@ -9,8 +9,7 @@ from .axes import UNKNOWN, Axes, Axis
 from .errors import Unsupported, called_in, other_pass
 from .following import InputAxes
 from .nested import entries_of
-from .settings import Mode, Settings
-from .table import FUNCTION_FORMS, OPERATORS, forms_of, public
+from .table import FUNCTION_FORMS, OPERATORS, Mode, Settings, forms_of, public
 from .wording import require_choice
 
 
@@ -54,9 +53,9 @@ class Pass:
 
     Parameters
     ----------
-    settings : :py:class:`~zennit_dc.core.settings.Settings`, optional
+    settings : :py:class:`~zennit_dc.core.table.Settings`, optional
         What to compute.
-    mode : :py:class:`~zennit_dc.core.settings.Mode`, optional
+    mode : :py:class:`~zennit_dc.core.table.Mode`, optional
         What operations do at present.
 
     Attributes
@@ -69,17 +68,10 @@ class Pass:
         Weak references to pairs that were plain tensors, and to those whose memory plain tensors share.
     input_axes : :py:class:`~zennit_dc.core.following.InputAxes`
         What is noted of the axes of inputs.
-
-    Raises
-    ------
-    ValueError
-        If a setting is not one of its values.
     '''
     refused = None  # the error for an operation that was called from C++, which may raise another one in its place
 
     def __init__(self, settings=Settings(), mode=Mode()):
-        require_choice('pooling', settings.pooling, ('wta', 'convex'))
-        require_choice('input_split', settings.input_split, ('relu', 'half'))
         self.settings, self.forms, self.mode = settings, forms_of(settings.root), mode
         self.rules = [TrueGradient() if settings.rule is None else settings.rule]
         self.plain, self.input_axes = [], InputAxes([], {}, {}, [])
@@ -194,14 +186,22 @@ class SplitTensor(torch.Tensor):
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
-            Parameters of :py:class:`~zennit_dc.core.settings.Settings`, ``pooling`` and ``recentering`` among them.
+            Parameters of :py:class:`~zennit_dc.core.table.Settings`, ``pooling`` and ``recentering`` among them.
 
         Returns
         -------
         :py:class:`SplitTensor`
             The split pair, whose difference is ``input``.
+
+        Raises
+        ------
+        ValueError
+            If ``pooling`` or ``input_split`` is not one of its values.
         '''
-        split_pass = Pass(Settings(**kwargs, input_split=input_split))
+        settings = Settings(**kwargs, input_split=input_split)
+        require_choice('pooling', settings.pooling, ('wta', 'convex'))
+        require_choice('input_split', input_split, ('relu', 'half'))
+        split_pass = Pass(settings)
         return cls(input, split_pass.sum_of_input(input), split_pass).as_input()
 
     def as_input(self, samples=0):

@@ -12,25 +12,25 @@ the input, or a layer. In this backward pass rules hold. In any other, such as o
 gradients are the true ones, so that nothing has to be recorded for it.
 '''
 import math
+from contextlib import nullcontext
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
+from ..forms.reading import read_alone
 from ..forms.table import plain
 from ..rules import rules_of
 from .axes import Axis, axes_of_samples, by_sample, require_found_samples
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
 from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
-from .formless import refused, value_alone
+from .graphs import Node, same
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
-from .maps import Node, input_gradients
+from .maps import Rerun, gradients_of_output, input_gradients, trained_of
 from .nested import flatten
-from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, pairs_in
-from .rerun import Rerun, gradients_of_output, trained_of
-from .settings import Mode
-from .tensors import same
+from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, note_unmapped, pairs_in, unmapped_cause
+from .table import Mode
 from .views import alive, become_plain
 
 
@@ -75,7 +75,7 @@ class MapPass(Pass):
     layer : str, optional
         What the place is called at which the map is read, if it is the embedding of tokens. Default is the canonizer's
         layer.
-    probe : :py:class:`~zennit_dc.core.rerun.Probe`, optional
+    probe : :py:class:`~zennit_dc.core.maps.Probe`, optional
         What gets the tensors at which the map is read, in a pass that is run again: it has all of its graph, and the
         gradients are taken from outside.
 
@@ -116,17 +116,17 @@ class MapPass(Pass):
     @property
     def readout(self):
         '''What enters at the output, and the map it makes.'''
-        return self.canonizer.readout
+        return self.settings.readout
 
     @property
     def known(self):
         '''What has turned out about the model in passes that started over.'''
-        return self.canonizer.choices.known[self.root]
+        return self.settings.choices.known[self.settings.root]
 
     @property
     def sums_above(self):
         '''Whether the value of the sum is computed above the layer.'''
-        return SUMS in self.known or self.canonizer.rule.quantity != 'sensitivity'
+        return SUMS in self.known or self.settings.rule.quantity != 'sensitivity'
 
     # the forward pass
 
@@ -179,33 +179,31 @@ class MapPass(Pass):
     def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of pairs; or, after the end of the model, what it is for the values of
         those that were asked for their gradient.'''
-        if getattr(self.forms.get(function), 'is_reading', False):
-            return self.evaluate(function, args, kwargs, pairs)
-        is_after = self.has_left and torch._C._current_graph_task_id() == -1
-        if is_after and any('tap' in vars(pair) for pair in pairs):
-            return function(*plain(args), **plain(kwargs))
-        if self.output is not None and any(pair is self.output.pair for pair in pairs):
-            return use_layer(self, function, args, kwargs, pairs)
-        return self.with_graph(function, args, kwargs, pairs)
-
-    def with_graph(self, function, args, kwargs, pairs):
-        '''What a function is on pairs, with a graph where one is needed.'''
-        if not self.mode.keeps_graph:
-            with torch.no_grad():
-                return self.evaluate(function, args, kwargs, pairs)
+        if not self.only_reads(function):
+            is_after = self.has_left and torch._C._current_graph_task_id() == -1
+            if is_after and any('tap' in vars(pair) for pair in pairs):
+                return function(*plain(args), **plain(kwargs))
+            if self.output is not None and any(pair is self.output.pair for pair in pairs):
+                return use_layer(self, function, args, kwargs, pairs)
         return self.evaluate(function, args, kwargs, pairs)
 
+    def only_reads(self, function):
+        '''Whether the form of a function makes no pair.'''
+        return getattr(self.forms.get(function), 'is_reading', False)
+
     def evaluate(self, function, args, kwargs, pairs):
-        '''What a function is on pairs, by its form; without one, a value that may be read.'''
+        '''What a function is on pairs, by its form and with a graph where one is needed; without a form, a value that
+        may be read.'''
         self.require_kept(pairs)
-        try:
-            output = super().apply(function, args, kwargs, pairs)
-        except Unsupported as error:
-            return value_alone(self, function, args, kwargs, pairs, error)
-        if not torch.is_grad_enabled() and self.mode.keeps_graph:
-            for pair in pairs_in(output):
-                if not pair.values[0].requires_grad:
-                    pair.depth = -math.inf  # as it does not depend on where the map is read
+        with nullcontext() if self.mode.keeps_graph or self.only_reads(function) else torch.no_grad():
+            try:
+                output = super().apply(function, args, kwargs, pairs)
+            except Unsupported as error:
+                return value_alone(function, args, kwargs, pairs, error)
+            if not torch.is_grad_enabled() and self.mode.keeps_graph:
+                for pair in pairs_in(output):
+                    if not pair.values[0].requires_grad:
+                        pair.depth = -math.inf  # as it does not depend on where the map is read
         return output
 
     def require_kept(self, pairs):
@@ -223,11 +221,6 @@ class MapPass(Pass):
             require_one_map(where, output, self.output is not None)
         self.output = LayerOutput(where, output)
         self.output.locate(self)
-
-    def begin_above_layer(self):
-        '''Compute from here on what is needed above the layer.'''
-        self.output.is_read = True
-        self.mode = self.mode._replace(sums=self.sums_above, keeps_graph=self.mode.has_graph)
 
     def reads_next(self, pair):
         '''Whether a map is read at a pair, or after the activation that comes next.'''
@@ -292,7 +285,10 @@ class MapPass(Pass):
 
         def enter(gradient, sum_gradient):
             if is_batch(gradient):
-                self.begin_batch()
+                if not self.begins_map():
+                    kind = 'several gradients in one backward pass that does not reach the input, or a map'
+                    raise refused_batch(kind)
+                self.begin_backward(None)  # as there is nothing between outputs and inputs
                 found = maps_of_batch(self.readout, maps, gradient, alive(self.nodes.exits), trained_of(self.root))
                 return None, None, *found, *[None] * len(others)
             if self.layer is not None and inputs and not self.begins_map():
@@ -317,12 +313,6 @@ class MapPass(Pass):
         reaches = torch._C._will_engine_execute_node
         entrances, maps = (any(map(reaches, alive(nodes))) for nodes in (self.nodes.entrances, self.nodes.maps))
         return entrances and not maps
-
-    def begin_batch(self):
-        '''Note for the time of this backward pass that there is nothing between outputs and inputs.'''
-        if not self.begins_map():
-            raise refused_batch('several gradients in one backward pass that does not reach the input, or a map')
-        self.begin_backward(None)
 
     def begin_backward(self, backward):
         '''Keep something for the time of the running backward pass, and not longer than this pass, as what enters may
@@ -373,3 +363,21 @@ class MapPass(Pass):
                   for own, depth in explains]
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
+
+
+# functions without a form
+
+def value_alone(function, args, kwargs, pairs, error):
+    '''What a function without a form is on pairs: a value that may be read, or, behind an autograd function without a
+    form, that goes on as one of which there is no map.'''
+    output, cause = read_alone(function, args, kwargs, error), unmapped_cause(pairs)
+    if cause is None:
+        return output
+    for pair in pairs_in(output):
+        pair.pending, pair.depth = None, -math.inf
+    return note_unmapped(output, cause)
+
+
+def refused(error, *gradients):
+    '''Raise the error for an output of which there is no map, where anything asks for one.'''
+    raise error

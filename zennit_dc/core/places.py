@@ -39,8 +39,6 @@ class Places(NamedTuple):
         The parts of these that the layer's output is about, each from start to end.
     source : int, optional
         The index of the input.
-    channels : int, optional
-        The index of an axis that is moved behind the first one before all else.
     '''
     parts: tuple
     lengths: tuple
@@ -48,7 +46,6 @@ class Places(NamedTuple):
     axes: tuple
     windows: tuple
     source: int = 0
-    channels: int | None = None
 
     @property
     def grid(self):
@@ -57,7 +54,6 @@ class Places(NamedTuple):
 
     def arranged(self, tensor):
         '''A tensor of the output's shape as (batch, channels, *places), without what is no place, as class tokens.'''
-        tensor = tensor if self.channels is None else tensor.movedim(self.channels, 1)
         for axis, first, count in self.parts:
             tensor = tensor.narrow(axis, first, count)
         tensor = tensor.reshape(self.lengths).permute(self.order)
@@ -184,24 +180,11 @@ def places_of(name, shape, input_shape, channels=None, grid=None, default=None):
 def places_at(shape, channels, grid, size):
     '''The places of an output of a shape, whose channels have an index, in a grid over an input of a size: as many
     axes, or the last of one axis of tokens.'''
-    count, lengths = math.prod(grid), (shape[0], shape[channels], *grid)
-    parts = ((2, shape[3 - channels] - count, count),) if len(shape) < len(lengths) else ()
-    axes, windows = tuple(range(2, len(size) + 2)), tuple((0, side) for side in size)
-    return Places(parts, lengths, tuple(range(len(lengths))), axes, windows, channels=channels)
-
-
-def given_channels(channels, shape):
-    '''The index that is given for an input's axis of channels, counted from the first axis, or None for ().'''
-    if channels == ():
-        return None
-    if not -len(shape) < channels < len(shape):
-        raise ValueError(f'the input of shape {tuple(shape)} has no axis {channels} for its channels')
-    return channels % len(shape)
-
-
-def likely_channels(shape):
-    '''The index of the axis of channels of a shape that is unmistakably that of images, else None.'''
-    return 1 if len(shape) > 3 and shape[1] <= 4 < min(shape[2:]) else None
+    ndim, count, windows = len(grid) + 2, math.prod(grid), tuple((0, side) for side in size)
+    parts = ((3 - channels, shape[3 - channels] - count, count),) if len(shape) < ndim else ()
+    lengths = (*shape[:2], *grid) if channels == 1 else (shape[0], *grid, shape[channels])
+    order = range(ndim) if channels == 1 else (0, ndim - 1, *range(1, ndim - 1))
+    return Places(parts, lengths, tuple(order), tuple(range(2, ndim)), windows)
 
 
 def channels_unknown(name, shape):

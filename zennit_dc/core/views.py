@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import _disable_current_modes as untraced
 
+from .graphs import same
 from .pair import ADOPTED, WRITTEN, Rectified, SplitTensor, unsupported
-from .tensors import same
 
 
 class View(NamedTuple):

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from ..core.blocks import activated, activation
+from ..core.graphs import same, true_gradients
 from ..core.pair import RECTIFIED, Rectified, sum_dtype, unsupported
-from ..core.tensors import same, true_gradients
 from .arithmetic import Valued
 from .table import activation_form, form_of_each, missing, overloads, refuse_pairs, refuse_random, torch_form
 

@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from ..core.axes import same_axes, some_samples, take_axes
 from ..core.blocks import add, linear, multiply, passing
+from ..core.graphs import same
 from ..core.pair import FILLED, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
-from ..core.tensors import same
 from ..core.views import NewValue as Valued, assign, become_pair
 from .reading import refuse_comparison
 from .table import plain, torch_form

@@ -5,9 +5,9 @@ from torch.nn import functional as F
 from ..core.axes import follow_axes, same_axes
 from ..core.blocks import activated, passing
 from ..core.following import mixed
+from ..core.graphs import without_rectified
 from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
-from ..core.saved import without_rectified
 from ..core.table import FORMS
 from .arithmetic import negation, parts
 from .linear import per_axis

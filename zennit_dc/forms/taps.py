@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..core.batches import refused
 from ..core.errors import GRAPH, StartOver
-from ..core.maps import Node
+from ..core.graphs import Node
 from ..core.nested import flatten
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form

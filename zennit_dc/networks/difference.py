@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.blocks import Instead, linear, passing, pending
+from ..core.graphs import same
 from ..core.registry import split_form
-from ..core.tensors import same
 from .layers import FreeConv2d, FreeLinear, require_nonnegative
 
 
