@@ -77,12 +77,13 @@ class PiecewiseLinear:
     :math:`\\varphi(z) = c + m z + \\sum_k c_k \\max(z - t_k, 0) + \\sum_j c_j \\max(t_j - z, 0)`, with the ReLUs to the
     right and to the left of an anchor. By equation 1 and the split of weights, its sum is
     :math:`|c| + |m| s + \\sum_k |c_k| (s + |t_k| + \\max(t_k - d, 0)) + \\sum_j |c_j| (s + |t_j| + \\max(d - t_j, 0))`,
-    that is :math:`A s + B + H(d)` with a convex piecewise-linear H. The anchor is where A is smallest.
+    that is :math:`A s + B + H(d)` with a convex piecewise-linear H. The anchor is where the slope is smallest.
 
     Parameters
     ----------
     knots : sequence of float
-        The places where the slope changes, in ascending order.
+        The places where the slope changes, in ascending order. Where it changes its sign, a piece of no length, whose
+        slope is zero, makes A smallest.
     slopes : sequence of float
         The slopes between, one more than the knots.
     value : float
@@ -97,12 +98,7 @@ class PiecewiseLinear:
         if function is not None:
             own = slopes_at(function, knots).numpy()
             right = abs(own - slopes[1:]) < abs(own - slopes[:-1])
-        around = abs(slopes[:-1]) + abs(slopes[1:]) - abs(np.diff(slopes))
         anchor = abs(slopes).argmin()
-        if around.min() < abs(slopes).min():  # a knot, which is a piece of no length
-            anchor = around.argmin() + 1
-            knots, slopes = np.insert(knots, anchor, knots[anchor - 1]), np.insert(slopes, anchor, 0.)
-            right = np.insert(right, anchor, right[anchor - 1])
         values = value + np.cumsum([0., *slopes[1:-1] * np.diff(knots)])
         intercepts = np.append(values[0], values) - slopes * np.append(knots[0], knots)
         changes = abs(np.diff(slopes))

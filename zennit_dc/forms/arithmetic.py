@@ -1,12 +1,13 @@
 '''Additions, products and what is made of them, of pairs and with constants; and choices by constant masks.'''
 import math
+from functools import reduce
 
 import torch
 from torch.nn import functional as F
 
 from ..core.axes import same_axes, some_samples, take_axes
 from ..core.blocks import add, linear, multiply, passing
-from ..core.pair import FILLED, SplitTensor, pairs_in, unsupported
+from ..core.pair import FILLED, SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
 from ..core.tensors import same
 from ..core.views import NewValue as Valued, assign, become_pair
@@ -34,15 +35,33 @@ def parts(operand):
     return operand.tensors if isinstance(operand, SplitTensor) else (operand, magnitude_of(operand))
 
 
-def of_both(function, *operands):
+def streams(*operands):
+    '''The differences of several operands, and their sums, which have one dtype.'''
+    differences, sums = zip(*map(parts, operands))
+    dtype = sum_dtype(reduce(torch.promote_types, (each.dtype for each in operands if isinstance(each, torch.Tensor))))
+    return differences, [each.to(dtype) if isinstance(each, torch.Tensor) else each for each in sums]
+
+
+def of_both(function, *operands, note_axes=same_axes):
     '''What a function that only moves entries makes of the differences of several operands, and of their sums.'''
     pairs = pairs_in(operands)
-    return same_axes(pairs, pairs[0].like(*map(function, *map(parts, operands))))
+    return note_axes(pairs, pairs[0].like(*(function(*each) for each in streams(*operands))), None)
 
 
 def valued(pair, value):
     '''A pair whose difference is computed in another way, with another rounding.'''
     return pair.replaced(Valued.apply(pair.difference, value.detach()), pair.tensors[1])
+
+
+def computed_by(function):
+    '''Let what a function consists of, each step with a form of its own, have the value, and the rounding, of the
+    function itself.'''
+    return lambda steps: lambda *args, **kwargs: valued(steps(*args, **kwargs), function(*plain(args), **plain(kwargs)))
+
+
+def scaled(tensor, factor):
+    '''A tensor or a pair times a number, which is none of the steps if it is one.'''
+    return tensor if factor == 1 else tensor * factor
 
 
 @torch_form('add', '__add__', '__radd__')
@@ -116,24 +135,21 @@ def division(pair, other, *, rounding_mode=None):
 # several steps at once
 
 @torch_form('addcmul')
+@computed_by(torch.addcmul)
 def addcmul(first, tensor1, tensor2, *, value=1):
-    return at_once(torch.addcmul, first, tensor1 * tensor2, (tensor1, tensor2), value)
+    return first + scaled(tensor1 * tensor2, value)
 
 
 @torch_form('addcdiv')
+@computed_by(torch.addcdiv)
 def addcdiv(first, tensor1, tensor2, *, value=1):
-    return at_once(torch.addcdiv, first, tensor1 / tensor2, (tensor1, tensor2), value)
-
-
-def at_once(function, first, product, operands, value):
-    '''A product, or quotient, times a value and plus a first tensor, as a function computes it.'''
-    exact = function(*plain((first, *operands)), value=value)
-    return valued(addition(first, product if value == 1 else product * value), exact)
+    return first + scaled(tensor1 / tensor2, value)
 
 
 @torch_form('lerp')
+@computed_by(torch.lerp)
 def lerp(start, end, weight):
-    return valued(addition(start * (1 - weight), end * weight), torch.lerp(*plain((start, end, weight))))
+    return start * (1 - weight) + end * weight
 
 
 # choices by constant masks

@@ -7,7 +7,7 @@ from ..core.axes import same_axes
 from ..core.blocks import linear
 from ..core.pair import unsupported
 from ..core.registry import split_form
-from .arithmetic import copy_of, valued
+from .arithmetic import computed_by, copy_of
 from .linear import convolution
 from .reading import reading
 from .routing import register
@@ -80,7 +80,6 @@ register([
 
 
 @split_form(ATEN.upsample_bicubic2d)
-def upsample_bicubic(pair, size, align_corners, *scales, scale_factors=None):
-    found = scale_factors or (scales[0] if scales else None)
-    value = ATEN.upsample_bicubic2d(plain(pair), size, align_corners, *scales or [scale_factors])
-    return valued(F.interpolate(pair, size, None if size else found, 'bicubic', align_corners), value)
+@computed_by(ATEN.upsample_bicubic2d)
+def upsample_bicubic(pair, size, align_corners, scales=None, *others, scale_factors=None):
+    return F.interpolate(pair, size, None if size else scale_factors or scales, 'bicubic', align_corners)

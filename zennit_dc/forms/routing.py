@@ -164,17 +164,15 @@ def diff(pair, n=1, dim=-1, prepend=None, append=None):
     return pair
 
 
-@split_form(torch.Tensor.view, torch.Tensor.view_as)
-def view(pair, *shape, size=None, dtype=None):
+@form_of_each(overloads('view', 'view_as'))
+def view(function, pair, *args, **kwargs):
+    viewed = function(*plain((pair, *args)), **plain(kwargs))
     if not isinstance(pair, SplitTensor):
-        return pair.view(shape[0].values[0].shape)
-    shape = shape or (dtype if size is None else size,)
-    if isinstance(shape[0], torch.dtype):
-        raise unsupported('view', (pair,), f' as {shape[0]}, as it is about bits')
-    shape = tuple(shape[0].shape) if isinstance(shape[0], torch.Tensor) else shape
-    shape = pair.values[0].view(*shape).shape
+        return viewed
+    if viewed.dtype != pair.dtype:
+        raise unsupported('view', (pair,), f' as {viewed.dtype}, as it is about bits')
     # the sum may lie in memory in another order than the difference
-    return route(pair, lambda tensor: tensor.reshape(shape), same_order)
+    return route(pair, lambda tensor: tensor.reshape(viewed.shape), same_order)
 
 
 @form_of_each(overloads(

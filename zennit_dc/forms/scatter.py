@@ -6,18 +6,11 @@ import torch
 
 from ..core.axes import Axes, Axis, some_samples
 from ..core.blocks import activated, linear, summands
-from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
-from .arithmetic import negation, parts, valued
+from ..core.pair import SplitTensor, pairs_in, unsupported
+from .arithmetic import computed_by, negation, of_both, streams, valued
 from .pooling import negated, pool
 from .reading import refuse_comparison
 from .table import form_of_each, overloads, plain, torch_form
-
-
-def streams(*operands):
-    '''The differences of some pairs or constants, and their sums, which have one dtype.'''
-    differences, sums = zip(*map(parts, operands))
-    dtype = sum_dtype(pairs_in(operands)[0].values[0].dtype)
-    return differences, [each.to(dtype) if isinstance(each, torch.Tensor) else each for each in sums]
 
 
 def along(dim, of_rows, pairs, output, function=None):
@@ -39,9 +32,9 @@ def along(dim, of_rows, pairs, output, function=None):
 def moved(function, target, indices, source, dim=None):
     '''A function ``(target, *indices, source) -> tensor`` that moves entries of both, along an axis where there is
     one.'''
-    pairs, indices = pairs_in((target, source)), plain(indices)
-    both = (function(own, *indices, other) for own, other in streams(target, source))
-    return along(dim, is_row(indices), pairs, pairs[0].like(*both))
+    indices = plain(indices)
+    return of_both(lambda own, other: function(own, *indices, other), target, source,
+                   note_axes=partial(along, dim, is_row(indices)))
 
 
 def summed(function, target, indices, source, dim=None, scales=False, of_sums=None):
@@ -177,12 +170,11 @@ def scatter_amax(target, dim, index, src, include_self):
 
 
 @torch_form('index_reduce')
+@computed_by(torch.index_reduce)
 def index_reduce(target, dim, index, source, reduce, *, include_self=True):
     places = plain(index)
     if source.ndim:
         places = places.reshape([-1 if axis == dim % source.ndim else 1 for axis in range(source.ndim)])
     places = places.reshape(()) if source.ndim == 0 else places.expand(source.shape)
-    output = scatter_reduce(target, dim, places, source, reduce, include_self=include_self)
-    value = torch.index_reduce(*plain((target, dim, index, source)), reduce, include_self=include_self)
-    return valued(output, value)
+    return scatter_reduce(target, dim, places, source, reduce, include_self=include_self)
 

@@ -12,10 +12,10 @@ from ..core.blocks import Layer, affine, linear, magnitude
 from ..core.pair import pass_of
 from ..core.registry import split_form
 from ..core.table import FORMS
-from .arithmetic import Valued, valued
+from .arithmetic import Valued, computed_by
 from .deferred import as_constants, constant, note
 from .linear import batch_norm
-from .table import SplitOption, missing, own_steps, plain, refuse_pairs, refuse_random, require_batch, torch_form
+from .table import SplitOption, missing, own_steps, refuse_pairs, refuse_random, require_batch, torch_form
 
 
 class DetachedStatistics(SplitOption):
@@ -160,11 +160,11 @@ def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
 
 
 @optional_form(torch.cosine_similarity, F.cosine_similarity)
+@computed_by(torch.cosine_similarity)
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     note(pass_of((x1, x2)), 'cosine_similarity')
-    value = torch.cosine_similarity(*plain((x1, x2)), dim, eps)
     one, other = (each / as_constants(each).norm(dim=dim, keepdim=True).clamp_min(eps) for each in (x1, x2))
-    return valued((one * other).sum(dim), value)
+    return (one * other).sum(dim)
 
 
 def require_option():
