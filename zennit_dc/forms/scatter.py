@@ -7,8 +7,8 @@ import torch
 from ..core.axes import Axes, Axis, some_samples
 from ..core.blocks import activated, linear, summands
 from ..core.pair import SplitTensor, pairs_in, unsupported
-from .arithmetic import computed_by, negation, of_both, streams, valued
-from .pooling import negated, pool
+from .arithmetic import computed_by, of_both, streams, valued
+from .pooling import opposite, pool
 from .reading import refuse_comparison
 from .table import form_of_each, overloads, plain, torch_form
 
@@ -135,13 +135,13 @@ def scatter_reduce(target, dim, index, src, reduce, *, include_self=True):
         function = partial(torch.scatter_reduce, reduce=reduce, include_self=include_self)
         return summed(function, target, (dim, index), src, dim, scales=True)
     if reduce == 'amax':
-        return scatter_amax(target, dim, plain(index), src, include_self)
+        return scatter_amax(target, src, dim, plain(index), include_self)
     if reduce == 'amin':
-        return negation(scatter_amax(negated(target), dim, plain(index), negated(src), include_self))
+        return opposite(lambda *both: scatter_amax(*both, dim, plain(index), include_self))(target, src)
     raise unsupported('scatter_reduce', (target, src), f' for reduce={reduce!r}')
 
 
-def scatter_amax(target, dim, index, src, include_self):
+def scatter_amax(target, src, dim, index, include_self):
     '''The largest of the entries that come to a place, which share it where they are equal, as they share torch's
     gradient. Where none comes, the target stays.'''
     (own, source), (own_sum, source_sum) = streams(target, src)
