@@ -132,24 +132,13 @@ def division(pair, other, *, rounding_mode=None):
     return linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other), same_axes)
 
 
-# several steps at once
-
-@torch_form('addcmul')
-@computed_by(torch.addcmul)
-def addcmul(first, tensor1, tensor2, *, value=1):
-    return first + scaled(tensor1 * tensor2, value)
-
-
-@torch_form('addcdiv')
-@computed_by(torch.addcdiv)
-def addcdiv(first, tensor1, tensor2, *, value=1):
-    return first + scaled(tensor1 / tensor2, value)
-
-
-@torch_form('lerp')
-@computed_by(torch.lerp)
-def lerp(start, end, weight):
-    return start * (1 - weight) + end * weight
+SEVERAL_STEPS = {
+    'addcmul': lambda first, tensor1, tensor2, *, value=1: first + scaled(tensor1 * tensor2, value),
+    'addcdiv': lambda first, tensor1, tensor2, *, value=1: first + scaled(tensor1 / tensor2, value),
+    'lerp': lambda start, end, weight: start * (1 - weight) + end * weight,
+}
+for name, steps in SEVERAL_STEPS.items():
+    torch_form(name)(computed_by(getattr(torch, name))(steps))
 
 
 # choices by constant masks

@@ -11,6 +11,7 @@ from ..core.blocks import Instead
 from ..core.nested import flatten
 from ..core.pair import SplitTensor, common_pass, first_by_place, pairs_in
 from ..core.table import public
+from ..core.views import alive
 from .table import each_pair, is_in_place, overloads, plain
 
 
@@ -116,11 +117,10 @@ class Statistic(SplitTensor):
 
     def changed(self, is_statistic):
         '''Be ready for an operation in place, after which this may be a statistic no longer.'''
-        found = {id(each): each for relatives in self.relatives for each in (known() for known in relatives)}
+        found = {id(each): each for relatives in self.relatives for each in alive(relatives)}
         for each in found.values():
-            if each is not None:
-                each.resolve()
-                each.value, each.is_ordinary = None, each.is_ordinary or not is_statistic
+            each.resolve()
+            each.value, each.is_ordinary = None, each.is_ordinary or not is_statistic
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):

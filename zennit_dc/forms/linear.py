@@ -139,9 +139,10 @@ def bilinear(function, left, right, stand_in=of_one_sample):
 
 
 # other products, and those of sparse matrices that are constant
-@form_of_each(overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'))
-def product(function, left, right=None, *, other=None, vec2=None, tensor=None):
-    return bilinear(function, left, next(each for each in (right, other, vec2, tensor) if each is not None))
+@form_of_each(overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm', 'tensordot'))
+def product(function, left, right=None, *, other=None, vec2=None, tensor=None, **kwargs):
+    right = next(each for each in (right, other, vec2, tensor) if each is not None)
+    return bilinear(partial(function, **kwargs), left, right)
 
 
 @split_form(torch.sparse.mm)
@@ -232,11 +233,6 @@ def bilinear_layer(input1, input2, weight, bias=None):
         pair, constant, axes = (input1, input2, 'oji') if isinstance(input1, SplitTensor) else (input2, input1, 'oij')
         output = einsum('...j,...oj->...o', pair, torch.einsum(f'...i,{axes}->...oj', constant, weight))
     return output if bias is None else output + bias
-
-
-@torch_form('tensordot')
-def tensordot(first, other, dims=2, out=None):
-    return bilinear(lambda *tensors: torch.tensordot(*tensors, dims), first, other)
 
 
 # batch norm

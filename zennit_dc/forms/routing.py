@@ -9,7 +9,7 @@ from ..core.blocks import route
 from ..core.following import Place, follow_places, joined_places, note_order, note_tokens
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
-from ..core.views import as_view, laid_out
+from ..core.views import as_view, at_strides, laid_out
 from .arithmetic import of_both, selects_rows
 from .reading import known
 from .table import form_of_each, getters, keep_layer, overloads, plain, to_dtype, torch_form
@@ -125,13 +125,11 @@ def as_strided(pair, size, stride, storage_offset=None):
     own = root.difference
     if torch.empty_like(own).stride() != own.stride():
         raise unsupported('as_strided', (pair,), ' of a part of memory', 'call .contiguous() before')
-    offset = difference.storage_offset() if storage_offset is None else storage_offset
-    strides, start = own.stride(), own.storage_offset()
+    offset, strides = difference.storage_offset() if storage_offset is None else storage_offset, own.stride()
+    offset -= own.storage_offset()
 
     def move(tensor):
-        return laid_out(tensor, strides).as_strided(size, stride, offset - start + (
-            tensor.storage_offset() if tensor.stride() == strides else 0
-        ))
+        return at_strides(size, stride, offset, laid_out(tensor, strides))
 
     output = pair.like(difference.as_strided(size, stride, storage_offset), move(root.tensors[1]))
     return as_view(output, root, move)
