@@ -56,11 +56,8 @@ def relu_of(difference, stream_sum):
 @form_of_each(overloads(
     'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', 'feature_dropout'
 ))
-def dropout(function, pair, p=0.5, training=None, inplace=False, train=None):
-    name, training = function.__name__, train if training is None else training
-    if training is None:  # as in torch.nn.functional, whose dropouts are on then, but for alpha dropouts
-        training = 'alpha' not in name
-    refuse_random(training and p > 0, name, pair)
+def dropout(function, pair, p=0.5, training=None, inplace=False, train=True):
+    refuse_random((train if training is None else training) and p > 0, function.__name__, pair)
     return pair
 
 

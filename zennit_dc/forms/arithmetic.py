@@ -145,13 +145,11 @@ for name, steps in SEVERAL_STEPS.items():
 
 @split_form(torch.where)
 def where(condition, input=None, other=None):
-    if input is None and other is None:
-        return torch.where(plain(condition))
-    mask = plain(condition)
-    refuse_comparison(mask, input, other)
-    if not pairs_in((input, other)):  # where the mask alone was a pair
-        return torch.where(mask, input, other)
-    return of_both(lambda *both: torch.where(mask, *both), input, other)
+    mask, both = plain(condition), [each for each in (input, other) if each is not None]
+    if not pairs_in(both):  # where the condition alone was a pair
+        return torch.where(mask, *both)
+    refuse_comparison(mask, *both)
+    return of_both(lambda *both: torch.where(mask, *both), *both)
 
 
 split_form(torch.Tensor.where)(lambda first, condition, other: where(condition, first, other))

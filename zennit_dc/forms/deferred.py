@@ -26,7 +26,6 @@ LAYERS = overloads(
 WEIGHTS = overloads('rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__', 'softmax', 'special_softmax')
 POWERS = overloads('pow', '__pow__', 'float_power')
 LIKE_OTHERS = overloads('expand_as', 'view_as', 'reshape_as', 'type_as')
-PLAIN = overloads('detach', 'numpy') | {torch.Tensor.data.__get__}
 
 
 def constant(tensor, split_pass):
@@ -175,12 +174,9 @@ def in_state(split_pass, rules, mode, graph):
 
 def chained(split_pass, function, args, kwargs, sources):
     '''What a function makes of statistics and constants alone.'''
-    if function is torch.Tensor.__iter__:
-        return iter(chained(split_pass, torch.unbind, args, kwargs, sources))
     with torch.set_grad_enabled(torch.is_grad_enabled() and split_pass.mode.keeps_graph):
         result = function(*as_constants(args), **as_constants(kwargs))
-    form = split_pass.forms.get(function)
-    if function in PLAIN or getattr(form, 'is_reading', False):
+    if getattr(split_pass.forms.get(function), 'is_reading', False):
         return result
     known = {id(source.value): source for source in sources if source.value is not None}
     leaves, structure = flatten(result)

@@ -11,7 +11,7 @@ from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .pooling import pool
-from .reading import reading
+from .reading import value
 from .table import form_of_each, plain
 
 
@@ -36,11 +36,7 @@ def operators(*names):
     return [getattr(OPERATORS, name) for name in names if hasattr(OPERATORS, name)]
 
 
-@split_form(*operators('nms'))
-@reading
-def nms(boxes, scores, iou_threshold):
-    '''The indices of the boxes that are left, which are constants.'''
-    return OPERATORS.nms(*plain((boxes, scores)), iou_threshold)
+form_of_each(operators('nms'))(value)  # the indices of the boxes that are left, which are constants
 
 
 def require_features(name, pair, rois):

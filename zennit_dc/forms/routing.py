@@ -18,8 +18,9 @@ from .table import form_of_each, getters, keep_layer, overloads, plain, to_dtype
 def of_one_tensor(function, note_axes, block=route):
     '''The form of a function of one tensor, by its building block, and by what notes where axes are then.'''
     def form(pair, *args, **kwargs):
+        args, kwargs = plain(args), plain(kwargs)
         if not isinstance(pair, SplitTensor):
-            return function(pair, *plain(args), **plain(kwargs))
+            return function(pair, *args, **kwargs)
 
         def apply(tensor):
             return function(tensor, *args, **kwargs)
@@ -34,10 +35,8 @@ def register(functions, note_axes, block=route):
         split_form(function)(of_one_tensor(function, note_axes, block))
 
 
-register(
-    overloads('flatten', 'unflatten', 'reshape', 'ravel'), same_order
-)
-register(overloads('clone', 'alias_copy', 'expand', 'broadcast_to'), same_axes)
+register(overloads('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), same_order)
+register(overloads('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'), same_axes)
 register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 
 
@@ -101,8 +100,6 @@ def item(pair, index):
     return some_samples([pair], output, 0) if isinstance(pair, SplitTensor) and selects_rows(index) else output
 
 
-split_form(torch.Tensor.expand_as)(lambda pair, other: pair.expand(other.shape))
-split_form(torch.Tensor.reshape_as)(lambda pair, other: pair.reshape(other.shape))
 for name in ('tril', 'triu'):
     torch_form(name)(of_one_tensor(getattr(torch, name), same_axes))
 register(getters('T', 'mT', 'H', 'mH'), follow_axes)
@@ -187,9 +184,6 @@ def pieces(function, pair, *args, **kwargs):
 @torch_form('unbind')
 def unbind(pair, dim=0):
     return tuple(pair.select(dim, index) for index in range(pair.values[0].shape[dim]))
-
-
-split_form(torch.Tensor.__iter__)(lambda pair: iter(unbind(pair)))
 
 
 @form_of_each(overloads(
