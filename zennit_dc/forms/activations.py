@@ -56,11 +56,8 @@ def relu_of(difference, stream_sum):
 @form_of_each(overloads(
     'dropout', 'dropout1d', 'dropout2d', 'dropout3d', 'alpha_dropout', 'feature_alpha_dropout', 'feature_dropout'
 ))
-def dropout(function, pair, p=0.5, training=None, inplace=False, train=None):
-    name, training = function.__name__, train if training is None else training
-    if training is None:  # as in torch.nn.functional, whose dropouts are on then, but for alpha dropouts
-        training = 'alpha' not in name
-    refuse_random(training and p > 0, name, pair)
+def dropout(function, pair, p=0.5, training=None, inplace=False, train=True):
+    refuse_random((train if training is None else training) and p > 0, function.__name__, pair)
     return pair
 
 
@@ -77,12 +74,13 @@ class PiecewiseLinear:
     :math:`\\varphi(z) = c + m z + \\sum_k c_k \\max(z - t_k, 0) + \\sum_j c_j \\max(t_j - z, 0)`, with the ReLUs to the
     right and to the left of an anchor. By equation 1 and the split of weights, its sum is
     :math:`|c| + |m| s + \\sum_k |c_k| (s + |t_k| + \\max(t_k - d, 0)) + \\sum_j |c_j| (s + |t_j| + \\max(d - t_j, 0))`,
-    that is :math:`A s + B + H(d)` with a convex piecewise-linear H. The anchor is where A is smallest.
+    that is :math:`A s + B + H(d)` with a convex piecewise-linear H. The anchor is where the slope is smallest.
 
     Parameters
     ----------
     knots : sequence of float
-        The places where the slope changes, in ascending order.
+        The places where the slope changes, in ascending order. Where it changes its sign, a piece of no length, whose
+        slope is zero, makes A smallest.
     slopes : sequence of float
         The slopes between, one more than the knots.
     value : float
@@ -97,12 +95,7 @@ class PiecewiseLinear:
         if function is not None:
             own = slopes_at(function, knots).numpy()
             right = abs(own - slopes[1:]) < abs(own - slopes[:-1])
-        around = abs(slopes[:-1]) + abs(slopes[1:]) - abs(np.diff(slopes))
         anchor = abs(slopes).argmin()
-        if around.min() < abs(slopes).min():  # a knot, which is a piece of no length
-            anchor = around.argmin() + 1
-            knots, slopes = np.insert(knots, anchor, knots[anchor - 1]), np.insert(slopes, anchor, 0.)
-            right = np.insert(right, anchor, right[anchor - 1])
         values = value + np.cumsum([0., *slopes[1:-1] * np.diff(knots)])
         intercepts = np.append(values[0], values) - slopes * np.append(knots[0], knots)
         changes = abs(np.diff(slopes))

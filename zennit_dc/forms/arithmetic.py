@@ -1,5 +1,6 @@
 '''Additions, products and what is made of them, of pairs and with constants; and choices by constant masks.'''
 import math
+from functools import reduce
 
 import torch
 from torch.nn import functional as F
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 from ..core.axes import same_axes, some_samples, take_axes
 from ..core.blocks import add, linear, multiply, passing
 from ..core.graphs import same
-from ..core.pair import FILLED, SplitTensor, pairs_in, unsupported
+from ..core.pair import FILLED, SplitTensor, pairs_in, sum_dtype, unsupported
 from ..core.registry import split_form
 from ..core.views import NewValue as Valued, assign, become_pair
 from .reading import refuse_comparison
@@ -34,15 +35,33 @@ def parts(operand):
     return operand.tensors if isinstance(operand, SplitTensor) else (operand, magnitude_of(operand))
 
 
-def of_both(function, *operands):
+def streams(*operands):
+    '''The differences of several operands, and their sums, which have one dtype.'''
+    differences, sums = zip(*map(parts, operands))
+    dtype = sum_dtype(reduce(torch.promote_types, (each.dtype for each in operands if isinstance(each, torch.Tensor))))
+    return differences, [each.to(dtype) if isinstance(each, torch.Tensor) else each for each in sums]
+
+
+def of_both(function, *operands, note_axes=same_axes):
     '''What a function that only moves entries makes of the differences of several operands, and of their sums.'''
     pairs = pairs_in(operands)
-    return same_axes(pairs, pairs[0].like(*map(function, *map(parts, operands))))
+    return note_axes(pairs, pairs[0].like(*(function(*each) for each in streams(*operands))), None)
 
 
 def valued(pair, value):
     '''A pair whose difference is computed in another way, with another rounding.'''
     return pair.replaced(Valued.apply(pair.difference, value.detach()), pair.tensors[1])
+
+
+def computed_by(function):
+    '''Let what a function consists of, each step with a form of its own, have the value, and the rounding, of the
+    function itself.'''
+    return lambda steps: lambda *args, **kwargs: valued(steps(*args, **kwargs), function(*plain(args), **plain(kwargs)))
+
+
+def scaled(tensor, factor):
+    '''A tensor or a pair times a number, which is none of the steps if it is one.'''
+    return tensor if factor == 1 else tensor * factor
 
 
 @torch_form('add', '__add__', '__radd__')
@@ -113,40 +132,24 @@ def division(pair, other, *, rounding_mode=None):
     return linear(pair, lambda tensor: tensor / other, lambda total: total / magnitude_of(other), same_axes)
 
 
-# several steps at once
-
-@torch_form('addcmul')
-def addcmul(first, tensor1, tensor2, *, value=1):
-    return at_once(torch.addcmul, first, tensor1 * tensor2, (tensor1, tensor2), value)
-
-
-@torch_form('addcdiv')
-def addcdiv(first, tensor1, tensor2, *, value=1):
-    return at_once(torch.addcdiv, first, tensor1 / tensor2, (tensor1, tensor2), value)
-
-
-def at_once(function, first, product, operands, value):
-    '''A product, or quotient, times a value and plus a first tensor, as a function computes it.'''
-    exact = function(*plain((first, *operands)), value=value)
-    return valued(addition(first, product if value == 1 else product * value), exact)
-
-
-@torch_form('lerp')
-def lerp(start, end, weight):
-    return valued(addition(start * (1 - weight), end * weight), torch.lerp(*plain((start, end, weight))))
+SEVERAL_STEPS = {
+    'addcmul': lambda first, tensor1, tensor2, *, value=1: first + scaled(tensor1 * tensor2, value),
+    'addcdiv': lambda first, tensor1, tensor2, *, value=1: first + scaled(tensor1 / tensor2, value),
+    'lerp': lambda start, end, weight: start * (1 - weight) + end * weight,
+}
+for name, steps in SEVERAL_STEPS.items():
+    torch_form(name)(computed_by(getattr(torch, name))(steps))
 
 
 # choices by constant masks
 
 @split_form(torch.where)
 def where(condition, input=None, other=None):
-    if input is None and other is None:
-        return torch.where(plain(condition))
-    mask = plain(condition)
-    refuse_comparison(mask, input, other)
-    if not pairs_in((input, other)):  # where the mask alone was a pair
-        return torch.where(mask, input, other)
-    return of_both(lambda *both: torch.where(mask, *both), input, other)
+    mask, both = plain(condition), [each for each in (input, other) if each is not None]
+    if not pairs_in(both):  # where the condition alone was a pair
+        return torch.where(mask, *both)
+    refuse_comparison(mask, *both)
+    return of_both(lambda *both: torch.where(mask, *both), *both)
 
 
 split_form(torch.Tensor.where)(lambda first, condition, other: where(condition, first, other))

@@ -11,6 +11,7 @@ from ..core.blocks import Instead
 from ..core.nested import flatten
 from ..core.pair import SplitTensor, common_pass, first_by_place, pairs_in
 from ..core.table import public
+from ..core.views import alive
 from .table import each_pair, is_in_place, overloads, plain
 
 
@@ -25,7 +26,6 @@ LAYERS = overloads(
 WEIGHTS = overloads('rsqrt', 'reciprocal', '__rtruediv__', '__rdiv__', 'softmax', 'special_softmax')
 POWERS = overloads('pow', '__pow__', 'float_power')
 LIKE_OTHERS = overloads('expand_as', 'view_as', 'reshape_as', 'type_as')
-PLAIN = overloads('detach', 'numpy') | {torch.Tensor.data.__get__}
 
 
 def constant(tensor, split_pass):
@@ -116,11 +116,10 @@ class Statistic(SplitTensor):
 
     def changed(self, is_statistic):
         '''Be ready for an operation in place, after which this may be a statistic no longer.'''
-        found = {id(each): each for relatives in self.relatives for each in (known() for known in relatives)}
+        found = {id(each): each for relatives in self.relatives for each in alive(relatives)}
         for each in found.values():
-            if each is not None:
-                each.resolve()
-                each.value, each.is_ordinary = None, each.is_ordinary or not is_statistic
+            each.resolve()
+            each.value, each.is_ordinary = None, each.is_ordinary or not is_statistic
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -175,12 +174,9 @@ def in_state(split_pass, rules, mode, graph):
 
 def chained(split_pass, function, args, kwargs, sources):
     '''What a function makes of statistics and constants alone.'''
-    if function is torch.Tensor.__iter__:
-        return iter(chained(split_pass, torch.unbind, args, kwargs, sources))
     with torch.set_grad_enabled(torch.is_grad_enabled() and split_pass.mode.keeps_graph):
         result = function(*as_constants(args), **as_constants(kwargs))
-    form = split_pass.forms.get(function)
-    if function in PLAIN or getattr(form, 'is_reading', False):
+    if getattr(split_pass.forms.get(function), 'is_reading', False):
         return result
     known = {id(source.value): source for source in sources if source.value is not None}
     leaves, structure = flatten(result)

@@ -7,11 +7,11 @@ from ..core.axes import same_axes
 from ..core.blocks import linear
 from ..core.pair import unsupported
 from ..core.registry import split_form
-from .arithmetic import copy_of, valued
+from .arithmetic import computed_by, copy_of
 from .linear import convolution
-from .reading import reading
+from .reading import value
 from .routing import register
-from .table import plain
+from .table import form_of_each
 
 
 ATEN = torch.ops.aten
@@ -23,7 +23,7 @@ IN_TORCH = {
     ATEN.index: lambda pair, indices: pair[tuple(slice(None) if each is None else each for each in indices)],
     ATEN.alias: lambda pair: pair.view(pair.shape),
     ATEN.lift_fresh_copy: lambda pair: pair.view(pair.shape),
-    ATEN.copy: lambda target, source, non_blocking=False: copy_of(target, source),
+    ATEN.copy: copy_of,
     ATEN.dropout_: lambda pair, p, train: F.dropout(pair, p, train, True),
     ATEN.detach_: lambda pair: pair.detach(),
     ATEN._unsafe_view: lambda pair, shape: pair.reshape(shape),
@@ -53,16 +53,7 @@ def to_copy(pair, dtype=None, layout=None, device=None, pin_memory=None, non_blo
     return pair.to(device or pair.device, dtype or pair.dtype, copy=True)
 
 
-@split_form(ATEN._assert_tensor_metadata)
-@reading
-def require_metadata(pair, *args, **kwargs):
-    ATEN._assert_tensor_metadata(*plain((pair, *args)), **kwargs)
-
-
-@split_form(ATEN.sym_size)
-@reading
-def size(pair, dim):
-    return pair.shape[dim]
+form_of_each([ATEN._assert_tensor_metadata, ATEN.sym_size])(value)
 
 
 @split_form(ATEN._native_batch_norm_legit)
@@ -80,7 +71,6 @@ register([
 
 
 @split_form(ATEN.upsample_bicubic2d)
-def upsample_bicubic(pair, size, align_corners, *scales, scale_factors=None):
-    found = scale_factors or (scales[0] if scales else None)
-    value = ATEN.upsample_bicubic2d(plain(pair), size, align_corners, *scales or [scale_factors])
-    return valued(F.interpolate(pair, size, None if size else found, 'bicubic', align_corners), value)
+@computed_by(ATEN.upsample_bicubic2d)
+def upsample_bicubic(pair, size, align_corners, scales=None, *others, scale_factors=None):
+    return F.interpolate(pair, size, None if size else scale_factors or scales, 'bicubic', align_corners)

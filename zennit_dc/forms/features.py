@@ -288,11 +288,6 @@ def pairwise_distance(value, x1, x2, p=2., eps=1e-6, keepdim=False):
     return norm(value, x1 - x2 + eps, p, -1, keepdim)
 
 
-@statistic_form('dist')
-def dist(value, first, other, p=2):
-    return norm(value, first - other, p)
-
-
 # pooling
 
 for number in (1, 2, 3):
@@ -306,7 +301,7 @@ for number in (1, 2, 3):
 
 # softmax
 
-@statistic_form('softmax', functions=(torch.special.softmax,), is_weight=True)
+@statistic_form('softmax', is_weight=True)
 def softmax(value, pair, dim=None, *args, **kwargs):
     '''Probabilities as features: sensitivities pass through the derivatives at the given input, and relevance passes
     unchanged.'''
@@ -334,6 +329,6 @@ def softmax(value, pair, dim=None, *args, **kwargs):
 
 
 missing(
-    {*overloads('log_softmax'), torch.special.log_softmax}, ', as it is no sum that could be split',
+    overloads('log_softmax'), ', as it is no sum that could be split',
     'explain the logits, with zennit_dc.Logits(model, drop=\'softmax\') in place of a model that ends with it'
 )

@@ -1,6 +1,5 @@
 '''What other packages add to torch: the sum of residual networks that Zennit's canonizers make, and the operators of
 torchvision, for regions of feature maps and for what is selected of boxes by its values.'''
-import math
 from functools import partial
 
 import torch
@@ -12,7 +11,7 @@ from ..core.blocks import linear
 from ..core.pair import SplitTensor, unsupported
 from ..core.registry import split_form
 from .pooling import pool
-from .reading import reading
+from .reading import value
 from .table import form_of_each, plain
 
 
@@ -23,9 +22,7 @@ def summed(module, stacked):
     function = partial(torch.sum, dim=module.dim)
     if not isinstance(stacked, SplitTensor):
         return function(stacked)
-    shape = stacked.values[0].shape
-    count = math.prod(shape[axis] for axis in (module.dim if isinstance(module.dim, (tuple, list)) else [module.dim]))
-    shares = stacked.split_pass.rule.shared(stacked, count)
+    shares = stacked.split_pass.rule.shared(stacked, stacked.values[0].shape[module.dim])
     return follow_axes([stacked], stacked.like(*map(function, shares.tensors)), function)
 
 
@@ -39,11 +36,7 @@ def operators(*names):
     return [getattr(OPERATORS, name) for name in names if hasattr(OPERATORS, name)]
 
 
-@split_form(*operators('nms'))
-@reading
-def nms(boxes, scores, iou_threshold):
-    '''The indices of the boxes that are left, which are constants.'''
-    return OPERATORS.nms(*plain((boxes, scores)), iou_threshold)
+form_of_each(operators('nms'))(value)  # the indices of the boxes that are left, which are constants
 
 
 def require_features(name, pair, rois):

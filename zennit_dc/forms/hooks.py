@@ -8,18 +8,10 @@ import torch
 from torch.autograd.graph import register_multi_grad_hook
 
 from ..core.pair import SplitTensor
-from .reading import reading
-from .table import form_of_each, getters
 
 
 class ChangedGradient(RuntimeError):
     '''The error for a hook that changes the gradient of a pair in a backward pass that makes a map.'''
-
-
-@form_of_each(getters('retains_grad', 'is_leaf', '_version', 'output_nr'))
-@reading
-def of_difference(get, pair, *args):
-    return get(pair.values[0])
 
 
 def watched_of(each):

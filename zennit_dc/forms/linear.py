@@ -7,25 +7,13 @@ import torch
 from torch.nn import functional as F
 
 from ..core.axes import follow_axes, same_axes, with_channels
-from ..core.blocks import (
-    Dense,
-    Layer,
-    affine,
-    instead,
-    linear,
-    magnitude,
-    moved_alike,
-    multiply,
-    pending,
-    recenter,
-    weighted,
-)
+from ..core.blocks import Dense, Layer, affine, instead, linear, moved_alike, multiply, pending, recenter, weighted
 from ..core.errors import called_in
 from ..core.following import mixed, note_channels
 from ..core.pair import SplitTensor, pass_of, unsupported
 from ..core.registry import split_form
 from ..core.views import laid_out
-from .arithmetic import addition, valued
+from .arithmetic import computed_by, scaled, valued
 from .routing import of_one_tensor, register
 from .table import form_of_each, overloads, plain, refuse_pairs, require_batch, torch_form
 
@@ -139,7 +127,7 @@ def bilinear(function, left, right, stand_in=of_one_sample):
     followed, without memory, is a function of it and of what stands for the pair.'''
     if not isinstance(left, SplitTensor):
         return linear(
-            right, lambda tensor: function(left, tensor), lambda total: function(magnitude(left, total), total),
+            right, lambda tensor: function(left, tensor), lambda total: function(left.abs().to(total.dtype), total),
             moved_alike(lambda tensor: function(stand_in(left, tensor), tensor))
         )
     if isinstance(right, SplitTensor):
@@ -151,9 +139,10 @@ def bilinear(function, left, right, stand_in=of_one_sample):
 
 
 # other products, and those of sparse matrices that are constant
-@form_of_each(overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm'))
-def product(function, left, right=None, *, other=None, vec2=None, tensor=None):
-    return bilinear(function, left, next(each for each in (right, other, vec2, tensor) if each is not None))
+@form_of_each(overloads('dot', 'vdot', 'inner', 'outer', 'ger', 'kron', 'smm', 'tensordot'))
+def product(function, left, right=None, *, other=None, vec2=None, tensor=None, **kwargs):
+    right = next(each for each in (right, other, vec2, tensor) if each is not None)
+    return bilinear(partial(function, **kwargs), left, right)
 
 
 @split_form(torch.sparse.mm)
@@ -167,22 +156,17 @@ def sparse_matmul(left, right, reduce=None):
 def addmm(bias, pair=None, weight=None, *, mat1=None, mat2=None, beta=1, alpha=1):
     pair, weight = mat1 if pair is None else pair, mat2 if weight is None else weight
     if not isinstance(pair, SplitTensor) or pass_of((bias, weight)) is not None or beta != 1 or alpha != 1:
-        return product_and(torch.addmm, bias, pair, weight, beta, alpha)
+        return computed_by(torch.addmm)(plus_product)(bias, pair, weight, beta=beta, alpha=alpha)
     layer = Layer(lambda input, weight, bias: input @ weight if bias is None else torch.addmm(bias, input, weight))
     return affine(pair, layer, weight, bias, partial(contracted, -1))
 
 
-@torch_form('baddbmm')
-def baddbmm(bias, batch1, batch2, *, beta=1, alpha=1):
-    return product_and(torch.baddbmm, bias, batch1, batch2, beta, alpha)
+def plus_product(bias, batch1, batch2, *, beta=1, alpha=1):
+    '''A product of matrices plus a bias.'''
+    return scaled(bias, beta) + scaled(batch1 @ batch2, alpha)
 
 
-def product_and(function, bias, first, other, beta, alpha):
-    '''A product of matrices, times alpha, plus beta times a bias, as a function computes it.'''
-    value = function(*plain((bias, first, other)), beta=beta, alpha=alpha)
-    product, bias = (each if factor == 1 else each * factor
-                     for each, factor in ((torch.matmul(first, other), alpha), (bias, beta)))
-    return valued(addition(bias, product), value)
+torch_form('baddbmm')(computed_by(torch.baddbmm)(plus_product))
 
 
 @torch_form('einsum')
@@ -240,20 +224,15 @@ def steps_of(equation):
 
 
 @torch_form('bilinear')
+@computed_by(F.bilinear)
 def bilinear_layer(input1, input2, weight, bias=None):
     '''A layer of two inputs, with a weight for each product of their features.'''
-    value = F.bilinear(*plain((input1, input2, weight, bias)))
     if isinstance(input1, SplitTensor) and isinstance(input2, SplitTensor):
         output = einsum('...i,oij,...j->...o', input1, weight, input2)
     else:
         pair, constant, axes = (input1, input2, 'oji') if isinstance(input1, SplitTensor) else (input2, input1, 'oij')
         output = einsum('...j,...oj->...o', pair, torch.einsum(f'...i,{axes}->...oj', constant, weight))
-    return valued(output if bias is None else addition(output, bias), value)
-
-
-@torch_form('tensordot')
-def tensordot(first, other, dims=2, out=None):
-    return bilinear(lambda *tensors: torch.tensordot(*tensors, dims), first, other)
+    return output if bias is None else output + bias
 
 
 # batch norm

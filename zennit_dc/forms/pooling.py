@@ -6,10 +6,10 @@ from ..core.axes import follow_axes, same_axes
 from ..core.blocks import activated, passing
 from ..core.following import mixed
 from ..core.graphs import without_rectified
-from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
+from ..core.pair import SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.table import FORMS
-from .arithmetic import negation, parts
+from .arithmetic import streams
 from .linear import per_axis
 from .table import form_of_each, overloads, torch_form
 
@@ -136,33 +136,12 @@ def number_or_maximum(first, other):
 def larger(function, first, other, share):
     '''The larger one of two, by a function that tells the share of the first one.'''
     pairs = list(pairs_in((first, other)))
-    (one, two), sums = zip(parts(first), parts(other))
-    difference = function(one, two)
-    won, one_sum, two_sum = (tensor.to(sum_dtype(difference.dtype)) for tensor in (share(one, two), *sums))
+    (one, two), (one_sum, two_sum) = streams(first, other)
+    difference, won = function(one, two), share(one, two)
     # no product, as that of zero and what is infinite is nan
     winner = torch.where(won == .5, one_sum / 2 + two_sum / 2, torch.where(won > .5, one_sum, two_sum))
     output = pool(pairs[0], difference, winner, lambda: one_sum + two_sum + (difference - one - two))
     return activated(same_axes(pairs, output))
-
-
-@torch_form('minimum')
-def minimum(first, other):
-    '''The smaller one of two.'''
-    return negation(maximum(*negated_both(first, other)))
-
-
-torch_form('fmin')(lambda first, other: negation(number_or_maximum(*negated_both(first, other))))
-
-
-def negated_both(first, other):
-    '''The negatives of a pair and of a pair or a constant, which may have integers without a sign.'''
-    dtype = pairs_in((first, other))[0].values[0].dtype
-    return [negated(each if each.is_floating_point() else each.to(dtype)) for each in (first, other)]
-
-
-def negated(operand):
-    '''The negative of a pair or a constant.'''
-    return negation(operand) if isinstance(operand, SplitTensor) else -operand
 
 
 @torch_form('amax')
@@ -204,24 +183,31 @@ def max_of(first, other=None, keepdim=False, *, dim=None, axis=None):
     return torch.return_types.max((output, places if keepdim else places.squeeze(dim)))
 
 
-@torch_form('min')
-def min_of(first, other=None, keepdim=False, *, dim=None, axis=None):
-    '''The minimum over an axis and its places, over everything, or of two.'''
-    if isinstance(first, torch.Tensor) and isinstance(other, torch.Tensor):
-        return minimum(first, other)
-    found = max_of(negation(first), other, keepdim, dim=dim, axis=axis)
-    if isinstance(found, SplitTensor):
-        return negation(found)
-    return torch.return_types.min((negation(found.values), found.indices))
+def opposite(largest):
+    '''The form of a minimum: the negative of the maximum of the negatives.'''
+    def smallest(*args, **kwargs):
+        dtype = pairs_in((args, kwargs))[0].values[0].dtype
+
+        def negated(operand):
+            if isinstance(operand, torch.Tensor) and not operand.is_floating_point():
+                operand = operand.to(dtype)  # as integers may have no sign
+            return -operand if isinstance(operand, torch.Tensor) else operand
+
+        found = largest(*map(negated, args), **{name: negated(each) for name, each in kwargs.items()})
+        if isinstance(found, SplitTensor):
+            return -found
+        return torch.return_types.min((-found.values, found.indices))
+    return smallest
 
 
-amin = torch_form('amin')(lambda pair, *args, **kwargs: negation(amax(negation(pair), *args, **kwargs)))
+for name, largest in (('minimum', maximum), ('fmin', number_or_maximum), ('amin', amax), ('min', max_of)):
+    torch_form(name)(opposite(largest))
 
 
 @torch_form('aminmax')
 def aminmax(pair, *, dim=None, keepdim=False):
     dims = () if dim is None else dim
-    return torch.return_types.aminmax((amin(pair, dims, keepdim), amax(pair, dims, keepdim)))
+    return torch.return_types.aminmax((pair.amin(dims, keepdim), pair.amax(dims, keepdim)))
 
 
 @form_of_each(overloads('sort', 'topk'))

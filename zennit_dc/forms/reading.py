@@ -137,7 +137,7 @@ def reading_form(*functions):
     'get_device', 'element_size', '__len__', 'is_signed', 'is_same_size',
 ) | getters(
     'shape', 'dtype', 'device', 'ndim', 'layout', 'is_cuda', 'is_cpu', 'is_mps', 'is_sparse', 'is_quantized', 'is_meta',
-    'is_mkldnn', 'is_nested', 'is_xpu', 'itemsize', 'nbytes',
+    'is_mkldnn', 'is_nested', 'is_xpu', 'itemsize', 'nbytes', 'retains_grad', 'is_leaf', '_version', 'output_nr',
 ))
 @reading
 def described(function, pair, *args, **kwargs):

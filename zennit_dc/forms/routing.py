@@ -9,7 +9,7 @@ from ..core.blocks import route
 from ..core.following import Place, follow_places, joined_places, note_order, note_tokens
 from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
-from ..core.views import as_view, laid_out
+from ..core.views import as_view, at_strides, laid_out
 from .arithmetic import of_both, selects_rows
 from .reading import known
 from .table import form_of_each, getters, keep_layer, overloads, plain, to_dtype, torch_form
@@ -18,8 +18,9 @@ from .table import form_of_each, getters, keep_layer, overloads, plain, to_dtype
 def of_one_tensor(function, note_axes, block=route):
     '''The form of a function of one tensor, by its building block, and by what notes where axes are then.'''
     def form(pair, *args, **kwargs):
+        args, kwargs = plain(args), plain(kwargs)
         if not isinstance(pair, SplitTensor):
-            return function(pair, *plain(args), **plain(kwargs))
+            return function(pair, *args, **kwargs)
 
         def apply(tensor):
             return function(tensor, *args, **kwargs)
@@ -34,10 +35,8 @@ def register(functions, note_axes, block=route):
         split_form(function)(of_one_tensor(function, note_axes, block))
 
 
-register(
-    overloads('flatten', 'unflatten', 'reshape', 'ravel'), same_order
-)
-register(overloads('clone', 'alias_copy', 'expand', 'broadcast_to'), same_axes)
+register(overloads('flatten', 'unflatten', 'reshape', 'reshape_as', 'ravel'), same_order)
+register(overloads('clone', 'alias_copy', 'expand', 'expand_as', 'broadcast_to'), same_axes)
 register(overloads('contiguous', 'positive', '__pos__', 'resolve_conj', 'resolve_neg'), keep_layer)
 
 
@@ -112,8 +111,6 @@ def item(pair, index):
     return some_samples([pair], output, 0) if isinstance(pair, SplitTensor) and selects_rows(index) else output
 
 
-split_form(torch.Tensor.expand_as)(lambda pair, other: pair.expand(other.shape))
-split_form(torch.Tensor.reshape_as)(lambda pair, other: pair.reshape(other.shape))
 for name in ('tril', 'triu'):
     torch_form(name)(of_one_tensor(getattr(torch, name), same_axes))
 register(getters('T', 'mT', 'H', 'mH'), follow_axes)
@@ -136,13 +133,11 @@ def as_strided(pair, size, stride, storage_offset=None):
     own = root.difference
     if torch.empty_like(own).stride() != own.stride():
         raise unsupported('as_strided', (pair,), ' of a part of memory', 'call .contiguous() before')
-    offset = difference.storage_offset() if storage_offset is None else storage_offset
-    strides, start = own.stride(), own.storage_offset()
+    offset, strides = difference.storage_offset() if storage_offset is None else storage_offset, own.stride()
+    offset -= own.storage_offset()
 
     def move(tensor):
-        return laid_out(tensor, strides).as_strided(size, stride, offset - start + (
-            tensor.storage_offset() if tensor.stride() == strides else 0
-        ))
+        return at_strides(size, stride, offset, laid_out(tensor, strides))
 
     output = pair.like(difference.as_strided(size, stride, storage_offset), move(root.tensors[1]))
     return as_view(output, root, move)
@@ -175,17 +170,15 @@ def diff(pair, n=1, dim=-1, prepend=None, append=None):
     return pair
 
 
-@split_form(torch.Tensor.view, torch.Tensor.view_as)
-def view(pair, *shape, size=None, dtype=None):
+@form_of_each(overloads('view', 'view_as'))
+def view(function, pair, *args, **kwargs):
+    viewed = function(*plain((pair, *args)), **plain(kwargs))
     if not isinstance(pair, SplitTensor):
-        return pair.view(shape[0].values[0].shape)
-    shape = shape or (dtype if size is None else size,)
-    if isinstance(shape[0], torch.dtype):
-        raise unsupported('view', (pair,), f' as {shape[0]}, as it is about bits')
-    shape = tuple(shape[0].shape) if isinstance(shape[0], torch.Tensor) else shape
-    shape = pair.values[0].view(*shape).shape
+        return viewed
+    if viewed.dtype != pair.dtype:
+        raise unsupported('view', (pair,), f' as {viewed.dtype}, as it is about bits')
     # the sum may lie in memory in another order than the difference
-    return route(pair, lambda tensor: tensor.reshape(shape), same_order)
+    return route(pair, lambda tensor: tensor.reshape(viewed.shape), same_order)
 
 
 @form_of_each(overloads(
@@ -202,9 +195,6 @@ def pieces(function, pair, *args, **kwargs):
 @torch_form('unbind')
 def unbind(pair, dim=0):
     return tuple(pair.select(dim, index) for index in range(pair.values[0].shape[dim]))
-
-
-split_form(torch.Tensor.__iter__)(lambda pair: iter(unbind(pair)))
 
 
 @form_of_each(overloads(

@@ -4,44 +4,40 @@ from functools import partial
 
 import torch
 
-from ..core.axes import Axes, Axis, some_samples
+from ..core.axes import UNKNOWN, Axes, Axis, some_samples
 from ..core.blocks import activated, linear, summands
-from ..core.pair import SplitTensor, pairs_in, sum_dtype, unsupported
-from .arithmetic import negation, parts, valued
-from .pooling import negated, pool
+from ..core.pair import SplitTensor, pairs_in, unsupported
+from .arithmetic import computed_by, of_both, streams, valued
+from .pooling import opposite, pool
 from .reading import refuse_comparison
 from .table import form_of_each, overloads, plain, torch_form
 
 
-def streams(*operands):
-    '''The differences of some pairs or constants, and their sums, which have one dtype.'''
-    differences, sums = zip(*map(parts, operands))
-    dtype = sum_dtype(pairs_in(operands)[0].values[0].dtype)
-    return differences, [each.to(dtype) if isinstance(each, torch.Tensor) else each for each in sums]
-
-
-def along(dim, of_rows, pairs, output, function=None):
+def along(target, dim, of_rows, pairs, output, function=None):
     '''Note that entries were moved along one axis: the largest depth of several pairs, and the other axes on which they
-    agree. All that is in an entry may be moved with it, so that samples stay samples. Nothing is known of axes where
-    this one is not.'''
+    agree. All that is in an entry may be moved with it, so that samples stay samples. Without an axis, they were moved
+    within a target, whose axes stay if it is a pair.'''
     shape, found = output.values[0].shape, []
     output.depth = max(pair.depth for pair in pairs)
+    if dim is None:
+        known = target.axes if isinstance(target, SplitTensor) else UNKNOWN
+        output.axes = known._replace(places=output.axes.places)
+        return output
     for name in ('batch', 'channels'):
-        indices = {pair.axis(name) for pair in pairs}
-        index = indices.pop() if len(indices) == 1 and dim is not None else None
-        stays = index is not None and index % len(shape) != dim % len(shape)
+        index, *others = {pair.axis(name) for pair in pairs}
+        stays = index is not None and not others and index % len(shape) != dim % len(shape)
         stays = stays and shape[index] == getattr(pairs[0].axes, name).length
         found.append(Axis.at(shape, index) if stays else None)
     output.axes = Axes(*found, output.axes.places)
-    return output if dim is None or not of_rows else some_samples(pairs, output, dim)
+    return some_samples(pairs, output, dim) if of_rows else output
 
 
 def moved(function, target, indices, source, dim=None):
     '''A function ``(target, *indices, source) -> tensor`` that moves entries of both, along an axis where there is
     one.'''
-    pairs, indices = pairs_in((target, source)), plain(indices)
-    both = (function(own, *indices, other) for own, other in streams(target, source))
-    return along(dim, is_row(indices), pairs, pairs[0].like(*both))
+    indices = plain(indices)
+    return of_both(lambda own, other: function(own, *indices, other), target, source,
+                   note_axes=partial(along, target, dim, is_row(indices)))
 
 
 def summed(function, target, indices, source, dim=None, scales=False, of_sums=None):
@@ -49,7 +45,7 @@ def summed(function, target, indices, source, dim=None, scales=False, of_sums=No
     entries may differ from one if it ``scales`` them. The sums may have a function of their own.'''
     indices, of_sums = plain(indices), of_sums or function
     (own, other), (own_sum, other_sum) = streams(target, source)
-    note_axes = partial(along, dim, is_row(indices))
+    note_axes = partial(along, target, dim, is_row(indices))
     if not isinstance(target, SplitTensor):
         return linear(source, lambda tensor: function(own, *indices, tensor),
                       lambda total: of_sums(own_sum, *indices, total), note_axes)
@@ -73,12 +69,8 @@ def is_row(indices):
 @torch_form('scatter')
 def scatter(target, dim, index, src=None, value=None, reduce=None):
     src = value if src is None else src
-    if reduce not in (None, 'add'):
-        raise unsupported('scatter', (target, src), f' for reduce={reduce!r}')
-    if reduce == 'add':
-        is_number = not isinstance(src, torch.Tensor)
-        src = torch.full(index.shape, src, dtype=target.dtype, device=index.device) if is_number else src
-        return scatter_add(target, dim, index, src)
+    if reduce is not None:
+        raise unsupported('scatter', (target, src), f' for reduce={reduce!r}', 'use torch.scatter_reduce')
     if isinstance(src, SplitTensor) and src.values[0].ndim == 0:
         src = src.expand(index.shape)
     return moved(torch.scatter, target, (dim, index), src, dim)
@@ -97,19 +89,12 @@ def index_fill(target, dim, index, value):
 @torch_form('masked_scatter')
 def masked_scatter(target, mask, source):
     refuse_comparison(mask, target, source)
-    return keep_target(target, moved(torch.masked_scatter, target, (mask,), source))
-
-
-def keep_target(target, output):
-    '''An output with the axes of what was written into, if that is a pair.'''
-    if isinstance(target, SplitTensor):
-        output.axes = target.axes._replace(places=output.axes.places)
-    return output
+    return moved(torch.masked_scatter, target, (mask,), source)
 
 
 @form_of_each(overloads('select_scatter', 'slice_scatter', 'diagonal_scatter'))
 def part_scatter(function, target, src, *args, **kwargs):
-    return keep_target(target, moved(lambda *both: function(*both, *args, **kwargs), target, (), src))
+    return moved(lambda *both: function(*both, *args, **kwargs), target, (), src)
 
 
 @torch_form('index_put')
@@ -118,7 +103,7 @@ def index_put(target, indices, values, accumulate=False):
         refuse_comparison(index, target, values)
     # the operator also takes None for a whole axis, as graphs of torch.export have it
     write, function = (summed if accumulate else moved), partial(torch.ops.aten.index_put, accumulate=accumulate)
-    return keep_target(target, write(function, target, (tuple(indices),), values))
+    return write(function, target, (tuple(indices),), values)
 
 
 # sums
@@ -142,13 +127,13 @@ def scatter_reduce(target, dim, index, src, reduce, *, include_self=True):
         function = partial(torch.scatter_reduce, reduce=reduce, include_self=include_self)
         return summed(function, target, (dim, index), src, dim, scales=True)
     if reduce == 'amax':
-        return scatter_amax(target, dim, plain(index), src, include_self)
+        return scatter_amax(target, src, dim, plain(index), include_self)
     if reduce == 'amin':
-        return negation(scatter_amax(negated(target), dim, plain(index), negated(src), include_self))
+        return opposite(lambda *both: scatter_amax(*both, dim, plain(index), include_self))(target, src)
     raise unsupported('scatter_reduce', (target, src), f' for reduce={reduce!r}')
 
 
-def scatter_amax(target, dim, index, src, include_self):
+def scatter_amax(target, src, dim, index, include_self):
     '''The largest of the entries that come to a place, which share it where they are equal, as they share torch's
     gradient. Where none comes, the target stays.'''
     (own, source), (own_sum, source_sum) = streams(target, src)
@@ -173,16 +158,15 @@ def scatter_amax(target, dim, index, src, include_self):
     output = pool(pairs[0], difference, winner, lambda: window_sum(source_sum, own_sum) + (
         difference - window_sum(source, own)
     ))
-    return activated(along(dim, False, pairs, output))
+    return activated(along(target, dim, False, pairs, output))
 
 
 @torch_form('index_reduce')
+@computed_by(torch.index_reduce)
 def index_reduce(target, dim, index, source, reduce, *, include_self=True):
     places = plain(index)
     if source.ndim:
         places = places.reshape([-1 if axis == dim % source.ndim else 1 for axis in range(source.ndim)])
     places = places.reshape(()) if source.ndim == 0 else places.expand(source.shape)
-    output = scatter_reduce(target, dim, places, source, reduce, include_self=include_self)
-    value = torch.index_reduce(*plain((target, dim, index, source)), reduce, include_self=include_self)
-    return valued(output, value)
+    return scatter_reduce(target, dim, places, source, reduce, include_self=include_self)
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..core.blocks import multiply
 from .activations import PiecewiseLinear, hardsigmoid
-from .arithmetic import valued
+from .arithmetic import computed_by, valued
 from .table import SplitOption, activation_form, missing, torch_form
 
 
@@ -145,6 +145,7 @@ def glu(pair, dim=-1):
 
 
 @activation_form('hardswish')
+@computed_by(F.hardswish)
 def hardswish(pair):
     '''Exact, as the product of the input and its hard sigmoid.'''
-    return valued(multiply(pair, hardsigmoid(pair), torch.mul), F.hardswish(pair.difference.detach()))
+    return multiply(pair, hardsigmoid(pair), torch.mul)

@@ -12,10 +12,10 @@ from ..core.blocks import Layer, affine, linear, magnitude
 from ..core.pair import pass_of
 from ..core.registry import split_form
 from ..core.table import FORMS
-from .arithmetic import Valued, valued
+from .arithmetic import Valued, computed_by
 from .deferred import as_constants, constant, note
 from .linear import batch_norm
-from .table import SplitOption, missing, own_steps, plain, refuse_pairs, refuse_random, require_batch, torch_form
+from .table import SplitOption, missing, own_steps, refuse_pairs, refuse_random, require_batch, torch_form
 
 
 class DetachedStatistics(SplitOption):
@@ -79,11 +79,13 @@ class Normalization(Layer):
         return output if bias is None else output + magnitude(bias, stream_sum)
 
 
-def normalized(pair, name, layer, variance, weight, bias, channels):
-    '''A normalization by a variance, of channels along an axis of some index, if there is one.'''
+def normalized(pair, name, function, variance, weight, bias, channels, mean=None, size=None):
+    '''A normalization by a variance, as a function computes it, of channels along an axis of some index, if there is
+    one. For mean and size see :py:class:`Normalization`.'''
     note(pair.split_pass, name)
     scale = constant(torch.rsqrt(variance), pair.split_pass).expand(pair.values[0].shape)
     note_axes = same_axes if channels is None else partial(with_channels, channels)
+    layer = Normalization(function, mean, size)
     return affine(pair, layer, scale if weight is None else scale * weight, bias, note_axes)
 
 
@@ -91,21 +93,20 @@ def normalized(pair, name, layer, variance, weight, bias, channels):
 def layer_norm(pair, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     refuse_pairs('layer_norm', weight, bias)
     axes = tuple(range(-len(normalized_shape), 0))
-    layer = Normalization(
-        lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps),
+    return normalized(
+        pair, 'layer_norm', lambda tensor: F.layer_norm(tensor, normalized_shape, weight, bias, eps),
+        pair.difference.var(axes, unbiased=False, keepdim=True) + eps, weight, bias, -1 if len(axes) == 1 else None,
         lambda tensor: tensor.mean(axes, keepdim=True), math.prod(normalized_shape)
     )
-    variance = pair.difference.var(axes, unbiased=False, keepdim=True) + eps
-    return normalized(pair, 'layer_norm', layer, variance, weight, bias, -1 if len(axes) == 1 else None)
 
 
 @detached_form('rms_norm')
 def rms_norm(pair, normalized_shape, weight=None, eps=None):
     refuse_pairs('rms_norm', weight)
     axes, original = tuple(range(-len(normalized_shape), 0)), pair.difference
-    layer = Normalization(lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps))
     variance = original.square().mean(axes, keepdim=True) + (torch.finfo(original.dtype).eps if eps is None else eps)
-    return normalized(pair, 'rms_norm', layer, variance, weight, None, -1 if len(axes) == 1 else None)
+    return normalized(pair, 'rms_norm', lambda tensor: F.rms_norm(tensor, normalized_shape, weight, eps),
+                      variance, weight, None, -1 if len(axes) == 1 else None)
 
 
 @detached_form('group_norm')
@@ -139,10 +140,8 @@ def grouped(pair, function, groups, weight, bias, eps):
 
     variance = over_groups(lambda rows: rows.var(-1, unbiased=False), original) + eps
     weight, bias = (each if each is None else each.reshape(-1, *after) for each in (weight, bias))
-    layer = Normalization(
-        function, partial(over_groups, lambda rows: rows.mean(-1)), size
-    )
-    return normalized(pair, name, layer, variance, weight, bias, 1)
+    mean = partial(over_groups, lambda rows: rows.mean(-1))
+    return normalized(pair, name, function, variance, weight, bias, 1, mean, size)
 
 
 @optional_form(F.local_response_norm)
@@ -160,11 +159,11 @@ def local_response_norm(pair, size, alpha=1e-4, beta=.75, k=1.):
 
 
 @optional_form(torch.cosine_similarity, F.cosine_similarity)
+@computed_by(torch.cosine_similarity)
 def cosine_similarity(x1, x2, dim=1, eps=1e-8):
     note(pass_of((x1, x2)), 'cosine_similarity')
-    value = torch.cosine_similarity(*plain((x1, x2)), dim, eps)
     one, other = (each / as_constants(each).norm(dim=dim, keepdim=True).clamp_min(eps) for each in (x1, x2))
-    return valued((one * other).sum(dim), value)
+    return (one * other).sum(dim)
 
 
 def require_option():

@@ -121,8 +121,8 @@ def missing(functions, reason, remedy):
 
 def own_steps(function):
     '''A function of torch that is written in Python, as the steps it consists of, each of which has a form.'''
-    names = dict.fromkeys(('has_torch_function', 'has_torch_function_unary', 'has_torch_function_variadic'))
-    steps = {**function.__globals__, **{name: lambda *_: False for name in names}}
+    steps = {name: (lambda *_: False) if name.startswith('has_torch_function') else each
+             for name, each in function.__globals__.items()}
     return types.FunctionType(function.__code__, steps, function.__name__, function.__defaults__)
 
 
@@ -134,8 +134,6 @@ def is_in_place(function, kwargs):
 def in_place(form, name):
     '''A split form that changes its first argument.'''
     def changed(target, *args, **kwargs):
-        if not isinstance(target, torch.Tensor):
-            raise unsupported(f'{name} on {type(target).__name__}', (args, kwargs))
         is_pair = isinstance(target, SplitTensor)
         output = form(target if is_pair else target.clone(), *args, **kwargs)
         if output.values[0].shape != target.shape:
