@@ -288,6 +288,11 @@ def pairwise_distance(value, x1, x2, p=2., eps=1e-6, keepdim=False):
     return norm(value, x1 - x2 + eps, p, -1, keepdim)
 
 
+@statistic_form('dist')
+def dist(value, first, other, p=2):
+    return norm(value, first - other, p)
+
+
 # pooling
 
 for number in (1, 2, 3):

@@ -1,5 +1,6 @@
 '''What other packages add to torch: the sum of residual networks that Zennit's canonizers make, and the operators of
 torchvision, for regions of feature maps and for what is selected of boxes by its values.'''
+import math
 from functools import partial
 
 import torch
@@ -22,7 +23,9 @@ def summed(module, stacked):
     function = partial(torch.sum, dim=module.dim)
     if not isinstance(stacked, SplitTensor):
         return function(stacked)
-    shares = stacked.split_pass.rule.shared(stacked, stacked.values[0].shape[module.dim])
+    shape = stacked.values[0].shape
+    count = math.prod(shape[axis] for axis in (module.dim if isinstance(module.dim, (tuple, list)) else [module.dim]))
+    shares = stacked.split_pass.rule.shared(stacked, count)
     return follow_axes([stacked], stacked.like(*map(function, shares.tensors)), function)
 
 

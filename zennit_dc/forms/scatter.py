@@ -69,8 +69,12 @@ def is_row(indices):
 @torch_form('scatter')
 def scatter(target, dim, index, src=None, value=None, reduce=None):
     src = value if src is None else src
-    if reduce is not None:
-        raise unsupported('scatter', (target, src), f' for reduce={reduce!r}', 'use torch.scatter_reduce')
+    if reduce not in (None, 'add'):
+        raise unsupported('scatter', (target, src), f' for reduce={reduce!r}')
+    if reduce == 'add':
+        is_number = not isinstance(src, torch.Tensor)
+        src = torch.full(index.shape, src, dtype=target.dtype, device=index.device) if is_number else src
+        return scatter_add(target, dim, index, src)
     if isinstance(src, SplitTensor) and src.values[0].ndim == 0:
         src = src.expand(index.shape)
     return moved(torch.scatter, target, (dim, index), src, dim)
