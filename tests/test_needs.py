@@ -210,5 +210,16 @@ def test_what_constants_leave_out():
     assert 'Constants are group_norm, softmax' in said_of(lambda h: torch.softmax(F.group_norm(h, 2), 1) * h)
 
 
+def test_values_that_are_only_read_need_no_form():
+    '''Nor where it is found out what constants leave out.'''
+    def logged(h):
+        seen.append(torch.sigmoid(h).amax().item())
+        return F.layer_norm(h, h.shape[3:])
+
+    seen = []
+    assert 'Constants are layer_norm' in said_of(logged)
+    assert seen and len(set(seen)) == 1
+
+
 def test_gradient_is_kept_for_exact_models(network, image):
     assert torch.equal(explain(SplitGrad(.5), network, image), gradient_of(network, image) / 2)

@@ -271,6 +271,19 @@ def test_channels_that_are_not_known():
         explain(SplitCAM('0', .5, channels=3), model, series)
 
 
+def test_channels_that_are_mixed_before_axes_are_one():
+    '''What is left of the axes are not the channels.'''
+    def network(*start):
+        mixed = Calling(lambda x: torch.ones(2, 3).double() @ x)
+        return nn.Sequential(nn.Identity(), *start, mixed, nn.Flatten(), nn.Linear(14, 3)).double()
+
+    with pytest.raises(ValueError, match=r'channels=1 .*channels=-1'):
+        explain(SplitCAM('0', .5), network(), random_image(2, 3, 7))
+    composite = SplitCAM('0', .5)
+    explain(composite, network(Calling(lambda x: x.mean(2))), random_image(2, 3, 7, 7))
+    assert composite.saliency.shape == (2, 7, 7)
+
+
 def test_channels_are_known_from_what_follows_the_layer():
     model = nn.Sequential(nn.Identity(), Calling(lambda x: x.mT), nn.Conv1d(5, 3, 3), nn.Flatten(), nn.Linear(18, 3))
     series = random_image(2, 8, 5)

@@ -84,6 +84,10 @@ class Place(NamedTuple):
         '''Whether it is all of an axis.'''
         return self.step == 1 and self.length == shape[self.axis]
 
+    def fills(self, shape):
+        '''Whether it is all of an axis but for what comes before and after it.'''
+        return self.step == 1 and self.first + self.length + self.behind == shape[self.axis]
+
     def within(self, start, end, length):
         '''This place where only the part from start to end is left, with another length.'''
         if 0 < self.length - length <= self.surplus:
@@ -184,12 +188,15 @@ def joined_places(parts, shape):
 
 def note_channels(pair, index):
     '''Note that weights belong to an axis of a pair, which tells which axis of an input has the channels: the only one
-    that is there, or none if all are elsewhere. What is known first counts.'''
-    index, places, known = index % pair.values[0].ndim, pair.axes.places, pair.split_pass.input_axes.channels
+    that is there, or none if all are elsewhere. Where another one is lost, it may be a part of the axis, too. What is
+    known first counts.'''
+    shape, places, known = pair.values[0].shape, pair.axes.places, pair.split_pass.input_axes.channels
+    index %= len(shape)
     for source in {source for source, _ in places} - set(known):
         own = {axis: place for (which, axis), place in places.items() if which == source and axis >= 0}
         inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
-        if len(inside) == 1 or (not inside and None not in own.values()):
+        is_only = len(inside) == 1 and (None not in own.values() or own[inside[0]].fills(shape))
+        if is_only or (not inside and None not in own.values()):
             known[source] = inside[0] if inside else None
 
 

@@ -8,7 +8,8 @@ import torch
 from ..forms.detached import DetachedActivations
 from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
-from .errors import LOGITS
+from .errors import LOGITS, Unsupported
+from .formless import value_alone
 from .nested import flatten
 from .pair import Pass, SplitTensor, TrueGradient
 from .table import OVERLAYS, Mode, Settings
@@ -112,6 +113,13 @@ class Influence(Pass):
     def __init__(self, canonizer):
         super().__init__(Settings(canonizer.pooling, None, canonizer.rule, canonizer.root), Mode(has_graph=True))
         self.constants, self.is_constant = {}, False
+
+    def apply(self, function, args, kwargs, pairs):
+        '''What the model gets for a function of pairs: without a form, a value that may be read.'''
+        try:
+            return super().apply(function, args, kwargs, pairs)
+        except Unsupported as error:
+            return value_alone(self, function, args, kwargs, pairs, error)
 
     def makes_map(self):
         '''Whether statistics are constants in the running backward pass.'''
