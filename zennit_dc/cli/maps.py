@@ -86,10 +86,11 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
-    its own in a folder beside it. After 30 rows, the figure is continued in that folder. With the default colors red speaks for the class and blue for the classes of
-    --against; a color bar says where it is otherwise, and which value gets the color's end. A method that has nearly
-    the same map of another class by itself is reported, and so is a map whose red part matters to the
-    network less than a random or the blue part of the image. Where a method fails, the other maps are kept.
+    its own in a folder beside it. After 30 rows, the figure is continued in that folder. With the default colors red
+    speaks for the class and blue for the classes of --against; a color bar says where it is otherwise, and which value
+    gets the color's end. A method that has nearly the same map of another class by itself is reported, and so is a map
+    whose red part matters to the network less than a random or the blue part of the image. Where a method fails, the
+    other maps are kept.
 
     \b
     zennit-dc explain dog.jpg

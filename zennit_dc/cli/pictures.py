@@ -27,8 +27,8 @@ GRAINY = (
 )
 '''The methods whose maps at the input change from pixel to pixel, as gradients do.'''
 LENGTH = 30
-'''The number of rows of a figure. Of many more, no picture could be saved: in most formats it has 65535 pixels a side at
-most, and in WebP 16383.'''
+'''The number of rows of a figure. Of many more, no picture could be saved: its sides have up to 65535 pixels, and 16383
+in WebP.'''
 FOOTER = (
     'Each map has its own scale. The numbers at a color bar are values of single pixels: no shares of the score, to'
     ' which they need not add up.'

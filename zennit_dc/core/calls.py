@@ -271,7 +271,9 @@ def random_state(device):
 
 
 def require_split_rule(rule, where):
-    '''Raise if an object is a Zennit hook but no rule for split pairs.'''
+    '''Raise if an object is a Zennit hook but no rule for split pairs, or a class.'''
+    if isinstance(rule, type):
+        raise TypeError(f'{rule.__name__} of {where()} is a class: make a rule of it')
     if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
         name = type(rule).__name__
         raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')
