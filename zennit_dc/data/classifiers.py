@@ -216,7 +216,7 @@ def changed(preprocessing, size, mean, std):
         raise ValueError('mean and std are one or three numbers each, and all of std are positive')
     if not all(0. <= each <= 1. for each in mean):
         warnings.warn(
-            f'no image has a mean of {max(mean, key=abs):g}, as pixels are from 0 to 1: if it is of pixels from 0 to 255,'
+            f'no image has a mean of {max(mean, key=abs):g}, as pixels are from 0 to 1: if it is of pixels up to 255,'
             ' divide mean and std by 255', stacklevel=2
         )
     crop, resize = (preprocessing.crop_size, preprocessing.resize_size) if size is None else ([size], [size])
