@@ -46,6 +46,11 @@ def test_own_function_and_own_module():
         del zennit_dc.core.table.FORMS[torch.trace], zennit_dc.core.table.MODULE_FORMS[Cube]
 
 
+def test_names_of_functions_are_no_functions():
+    with pytest.raises(TypeError, match='not \'trace\''):
+        split_form(torch.trace, 'trace')
+
+
 # memory
 
 @pytest.mark.parametrize('after', [nn.Conv2d(4, 4, 3), nn.MaxPool2d(2)])

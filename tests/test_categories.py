@@ -22,8 +22,15 @@ def test_files(tmp_path, name, content):
     assert load_categories(tmp_path / name) == NAMES
 
 
+def test_file_with_a_byte_order_mark(tmp_path):
+    for name, content in (('names.txt', '\r\n'.join(NAMES)), ('names.json', json.dumps(NAMES))):
+        (tmp_path / name).write_bytes(content.encode('utf-8-sig'))
+        assert load_categories(tmp_path / name) == NAMES
+
+
 @pytest.mark.parametrize('name, content, message', [
-    ('missing.txt', None, 'missing.txt cannot be read'), ('a.json', '{', 'a.json cannot be read'),
+    ('missing.txt', None, 'missing.txt cannot be read as names of classes: No such'),
+    ('a.json', '{', 'a.json cannot be read'),
     ('a.json', '[1, 2]', 'no name for class 0'), ('a.json', '{"0": "a", "2": "b"}', 'no name for class 1'),
     ('a.json', '3', 'cannot be read'), ('a.json', '{"x": "a"}', 'cannot be read'), ('a.json', '[{}]', 'cannot be read'),
     ('a.txt', 'a\n\nb', 'no name for class 1'), ('a.json', '{"0": []}', 'cannot be read'),

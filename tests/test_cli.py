@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from click.testing import CliRunner
 from commands import command, require_error, require_success, run, run_code, run_process
 from helpers import assert_close, rounding
 from PIL import Image
@@ -19,6 +20,7 @@ from zennit.attribution import Gradient
 
 from zennit_dc import SplitCAM, SplitGrad, contrast
 from zennit_dc.attribution import CASO, Sparsity, class_relevance
+from zennit_dc.cli import main, pictures
 from zennit_dc.cli.explanations import Explanations
 from zennit_dc.cli.pictures import distinct, shortened
 from zennit_dc.data.classifiers import layers, load_classifier
@@ -605,7 +607,7 @@ def test_help_and_version():
     (['missing.png'], 'missing.png cannot be read as an image'),
     (['text.png'], 'text.png cannot be read as an image'),
     (['truncated.png'], 'truncated.png cannot be read as an image'),
-    ([], 'IMAGE'),
+    ([], 'IMAGE|FOLDER...\'. zennit-dc explain --help says'),
     (['0.png', '--model', 'perceptron'], 'perceptron'),
     (['0.png', '--weights', 'missing.pt'], 'missing.pt'),
     (['0.png', '--weights', 'text.png'], 'text.png cannot be loaded'),
@@ -652,6 +654,47 @@ def test_explain_with_bad_arguments(tmp_path, drawings, arguments, message, monk
     model = () if '--model' in arguments else ('--model', 'demo')
     require_error(run('explain', *model, *arguments), message)
     assert not (tmp_path / 'explanation.png').exists()
+
+
+def test_all_images_that_cannot_be_read_are_named(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'good.png').write_bytes(drawings[0].read_bytes())
+    for name in ('a.png', 'b.png', 'z.png'):
+        (tmp_path / name).write_text('no image')
+    require_error(run('explain', '.', '--model', 'demo'), 'a.png cannot be read as an image', '; nor can b.png, z.png')
+
+
+def test_a_figure_with_many_rows_is_continued(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pictures, 'LENGTH', 2)
+    options = ('--model', 'demo', '--no-support', '--method', 'splitcam')
+    result = run('explain', *drawings, *options, '--top', 2, '--out', 'many.png')
+    require_success(result)
+    assert 'many.png and 6 maps and 2 more of its kind in many_maps' in result.stdout
+    sizes = {Image.open(path).size for path in (Path('many.png'), *Path('many_maps').glob('many_*.png'))}
+    assert [path.name for path in sorted(Path('many_maps').glob('many_*'))] == ['many_2.png', 'many_3.png']
+    require_success(run('explain', drawings[0], *options, '--out', 'one.png'))
+    assert len(sizes) <= 2 and all(size[1] > 1.5 * Image.open('one.png').size[1] for size in sizes)
+
+
+
+def test_errors_have_a_traceback_if_asked(drawings, monkeypatch):
+    arguments = ['explain', str(drawings[0]), '--model', 'nowhere:build']
+    for variable, kind in (('', SystemExit), ('1', ValueError)):
+        monkeypatch.setenv('ZENNIT_DC_TRACEBACK', variable)
+        assert type(CliRunner().invoke(main, arguments).exception) is kind
+
+
+def test_functions_that_are_not_found(tmp_path, drawings, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    require_error(run('explain', drawings[0], '--model', 'nowhere:build'), 'run the command in the folder of its file')
+    require_error(run('explain', drawings[0], '--model', 'nowhere.py:build'), 'leave out .py')
+
+
+def test_mean_of_pixels_up_to_255(tmp_path, drawings):
+    options = ('--model', 'demo', '--no-support', '--method', 'splitcam', '--std', '0.25', '--out', tmp_path / 'x.png')
+    assert 'divide mean and std by 255' in run('explain', drawings[0], *options, '--mean', '123.7,116.3,103.5').stderr
+    assert 'divide' not in run('explain', drawings[0], *options, '--mean', '0.4,0.5,0.6').stderr
 
 
 def test_balanced_alpha(tmp_path, drawings, monkeypatch):

@@ -14,7 +14,7 @@ from zennit.attribution import Gradient, IntegratedGradients, Occlusion, SmoothG
 from zennit.composites import COMPOSITES, MixedComposite, NameMapComposite
 from zennit.core import Composite
 
-from zennit_dc import Scaling, Shifting, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Balanced, Relative, Scaling, Shifting, SmoothReplacement, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.rules import SplitEpsilon
 
 
@@ -35,6 +35,10 @@ def test_composites_are_registered():
     (lambda: SplitLRP(stream='g'), 'stream'), (lambda: SplitLRP(epsilon=0.), 'epsilon'),
     (lambda: SplitLRP(epsilon=float('inf')), 'epsilon'), (lambda: SplitLRP(pooling='max'), 'pooling'),
     (lambda: SplitGrad(input_split='abs'), 'input_split'), (lambda: SplitGrad(recentering='sc'), 'recentering'),
+    (lambda: SplitGrad('balanced'), r'Balanced\(\), a mapping'), (lambda: SplitCAM('x', Balanced), r'Balanced\(\)'),
+    (lambda: SplitLRP(recentering=Relative), r'Relative\(\)'), (lambda: SplitLRP(canonizers='none'), 'or None'),
+    (lambda: SplitLRP(canonizers=SmoothReplacement()), 'a list'),
+    (lambda: SplitLRP(canonizers=[SmoothReplacement]), 'a list'),
     (lambda: SplitCAM(None), 'layer'), (lambda: SplitGrad(layer=3), 'layer'),
     (lambda: Scaling(1.), 'theta'), (lambda: Scaling(threshold=0.), 'threshold'),
 ])

@@ -85,6 +85,13 @@ def test_relative_needs_a_ratio(rho):
         Relative(rho)
 
 
+@pytest.mark.parametrize('wrong', [None, 1., [1.]])
+def test_recentering_of_ones_own_returns_a_tensor(network, image, wrong):
+    composite = SplitLRP(recentering=lambda difference, stream_sum: wrong)
+    with composite.context(network), pytest.raises(TypeError, match=f're-centering returns a {type(wrong).__name__}'):
+        network(image)
+
+
 class Gated(torch.nn.Module):
     '''A network without biases, with a product, a view that is changed in place, two inputs, and units that never
     fire.'''

@@ -17,7 +17,7 @@ from zennit.rules import Epsilon, Gamma, Pass
 from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
-from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, mean_size, over_epsilon, ruled
+from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, SplitRule, mean_size, over_epsilon, ruled
 
 
 UNIT = 2
@@ -38,6 +38,14 @@ def test_foreign_rules_are_refused(network, image):
         mixed = MixedComposite([NameMapComposite([(['conv3'], rule)]), composite])
         with mixed.context(network), pytest.raises(TypeError, match='rule for'):
             network(image)
+
+
+def test_what_is_no_rule_is_refused(network, image):
+    with pytest.raises(TypeError, match='SplitEpsilon of .* is a class'):
+        SplitLRP(layer_map=[((nn.Linear,), SplitEpsilon)])
+    composite = SplitLRP(layer_map=[((nn.Conv2d,), SplitRule())])
+    with composite.context(network), pytest.raises(TypeError, match='SplitRule has no quantity.* for relevance'):
+        network(image)
 
 
 @pytest.mark.parametrize('names, rule', [(['conv1'], SplitEpsilon(.5)), (['conv2'], SplitEpsilon(.2))])

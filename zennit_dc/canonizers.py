@@ -80,7 +80,7 @@ class SplitCanonizer(Canonizer):
     ):
         require_choice('pooling', pooling, ('wta', 'convex'))
         require_choice('input_split', input_split, ('relu', 'half'))
-        if recentering is not None and not callable(recentering):
+        if recentering is not None and (isinstance(recentering, type) or not callable(recentering)):
             choices = 'Relative(), Scaling(), Shifting(), a callable or None'
             raise ValueError(f'recentering must be {choices}, not {recentering!r}')
         if layer is not None and not isinstance(layer, str):

@@ -106,12 +106,12 @@ class SplitComposite(LayerMapComposite):
         layer_map = list(layer_map or [])
         for types, hook in layer_map:
             require_split_rule(hook, f'the layer_map\'s entry for {types}'.format)
-        automatic = isinstance(canonizers, str)
-        if automatic:
-            require_choice('canonizers', canonizers, ('auto',))
+        automatic = canonizers == 'auto'
+        own = [] if automatic or canonizers is None else canonizers
+        if not isinstance(own, (list, tuple)) or not all(isinstance(each, Canonizer) for each in own):
+            raise ValueError(f'canonizers must be \'auto\', a list of canonizers or None, not {canonizers!r}')
         self.readout = readout
         split = SplitCanonizer(readout, rule, layer, pooling, input_split, recentering, grid, automatic, channels)
-        own = [] if automatic or canonizers is None else canonizers
         super().__init__([*layer_map, ((Linear, BatchNorm), rule)], [*own, split])
 
     @property
@@ -216,6 +216,9 @@ class SensitivityComposite(SplitComposite):
 
     def alpha_of(self, name: str) -> float | Balanced:
         '''The shift for the module of a name.'''
+        if isinstance(self.alpha, (str, type)):
+            choices = 'a number in [0, 0.5], Balanced(), a mapping or a callable'
+            raise ValueError(f'alpha must be {choices}, not {self.alpha!r}')
         if not isinstance(self.alpha, Mapping):
             return self.alpha(name) if callable(self.alpha) else self.alpha
         if name not in self.alpha:

@@ -71,7 +71,19 @@ class SplitRule(Hook, TrueGradient):
 
     While the module runs that it is registered to, operations on pairs ask this rule instead of the composite's
     default what to place before and after them. No state is kept between forward and backward. The rules of a composite
-    hold for its own model alone, of which another model may share modules.
+    hold for its own model alone, of which another model may share modules. A model that is not in split form has no
+    pairs, so that no rule changes its gradients: map rules in a composite that has a
+    :py:class:`~zennit_dc.SplitCanonizer`, or is mixed with one that has.
+
+    A rule of one's own sets ``quantity``, and overrides those of ``before_affine``, ``before_linear``, ``after``,
+    ``shared`` and ``output_damping`` that are not to leave gradients as they are, see
+    :py:class:`~zennit_dc.core.pair.TrueGradient`. Each takes a pair and returns one, best by :py:func:`ruled`.
+
+    Attributes
+    ----------
+    quantity : {'sensitivity', 'relevance'}
+        What the gradients of pairs stand for: the former in SplitGrad and SplitCAM, the latter in SplitLRP. A rule in a
+        composite for the other one raises a TypeError in the model's forward.
     '''
     quantity: Any  # the name of what the gradients stand for
     root: Module | None = None  # the model for which this rule holds, or None if it does for all
@@ -83,7 +95,8 @@ class SplitRule(Hook, TrueGradient):
             default = split_pass.rules[0].quantity or 'neither sensitivity nor relevance'
             if self.quantity != default:
                 where = f'{describe(module, split_pass.root)} runs in a composite for {default}'
-                raise TypeError(f'{type(self).__name__} is a rule for {self.quantity}, but {where}')
+                own = f'is a rule for {self.quantity}' if self.quantity else 'has no quantity'
+                raise TypeError(f'{type(self).__name__} {own}, but {where}')
             split_pass.rules.append(self)
 
     def post_forward(self, module: Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -122,7 +135,9 @@ class SplitRule(Hook, TrueGradient):
 
 
 def require_split_rule(rule: Any, where: Callable[[], str]) -> None:
-    '''Raise if an object is a Zennit hook but no rule for split pairs.'''
+    '''Raise if an object is a Zennit hook but no rule for split pairs, or a class of hooks.'''
+    if isinstance(rule, type) and issubclass(rule, Hook):
+        raise TypeError(f'{rule.__name__} of {where()} is a class: make a rule of it')
     if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
         name = type(rule).__name__
         raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from ..composites import relevance_by
 from ..core.places import places_of
 from .uses import Output, Recording
 
@@ -60,7 +61,7 @@ def gradient_at(
     with recorded(model, layer) as activations, torch.enable_grad():
         output = model(input.detach().requires_grad_())
     activation, places = require_one_map(activations, layer, input.shape, grid)
-    gradient, = torch.autograd.grad(output, activation, attr_output_fn(output))
+    gradient, = torch.autograd.grad(output, activation, relevance_by(attr_output_fn)(output))
     places.require_reached(f'layer {layer!r}', gradient)
     return output.detach(), places.arranged(gradient), places.arranged(activation.detach())
 

@@ -36,22 +36,29 @@ class Commands(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             click.echo(error.format_message())
             sys.exit(error.exit_code)
+        except click.MissingParameter as error:
+            fail(f'{error.format_message()} {error.ctx.command_path} --help says what it takes', error.exit_code)
         except click.ClickException as error:
             fail(error.format_message(), error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             fail('interrupted', 130)
-        except ModuleNotFoundError as error:
-            extra = 'evaluation' if error.name in ('captum', 'quantus', 'pandas') else 'virelay'
-            named = 'pip install' in str(error)
-            fail(str(error) if named else f'{error}: the command needs an extra, pip install "zennit-dc[{extra}]"')
-        except OSError as error:  # without its number, unless it is all that there is
-            fail(f'{error.filename}: {error.strerror}' if error.filename else error.strerror or str(error))
-        except (ArithmeticError, MemoryError, RuntimeError, ValueError) as error:
-            fail(str(error) or type(error).__name__)
-        except Exception as error:  # what a model of one's own may raise
+        except Exception as error:
             if os.environ.get('ZENNIT_DC_TRACEBACK'):
                 raise
-            fail(f'{type(error).__name__}: {error} (ZENNIT_DC_TRACEBACK=1 shows where)')
+            fail(reason_of(error))
+
+
+def reason_of(error):
+    '''What went wrong, in one line.'''
+    if isinstance(error, ModuleNotFoundError):
+        extra = 'evaluation' if error.name in ('captum', 'quantus', 'pandas') else 'virelay'
+        named = 'pip install' in str(error)
+        return str(error) if named else f'{error}: the command needs an extra, pip install "zennit-dc[{extra}]"'
+    if isinstance(error, OSError):  # without its number, unless it is all that there is
+        return f'{error.filename}: {error.strerror}' if error.filename else error.strerror or str(error)
+    if isinstance(error, (ArithmeticError, MemoryError, RuntimeError, ValueError)):
+        return str(error) or type(error).__name__
+    return f'{type(error).__name__}: {error} (ZENNIT_DC_TRACEBACK=1 shows where)'  # of a model of one's own
 
 
 def warn(told, message, *_):
@@ -81,4 +88,6 @@ def main():
     \b
     zennit-dc demo
     zennit-dc explain dog.jpg --model vgg16 --layer features.26
+
+    An error is one line. Where it comes from is shown if the variable ZENNIT_DC_TRACEBACK is 1.
     '''

@@ -41,7 +41,7 @@ CMAPS = ('gray', 'wred', 'wblue', 'hot', 'cold', 'coldnhot', 'bwr', 'france', 's
 LAST, MIDDLE = '*last*', '*middle*'  # stand for feature maps, and are no modules' names
 
 
-@click.command()
+@click.command(short_help='Explain what a classifier sees in images.')
 @click.argument('images', nargs=-1, required=True, type=click.Path(path_type=Path), metavar='IMAGE|FOLDER...')
 @option(
     '--method', 'methods', multiple=True, metavar='NAME[@LAYER]',
@@ -86,10 +86,11 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     '''Explain what a classifier sees in images, or in those of a folder.
 
     Writes a figure with a row for each image and class and a column for each method, and every map as a PNG image of
-    its own in a folder beside it. With the default colors red speaks for the class and blue for the classes of
-    --against; a color bar says where it is otherwise, and which value gets the color's end. A method that has nearly
-    the same map of another class by itself is reported, and so is a map whose red part matters to the
-    network less than a random or the blue part of the image. Where a method fails, the other maps are kept.
+    its own in a folder beside it. After 30 rows, the figure is continued in that folder. With the default colors red
+    speaks for the class and blue for the classes of --against; a color bar says where it is otherwise, and which value
+    gets the color's end. A method that has nearly the same map of another class by itself is reported, and so is a map
+    whose red part matters to the network less than a random or the blue part of the image. Where a method fails, the
+    other maps are kept.
 
     \b
     zennit-dc explain dog.jpg
@@ -128,10 +129,11 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     )
     place, look = {'device': device, 'dtype': dtype}, Look(cmap, overlay, percentile, smoothing)
     heading = heading_of(model, weights, ' and '.join(places.values()), against, given)
-    count = explain_images(images, out, folder, explanations, heading, look, save_arrays, place)
+    count, figures = explain_images(images, out, folder, explanations, heading, look, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)
-    click.echo(f'{out} and {count} maps in {folder}')
+    others = f' and {figures} more of its kind' if figures else ''
+    click.echo(f'{out} and {count} maps{others} in {folder}')
     if explanations.failed:
         raise click.ClickException(explanations.failure())
 
@@ -197,7 +199,7 @@ def parse(method, layer):
     return name, own if at else layer or (LAST if METHODS[name].needs_layer else None)
 
 
-@click.command()
+@click.command(short_help='List the layers of a model, and their shapes.')
 @click.argument('model')
 @model_options
 @compute_options

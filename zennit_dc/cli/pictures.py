@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ..attribution.support import blurred
+from ..data.files import UnreadableImage
 from ..data.images import read_image
 from ..data.parts import atomic_write
 from ..data.progress import progress_bar
@@ -25,6 +26,9 @@ GRAINY = (
     'smooth-cafo', 'smooth-caso'
 )
 '''The methods whose maps at the input change from pixel to pixel, as gradients do.'''
+LENGTH = 30
+'''The number of rows of a figure. Of many more, no picture could be saved: its sides have up to 65535 pixels, and 16383
+in WebP.'''
 FOOTER = (
     'Each map has its own scale. The numbers at a color bar are values of single pixels: no shares of the score, to'
     ' which they need not add up.'
@@ -153,9 +157,14 @@ class Rows:
             return f'lowers {stream[-1]}', f'raises {stream[-1]}'
         return 'against the class', 'for it'
 
-    def save(self, path, heading):
-        '''Save the figure.'''
-        save(side_by_side(self.rows, heading, self.color_bars, self.look.cmap, self.notes, FOOTER), path)
+    def save(self, path, folder, heading):
+        '''Save the figure, and in a folder those with the rows for which it has no room. Their number is returned.'''
+        starts = range(0, len(self.rows), LENGTH)
+        for index, start in enumerate(starts, 1):
+            rows, bars, notes = (each[start:start + LENGTH] for each in (self.rows, self.color_bars, self.notes))
+            page = path if start == 0 else folder / f'{path.stem}_{index}{path.suffix}'
+            save(side_by_side(rows, heading, bars, self.look.cmap, notes, FOOTER), page)
+        return len(starts) - 1
 
 
 def explain_images(images, out, folder, explanations, heading, look, save_arrays, place):
@@ -181,16 +190,18 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
 
     Returns
     -------
-    int
-        The number of maps.
+    tuple of int
+        The number of maps, and the number of figures in the folder with rows for which the figure has no room.
 
     Raises
     ------
+    UnreadableImage
+        If images cannot be read, before the first map is computed.
     Exception
         What the first map raised that failed, if there is none of the first image.
     '''
     classifier, rows = explanations.classifier, Rows(explanations, look)
-    inputs = [classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place) for path in images]
+    inputs = [classifier.preprocessing(image)[None].to(**place) for image in read_images(images, classifier.mode)]
     names = distinct([shortened(path.stem) for path in images])
     with progress_bar(total=len(inputs) * explanations.most, desc='maps', unit='map') as progress:
         for path, name, input in zip(images, names, inputs, strict=True):
@@ -205,8 +216,23 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
                 notes = explanations.notes(path, input, target, ending, saliencies, look.cmap)
                 rows.add(text, photo, pictures, notes)
     save_supports(folder / 'support.json', explanations)
-    rows.save(out, heading)
-    return rows.count
+    return rows.count, rows.save(out, folder, heading)
+
+
+def read_images(paths, mode):
+    '''Read image files, or raise an UnreadableImage that names all of those that cannot be read.'''
+    images, errors = [], []
+    for path in paths:
+        try:
+            images.append(read_image(path, mode))
+        except UnreadableImage as error:
+            errors.append((path, error))
+    if len(errors) > 1:
+        others = ', '.join(str(path) for path, _ in errors[1:])
+        raise UnreadableImage(f'{errors[0][1]}; nor can {others}') from errors[0][1]
+    if errors:
+        raise errors[0][1]
+    return images
 
 
 def save_supports(path, explanations):

@@ -160,7 +160,10 @@ def choice(pair):
     recentering, batch = pair.split_pass.settings.recentering, pair.axes.batch  # not the pair, which may keep the graph
 
     def choose(*tensors):
-        return in_shape(recentering(*(by_sample(tensor, batch) for tensor in tensors)), batch, tensors[0].shape)
+        chosen = recentering(*(by_sample(tensor, batch) for tensor in tensors))
+        if not isinstance(chosen, torch.Tensor):
+            raise TypeError(f'the re-centering returns a {type(chosen).__name__}, and not the new sum, a tensor')
+        return in_shape(chosen, batch, tensors[0].shape)
 
     return choose
 

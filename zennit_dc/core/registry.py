@@ -27,7 +27,16 @@ def split_form(*functions, table=FORMS):
         A decorator that returns the decorated function unchanged. The function should return a
         :py:class:`SplitTensor`, best made with the building blocks of :py:mod:`zennit_dc.core.blocks`, which also say
         what happens to relevance.
+
+    Raises
+    ------
+    TypeError
+        If one of the functions is none, such as its name.
     '''
+    wrong = next((function for function in functions if not callable(function)), None)
+    if wrong is not None:
+        raise TypeError(f'split_form registers functions, modules and autograd functions, not {wrong!r}')
+
     def register(form):
         for function in functions:
             kind = function.__self__ if getattr(function, '__name__', '') == 'apply' else function

@@ -32,7 +32,7 @@ def load_categories(path):
         If the file cannot be read, or does not name each class once.
     '''
     try:
-        text = Path(path).read_text(encoding='utf-8')
+        text = Path(path).read_text(encoding='utf-8-sig')
         entries = json.loads(text) if Path(path).suffix.lower() == '.json' else text.strip().splitlines()
         if isinstance(entries, dict) and all(type(each) is int for each in entries.values()):
             named = inverted(entries)
@@ -42,7 +42,9 @@ def load_categories(path):
             named = {int(each['index']): each['name'] for each in entries}
         else:
             named = dict(enumerate(entries))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except OSError as error:
+        raise ValueError(f'{path} cannot be read as names of classes: {error.strerror}') from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f'{path} cannot be read as names of classes: {type(error).__name__} {error}') from error
     names = [named.get(index) for index in range(len(named))]
     for index, name in enumerate(names):

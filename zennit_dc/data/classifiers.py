@@ -2,6 +2,7 @@
 import importlib
 import os
 import sys
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -174,12 +175,16 @@ SOURCES = {**dict.fromkeys(torchvision.models.list_models(module=torchvision.mod
 def build(specification):
     '''The model that a function named ``'module:function'`` returns.'''
     module, _, function = specification.partition(':')
+    if module.endswith('.py'):
+        raise ValueError(f'{specification} names a file: leave out .py, and write dots for folders')
     if '' not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does
     try:
         model = getattr(importlib.import_module(module), function)()
     except Exception as error:
-        raise ValueError(f'{specification} cannot be called: {type(error).__name__}: {error}') from error
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        advice = ': run the command in the folder of its file' if is_missing else ''
+        raise ValueError(f'{specification} cannot be called: {type(error).__name__}: {error}{advice}') from error
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f'{specification} returns a {type(model).__name__}, and not a model')
     return model
@@ -209,6 +214,11 @@ def changed(preprocessing, size, mean, std):
         raise ValueError(f'mean has {len(mean)} channels, but std has {len(std)}')
     if len(mean) not in (1, 3) or not all(each > 0. for each in std):
         raise ValueError('mean and std are one or three numbers each, and all of std are positive')
+    if not all(0. <= each <= 1. for each in mean):
+        warnings.warn(
+            f'no image has a mean of {max(mean, key=abs):g}, as pixels are from 0 to 1: if it is of pixels up to 255,'
+            ' divide mean and std by 255', stacklevel=2
+        )
     crop, resize = (preprocessing.crop_size, preprocessing.resize_size) if size is None else ([size], [size])
     return IMAGENET_PREPROCESSING(
         crop_size=crop[0], resize_size=resize[0], mean=tuple(mean), std=tuple(std),

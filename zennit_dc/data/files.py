@@ -32,7 +32,9 @@ def images_in(folder):
     '''
     names = sorted(each.name for each in os.scandir(folder) if is_image_name(each.name) and each.is_file())
     if not names:
-        raise ValueError(f'there is no image in the folder {folder} ({", ".join(IMG_EXTENSIONS)})')
+        raise ValueError(
+            f'there is no image in the folder {folder} ({", ".join(IMG_EXTENSIONS)}); folders within are not searched'
+        )
     return [Path(folder, name) for name in names]
 
 

@@ -52,7 +52,9 @@ def read_image(path, mode='RGB'):
         with opened(path) as image:
             image = ImageOps.exif_transpose(image)
             if max(image.size) > LONGEST * min(image.size):
-                raise ValueError(f'it has {image.size[0]} × {image.size[1]} pixels')
+                raise ValueError(
+                    f'it has {image.size[0]} × {image.size[1]} pixels, one side more than {LONGEST} times the other'
+                )
             if image.mode == 'F':
                 raise ValueError('the range of its values is not known (mode F)')
             return on_white(of_eight_bits(image, path)).convert(mode)
