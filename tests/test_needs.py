@@ -210,5 +210,14 @@ def test_what_constants_leave_out():
     assert 'Constants are group_norm, softmax' in said_of(lambda h: torch.softmax(F.group_norm(h, 2), 1) * h)
 
 
+def test_functions_without_a_form_that_are_not_part_of_the_output():
+    '''What is left out is said all the same, as of a detector whose boxes are not explained.'''
+    def normalized(h):
+        torch.sigmoid(h)
+        return F.group_norm(h, 2)
+
+    assert said_of(normalized) == said_of(lambda h: F.group_norm(h, 2))
+
+
 def test_gradient_is_kept_for_exact_models(network, image):
     assert torch.equal(explain(SplitGrad(.5), network, image), gradient_of(network, image) / 2)

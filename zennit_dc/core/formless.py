@@ -4,7 +4,18 @@ import math
 import sys
 
 from ..forms.reading import read_alone
-from .pair import note_unmapped, pairs_in, unmapped_cause, unsupported
+from .errors import Unsupported
+from .pair import Pass, note_unmapped, pairs_in, unmapped_cause, unsupported
+
+
+class ReadingPass(Pass):
+    '''A forward pass in which a function without a form is a value that may be read.'''
+    def apply(self, function, args, kwargs, pairs):
+        '''What the model gets for a function of pairs.'''
+        try:
+            return super().apply(function, args, kwargs, pairs)
+        except Unsupported as error:
+            return value_alone(self, function, args, kwargs, pairs, error)
 
 
 def value_alone(split_pass, function, args, kwargs, pairs, error):
@@ -26,7 +37,7 @@ def running_function():
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == 'apply' and frame.f_globals.get('__name__') == 'torch.autograd.function':
-            return frame.f_locals['cls']
+            return frame.f_locals.get('cls')  # None in a backward pass, in which the model runs again
         frame = frame.f_back
     return None
 

@@ -7,8 +7,9 @@ from ..forms.detached import DetachedActivations
 from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
 from .errors import LOGITS
+from .formless import ReadingPass
 from .nested import flatten
-from .pair import Pass, SplitTensor, TrueGradient
+from .pair import SplitTensor, TrueGradient
 from .settings import Mode, Settings
 
 
@@ -33,7 +34,7 @@ def request(error, options):
     )
 
 
-class Influence(Pass):
+class Influence(ReadingPass):
     '''A forward pass whose gradients are those of the difference, with statistics as constants or without.
 
     Parameters

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 
 from .errors import StartOver
+from .formless import ReadingPass
 from .nested import flatten, modules_of
-from .pair import Pass, SplitTensor
+from .pair import SplitTensor
 from .settings import Mode, Settings
 from .tensors import same
 
@@ -126,7 +127,7 @@ def gradients_of_output(split_pass, index, gradient, trained):
     '''The true gradients by inputs that need one and by parameters of the output of a pass with an index.'''
     with split_pass.rerun.running(split_pass) as (call, inputs):
         settings = Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root)
-        true_pass = Pass(settings, Mode(has_graph=True))
+        true_pass = ReadingPass(settings, Mode(has_graph=True))
         pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
         output = flatten(call(pairs))[0][index].difference
     needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]
