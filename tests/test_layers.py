@@ -522,7 +522,7 @@ def test_last_feature_map_of(name):
 
 
 class Bypassed(nn.Module):
-    '''A layer beside which its input goes on.'''
+    '''A layer beside which its input goes on, and a function without a form that is no part of the output.'''
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
@@ -531,6 +531,7 @@ class Bypassed(nn.Module):
 
     def forward(self, x):
         hidden = torch.relu(self.first(x))
+        torch.sigmoid(hidden)
         return self.last(torch.relu(hidden + torch.relu(self.layer(hidden))).mean((2, 3)))
 
 
@@ -552,3 +553,30 @@ def test_true_gradients_do_not_only_go_through_the_layer(composite):
         assert_close(whole - part, true, 1e-9)
     for found, true in zip(alone, expected[1:]):
         assert_close(found, true, 1e-12)
+
+
+class Centered(nn.Module):
+    '''A network with a layer norm over the channels of a layer's output, and whatever else is made of it.'''
+    def __init__(self, bypass):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.norm, self.bypass = nn.Conv2d(3, 8, 3), nn.LayerNorm(8), bypass
+        self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+        drawn(self)
+
+    def forward(self, x):
+        x = self.layer(x)
+        x = F.relu(self.hidden(self.norm(x.movedim(1, -1)))) + self.bypass * x.movedim(1, -1)
+        return self.head(x.mean((1, 2)))
+
+
+@pytest.mark.filterwarnings('ignore:canonizers')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('alpha', [None, .5])
+def test_sensitivities_before_a_layer_norm_cancel_each_other_out(alpha, dtype):
+    '''Their mean over the channels is nothing but rounding, which is no map.'''
+    image, composite = IMAGE.to(dtype), SplitGrad(layer='layer', **({} if alpha is None else {'alpha': alpha}))
+    with pytest.raises(ValueError, match='nothing but rounding .* SplitGrad .* module \'layer\''):
+        Gradient(Centered(0.).to(dtype), composite)(image, class_relevance(TARGETS))
+    for method, bypass in ((SplitGrad, 1.), (SplitCAM, 0.), (SplitLRP, 0.)):
+        assert Gradient(Centered(bypass).to(dtype), method(layer='layer'))(image, class_relevance(TARGETS))[1].any()

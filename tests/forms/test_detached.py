@@ -123,3 +123,17 @@ def test_gated_linear_unit_in_bfloat16():
     '''Which torch rounds once. explain() asserts that the output is bit-identical.'''
     model = nn.GLU(-1)
     assert explain(SplitGrad(canonizers=[DetachedActivations()]), model, random_image(3, 8, dtype=torch.bfloat16)).any()
+
+
+@pytest.mark.parametrize('activation', [torch.sigmoid, F.softplus, F.logsigmoid, F.hardsigmoid])
+def test_ratios_are_as_exact_near_zero_as_elsewhere(activation):
+    '''Where an activation is nearly what it is at zero, their difference is no rounding.'''
+    places = torch.logspace(-7, 0, 200)[:, None] * torch.tensor([1., -1.])
+    maps = []
+    for dtype in (torch.float32, torch.float64):
+        model = Between(activation).to(dtype)
+        model.before, model.behind = nn.Identity(), nn.Identity()
+        image = places.to(dtype).requires_grad_()
+        with SplitGrad(canonizers=detached()).context(model):
+            maps.append(torch.autograd.grad(model(image).sum(), image)[0])
+    torch.testing.assert_close(maps[0].double(), maps[1], rtol=4 * torch.finfo(torch.float32).eps, atol=0.)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import torch
 
+from ..forms.reading import ReadingPass
 from .errors import StartOver
 from .graphs import Node, same
 from .nested import flatten
-from .pair import Pass, SplitTensor
+from .pair import SplitTensor
 from .places import laid_over
 from .table import Mode, Settings
 
@@ -79,6 +80,7 @@ def layer_map(split_pass, values, gradients):
     saliency = exact(split_pass, saliency, read, input.dtype)
     if DOUBTS.get() is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
+    require_more_than_rounding(split_pass, saliency, [places.arranged(each) for each in (*gradients, *values)])
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
     map = laid_over(saliency, input.movedim(samples, 0).shape, places.axes, places.windows).to(input.dtype)
@@ -153,6 +155,25 @@ def require_dependence(split_pass, map):
         )
     if readout.vanishes:
         warnings.warn(f'the map of {readout.name} is zero: {readout.vanishes}', stacklevel=2)
+
+
+@torch.no_grad()
+def require_more_than_rounding(split_pass, saliency, tensors):
+    '''Raise if the entries of a map at a layer cancel each other out over the channels, as sensitivities do before a
+    layer norm. In dtypes that round more than float32, this cannot be told.'''
+    readout = split_pass.readout
+    entries = readout.at_layer(*(each.unsqueeze(1) for each in tensors))  # each channel by itself
+    rounding = 2 ** 10 * torch.finfo(entries.dtype).eps
+    largest, sizes = (each.abs().flatten(1).amax(1) for each in (saliency, entries.abs().mean(1)))
+    cancels = (largest < rounding * sizes).any() & (rounding < 2. ** -10)
+    if DOUBTS.get() is not None:
+        DOUBTS.get().append(cancels)
+    elif cancels:
+        raise ValueError(
+            f'nothing but rounding is left of the map of {readout.name} at the output of {split_pass.output.where}: its'
+            ' entries cancel each other out over the channels, as sensitivities do before layer norms, which subtract'
+            ' the mean of the channels. Take SplitCAM or SplitLRP, or a layer within a block'
+        )
 
 
 def part_of(map, losses):
@@ -285,7 +306,7 @@ def gradients_of_output(split_pass, index, gradient, trained):
     '''The true gradients by inputs that need one and by parameters of the output of a pass with an index.'''
     with split_pass.rerun.running(split_pass) as (call, inputs):
         settings = Settings(split_pass.settings.pooling, None, split_pass.rules[0], split_pass.root)
-        true_pass = Pass(settings, Mode(has_graph=True))
+        true_pass = ReadingPass(settings, Mode(has_graph=True))
         pairs = [SplitTensor(same(input), split_pass.sum_of_input(input), true_pass).as_input() for input in inputs]
         output = flatten(call(pairs))[0][index].difference
     needed = [new for new, old in zip(inputs, split_pass.inputs) if old.requires_grad]

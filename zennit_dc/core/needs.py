@@ -6,12 +6,12 @@ import weakref
 import torch
 
 from ..forms.detached import DetachedActivations
+from ..forms.reading import ReadingPass
 from ..forms.smooth import SmoothReplacement
 from ..forms.statistics import DetachedStatistics
-from .errors import LOGITS, Unsupported
-from .formless import value_alone
+from .errors import LOGITS
 from .nested import flatten
-from .pair import Pass, SplitTensor, TrueGradient
+from .pair import SplitTensor, TrueGradient
 from .table import OVERLAYS, Mode, Settings
 
 
@@ -93,7 +93,7 @@ def request(error, options):
     )
 
 
-class Influence(Pass):
+class Influence(ReadingPass):
     '''A forward pass whose gradients are those of the difference, with statistics as constants or without.
 
     Parameters
@@ -113,13 +113,6 @@ class Influence(Pass):
     def __init__(self, canonizer):
         super().__init__(Settings(canonizer.pooling, None, canonizer.rule, canonizer.root), Mode(has_graph=True))
         self.constants, self.is_constant = {}, False
-
-    def apply(self, function, args, kwargs, pairs):
-        '''What the model gets for a function of pairs: without a form, a value that may be read.'''
-        try:
-            return super().apply(function, args, kwargs, pairs)
-        except Unsupported as error:
-            return value_alone(self, function, args, kwargs, pairs, error)
 
     def makes_map(self):
         '''Whether statistics are constants in the running backward pass.'''

@@ -18,18 +18,18 @@ from typing import NamedTuple
 
 import torch
 
-from ..forms.reading import read_alone
+from ..forms.reading import ReadingPass
 from ..forms.table import plain
 from ..rules import rules_of
 from .axes import Axis, axes_of_samples, by_sample, require_found_samples
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
-from .errors import SUMS, Unsupported, independence, probabilities
+from .errors import SUMS, independence, probabilities
 from .following import input_places
 from .graphs import Node, same
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Rerun, gradients_of_output, input_gradients, trained_of
 from .nested import flatten
-from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, note_unmapped, pairs_in, unmapped_cause
+from .pair import LEAVES, PROBABILITY, SplitTensor, common_pass, pairs_in
 from .table import Mode
 from .views import alive, become_plain
 
@@ -60,7 +60,7 @@ class Nodes(NamedTuple):
     maps: list
 
 
-class MapPass(Pass):
+class MapPass(ReadingPass):
     '''One forward pass of a model, whose backward passes return the map as the gradient of the input. Below a layer it
     has no graph.
 
@@ -196,10 +196,7 @@ class MapPass(Pass):
         may be read.'''
         self.require_kept(pairs)
         with nullcontext() if self.mode.keeps_graph or self.only_reads(function) else torch.no_grad():
-            try:
-                output = super().apply(function, args, kwargs, pairs)
-            except Unsupported as error:
-                return value_alone(function, args, kwargs, pairs, error)
+            output = super().apply(function, args, kwargs, pairs)
             if not torch.is_grad_enabled() and self.mode.keeps_graph:
                 for pair in pairs_in(output):
                     if not pair.values[0].requires_grad:
@@ -363,19 +360,6 @@ class MapPass(Pass):
                   for own, depth in explains]
         largest = torch.stack([depth.expand(len(rows)) for depth in depths]).amax(0)
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
-
-
-# functions without a form
-
-def value_alone(function, args, kwargs, pairs, error):
-    '''What a function without a form is on pairs: a value that may be read, or, behind an autograd function without a
-    form, that goes on as one of which there is no map.'''
-    output, cause = read_alone(function, args, kwargs, error), unmapped_cause(pairs)
-    if cause is None:
-        return output
-    for pair in pairs_in(output):
-        pair.pending, pair.depth = None, -math.inf
-    return note_unmapped(output, cause)
 
 
 def refused(error, *gradients):

@@ -60,11 +60,12 @@ def detached(pair, name, parameters):
     parameters.'''
     function, (start, steepness) = functools.partial(FUNCTIONS[name], **dict(parameters)), at_zero(name, parameters)
     original, total = pair.tensors
-    # where the difference of the function to its value at zero is more than rounding
-    near = original.detach().abs() <= (torch.finfo(original.dtype).eps ** .5 if start else 0.)
-    places = torch.where(near, torch.ones_like(original), original)
-    ratio = torch.where(near, torch.full_like(original, steepness), (function(places) - start) / places).clamp(min=0.)
-    ratio = constant(ratio, pair.split_pass)
+    inputs = original.double() if start else original  # as the function and its value at zero are nearly the same there
+    # where their difference is more than rounding
+    near = inputs.detach().abs() <= (torch.finfo(inputs.dtype).eps ** .5 if start else 0.)
+    places = torch.where(near, torch.ones_like(inputs), inputs)
+    ratio = torch.where(near, torch.full_like(inputs, steepness), (function(places) - start) / places).clamp(min=0.)
+    ratio = constant(ratio.to(original.dtype), pair.split_pass)
     value = Valued.apply(original * ratio + start, function(original.detach()))
     output = passing(pair.replaced(value, total * ratio.to(total.dtype) + abs(start)), pair.tensors)
     output.facts = frozenset({GATE} if name in GATES else ())

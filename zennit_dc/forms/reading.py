@@ -1,13 +1,14 @@
 '''What is read off a pair: shape and kind, the difference as a plain tensor, and values for comparisons and control
 flow.'''
+import math
 import sys
 import weakref
 
 import torch
 
-from ..core.errors import SEVERAL_USES, StartOver
+from ..core.errors import SEVERAL_USES, StartOver, Unsupported
 from ..core.nested import flatten
-from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
+from ..core.pair import INPUT, Pass, SplitTensor, note_unmapped, pairs_in, unmapped_cause, unsupported
 from ..core.registry import split_form
 from ..core.views import lend
 from .table import form_of_each, getters, is_in_place, overloads, plain
@@ -114,6 +115,22 @@ def read_alone(function, args, kwargs, error):
     for each in pairs_in(output):
         each.pending = Refused(error)
     return output
+
+
+class ReadingPass(Pass):
+    '''A forward pass in which a function without a form is a value that may be read; or, behind an autograd function
+    without a form, one that goes on, and of which there is no map.'''
+    def apply(self, function, args, kwargs, pairs):
+        '''What the model gets for a function of pairs.'''
+        try:
+            return super().apply(function, args, kwargs, pairs)
+        except Unsupported as error:
+            output, cause = read_alone(function, args, kwargs, error), unmapped_cause(pairs)
+        if cause is None:
+            return output
+        for pair in pairs_in(output):
+            pair.pending, pair.depth = None, -math.inf
+        return note_unmapped(output, cause)
 
 
 def is_readable(tensor):
