@@ -1,6 +1,7 @@
 '''The split pair, a tensor that carries a difference of two streams and their sum through a model, and the forward pass
 that it belongs to.'''
 import math
+from types import BuiltinFunctionType, MethodDescriptorType
 from typing import NamedTuple
 
 import torch
@@ -307,8 +308,15 @@ class SplitTensor(torch.Tensor):
     __deepcopy__ = __reduce_ex__
 
 
+NUMPY_NAMES = {'axis': 'dim', 'keepdims': 'keepdim'}  # which torch's functions in C++ take as well
+BUILT_IN = BuiltinFunctionType, MethodDescriptorType
+
+
 def first_by_place(function, args, kwargs):
-    '''The arguments of a function with the first one by its place, even where it is named.'''
+    '''The arguments of a function with the first one by its place, even where it is named, and with torch's names where
+    those of numpy are given.'''
+    if kwargs and isinstance(function, BUILT_IN):
+        kwargs = {NUMPY_NAMES.get(name, name): each for name, each in kwargs.items()}
     first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
     if first is None or function is torch.where:  # of which it is the second
         return args, kwargs

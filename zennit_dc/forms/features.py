@@ -237,12 +237,12 @@ def p_norm(value, pair, p, dims, keepdim=False):
     return weighted_sum(pair, value, coefficients, dims, keepdim)
 
 
-def deviation_arguments(pair, dim=None, unbiased=True, keepdim=False, *, correction=1, axis=None):
+def deviation_arguments(pair, dim=None, unbiased=True, keepdim=False, *, correction=1):
     '''The axes, whether they are kept, and what is taken from the number of entries, of a deviation.'''
     if isinstance(dim, bool):
         dim, unbiased = None, dim
     correction = 1 if correction is None else correction
-    return axes_of(pair, axis if dim is None else dim), keepdim, correction if unbiased else 0
+    return axes_of(pair, dim), keepdim, correction if unbiased else 0
 
 
 @statistic_form('std')

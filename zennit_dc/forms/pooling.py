@@ -145,9 +145,8 @@ def larger(function, first, other, share):
 
 
 @torch_form('amax')
-def amax(pair, dim=(), keepdim=False, *, axis=None):
+def amax(pair, dim=(), keepdim=False):
     '''The maximum over axes. Entries that are equal share it, as they share torch's gradient.'''
-    dim = dim if axis is None else axis
     dims = [*range(pair.values[0].ndim)] if dim == () else dim
     largest = torch.amax(pair.difference, dims, True)
     won = pair.difference == largest
@@ -171,11 +170,11 @@ def over_axes(pair, difference, dims, keepdim, winners):
 
 
 @torch_form('max')
-def max_of(first, other=None, keepdim=False, *, dim=None, axis=None):
+def max_of(first, other=None, keepdim=False, *, dim=None):
     '''The maximum over an axis (Maxout, equation 17) and its places, over everything, or of two.'''
     if isinstance(first, torch.Tensor) and isinstance(other, torch.Tensor):
         return maximum(first, other)
-    dim = next((each for each in (other, dim, axis) if each is not None), None)
+    dim = other if dim is None else dim
     if dim is None:
         return amax(first)
     difference, places = torch.max(first.difference, dim, True)

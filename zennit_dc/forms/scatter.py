@@ -81,8 +81,8 @@ def scatter(target, dim, index, src=None, value=None, reduce=None):
 
 
 @torch_form('index_copy')
-def index_copy(target, dim, index, source=None, *, tensor=None):
-    return moved(torch.index_copy, target, (dim, index), tensor if source is None else source, dim)
+def index_copy(target, dim, index, source):
+    return moved(torch.index_copy, target, (dim, index), source, dim)
 
 
 @torch_form('index_fill')
