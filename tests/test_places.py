@@ -641,3 +641,34 @@ def test_batch_of_no_samples(make):
     assert map.shape == image.shape
     if composite.canonizers[-1].layer is not None:
         assert composite.saliency.shape == (0, 6, 6)
+
+
+class Frames(nn.Module):
+    '''A model of videos whose tokens are in the order of height, width and time, behind a class token. That is a
+    constant of the model's, or one of each frame, of which that of the first frame is left.'''
+    def __init__(self, of_frames):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.layer, self.head = nn.Conv2d(3, 5, 8, 8), nn.Identity(), nn.Linear(5, 4)
+        self.token, self.of_frames = nn.Parameter(torch.randn(1, 1, 5)), of_frames
+        self.double().eval()
+
+    def forward(self, x):
+        batch, frames = x.shape[:2]
+        tokens = self.patches(x.flatten(0, 1)).flatten(2).mT
+        tokens = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], 1)
+        first = tokens[:batch, :1] if self.of_frames else self.token.expand(batch, -1, -1)
+        tokens = tokens[:, 1:].unflatten(0, (batch, frames)).transpose(1, 2).flatten(1, 2)
+        return self.head(F.relu(self.layer(torch.cat([first, tokens], 1)))).mean(1)
+
+
+@pytest.mark.parametrize('make', [SplitCAM, lambda layer: SplitLRP(layer=layer)])
+def test_tokens_behind_one_whose_places_are_not_known(make):
+    '''They are where they were, and in no grid of another order that would have as many.'''
+    video, saliencies = random_image(2, 4, 3, 32, 16), []
+    for of_frames in (False, True):
+        composite = make('layer')
+        explain(composite, Frames(of_frames), video)
+        saliencies.append(composite.saliency)
+    assert saliencies[1].shape == (2, 4, 4, 2)
+    assert_close(*saliencies)

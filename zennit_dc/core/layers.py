@@ -84,20 +84,31 @@ class LayerOutput:
         return places_of(self.where, self.shape, arranged, self.channels, grid)._replace(source=index, axes=axes)
 
     def input_places(self, split_pass, index):
-        '''The places of an input's axes in the output. Those that are lost are taken to be along the only axis that is
-        as long as an axis of tokens was along which they were known.'''
-        shape, tokens = shape_of(split_pass, index), split_pass.input_axes.tokens
+        '''The places of an input's axes in the output. Those that are lost are taken to be along the only axis that may
+        be one of tokens along which they were known.'''
+        shape, hints = shape_of(split_pass, index), self.token_places(split_pass, index)
         own = {axis: self.places.get((index, axis)) if self.places.get((index, -1 - axis)) is None else None
                for axis in range(len(shape))}
         if None not in own.values():
             return own
-        along = [axis for axis, length in enumerate(self.shape) if axis not in (0, self.channels) and length in tokens]
-        hints = tokens[self.shape[along[0]]] if len(along) == 1 and self.shape[0] == shape[0] else {}
         if any(axis > 0 and source == index and own.get(axis) is not None for source, axis in hints):
             return own  # the axis is as long as tokens by chance, as one of those that they consist of is elsewhere
         own[0] = Place.of_input(0, shape[0]) if hints and own[0] is None else own[0]
-        return {axis: hints[index, axis]._replace(axis=along[0]) if place is None and (index, axis) in hints else place
+        return {axis: hints[index, axis] if place is None and (index, axis) in hints else place
                 for axis, place in own.items()}
+
+    def token_places(self, split_pass, index):
+        '''The places along the only axis that is as long as one of tokens was along which they were known. Where no
+        other axis is left, it may be longer by up to eight, as other tokens may come before these.'''
+        tokens, axes = split_pass.input_axes.tokens, {*range(1, len(self.shape))} - {self.channels}
+        longest = 9 if len(axes) == 1 else 1
+        found = [(before, axis) for before in range(longest) for axis in axes if self.shape[axis] - before in tokens]
+        nearest = [axis for before, axis in found if before == found[0][0]]
+        if len(nearest) != 1 or self.shape[0] != shape_of(split_pass, index)[0]:
+            return {}
+        before, axis = found[0]
+        return {key: place._replace(axis=axis, first=place.first + before)
+                for key, place in tokens[self.shape[axis] - before].items()}
 
 
 def shape_of(split_pass, index):
