@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from crp.attribution import CondAttribution
 from PIL import Image
 
 from zennit_dc import SplitLRP
@@ -33,11 +32,10 @@ def arguments():
     return parser.parse_args()
 
 
-def row(classifier, index, layer, count):
+def row(classifier, attribution, index, layer, count):
     '''A drawing, and its maps by their titles.'''
     drawing = draw(SEED, index)
     image = classifier.preprocessing(Image.fromarray(drawing.image))[None].requires_grad_()
-    attribution = CondAttribution(classifier.model)
     whole = attribution(image, [{'y': [drawing.label]}], SplitLRP(), record_layer=[layer])
     relevance = whole.relevances[layer][0].flatten(1).sum(1)
     channels = relevance.topk(count).indices.tolist()
@@ -54,9 +52,12 @@ def row(classifier, index, layer, count):
 
 def main(layer, channels, out):
     '''Save the figure, and print the channels.'''
+    from crp.attribution import CondAttribution
+
     torch.manual_seed(0)
     classifier = load_classifier('demo')
-    rows = [row(classifier, index, layer, channels) for index in DRAWINGS]
+    attribution = CondAttribution(classifier.model)
+    rows = [row(classifier, attribution, index, layer, channels) for index in DRAWINGS]
     save(side_by_side(rows, f'relevance of the class, and of it what goes through channels of {layer}'), out)
 
 
