@@ -18,18 +18,18 @@ from typing import NamedTuple
 
 import torch
 
-from ..forms.reading import ReadingPass
+from ..forms.reading import value_alone
 from ..forms.table import plain
 from ..rules import rules_of
 from .axes import Axis, axes_of_samples, by_sample, require_found_samples
 from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
-from .errors import SUMS, independence, probabilities
+from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
 from .graphs import Node, same
 from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Rerun, gradients_of_output, input_gradients, trained_of
 from .nested import flatten
-from .pair import LEAVES, PROBABILITY, SplitTensor, common_pass, pairs_in
+from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, pairs_in
 from .table import Mode
 from .views import alive, become_plain
 
@@ -60,7 +60,7 @@ class Nodes(NamedTuple):
     maps: list
 
 
-class MapPass(ReadingPass):
+class MapPass(Pass):
     '''One forward pass of a model, whose backward passes return the map as the gradient of the input. Below a layer it
     has no graph.
 
@@ -196,7 +196,10 @@ class MapPass(ReadingPass):
         may be read.'''
         self.require_kept(pairs)
         with nullcontext() if self.mode.keeps_graph or self.only_reads(function) else torch.no_grad():
-            output = super().apply(function, args, kwargs, pairs)
+            try:
+                output = super().apply(function, args, kwargs, pairs)
+            except Unsupported as error:
+                return value_alone(function, args, kwargs, pairs, error)
             if not torch.is_grad_enabled() and self.mode.keeps_graph:
                 for pair in pairs_in(output):
                     if not pair.values[0].requires_grad:

@@ -117,20 +117,25 @@ def read_alone(function, args, kwargs, error):
     return output
 
 
+def value_alone(function, args, kwargs, pairs, error):
+    '''What a function without a form is on pairs: a value that may be read; or, behind an autograd function without a
+    form, one that goes on, and of which there is no map.'''
+    output, cause = read_alone(function, args, kwargs, error), unmapped_cause(pairs)
+    if cause is None:
+        return output
+    for pair in pairs_in(output):
+        pair.pending, pair.depth = None, -math.inf
+    return note_unmapped(output, cause)
+
+
 class ReadingPass(Pass):
-    '''A forward pass in which a function without a form is a value that may be read; or, behind an autograd function
-    without a form, one that goes on, and of which there is no map.'''
+    '''A forward pass in which functions without a form are values that may be read.'''
     def apply(self, function, args, kwargs, pairs):
         '''What the model gets for a function of pairs.'''
         try:
             return super().apply(function, args, kwargs, pairs)
         except Unsupported as error:
-            output, cause = read_alone(function, args, kwargs, error), unmapped_cause(pairs)
-        if cause is None:
-            return output
-        for pair in pairs_in(output):
-            pair.pending, pair.depth = None, -math.inf
-        return note_unmapped(output, cause)
+            return value_alone(function, args, kwargs, pairs, error)
 
 
 def is_readable(tensor):
