@@ -80,7 +80,7 @@ def layer_map(split_pass, values, gradients):
     saliency = exact(split_pass, saliency, read, input.dtype)
     if DOUBTS.get() is None and not saliency.any():
         places.require_reached(f'module {split_pass.layer!r}', *gradients)
-    require_more_than_rounding(split_pass, saliency, [places.arranged(each) for each in (*gradients, *values)])
+    warn_of_rounding(split_pass, saliency, [places.arranged(each) for each in (*gradients, *values)])
     require_dependence(split_pass, saliency)
     split_pass.readout.saliency = saliency.detach()
     map = laid_over(saliency, input.movedim(samples, 0).shape, places.axes, places.windows).to(input.dtype)
@@ -158,8 +158,8 @@ def require_dependence(split_pass, map):
 
 
 @torch.no_grad()
-def require_more_than_rounding(split_pass, saliency, tensors):
-    '''Raise if the entries of a map at a layer cancel each other out over the channels, as sensitivities do before a
+def warn_of_rounding(split_pass, saliency, tensors):
+    '''Warn if the entries of a map at a layer cancel each other out over the channels, as sensitivities do before a
     layer norm. In dtypes that round more than float32, this cannot be told.'''
     readout = split_pass.readout
     entries = readout.at_layer(*(each.unsqueeze(1) for each in tensors))  # each channel by itself
@@ -169,10 +169,10 @@ def require_more_than_rounding(split_pass, saliency, tensors):
     if DOUBTS.get() is not None:
         DOUBTS.get().append(cancels)
     elif cancels:
-        raise ValueError(
+        warnings.warn(
             f'nothing but rounding is left of the map of {readout.name} at the output of {split_pass.output.where}: its'
             ' entries cancel each other out over the channels, as sensitivities do before layer norms, which subtract'
-            ' the mean of the channels. Take SplitCAM or SplitLRP, or a layer within a block'
+            ' the mean of the channels. Take SplitCAM or SplitLRP, or a layer within a block', stacklevel=2
         )
 
 
