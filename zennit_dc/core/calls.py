@@ -9,7 +9,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules import module as everywhere
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..rules import require_split_rule
+from ..rules import SplitRule, require_split_rule
 from .batches import refuse_forward_mode, transformed, within_transforms
 from .errors import GRAPH, StartOver, Unsupported, describe
 from .graphs import same
@@ -191,7 +191,8 @@ def require_fit(root):
             if isinstance(module, _BatchNorm):
                 raise RuntimeError(f'{describe(module, root)} is in training mode: call .eval() on the model')
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
-            require_split_rule(getattr(hook, '__self__', None), partial(describe, module, root))
+            if not isinstance(owner := getattr(hook, '__self__', None), SplitRule):
+                require_split_rule(owner, partial(describe, module, root))
     return training
 
 
