@@ -301,6 +301,24 @@ def test_image_that_is_not_explained_beside_one_whose_gradients_are_scaled():
     assert torch.isfinite(map).all() and map[1].abs().max() > 0 and (map[0] == 0).all()
 
 
+@pytest.mark.parametrize('composite', [
+    SplitLRP(input_split='half'), SplitLRP(input_split='half', layer='0'),
+    SplitLRP(input_split='half', recentering=Shifting()),
+])
+def test_halves_of_an_input_once_more_in_float64(composite):
+    '''Whose sum, which is zero, has no graph of its own. In float32, relevance over outputs overflows on its way.'''
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(20, 2)).requires_grad_(False)
+    model[0].weight /= 1e36
+    model[2].weight *= 1e36
+    series, relevance, maps = random_image(2, 3, 5, dtype=torch.float32), torch.full((2, 2), 1e10), []
+    for dtype in (torch.float32, torch.float64):
+        input = series.to(dtype).requires_grad_()
+        with composite.context(model.to(dtype)), warnings.catch_warnings():
+            warnings.simplefilter('error')
+            maps += torch.autograd.grad(model(input), input, relevance.to(dtype))
+    assert_close(maps[0].double(), maps[1], 1e-4)
+
+
 def test_map_that_is_not_finite_in_float16():
     '''It is scaled by the power of two that the warning names.'''
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)).half()

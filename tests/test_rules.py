@@ -14,7 +14,7 @@ from zennit.composites import EpsilonPlus, LayerMapComposite, MixedComposite, Na
 from zennit.core import Stabilizer
 from zennit.rules import Epsilon, Gamma, Pass
 
-from zennit_dc import Balanced, SplitCAM, SplitGrad, SplitLRP
+from zennit_dc import Balanced, Shifting, SplitCAM, SplitGrad, SplitLRP
 from zennit_dc.attribution import class_relevance
 from zennit_dc.demo import demo_network, draw_batch
 from zennit_dc.rules import ShiftedSensitivity, SplitEpsilon, SplitRule, mean_size, over_epsilon, ruled
@@ -276,6 +276,15 @@ def test_one_kappa_for_each_module():
     names = [name for name, _ in network.named_modules()]
     assert_close(explain(SplitGrad({name: Balanced(.2) for name in names}), network, image), expected)
     assert repr(Balanced(.2)) == 'Balanced(kappa=0.2)' and Balanced(.2) == Balanced(.2) != Balanced(.1)
+
+
+def test_balanced_where_no_gradient_of_the_sum_is_left():
+    '''As that of a product of pairs whose sums are zero: the map is half of the gradient.'''
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), Calling(lambda x: (100. * x).square()), nn.Linear(4, 3)).double()
+    points = random_image(2, 3)
+    expected = explain(SplitGrad(.5), model, points)
+    for stream in ('g', '+g'):
+        assert_close(explain(SplitGrad(Balanced(1.), stream, recentering=Shifting()), model, points), expected)
 
 
 def test_balanced_where_gradients_overflow():

@@ -249,7 +249,7 @@ class BalancedSensitivity(SplitRule):
             present, other = mean_size(rows), mean_size(by_sample(gradient.to(rows.dtype), batch))
             # zero times a mean that overflows is not a number, so that this does not pass unnoticed
             target = torch.add(self.output_damping(split_pass.explained_depth(rows, batch)) * other, present, alpha=0.)
-            rows = rows * (target / present.clamp(min=torch.finfo(rows.dtype).tiny))
+            rows = rows * (target / (present.clamp(min=torch.finfo(rows.dtype).tiny) + (present == 0.)))
             return gradient, in_shape(rows, batch, gradient.shape)
 
         return ruled(pair, balance)

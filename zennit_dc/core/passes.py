@@ -159,7 +159,7 @@ class MapPass(Pass):
         if self.probe is None:
             read = partial(input_gradients, self, index)
             return self.read_off(Node.apply(self.nodes.entrances, read, input, stream_sum))
-        values = same(input), stream_sum
+        values = same(input), stream_sum.requires_grad_()  # which has no graph of its own where all of it is zero
         if self.layer is None and index == self.probe.index:
             self.probe.tensors = values
         return values
