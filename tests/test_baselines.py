@@ -565,6 +565,12 @@ def test_grad_cam_plus_plus_of_tiny_gradients(network, images):
     assert attribution.isfinite().all() and (attribution.amax((1, 2, 3)) > 0.).all()
 
 
+def test_grad_cam_plus_plus_of_a_class_by_its_index():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(36, 5))
+    with pytest.raises(TypeError, match=r'class_relevance\(3\)'):
+        GradCAMPlusPlus(network.eval(), '0')(torch.ones(1, 3, 5, 5), 3)
+
+
 def test_titles():
     titles = [method.title for method in METHODS.values()]
     assert len(set(titles)) == len(titles)

@@ -674,6 +674,8 @@ def test_a_figure_with_many_rows_is_continued(tmp_path, drawings, monkeypatch):
     sizes = {Image.open(path).size for path in (Path('many.png'), *Path('many_maps').glob('many_*.png'))}
     assert [path.name for path in sorted(Path('many_maps').glob('many_*'))] == ['many_2.png', 'many_3.png']
     require_success(run('explain', drawings[0], *options, '--out', 'one.png'))
+    require_success(run('explain', *drawings[:2], *options, '--top', 2, '--out', 'many.png'))
+    assert [path.name for path in Path('many_maps').glob('many_*')] == ['many_2.png']
     assert len(sizes) <= 2 and all(size[1] > 1.5 * Image.open('one.png').size[1] for size in sizes)
 
 

@@ -43,6 +43,8 @@ def test_project_with_bad_arguments(blobs, dataset, attributed, tmp_path):
     analyze(tmp_path / 'attribution.h5', tmp_path / 'analysis.h5', clusters=(2,), progress=False)
     with pytest.raises(ValueError, match='not an analysis of'):
         project(attributed / 'attribution.h5', tmp_path / 'analysis.h5', out)
+    with pytest.raises(ValueError, match=r'attribution\.h5 is not an analysis of .*attribution\.h5$'):
+        project(attributed / 'attribution.h5', attributed / 'attribution.h5', out)
     with pytest.raises(ValueError, match='not files of attributions'):
         project(tmp_path / 'attribution.h5', tmp_path / 'analysis.h5', out)  # without names
     analyze(attributed / 'attribution.h5', tmp_path / 'other.h5', clusters=(2,), progress=False)

@@ -158,13 +158,23 @@ class Rows:
         return 'against the class', 'for it'
 
     def save(self, path, folder, heading):
-        '''Save the figure, and in a folder those with the rows for which it has no room. Their number is returned.'''
+        '''Save the figure, and in a folder those with the rows for which it has no room, in place of those that an
+        earlier run has left there. Their number is returned.'''
         starts = range(0, len(self.rows), LENGTH)
         for index, start in enumerate(starts, 1):
             rows, bars, notes = (each[start:start + LENGTH] for each in (self.rows, self.color_bars, self.notes))
-            page = path if start == 0 else folder / f'{path.stem}_{index}{path.suffix}'
-            save(side_by_side(rows, heading, bars, self.look.cmap, notes, FOOTER), page)
+            figure = side_by_side(rows, heading, bars, self.look.cmap, notes, FOOTER)
+            save(figure, path if index == 1 else page(path, folder, index))
+        index = len(starts) + 1
+        while (left := page(path, folder, index)).exists():
+            left.unlink()
+            index += 1
         return len(starts) - 1
+
+
+def page(path, folder, index):
+    '''The path of a figure that continues another one, from the second on.'''
+    return folder / f'{path.stem}_{index}{path.suffix}'
 
 
 def explain_images(images, out, folder, explanations, heading, look, save_arrays, place):

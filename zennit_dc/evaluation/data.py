@@ -142,7 +142,9 @@ class ImageNetS(MaskedImages):
         self.images, self.masks = Path(folder, split), Path(folder, f'{split}-segmentation')
         for each in (self.images, self.masks):
             if not each.is_dir():
-                raise ValueError(f'there is no folder {each}')
+                raise ValueError(
+                    f'there is no folder {each}, as in the layout of ImageNet-S: for other folders, name --outlines'
+                )
         names = self.find_masks()
         folders = [name.split('/')[0] for name in names]
         unknown = sorted(set(folders) - set(labels))

@@ -76,7 +76,7 @@ def read_run(attribution, analyses):
 
     try:
         run = attribute_of(attribution, 'run')
-        runs = [attribute_of(path, 'run')['attribution'] for path in analyses]
+        runs = [attribute_of(path, 'run').get('attribution') for path in analyses]
         with h5py.File(attribution, 'r') as file:
             names = file['name'].asstr()[:].tolist()
     except (OSError, KeyError, ValueError) as error:
@@ -84,7 +84,8 @@ def read_run(attribution, analyses):
                          f' analyses: {error}') from error
     for path, own in zip(analyses, runs):
         if own != run:
-            raise ValueError(f'{path} is not an analysis of {attribution}, but of another run')
+            other = '' if own is None else ', but of another run'
+            raise ValueError(f'{path} is not an analysis of {attribution}{other}')
     return run, names
 
 
