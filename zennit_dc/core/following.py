@@ -188,14 +188,14 @@ def joined_places(parts, shape):
 
 def note_channels(pair, index):
     '''Note that weights belong to an axis of a pair, which tells which axis of an input has the channels: the only one
-    that is there, or none if all are elsewhere. Where another one is lost, it may be a part of the axis, too. What is
-    known first counts.'''
+    that is there, or none if all are elsewhere. Where another one is lost, it may be a part of the axis, too, so that
+    only the first one after the batch is taken for that of the channels. What is known first counts.'''
     shape, places, known = pair.values[0].shape, pair.axes.places, pair.split_pass.input_axes.channels
     index %= len(shape)
     for source in {source for source, _ in places} - set(known):
         own = {axis: place for (which, axis), place in places.items() if which == source and axis >= 0}
         inside = [axis for axis, place in own.items() if place is not None and place.axis == index]
-        is_only = len(inside) == 1 and (None not in own.values() or own[inside[0]].fills(shape))
+        is_only = len(inside) == 1 and (inside == [1] or None not in own.values() or own[inside[0]].fills(shape))
         if is_only or (not inside and None not in own.values()):
             known[source] = inside[0] if inside else None
 
