@@ -16,7 +16,7 @@ from .core.pair import SplitTensor as SplitTensor
 from .core.registry import split_form as split_form
 from .forms.detached import DetachedActivations as DetachedActivations
 from .forms.smooth import SmoothReplacement as SmoothReplacement
-from .forms.statistics import DetachedAttention as DetachedAttention, DetachedStatistics as DetachedStatistics
+from .forms.statistics import DetachedStatistics as DetachedStatistics
 from .logits import Logits as Logits
 from .recentering import Relative as Relative, Scaling as Scaling, Shifting as Shifting
 from .rules import Balanced as Balanced

@@ -6,7 +6,7 @@ from jacobians import IMAGE, jacobian, require_relevance, require_sensitivities,
 from small_models import Calling
 from torch.nn import functional as F
 
-from zennit_dc import DetachedAttention, DetachedStatistics, SplitGrad, SplitLRP
+from zennit_dc import DetachedStatistics, SplitGrad, SplitLRP
 
 
 WEIGHT, BIAS = random_image(4, seed=5), random_image(4, seed=6)
@@ -130,7 +130,3 @@ def test_statistics_in_training():
     model = Calling(lambda x: F.instance_norm(x, BIAS.clone(), WEIGHT.abs(), use_input_stats=True))
     with SplitGrad(canonizers=[DetachedStatistics()]).context(model), pytest.raises(RuntimeError, match=r'call \.eval'):
         model(X)
-
-
-def test_old_name():
-    assert DetachedAttention is DetachedStatistics

@@ -44,9 +44,6 @@ detached_form = partial(torch_form, table=DetachedStatistics.forms)
 optional_form = partial(split_form, table=DetachedStatistics.forms)
 
 
-DetachedAttention = DetachedStatistics  # its name when it had fewer functions
-
-
 class Normalization(Layer):
     '''The linear map of a normalization with constant statistics: subtract the mean, and scale.
 
