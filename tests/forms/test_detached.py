@@ -90,6 +90,7 @@ class Gated(nn.Module):
     lambda x, gate: x * gate[:, :, None, None], lambda x, gate: gate.view(*gate.shape, 1, 1) * x,
     lambda x, gate: x.mul_(gate.unsqueeze(-1).unsqueeze(-1).expand_as(x)),
     lambda x, gate: gate.chunk(1, 1)[0].reshape(-1, 4, 1, 1) * x,
+    lambda x, gate: (1 - gate)[:, :, None, None] * x, lambda x, gate: x * torch.rsub(gate, 1.)[:, :, None, None],
 ])
 def test_gates_are_constants(reach):
     image = random_image(*SHAPE)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ..core.blocks import passing
 from ..core.pair import GATE, SplitTensor
 from .activations import slopes_at
-from .arithmetic import Valued, multiplication
+from .arithmetic import Valued, multiplication, subtraction
 from .deferred import constant
 from .smooth import SMOOTH, parametric_forms
 from .table import SplitOption, torch_form
@@ -21,7 +21,7 @@ class DetachedActivations(SplitOption):
     CELU, SiLU, GELU, Mish, Softplus, Sigmoid, LogSigmoid, Tanh, Tanhshrink, Hardsigmoid, Hardswish; as module or
     function) becomes :math:`\\varphi(0) + c z` with the constant :math:`c = (\\varphi(z) - \\varphi(0)) / z \\geq 0` at
     the given input, which is the identity rule of AttnLRP [1]_ for relevance. In a product, a sigmoid is a constant
-    factor.
+    factor, and so is one minus a sigmoid.
 
     The model's output stays bit-identical, whatever the depth and the weights, and products do not let the streams
     grow: deep networks with gates have finite maps. But g and h are convex and monotone only as functions around the
@@ -83,3 +83,12 @@ def gated(first, other):
         elif GATE in first.facts:
             first = constant(first.difference, first.split_pass)
     return multiplication(first, other)
+
+
+@torch_form('rsub', '__rsub__', table=DetachedActivations.forms)
+def complement(pair, whole, *, alpha=1):
+    '''A constant minus a pair. One minus a gate is a gate, too.'''
+    output = subtraction(whole, pair, alpha=alpha)
+    if isinstance(pair, SplitTensor) and not isinstance(whole, torch.Tensor) and whole == alpha == 1:
+        output.facts |= pair.facts & {GATE}
+    return output
