@@ -174,8 +174,10 @@ class Balanced:
     :math:`\\kappa / n` times the difference's, for n activations one after the other between the layer (or the
     input) and the output, so that all of them together add about as much in a deep network as in a shallow one. Of
     several outputs those count that the sample explains; activations that do not lead there do not. A ReLU of what
-    a ReLU has rectified already, or of entries that were moved since, changes nothing and is not counted. For
-    :math:`\\kappa = 0` the map equals the map for :math:`\\alpha = 0.5`.
+    a ReLU has rectified already, or of entries that were moved since, changes nothing and is not counted.
+    Maxima of tensors or over axes (Maxout) are activations; max-pooling is none, and neither is what
+    :py:class:`~zennit_dc.DetachedActivations` makes linear. For :math:`\\kappa = 0` the map equals the map for
+    :math:`\\alpha = 0.5`.
 
     Parameters
     ----------
