@@ -175,7 +175,7 @@ def test_writing_below_a_layer_keeps_the_samples(write):
     assert_close(composites[1].saliency, composites[0].saliency, 1e-12)
 
 
-@pytest.mark.parametrize('kind', ['twice', 'moved', 'in place', 'view', 'half'])
+@pytest.mark.parametrize('kind', ['twice', 'moved', 'joined', 'in place', 'view', 'half'])
 def test_balanced_counts_a_relu_of_a_relu_once(kind):
     '''Whichever memory the first one works on: a view for one image, and a copy for a batch.'''
     class Rectified(nn.Module):
@@ -189,6 +189,8 @@ def test_balanced_counts_a_relu_of_a_relu_once(kind):
                 hidden = torch.relu(hidden)
             elif self.kind == 'moved':
                 hidden = torch.relu(hidden).view(len(x), 3, -1).flip(1).to(x.dtype, copy=True).flip(1).view(x.shape)
+            elif self.kind == 'joined':
+                hidden = torch.cat([torch.relu(each) for each in hidden.split(1)])
             elif self.kind == 'in place':
                 hidden.relu_()
             elif self.kind == 'view':

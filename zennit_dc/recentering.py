@@ -21,8 +21,8 @@ class Relative:
     The excess of the sum over the absolute value of the difference, :math:`e = s - |d|`, is twice the smaller of the
     two streams. Where its mean over a sample is more than :math:`\\rho` times the mean of :math:`|d|`, the excess is
     scaled down to that, :math:`s' = |d| + e \\min(1, \\rho \\, \\mathrm{mean} |d| / \\mathrm{mean} \\, e)`. This is
-    done after affine layers, and after activations: a unit that does not fire has a difference of zero, and all of its
-    sum is excess.
+    done after affine layers and products, and after activations: a unit that does not fire has a difference of zero,
+    and all of its sum is excess. :py:class:`~zennit_dc.Balanced` says what is an activation.
 
     Streams stay non-negative. The mean of a sum is at most :math:`1 + \\rho` times that of its difference's absolute
     values, so that no depth makes it overflow. A factor on the input and on all biases changes no normalized map.

@@ -196,9 +196,11 @@ class Balanced:
     :math:`\\kappa / n` times the difference's, for n activations one after the other between the layer (or the
     input) and the output, so that all of them together add about as much in a deep network as in a shallow one. Of
     several outputs those count that the sample explains; activations that do not lead there do not. A ReLU of what
-    a ReLU has rectified already, or of entries that were moved since, changes nothing and is not counted. Where a
-    model's samples go through different numbers of activations, as at early exits, the largest in the batch counts:
-    call such a model on one sample at a time. For :math:`\\kappa = 0` the map equals the map for
+    a ReLU has rectified already, or of entries that were moved since, changes nothing and is not counted. Maxima of
+    tensors or over axes (Maxout) are activations; max-pooling is none, and neither is what
+    :py:class:`~zennit_dc.DetachedActivations` makes linear. Where a model's samples go through different numbers of
+    activations, as at early exits, the largest in the batch counts: call such a model on one sample at a time. For
+    :math:`\\kappa = 0` the map equals the map for
     :math:`\\alpha = 0.5`.
 
     Parameters

@@ -7,7 +7,7 @@ import torch
 from ..core.axes import follow_axes, same_axes, same_order, some_samples
 from ..core.blocks import route
 from ..core.following import Place, follow_places, joined_places, note_order, note_tokens
-from ..core.pair import INPUT, SplitTensor, pairs_in, unsupported
+from ..core.pair import INPUT, RECTIFIED, SplitTensor, pairs_in, unsupported
 from ..core.registry import split_form
 from ..core.views import as_view, at_strides, laid_out
 from .arithmetic import of_both, selects_rows
@@ -224,6 +224,8 @@ def joining(function, tensors, *args, **kwargs):
         return join(*[tensor] * len(tensors))
 
     pairs, output, name = pairs_in(tensors), of_both(join, *tensors), function.__name__
+    if len(pairs) == len(tensors):
+        output.facts = frozenset.intersection(*(pair.facts for pair in pairs)) & {RECTIFIED}
     if 'stack' in name and len({pair.axes.batch for pair in pairs}) == 1:  # which may insert an axis anywhere
         follow_axes(pairs[:1], output, of_one)
         output.depth = max(pair.depth for pair in pairs)
