@@ -171,7 +171,7 @@ def require_more_than_rounding(split_pass, saliency, tensors):
         raise ValueError(
             f'nothing but rounding is left of the map of {readout.name} at the output of {split_pass.output.where}: its'
             ' entries cancel each other out over the channels, as sensitivities do before layer norms, which subtract'
-            ' the mean of the channels. Take SplitCAM or SplitLRP, or a layer within a block'
+            ' the mean of the channels. Take SplitCAM or SplitLRP, or choose a layer within a block'
         )
 
 
