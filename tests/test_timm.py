@@ -55,12 +55,12 @@ def test_family(name):
 
 def test_maps_at_a_block_of_tokens():
     model, image = build('vit_tiny_patch16_224', img_size=64, depth=3), random_image(2, 3, 64, 64, dtype=torch.float32)
-    for make in (SplitCAM, SplitGrad, SplitLRP):
-        composite = make(layer='blocks.1', canonizers='auto')
+    for make, layer in ((SplitCAM, 'blocks.1'), (SplitGrad, 'blocks.2.norm1'), (SplitLRP, 'blocks.1')):
+        composite = make(layer=layer, canonizers='auto')
         output, attribution = Gradient(model, composite)(image, contrast(1))
         assert torch.equal(output, model(image)) and composite.saliency.shape == (2, 4, 4)
         assert attribution.any() and attribution.shape == image.shape
-        alone = make(layer='blocks.1', canonizers='auto')
+        alone = make(layer=layer, canonizers='auto')
         Gradient(model, alone)(image[:1], contrast(1))
         assert_close(alone.saliency, composite.saliency[:1], rounding(model, image[:1]))
 

@@ -200,8 +200,7 @@ class Balanced:
     tensors or over axes (Maxout) are activations; max-pooling is none, and neither is what
     :py:class:`~zennit_dc.DetachedActivations` makes linear. Where a model's samples go through different numbers of
     activations, as at early exits, the largest in the batch counts: call such a model on one sample at a time. For
-    :math:`\\kappa = 0` the map equals the map for
-    :math:`\\alpha = 0.5`.
+    :math:`\\kappa = 0` the map equals the map for :math:`\\alpha = 0.5`.
 
     Parameters
     ----------

@@ -172,7 +172,7 @@ def warn_of_rounding(split_pass, saliency, tensors):
         warnings.warn(
             f'nothing but rounding is left of the map of {readout.name} at the output of {split_pass.output.where}: its'
             ' entries cancel each other out over the channels, as sensitivities do before layer norms, which subtract'
-            ' the mean of the channels. Take SplitCAM or SplitLRP, or a layer within a block', stacklevel=2
+            ' the mean of the channels. Take SplitCAM or SplitLRP, or choose a layer within a block', stacklevel=2
         )
 
 
