@@ -233,7 +233,7 @@ def become_pair(tensor, split_pass, name):
             adopt(base, laid_out(base.clone(), base.stride()), split_pass)
         views = [] if base is tensor else [tensor]
         if not is_lent and not are_all(base, views, split_pass):
-            views = [each for each in gc.get_objects() if type(each) is torch.Tensor and each._base is base]
+            views = [each for each in gc.get_objects() if type(each) is torch.Tensor and is_view(each, base)]
             if not are_all(base, views, split_pass):
                 raise unsupported(f'{name} on a tensor', (base,), ' whose memory is kept elsewhere', REMEDY)
         for view in views:
@@ -248,6 +248,14 @@ def require_changeable(tensor, name):
     if type(tensor) not in (torch.Tensor, SplitTensor) or not tensor.is_floating_point() or bound:
         what = f'a plain tensor ({type(tensor).__name__}, {tensor.dtype}{", which needs a gradient" * bound})'
         raise unsupported(f'{name} on {what}', (), ', as it would have to become a split pair', REMEDY)
+
+
+def is_view(tensor, base):
+    '''Whether a tensor is a view of another one.'''
+    try:
+        return tensor._base is base
+    except RuntimeError:  # an undefined tensor, of which older versions of torch keep some
+        return False
 
 
 def at_strides(shape, stride, offset, tensor):
