@@ -158,8 +158,8 @@ class Rows:
         return 'against the class', 'for it'
 
     def save(self, path, folder, heading):
-        '''Save the figure, and in a folder those with the rows for which it has no room, in place of those that an
-        earlier run has left there. Their number is returned.'''
+        '''Save the figure. Rows for which it has no room go on in further figures in a folder, from which those of an
+        earlier run are removed. The number of further figures is returned.'''
         starts = range(0, len(self.rows), LENGTH)
         for index, start in enumerate(starts, 1):
             rows, bars, notes = (each[start:start + LENGTH] for each in (self.rows, self.color_bars, self.notes))
@@ -201,7 +201,7 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
     Returns
     -------
     tuple of int
-        The number of maps, and the number of figures in the folder with rows for which the figure has no room.
+        The number of maps, and the number of further figures in the folder, see :py:meth:`Rows.save`.
 
     Raises
     ------
