@@ -5,6 +5,7 @@ import re
 import resource
 import subprocess
 import sys
+import weakref
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from zennit_dc.cli import main, pictures
 from zennit_dc.cli.explanations import Explanations
 from zennit_dc.cli.pictures import distinct, shortened
 from zennit_dc.data.classifiers import layers, load_classifier
+from zennit_dc.data.images import read_image
 from zennit_dc.data.parts import held
 from zennit_dc.data.progress import progress_bar
 from zennit_dc.demo import demo_network, draw, draw_batch
@@ -662,6 +664,20 @@ def test_all_images_that_cannot_be_read_are_named(tmp_path, drawings, monkeypatc
     for name in ('a.png', 'b.png', 'z.png'):
         (tmp_path / name).write_text('no image')
     require_error(run('explain', '.', '--model', 'demo'), 'a.png cannot be read as an image', '; nor can b.png, z.png')
+
+
+def test_images_are_not_kept_in_their_own_size(tmp_path, drawings, monkeypatch):
+    found = []
+
+    def read(*args):
+        assert all(image() is None for image in found)
+        found.append(weakref.ref(image := read_image(*args)))
+        return image
+
+    monkeypatch.setattr(pictures, 'read_image', read)
+    options = ('--model', 'demo', '--no-support', '--method', 'splitcam', '--out', tmp_path / 'x.png')
+    require_success(run('explain', *drawings, *options))
+    assert len(found) == len(drawings)
 
 
 def test_a_figure_with_many_rows_is_continued(tmp_path, drawings, monkeypatch):

@@ -211,7 +211,11 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
         What the first map raised that failed, if there is none of the first image.
     '''
     classifier, rows = explanations.classifier, Rows(explanations, look)
-    inputs = [classifier.preprocessing(image)[None].to(**place) for image in read_images(images, classifier.mode)]
+
+    def read(path):
+        return classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place)
+
+    inputs = read_all(images, read)
     names = distinct([shortened(path.stem) for path in images])
     with progress_bar(total=len(inputs) * explanations.most, desc='maps', unit='map') as progress:
         for path, name, input in zip(images, names, inputs, strict=True):
@@ -229,12 +233,12 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
     return rows.count, rows.save(out, folder, heading)
 
 
-def read_images(paths, mode):
-    '''Read image files, or raise an UnreadableImage that names all of those that cannot be read.'''
-    images, errors = [], []
+def read_all(paths, read):
+    '''What a function makes of each of some image files. An UnreadableImage names all of those that it cannot read.'''
+    found, errors = [], []
     for path in paths:
         try:
-            images.append(read_image(path, mode))
+            found.append(read(path))
         except UnreadableImage as error:
             errors.append((path, error))
     if len(errors) > 1:
@@ -242,7 +246,7 @@ def read_images(paths, mode):
         raise UnreadableImage(f'{errors[0][1]}; nor can {others}') from errors[0][1]
     if errors:
         raise errors[0][1]
-    return images
+    return found
 
 
 def save_supports(path, explanations):
