@@ -84,8 +84,8 @@ class LayerOutput:
         return places_of(self.where, self.shape, arranged, self.channels, grid)._replace(source=index, axes=axes)
 
     def input_places(self, split_pass, index):
-        '''The places of an input's axes in the output. Those that are lost are taken to be where they were known along an
-        axis of tokens, if only one axis of the output may be that one.'''
+        '''The places of an input's axes in the output. Those that are lost are taken to be where they were known along
+        an axis of tokens, if only one axis of the output may be that one.'''
         shape, hints = shape_of(split_pass, index), self.token_places(split_pass, index)
         own = {axis: self.places.get((index, axis)) if self.places.get((index, -1 - axis)) is None else None
                for axis in range(len(shape))}

@@ -160,7 +160,7 @@ def require_dependence(split_pass, map):
 @torch.no_grad()
 def warn_of_rounding(split_pass, saliency, tensors):
     '''Warn if the entries of a map at a layer cancel each other out over the channels, as sensitivities do before a
-    layer norm. This cannot be told in dtypes that round more than float32, nor where entries are too large for theirs.'''
+    layer norm. This cannot be told in dtypes that round more than float32, nor where entries overflow.'''
     readout = split_pass.readout
     entries = readout.at_layer(*(each.unsqueeze(1) for each in tensors))  # each channel by itself
     rounding = 2 ** 10 * torch.finfo(entries.dtype).eps
@@ -172,7 +172,7 @@ def warn_of_rounding(split_pass, saliency, tensors):
         warnings.warn(
             f'nothing but rounding is left of the map of {readout.name} at the output of {split_pass.output.where}: its'
             ' entries cancel each other out over the channels, as sensitivities do before layer norms, which subtract'
-            ' the mean of the channels. Take another method, as SplitLRP, or choose a layer within a block', stacklevel=2
+            ' the mean of the channels. Take a method such as SplitLRP, or a layer within a block', stacklevel=2
         )
 
 
