@@ -579,4 +579,18 @@ def test_sensitivities_before_a_layer_norm_cancel_each_other_out(alpha, dtype):
     with pytest.warns(UserWarning, match='nothing but rounding .* SplitGrad .* module \'layer\''):
         Gradient(Centered(0.).to(dtype), composite)(image, class_relevance(TARGETS))
     for method, bypass in ((SplitGrad, 1.), (SplitCAM, 0.), (SplitLRP, 0.)):
-        assert Gradient(Centered(bypass).to(dtype), method(layer='layer'))(image, class_relevance(TARGETS))[1].any()
+        with warnings.catch_warnings():
+            warnings.filterwarnings('error', 'nothing but rounding')
+            assert Gradient(Centered(bypass).to(dtype), method(layer='layer'))(image, class_relevance(TARGETS))[1].any()
+
+
+@pytest.mark.parametrize('composite', [SplitGrad(layer='0'), SplitGrad(.5, layer='0'), SplitCAM('0')])
+def test_entries_that_overflow_do_not_cancel_each_other_out(composite):
+    '''The map is computed once more in float64, and scaled into the range of float32.'''
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(20, 2)).requires_grad_(False)
+    for layer, size in ((model[0], 1.), (model[3], 1e36)):
+        nn.init.constant_(layer.weight, size)
+    series = torch.ones(2, 3, 5, requires_grad=True)
+    with composite.context(model), pytest.warns(UserWarning) as warned:
+        torch.autograd.grad(model(series), series, torch.full((2, 2), 1e10))
+    assert [warning for warning in warned if 'too large' in str(warning.message)] == list(warned)

@@ -10,7 +10,7 @@ from zennit_dc.demo import CLASSES
 from zennit_dc.virelay import analyze, project
 
 
-pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
+h5py = pytest.importorskip('h5py', reason='the extra "virelay" is not installed')
 pytest.importorskip('corelay', reason='the extra "virelay" is not installed')
 
 
@@ -47,6 +47,10 @@ def test_project_with_bad_arguments(blobs, dataset, attributed, tmp_path):
         project(attributed / 'attribution.h5', attributed / 'attribution.h5', out)
     with pytest.raises(ValueError, match='not files of attributions'):
         project(tmp_path / 'attribution.h5', tmp_path / 'analysis.h5', out)  # without names
+    with h5py.File(tmp_path / 'list.h5', 'w') as file:
+        file.attrs['run'] = '[]'
+    with pytest.raises(ValueError, match='not files of attributions'):
+        project(attributed / 'attribution.h5', tmp_path / 'list.h5', out)
     analyze(attributed / 'attribution.h5', tmp_path / 'other.h5', clusters=(2,), progress=False)
     with pytest.raises(ValueError, match='no file or folder'):
         project(attributed / 'attribution.h5', tmp_path / 'other.h5', out, data=tmp_path / 'nowhere')

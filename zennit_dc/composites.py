@@ -261,8 +261,8 @@ def sensitivity_rule(alpha: float | Balanced) -> SplitRule:
 class SplitGrad(SensitivityComposite):
     '''The shifted sensitivity of a stream of the split network (section 4.1). At a layer, it is the mean over channels.
 
-    Where all that follows a layer are layer norms, as behind the blocks of transformers and the embeddings of texts,
-    this mean is zero, and a warning says so: take SplitCAM or SplitLRP there.
+    Where nothing but layer norms reads a layer's output, by itself or as part of a sum, this mean is zero, and a
+    warning says so. That holds for blocks of transformers and embeddings of texts: take SplitCAM or SplitLRP there.
 
     The sensitivities of networks without products of activations do not depend on the re-centering (theorem 6), so that
     the sum of the streams is not even computed; those of products do, as each factor's sensitivity is made of the other

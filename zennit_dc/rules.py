@@ -137,7 +137,7 @@ class SplitRule(Hook, TrueGradient):
 def require_split_rule(rule: Any, where: Callable[[], str]) -> None:
     '''Raise if an object is a Zennit hook but no rule for split pairs, or a class of hooks.'''
     if isinstance(rule, type) and issubclass(rule, Hook):
-        raise TypeError(f'{rule.__name__} of {where()} is a class: make a rule of it')
+        raise TypeError(f'{rule.__name__} of {where()} is a class: pass a rule, as in {rule.__name__}()')
     if isinstance(rule, Hook) and not isinstance(rule, SplitRule):
         name = type(rule).__name__
         raise TypeError(f'{name} of {where()} is not a rule for split pairs: use one of zennit_dc.rules')

@@ -37,6 +37,7 @@ CALLS = {
     'the second chunk along one': (lambda x: torch.chunk(x, 2, axis=1)[1], SQUARE),
     'unbind along one': (lambda x: torch.unbind(x, axis=1)[2], SQUARE),
     'amax along one that is kept': (lambda x: x.amax(axis=1, keepdims=True), SQUARE),
+    'axes of several tensors': (lambda x, y: torch.atleast_3d(x, Y, y), X, Y),
     'topk of a number': (lambda x: x.topk(1)[0], X[0, 0]),
     'a number in order': (lambda x: torch.sort(x)[0], X[0, 0]),
     'aminmax of an axis': (lambda x: tuple(x.aminmax(dim=1)), X),

@@ -1,4 +1,4 @@
-'''The command that shows all methods at work on fresh drawings.'''
+'''The command that shows six methods at work on fresh drawings.'''
 from pathlib import Path
 
 import click
@@ -12,10 +12,10 @@ from .options import compute_options, option
 @option('--images', default=200, type=click.IntRange(10), help='The number of images to draw.')
 @compute_options
 def demo(out, images, device, dtype, seed):
-    '''See all methods at work on images that are drawn on the spot.
+    '''See six methods at work on images that are drawn on the spot.
 
     A small network comes with the package, which tells drawn, textured objects apart. Fresh images are drawn, of which
-    it is known where the object is; all methods explain them. Writes a figure, and prints how often the largest value
+    it is known where the object is; six methods explain them. Writes a figure, and prints how often the largest value
     of a map is on the object (the pointing game), how much of its positive part is, and what these numbers favor. No
     downloads.
 

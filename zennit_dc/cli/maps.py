@@ -132,7 +132,7 @@ def explain(images, methods, compare, model, weights, size, mean, std, output, i
     count, figures = explain_images(images, out, folder, explanations, heading, look, save_arrays, place)
     for warning in explanations.warnings():
         click.echo(warning, err=True)
-    others = f' and {figures} more of its kind' if figures else ''
+    others = f', and {figures} more figure{"s" * (figures > 1)}' if figures else ''
     click.echo(f'{out} and {count} maps{others} in {folder}')
     if explanations.failed:
         raise click.ClickException(explanations.failure())

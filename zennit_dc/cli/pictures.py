@@ -158,8 +158,8 @@ class Rows:
         return 'against the class', 'for it'
 
     def save(self, path, folder, heading):
-        '''Save the figure, and in a folder those with the rows for which it has no room, in place of those that an
-        earlier run has left there. Their number is returned.'''
+        '''Save the figure. Rows for which it has no room go on in further figures in a folder, from which those of an
+        earlier run are removed. The number of further figures is returned.'''
         starts = range(0, len(self.rows), LENGTH)
         for index, start in enumerate(starts, 1):
             rows, bars, notes = (each[start:start + LENGTH] for each in (self.rows, self.color_bars, self.notes))
@@ -201,7 +201,7 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
     Returns
     -------
     tuple of int
-        The number of maps, and the number of figures in the folder with rows for which the figure has no room.
+        The number of maps, and the number of further figures in the folder, see :py:meth:`Rows.save`.
 
     Raises
     ------
@@ -211,7 +211,11 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
         What the first map raised that failed, if there is none of the first image.
     '''
     classifier, rows = explanations.classifier, Rows(explanations, look)
-    inputs = [classifier.preprocessing(image)[None].to(**place) for image in read_images(images, classifier.mode)]
+
+    def read(path):
+        return classifier.preprocessing(read_image(path, classifier.mode))[None].to(**place)
+
+    inputs = read_all(images, read)
     names = distinct([shortened(path.stem) for path in images])
     with progress_bar(total=len(inputs) * explanations.most, desc='maps', unit='map') as progress:
         for path, name, input in zip(images, names, inputs, strict=True):
@@ -229,12 +233,12 @@ def explain_images(images, out, folder, explanations, heading, look, save_arrays
     return rows.count, rows.save(out, folder, heading)
 
 
-def read_images(paths, mode):
-    '''Read image files, or raise an UnreadableImage that names all of those that cannot be read.'''
-    images, errors = [], []
+def read_all(paths, read):
+    '''What a function makes of each of some image files. An UnreadableImage names all of those that it cannot read.'''
+    found, errors = [], []
     for path in paths:
         try:
-            images.append(read_image(path, mode))
+            found.append(read(path))
         except UnreadableImage as error:
             errors.append((path, error))
     if len(errors) > 1:
@@ -242,7 +246,7 @@ def read_images(paths, mode):
         raise UnreadableImage(f'{errors[0][1]}; nor can {others}') from errors[0][1]
     if errors:
         raise errors[0][1]
-    return images
+    return found
 
 
 def save_supports(path, explanations):

@@ -1,4 +1,4 @@
-'''All methods on fresh drawings: a figure, and a table of how often and how much they find the object.'''
+'''Six methods on fresh drawings: a figure, and a table of how often and how much they find the object.'''
 import itertools
 import time
 from pathlib import Path
@@ -40,7 +40,7 @@ COLUMNS = (
 
 
 def report(out, count=200, device='cpu', dtype=torch.float32, seed=0, progress=True, batch_size=50):
-    '''Explain fresh drawings by all methods.
+    '''Explain fresh drawings by the methods of :py:data:`CHOSEN`.
 
     Writes ``demo.png``, a figure, and the drawings with their masks as ``images/CLASS/NUMBER.png`` and
     ``masks/CLASS/NUMBER.png`` into a folder.

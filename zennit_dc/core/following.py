@@ -188,8 +188,9 @@ def joined_places(parts, shape):
 
 def note_channels(pair, index):
     '''Note that weights belong to an axis of a pair, which tells which axis of an input has the channels: the only one
-    that is there, or none if all are elsewhere. Where another one is lost, it may be a part of the axis, too, so that
-    only the first one after the batch is taken for that of the channels. What is known first counts.'''
+    that is there, or none if all are elsewhere. An axis of the input that is lost may be there, too. The only one that
+    is known to be there counts then only if it fills the pair's axis, or is the first after the batch. What is noted
+    first is kept.'''
     shape, places, known = pair.values[0].shape, pair.axes.places, pair.split_pass.input_axes.channels
     index %= len(shape)
     for source in {source for source, _ in places} - set(known):

@@ -84,8 +84,8 @@ class LayerOutput:
         return places_of(self.where, self.shape, arranged, self.channels, grid)._replace(source=index, axes=axes)
 
     def input_places(self, split_pass, index):
-        '''The places of an input's axes in the output. Those that are lost are taken to be along the only axis that may
-        be one of tokens along which they were known.'''
+        '''The places of an input's axes in the output. Those that are lost are taken to be where they were known along
+        an axis of tokens, if only one axis of the output may be that one.'''
         shape, hints = shape_of(split_pass, index), self.token_places(split_pass, index)
         own = {axis: self.places.get((index, axis)) if self.places.get((index, -1 - axis)) is None else None
                for axis in range(len(shape))}
@@ -98,8 +98,8 @@ class LayerOutput:
                 for axis, place in own.items()}
 
     def token_places(self, split_pass, index):
-        '''The places along the only axis that is as long as one of tokens was along which they were known. Where no
-        other axis is left, it may be longer by up to eight, as other tokens may come before these.'''
+        '''The places that were known along an axis of tokens, moved to the only axis of the output that has its length.
+        If the output has no other axis besides samples and channels, up to eight other tokens may come before them.'''
         tokens, axes = split_pass.input_axes.tokens, {*range(1, len(self.shape))} - {self.channels}
         longest = 9 if len(axes) == 1 else 1
         found = [(before, axis) for before in range(longest) for axis in axes if self.shape[axis] - before in tokens]

@@ -160,19 +160,19 @@ def require_dependence(split_pass, map):
 @torch.no_grad()
 def warn_of_rounding(split_pass, saliency, tensors):
     '''Warn if the entries of a map at a layer cancel each other out over the channels, as sensitivities do before a
-    layer norm. In dtypes that round more than float32, this cannot be told.'''
+    layer norm. This cannot be told in dtypes that round more than float32, nor where entries overflow.'''
     readout = split_pass.readout
     entries = readout.at_layer(*(each.unsqueeze(1) for each in tensors))  # each channel by itself
     rounding = 2 ** 10 * torch.finfo(entries.dtype).eps
     largest, sizes = (each.abs().flatten(1).amax(1) for each in (saliency, entries.abs().mean(1)))
-    cancels = (largest < rounding * sizes).any() & (rounding < 2. ** -10)
+    cancels = ((largest < rounding * sizes) & sizes.isfinite()).any() & (rounding < 2. ** -10)
     if DOUBTS.get() is not None:
         DOUBTS.get().append(cancels)
     elif cancels:
         warnings.warn(
             f'nothing but rounding is left of the map of {readout.name} at the output of {split_pass.output.where}: its'
             ' entries cancel each other out over the channels, as sensitivities do before layer norms, which subtract'
-            ' the mean of the channels. Take SplitCAM or SplitLRP, or choose a layer within a block', stacklevel=2
+            ' the mean of the channels. Take a method such as SplitLRP, or a layer within a block', stacklevel=2
         )
 
 

@@ -22,7 +22,7 @@ from ..forms.reading import value_alone
 from ..forms.table import plain
 from ..rules import rules_of
 from .axes import Axis, axes_of_samples, by_sample, require_found_samples
-from .batches import is_batch, maps_of_batch, refused as refused_batch, within_transforms
+from .batches import is_batch, maps_of_batch, refused, within_transforms
 from .errors import SUMS, Unsupported, independence, probabilities
 from .following import input_places
 from .graphs import Node, same
@@ -267,7 +267,7 @@ class MapPass(Pass):
         '''The difference of a pair that is the leaf of the output with an index; it may be changed in place.'''
         if pair.unmapped:
             values = [tensor.detach() for tensor in pair.tensors]
-            return Node.apply([], partial(refused, pair.unmapped), *values, *self.inputs)[0].clone()
+            return Node.apply([], partial(no_map, pair.unmapped), *values, *self.inputs)[0].clone()
         seeds = partial(self.seeds_of, index, pair.depth, pair.axes.batch, pair.tensors[1].dtype)
         exit = Node.apply([], seeds, *pair.tensors)[0] if self.probe else self.exit(index, seeds, *pair.tensors)
         return exit.clone()
@@ -287,7 +287,7 @@ class MapPass(Pass):
             if is_batch(gradient):
                 if not self.begins_map():
                     kind = 'several gradients in one backward pass that does not reach the input, or a map'
-                    raise refused_batch(kind)
+                    raise refused(kind)
                 self.begin_backward(None)  # as there is nothing between outputs and inputs
                 found = maps_of_batch(self.readout, maps, gradient, alive(self.nodes.exits), trained_of(self.root))
                 return None, None, *found, *[None] * len(others)
@@ -330,7 +330,7 @@ class MapPass(Pass):
         '''What enters the streams for the gradient at an output, which is kept for the time of a backward pass that
         makes a map; or the gradient as it is.'''
         if is_batch(gradient) or within_transforms():
-            raise refused_batch('several gradients in one backward pass from a tensor within the model, or in a vmap')
+            raise refused('several gradients in one backward pass from a tensor within the model, or in a vmap')
         if not self.begins_map():
             return gradient, None
         depth = max(depth, 1)
@@ -365,6 +365,6 @@ class MapPass(Pass):
         return largest.to(rows.dtype).reshape(-1, *(1,) * (rows.ndim - 1))
 
 
-def refused(error, *gradients):
+def no_map(error, *gradients):
     '''Raise the error for an output of which there is no map, where anything asks for one.'''
     raise error

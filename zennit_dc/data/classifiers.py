@@ -214,9 +214,10 @@ def changed(preprocessing, size, mean, std):
         raise ValueError(f'mean has {len(mean)} channels, but std has {len(std)}')
     if len(mean) not in (1, 3) or not all(each > 0. for each in std):
         raise ValueError('mean and std are one or three numbers each, and all of std are positive')
-    if not all(0. <= each <= 1. for each in mean):
+    impossible = next((each for each in mean if not 0. <= each <= 1.), None)
+    if impossible is not None:
         warnings.warn(
-            f'no image has a mean of {max(mean, key=abs):g}, as pixels are from 0 to 1: if it is of pixels up to 255,'
+            f'no image has a mean of {impossible:g}, as pixels are from 0 to 1: if it is of pixels up to 255,'
             ' divide mean and std by 255', stacklevel=2
         )
     crop, resize = (preprocessing.crop_size, preprocessing.resize_size) if size is None else ([size], [size])

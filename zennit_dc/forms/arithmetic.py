@@ -54,13 +54,13 @@ def valued(pair, value):
 
 
 def computed_by(function):
-    '''Let what a function consists of, each step with a form of its own, have the value, and the rounding, of the
-    function itself.'''
+    '''A decorator of a form that is written as the steps of a function, each of which has a form of its own. What it
+    returns has the value, and with it the rounding, of the function itself.'''
     return lambda steps: lambda *args, **kwargs: valued(steps(*args, **kwargs), function(*plain(args), **plain(kwargs)))
 
 
 def scaled(tensor, factor):
-    '''A tensor or a pair times a number, which is none of the steps if it is one.'''
+    '''A tensor or a pair times a number. Nothing is computed if the number is one.'''
     return tensor if factor == 1 else tensor * factor
 
 

@@ -69,8 +69,15 @@ def in_order(pairs, output, function):
     return output
 
 
-register(overloads('squeeze', 'unsqueeze', 'atleast_1d', 'atleast_2d', 'atleast_3d'), in_order)
+register(overloads('squeeze', 'unsqueeze'), in_order)
 register(overloads('roll'), reordered)
+
+
+@form_of_each(overloads('atleast_1d', 'atleast_2d', 'atleast_3d'))
+def of_each_tensor(function, *tensors):
+    '''A function of one tensor, or of several, each by itself.'''
+    found = tuple(of_one_tensor(function, in_order)(each) for each in tensors)
+    return found if len(found) > 1 else found[0]
 
 
 def chosen(dim, pairs, output, function):

@@ -79,7 +79,7 @@ def read_run(attribution, analyses):
         runs = [attribute_of(path, 'run').get('attribution') for path in analyses]
         with h5py.File(attribution, 'r') as file:
             names = file['name'].asstr()[:].tolist()
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f'{attribution} and {", ".join(map(str, analyses))} are not files of attributions and of their'
                          f' analyses: {error}') from error
     for path, own in zip(analyses, runs):
