@@ -17,7 +17,7 @@ from .graphs import Node, same
 from .nested import flatten
 from .pair import SplitTensor
 from .places import laid_over
-from .table import Mode, Settings
+from .settings import Mode, Settings
 
 
 EXACT = 2. ** -17  # the part of a map's largest value that rounding may change

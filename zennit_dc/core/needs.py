@@ -12,7 +12,8 @@ from ..forms.statistics import DetachedStatistics
 from .errors import LOGITS
 from .nested import flatten
 from .pair import SplitTensor, TrueGradient
-from .table import OVERLAYS, Mode, Settings
+from .settings import Mode, Settings
+from .table import OVERLAYS
 
 
 OPTIONS = {'attention': DetachedStatistics, 'activations': DetachedActivations, 'smooth': SmoothReplacement}

@@ -1,7 +1,6 @@
 '''The split pair, a tensor that carries a difference of two streams and their sum through a model, and the forward pass
 that it belongs to.'''
 import math
-from types import BuiltinFunctionType, MethodDescriptorType
 from typing import NamedTuple
 
 import torch
@@ -10,7 +9,8 @@ from .axes import UNKNOWN, Axes, Axis
 from .errors import Unsupported, called_in, other_pass
 from .following import InputAxes
 from .nested import entries_of
-from .table import FUNCTION_FORMS, OPERATORS, Mode, Settings, forms_of, public
+from .settings import Mode, Settings
+from .table import FUNCTION_FORMS, OPERATORS, forms_of, public, standard_arguments
 from .wording import require_choice
 
 
@@ -54,9 +54,9 @@ class Pass:
 
     Parameters
     ----------
-    settings : :py:class:`~zennit_dc.core.table.Settings`, optional
+    settings : :py:class:`~zennit_dc.core.settings.Settings`, optional
         What to compute.
-    mode : :py:class:`~zennit_dc.core.table.Mode`, optional
+    mode : :py:class:`~zennit_dc.core.settings.Mode`, optional
         What operations do at present.
 
     Attributes
@@ -187,7 +187,7 @@ class SplitTensor(torch.Tensor):
         input_split : {'relu', 'half'}
             Either :math:`x^+ = \\max(x, 0), x^- = \\max(-x, 0)`, or :math:`x^\\pm = \\pm x / 2` (appendix F).
         **kwargs
-            Parameters of :py:class:`~zennit_dc.core.table.Settings`, ``pooling`` and ``recentering`` among them.
+            Parameters of :py:class:`~zennit_dc.core.settings.Settings`, ``pooling`` and ``recentering`` among them.
 
         Returns
         -------
@@ -285,7 +285,9 @@ class SplitTensor(torch.Tensor):
         kwargs, function = kwargs or {}, public(function) if isinstance(function, OPERATORS) else function
         pairs = pairs_in((args, kwargs))
         split_pass = common_pass(function, pairs)
-        return split_pass.apply(function, *first_by_place(function, args, kwargs), pairs)
+        if kwargs:
+            args, kwargs = standard_arguments(function, args, kwargs)
+        return split_pass.apply(function, args, kwargs, pairs)
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -306,21 +308,6 @@ class SplitTensor(torch.Tensor):
         raise unsupported('copy.deepcopy or pickle of a split pair', (self,))
 
     __deepcopy__ = __reduce_ex__
-
-
-NUMPY_NAMES = {'axis': 'dim', 'keepdims': 'keepdim'}  # which torch's functions in C++ take as well
-BUILT_IN = BuiltinFunctionType, MethodDescriptorType
-
-
-def first_by_place(function, args, kwargs):
-    '''The arguments of a function with the first one by its place, even where it is named, and with torch's names where
-    those of numpy are given.'''
-    if kwargs and isinstance(function, BUILT_IN):
-        kwargs = {NUMPY_NAMES.get(name, name): each for name, each in kwargs.items()}
-    first = next((name for name in ('input', 'tensors', 'self') if name in kwargs), None)
-    if first is None or function is torch.where:  # of which it is the second
-        return args, kwargs
-    return (kwargs[first], *args), {name: each for name, each in kwargs.items() if name != first}
 
 
 def common_pass(function, pairs):

@@ -30,7 +30,7 @@ from .layers import LayerOutput, end_layer, require_one_map, use_layer
 from .maps import Rerun, gradients_of_output, input_gradients, trained_of
 from .nested import flatten
 from .pair import LEAVES, PROBABILITY, Pass, SplitTensor, common_pass, pairs_in
-from .table import Mode
+from .settings import Mode
 from .views import alive, become_plain
 
 

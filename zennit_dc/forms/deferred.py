@@ -9,8 +9,8 @@ import torch
 
 from ..core.blocks import Instead
 from ..core.nested import flatten
-from ..core.pair import SplitTensor, common_pass, first_by_place, pairs_in
-from ..core.table import public
+from ..core.pair import SplitTensor, common_pass, pairs_in
+from ..core.table import public, standard_arguments
 from ..core.views import alive
 from .table import each_pair, is_in_place, overloads, plain
 
@@ -124,7 +124,7 @@ class Statistic(SplitTensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         call, function = SplitTensor.__torch_function__, public(function)
-        args, kwargs = first_by_place(function, args, kwargs or {})
+        args, kwargs = standard_arguments(function, args, kwargs or {})
         found = pairs_in((args, kwargs))
         split_pass = common_pass(function, found)
         for pair in found:
