@@ -116,7 +116,7 @@ class MapPass(Pass):
     @property
     def readout(self):
         '''What enters at the output, and the map it makes.'''
-        return self.settings.readout
+        return self.canonizer.readout
 
     @property
     def known(self):
@@ -126,7 +126,7 @@ class MapPass(Pass):
     @property
     def sums_above(self):
         '''Whether the value of the sum is computed above the layer.'''
-        return SUMS in self.known or self.settings.rule.quantity != 'sensitivity'
+        return SUMS in self.known or self.canonizer.rule.quantity != 'sensitivity'
 
     # the forward pass
 
@@ -286,8 +286,7 @@ class MapPass(Pass):
         def enter(gradient, sum_gradient):
             if is_batch(gradient):
                 if not self.begins_map():
-                    kind = 'several gradients in one backward pass that does not reach the input, or a map'
-                    raise refused(kind)
+                    raise refused('several gradients in one backward pass that does not reach the input, or a map')
                 self.begin_backward(None)  # as there is nothing between outputs and inputs
                 found = maps_of_batch(self.readout, maps, gradient, alive(self.nodes.exits), trained_of(self.root))
                 return None, None, *found, *[None] * len(others)
