@@ -1,7 +1,7 @@
 '''Canonizers: a model into split form and back.'''
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -149,9 +149,13 @@ class SplitCanonizer(Canonizer):
         if self.layer is not None:
             self.restore.append(modules[self.layer].register_forward_hook(self.at_layer).remove)
 
-    def call_backward_hooks(self):
+    def modules(self) -> Iterable[torch.nn.Module]:
+        '''The modules of the model, if it is in split form.'''
+        return () if self.root is None else self.root.modules()
+
+    def call_backward_hooks(self) -> None:
         '''Call the backward hooks of modules with gradients of pairs, also those that were added in the context.'''
-        for module in self.root.modules():
+        for module in self.modules():
             if module is not self.root and (module._backward_hooks or module._backward_pre_hooks):
                 self.restore.append(BackwardHooks(module).remove)
 
@@ -159,8 +163,7 @@ class SplitCanonizer(Canonizer):
     def active(self) -> bool:
         '''As of Zennit's hooks, whether rules hold in backward passes. They do not where any rule of the model is made
         inactive, either, as :py:class:`zennit.composites.MixedComposite` makes its rules alone.'''
-        modules = () if self.root is None else self.root.modules()
-        return self.is_active and all(rule.active for rule in rules_of(self.root, modules))
+        return self.is_active and all(rule.active for rule in rules_of(self.root, self.modules()))
 
     @active.setter
     def active(self, is_active: bool) -> None:
